@@ -1,0 +1,18 @@
+// Which instruction set the CPU kernels use: chosen once, at the first call.
+#pragma once
+
+#include "energy_lines.h"
+
+#include <string>
+#include <vector>
+
+namespace modfast {
+
+// The levels compiled in that this processor can run, slowest first.
+std::vector<const Lines*> available_lines();
+
+// The fastest of them, or the one named by the environment variable MODFAST_CPU.
+// Throws std::runtime_error when that variable names no available level.
+const Lines& lines_in_use();
+
+}  // namespace modfast

@@ -1,0 +1,59 @@
+// Block sums and block scalings of a labelled matrix: the two operations behind the enmeshment loss.
+//
+// Every row and every column of a matrix carries a label in [0, labels). With B[a, b] the sum of
+// W[i, j] * V[i, j] over rows i of label a and columns j of label b (block energy when V is W), all of
+// clusterability, enmeshment and their derivatives are functions of B, and the derivative of any
+// function of B is W scaled block by block (arXiv 2409.15747; see modfast/reference.py).
+//
+// Nothing here knows PyTorch: pointers, sizes, strides, and a function that runs a loop in parallel.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace modfast {
+
+enum class DType { float32, float64, float16, bfloat16 };
+
+// Calls body(begin, end, context) on disjoint ranges that cover [0, count), on any number of threads;
+// no range but the last is shorter than grain.
+using LoopBody = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = void (*)(int64_t count, int64_t grain, LoopBody body, void* context);
+
+// One strided matrix. Strides and offsets count elements, not bytes. A convolution weight whose kernel
+// positions cannot be merged with its columns is several planes that share rows, columns and labels.
+struct Operand {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t row_stride = 0;
+  int64_t col_stride = 0;
+  std::vector<int64_t> plane_offsets{0};
+};
+
+struct Labels {
+  std::vector<int32_t> rows;
+  std::vector<int32_t> cols;
+  int32_t count = 0;  // every label is in [0, count)
+};
+
+// blocks (count x count, row-major) = B[a, b] = sum of w * v over the block (a, b). The operands share one
+// dtype. Products and sums are float64: exact for narrower dtypes but for the rounding of the sum.
+void block_inner(const Labels& labels, const Operand& w, const Operand& v, double* blocks,
+                 ParallelFor parallel_for);
+
+// out[i, j] = w[i, j] * factors[label of i, label of j]; factors is count x count, row-major.
+void block_scale(const Labels& labels, const Operand& w, const double* factors, const Operand& out,
+                 ParallelFor parallel_for);
+
+// One matrix of a model whose enmeshment gradient is wanted.
+struct EnmeshmentTerm {
+  Labels labels;  // the last label means "in no cluster": its weights always cross
+  Operand weight;
+  Operand grad;
+};
+
+// losses[t] = enmeshment of term t, and grad += scale * d(enmeshment)/d(weight), for all terms at once.
+void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scale, double* losses,
+                           ParallelFor parallel_for);
+
+}  // namespace modfast

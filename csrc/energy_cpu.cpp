@@ -1,0 +1,316 @@
+// Block sums and block scalings on the CPU.
+//
+// The rows are taken label by label, in chunks. Within a chunk, sum[j] += w[i, j] * v[i, j] runs along
+// memory without a look at the column labels; these are applied once for each chunk, to the sums. The
+// chunks depend on the shape and the labels alone, and their results are added in a fixed order, so that
+// the same bits come out for any number of threads.
+#include "energy.h"
+
+#include "cpu_dispatch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <type_traits>
+
+namespace modfast {
+namespace {
+
+constexpr int64_t kChunkRows = 128;  // enough rows to hide the cost of applying the column labels
+constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
+constexpr int64_t kTileCols = 1024;  // float64 sums and one line of weights stay in the first-level cache
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+// What a dtype is computed in: its products with a factor, not its sums, which are float64 for all.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+void to_compute(const Lines& lines, const Half* in, float* out, int64_t n) {
+  lines.half_to_float(reinterpret_cast<const uint16_t*>(in), out, n);
+}
+void to_compute(const Lines& lines, const BFloat* in, float* out, int64_t n) {
+  lines.bfloat_to_float(reinterpret_cast<const uint16_t*>(in), out, n);
+}
+void from_compute(const Lines& lines, const float* in, Half* out, int64_t n) {
+  lines.float_to_half(in, reinterpret_cast<uint16_t*>(out), n);
+}
+void from_compute(const Lines& lines, const float* in, BFloat* out, int64_t n) {
+  lines.float_to_bfloat(in, reinterpret_cast<uint16_t*>(out), n);
+}
+
+void add_product(const Lines& lines, const float* w, const float* v, double* sum, int64_t n) {
+  lines.add_product_float(w, v, sum, n);
+}
+void add_product(const Lines& lines, const double* w, const double* v, double* sum, int64_t n) {
+  lines.add_product_double(w, v, sum, n);
+}
+void scale(const Lines& lines, const float* w, const float* factor, float* out, int64_t n) {
+  lines.scale_float(w, factor, out, n);
+}
+void scale(const Lines& lines, const double* w, const double* factor, double* out, int64_t n) {
+  lines.scale_double(w, factor, out, n);
+}
+void add_scaled(const Lines& lines, const float* w, const float* factor, float* out, int64_t n) {
+  lines.add_scaled_float(w, factor, out, n);
+}
+void add_scaled(const Lines& lines, const double* w, const double* factor, double* out, int64_t n) {
+  lines.add_scaled_double(w, factor, out, n);
+}
+
+// Part of one row of a matrix, presented as contiguous numbers of the compute type.
+template <class T>
+struct Line {
+  alignas(64) Compute<T> buffer[kTileCols];
+  alignas(64) T gathered[kTileCols];
+
+  const Compute<T>* read(const Lines& lines, const T* data, int64_t stride, int64_t n) {
+    if (stride != 1) {
+      for (int64_t j = 0; j < n; ++j) gathered[j] = data[j * stride];
+      data = gathered;
+    }
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      return data;
+    } else {
+      to_compute(lines, data, buffer, n);
+      return buffer;
+    }
+  }
+
+  // Calls compute(line) with the place where the line is made, and stores what it made.
+  template <class F>
+  void write(const Lines& lines, T* data, int64_t stride, int64_t n, bool keep, const F& compute) {
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      if (stride == 1) return compute(data);
+    }
+    if (keep) {
+      const Compute<T>* old = read(lines, data, stride, n);
+      if (old != buffer) std::copy(old, old + n, buffer);
+    }
+    compute(buffer);
+    T* made = stride == 1 ? data : gathered;
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      std::copy(buffer, buffer + n, made);
+    } else {
+      from_compute(lines, buffer, made, n);
+    }
+    if (stride != 1) {
+      for (int64_t j = 0; j < n; ++j) data[j * stride] = gathered[j];
+    }
+  }
+};
+
+// Rows grouped by label (order), cut into chunks that hold one label each.
+struct RowChunks {
+  struct Chunk {
+    int64_t begin, end;
+    int32_t label;
+  };
+  std::vector<int64_t> order;
+  std::vector<Chunk> chunks;
+
+  explicit RowChunks(const Labels& labels) : order(labels.rows.size()) {
+    std::vector<int64_t> next(static_cast<size_t>(labels.count) + 1, 0);
+    for (int32_t label : labels.rows) ++next[label + 1];
+    for (int32_t label = 0; label < labels.count; ++label) next[label + 1] += next[label];
+    for (int32_t label = 0; label < labels.count; ++label) {
+      for (int64_t begin = next[label]; begin < next[label + 1]; begin += kChunkRows) {
+        chunks.push_back({begin, std::min(begin + kChunkRows, next[label + 1]), label});
+      }
+    }
+    for (size_t row = 0; row < labels.rows.size(); ++row) order[next[labels.rows[row]]++] = row;
+  }
+};
+
+// The work of one matrix: every pair of a row chunk and a column tile.
+struct Grid {
+  const Labels& labels;
+  RowChunks rows;
+  int64_t tiles;
+
+  explicit Grid(const Labels& labels)
+      : labels(labels), rows(labels), tiles((int64_t(labels.cols.size()) + kTileCols - 1) / kTileCols) {}
+
+  int64_t numbers() const { return int64_t(labels.rows.size()) * int64_t(labels.cols.size()); }
+  int64_t items() const { return int64_t(rows.chunks.size()) * tiles; }
+  const RowChunks::Chunk& chunk(int64_t item) const { return rows.chunks[item / tiles]; }
+  int64_t first_col(int64_t item) const { return item % tiles * kTileCols; }
+  int64_t num_cols(int64_t item) const {
+    return std::min(kTileCols, int64_t(labels.cols.size()) - first_col(item));
+  }
+};
+
+// Calls f(item) for each of the items, which together hold so many numbers.
+template <class F>
+void for_each(ParallelFor parallel_for, int64_t items, int64_t numbers, const F& f) {
+  parallel_for(
+      items, std::max<int64_t>(1, items * kNumbersPerThread / std::max<int64_t>(1, numbers)),
+      [](int64_t begin, int64_t end, void* context) {
+        for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(context))(i);
+      },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+template <class F>
+void with_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float32: return f(float{});
+    case DType::float64: return f(double{});
+    case DType::float16: return f(Half{});
+    case DType::bfloat16: return f(BFloat{});
+  }
+}
+
+template <class T>
+T* line_at(const Operand& operand, int64_t row, int64_t col, size_t plane) {
+  return static_cast<T*>(operand.data) + operand.plane_offsets[plane] + row * operand.row_stride +
+         col * operand.col_stride;
+}
+
+// sums[b] = sum of w * v over the item's rows and its columns of label b.
+template <class T>
+void item_inner(const Grid& grid, int64_t item, const Operand& w, const Operand& v, double* sums) {
+  const Lines& lines = lines_in_use();
+  const auto& chunk = grid.chunk(item);
+  const int64_t first = grid.first_col(item), n = grid.num_cols(item);
+  const bool square = w.data == v.data && w.row_stride == v.row_stride && w.col_stride == v.col_stride &&
+                      w.plane_offsets == v.plane_offsets;
+  alignas(64) double column_sums[kTileCols] = {};
+  Line<T> w_line, v_line;
+  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+    for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+      const int64_t row = grid.rows.order[i];
+      const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
+      const auto* b = square ? a : v_line.read(lines, line_at<T>(v, row, first, plane), v.col_stride, n);
+      add_product(lines, a, b, column_sums, n);
+    }
+  }
+  std::fill(sums, sums + grid.labels.count, 0.0);
+  for (int64_t j = 0; j < n; ++j) sums[grid.labels.cols[first + j]] += column_sums[j];
+}
+
+// out = (add ? out : 0) + w * factors[row label, column label] on the item's rows and columns.
+template <class T>
+void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factors, const Operand& out,
+                bool add) {
+  const Lines& lines = lines_in_use();
+  const auto& chunk = grid.chunk(item);
+  const int64_t first = grid.first_col(item), n = grid.num_cols(item);
+  alignas(64) Compute<T> factor[kTileCols];
+  const double* of_row = factors + int64_t(chunk.label) * grid.labels.count;
+  for (int64_t j = 0; j < n; ++j) factor[j] = static_cast<Compute<T>>(of_row[grid.labels.cols[first + j]]);
+  Line<T> w_line, out_line;
+  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+    for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+      const int64_t row = grid.rows.order[i];
+      const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
+      out_line.write(lines, line_at<T>(out, row, first, plane), out.col_stride, n, add, [&](auto* made) {
+        add ? add_scaled(lines, a, factor, made, n) : scale(lines, a, factor, made, n);
+      });
+    }
+  }
+}
+
+// The items' sums, added in their order into the count x count matrix of blocks.
+void add_up(const Grid& grid, const double* sums, double* blocks) {
+  const int64_t count = grid.labels.count;
+  std::fill(blocks, blocks + count * count, 0.0);
+  for (int64_t item = 0; item < grid.items(); ++item) {
+    double* row = blocks + grid.chunk(item).label * count;
+    for (int64_t b = 0; b < count; ++b) row[b] += sums[item * count + b];
+  }
+}
+
+// The enmeshment of block energies whose last row and column are "in no cluster", and its derivative
+// with respect to each weight of a block, divided by that weight: 2 (C - [same cluster]) / total.
+double enmeshment(const std::vector<double>& blocks, int64_t count, double scale, std::vector<double>& factors) {
+  double total = 0.0, crossing = 0.0;
+  for (int64_t a = 0; a < count; ++a) {
+    for (int64_t b = 0; b < count; ++b) {
+      const double energy = blocks[a * count + b];
+      total += energy;
+      // Infinity times zero is NaN, so that an infinite weight inside a cluster is not hidden.
+      crossing += energy * (a == b && a + 1 < count ? 0.0 : 1.0);
+    }
+  }
+  if (total == 0.0) total = 1.0;  // no weight: enmeshment 0 and, times weights of zero, gradient 0
+  const double loss = crossing / total;
+  for (int64_t a = 0; a < count; ++a) {
+    for (int64_t b = 0; b < count; ++b) {
+      const bool same = a == b && a + 1 < count;
+      factors[a * count + b] = scale * 2.0 * (same ? -loss : 1.0 - loss) / total;
+    }
+  }
+  return loss;
+}
+
+}  // namespace
+
+void block_inner(const Labels& labels, const Operand& w, const Operand& v, double* blocks,
+                 ParallelFor parallel_for) {
+  const Grid grid(labels);
+  std::vector<double> sums(grid.items() * labels.count);
+  with_dtype(w.dtype, [&](auto type) {
+    for_each(parallel_for, grid.items(), grid.numbers(), [&](int64_t item) {
+      item_inner<decltype(type)>(grid, item, w, v, sums.data() + item * labels.count);
+    });
+  });
+  add_up(grid, sums.data(), blocks);
+}
+
+void block_scale(const Labels& labels, const Operand& w, const double* factors, const Operand& out,
+                 ParallelFor parallel_for) {
+  const Grid grid(labels);
+  with_dtype(w.dtype, [&](auto type) {
+    for_each(parallel_for, grid.items(), grid.numbers(), [&](int64_t item) {
+      item_scale<decltype(type)>(grid, item, w, factors, out, /*add=*/false);
+    });
+  });
+}
+
+void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scale, double* losses,
+                           ParallelFor parallel_for) {
+  // All terms' items stand in one row, so that many small matrices fill the threads as one large one does.
+  std::vector<Grid> grids;
+  std::vector<int64_t> first_item{0}, first_sum{0};
+  int64_t numbers = 0;
+  grids.reserve(terms.size());
+  for (const auto& term : terms) {
+    grids.emplace_back(term.labels);
+    numbers += grids.back().numbers();
+    first_item.push_back(first_item.back() + grids.back().items());
+    first_sum.push_back(first_sum.back() + grids.back().items() * term.labels.count);
+  }
+  const auto for_each_item = [&](const auto& f) {
+    for_each(parallel_for, first_item.back(), numbers, [&](int64_t item) {
+      const size_t t = std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin() - 1;
+      with_dtype(terms[t].weight.dtype, [&](auto type) { f(type, t, item - first_item[t]); });
+    });
+  };
+
+  std::vector<double> sums(first_sum.back());
+  for_each_item([&](auto type, size_t t, int64_t item) {
+    double* of_item = sums.data() + first_sum[t] + item * terms[t].labels.count;
+    item_inner<decltype(type)>(grids[t], item, terms[t].weight, terms[t].weight, of_item);
+  });
+
+  std::vector<std::vector<double>> factors(terms.size());
+  for (size_t t = 0; t < terms.size(); ++t) {
+    const int64_t count = terms[t].labels.count;
+    std::vector<double> blocks(count * count);
+    factors[t].resize(count * count);
+    add_up(grids[t], sums.data() + first_sum[t], blocks.data());
+    losses[t] = enmeshment(blocks, count, scale, factors[t]);
+  }
+
+  for_each_item([&](auto type, size_t t, int64_t item) {
+    item_scale<decltype(type)>(grids[t], item, terms[t].weight, factors[t].data(), terms[t].grad, /*add=*/true);
+  });
+}
+
+}  // namespace modfast

@@ -1,0 +1,113 @@
+// The body of the inner loops. Included by one .cpp file for each instruction set, inside namespace
+// modfast and an unnamed namespace, after the compiler was told which instructions it may use and
+// MODFAST_LINES_NAME was defined. Includes nothing itself: a standard header read under those options
+// could leave its inline functions compiled for a processor that the machine does not have.
+
+// IEEE half to single. Exact. Subnormal halves are normal singles: the multiplication renormalises them.
+inline float half_to_float_one(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
+  uint32_t bits;
+  if ((half & 0x7c00u) == 0x7c00u) {  // infinity or NaN; a NaN comes out quiet, as the hardware does it
+    bits = sign | 0x7f800000u | magnitude | ((half & 0x03ffu) ? 0x00400000u : 0u);
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+  }
+  float result;
+  std::memcpy(&result, &magnitude, sizeof result);
+  result *= 0x1p112f;  // moves the exponent from a bias of 15 to one of 127
+  std::memcpy(&bits, &result, sizeof bits);
+  bits |= sign;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Single to IEEE half, to nearest, ties to even: what the F16C instructions do.
+inline uint16_t float_to_half_one(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((bits >> 13) & 0x03ffu));
+  if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or beyond
+  if (bits < 0x38800000u) {  // below 2^-14: a subnormal half counts units of 2^-24
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    // Adding 0.5 puts that unit on the last bit of the single, so that the addition rounds as wanted.
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  bits += 0xfffu + ((bits >> 13) & 1u);
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000u) >> 13));
+}
+
+void half_to_float(const uint16_t* __restrict in, float* __restrict out, int64_t n) {
+  int64_t i = 0;
+#if defined(MODFAST_LINES_F16C)
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(halves));
+  }
+#endif
+  for (; i < n; ++i) out[i] = half_to_float_one(in[i]);
+}
+
+void float_to_half(const float* __restrict in, uint16_t* __restrict out, int64_t n) {
+  int64_t i = 0;
+#if defined(MODFAST_LINES_F16C)
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
+  }
+#endif
+  for (; i < n; ++i) out[i] = float_to_half_one(in[i]);
+}
+
+void bfloat_to_float(const uint16_t* __restrict in, float* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(in[i]) << 16;
+    std::memcpy(out + i, &bits, sizeof bits);
+  }
+}
+
+// To nearest, ties to even; every NaN becomes the one quiet NaN 0x7fc0, as in PyTorch.
+void float_to_bfloat(const float* __restrict in, uint16_t* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, in + i, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    out[i] = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  }
+}
+
+// The product of two floats is exact in float64, so the only rounding is that of the sum.
+void add_product_float(const float* w, const float* v, double* __restrict sum, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(w[j]) * static_cast<double>(v[j]);
+}
+
+void add_product_double(const double* w, const double* v, double* __restrict sum, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) sum[j] += w[j] * v[j];
+}
+
+void scale_float(const float* w, const float* factor, float* __restrict out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] = w[j] * factor[j];
+}
+
+void scale_double(const double* w, const double* factor, double* __restrict out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] = w[j] * factor[j];
+}
+
+void add_scaled_float(const float* w, const float* factor, float* __restrict out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] += w[j] * factor[j];
+}
+
+void add_scaled_double(const double* w, const double* factor, double* __restrict out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] += w[j] * factor[j];
+}
+
+constexpr Lines lines_of_this_level{
+    MODFAST_LINES_NAME, half_to_float,     bfloat_to_float,    float_to_half, float_to_bfloat,
+    add_product_float,  add_product_double, scale_float,       scale_double,  add_scaled_float,
+    add_scaled_double};

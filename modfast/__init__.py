@@ -1,0 +1,21 @@
+"""modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
+
+from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
+from .energy_loss import EnmeshmentLoss
+from .library import backend
+from .partition import Partition, load_partitions, save_partitions
+from .version import __version__
+
+__all__ = [
+    "EnmeshmentLoss",
+    "Partition",
+    "__version__",
+    "backend",
+    "block_energy",
+    "block_inner",
+    "block_scale",
+    "clusterability",
+    "enmeshment",
+    "load_partitions",
+    "save_partitions",
+]

@@ -1,0 +1,204 @@
+"""The networks of the published experiment, sized to the data.
+
+Architectures and sizes from "Training Neural Networks for Modularity aids Interpretability"
+(arXiv 2409.15747) and its authors' public scripts. `modfast.train` trains any `torch.nn.Module`, so a model
+of your own needs nothing from this module: pass it to the training function. From the command line, name a
+function that makes it: ``modfast train --model package.module:callable`` (see `build_model`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+MODELS = "auto, cnn, mlp, package.module:callable"
+"""What `build_model` accepts, in words."""
+
+
+class CNN(nn.Module):
+    """The paper's network for CIFAR-10: one convolution and three linear layers without biases.
+
+    ``conv1`` (3 x 3, padding 1, 16 channels, with biases), ReLU, 2 x 2 max-pool, then ``fc1``, ``fc2`` and
+    ``fc3`` with ReLU between them. For 3 x 32 x 32 images the linear layers are 4096 -> 64 -> 64 -> 10, as
+    published (arXiv 2409.15747). An odd last row or column is dropped by the pooling.
+
+    Args:
+        image_shape: ``(channels, height, width)``; height and width at least 2.
+        num_classes: Number of outputs.
+        hidden: Number of neurons of each hidden linear layer.
+
+    Raises:
+        ValueError: An argument is not a whole number in its range.
+
+    Example:
+        >>> import torch
+        >>> model = CNN()
+        >>> tuple(model.fc1.weight.shape), tuple(model.fc3.weight.shape)
+        ((64, 4096), (10, 64))
+        >>> model(torch.zeros(5, 3, 32, 32)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, hidden: int = 64
+    ) -> None:
+        super().__init__()
+        channels, height, width = _check_image_shape(image_shape, smallest_side=2)
+        _check_count("num_classes", num_classes)
+        _check_count("hidden", hidden)
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(16 * (height // 2) * (width // 2), hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, hidden, bias=False)
+        self.fc3 = nn.Linear(hidden, num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(n, num_classes)`` of floating-point images ``(n, channels, height, width)``."""
+        features = functional.max_pool2d(functional.relu(self.conv1(images)), 2).flatten(1)
+        features = functional.relu(self.fc1(features))
+        features = functional.relu(self.fc2(features))
+        logits: Tensor = self.fc3(features)
+        return logits
+
+
+class MLP(nn.Module):
+    """The paper's network for MNIST: three linear layers without biases.
+
+    ``fc1``, ``fc2`` and ``fc3`` with ReLU between them; for 1 x 28 x 28 images 784 -> 64 -> 64 -> 10, as
+    published (arXiv 2409.15747).
+
+    Args:
+        image_shape: ``(channels, height, width)``, each at least 1.
+        num_classes: Number of outputs.
+        hidden: Number of neurons of each hidden layer.
+
+    Raises:
+        ValueError: An argument is not a whole number in its range.
+
+    Example:
+        >>> import torch
+        >>> model = MLP((1, 8, 8))
+        >>> [tuple(parameter.shape) for parameter in model.parameters()]
+        [(64, 64), (64, 64), (10, 64)]
+        >>> model(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int] = (1, 28, 28), num_classes: int = 10, hidden: int = 64
+    ) -> None:
+        super().__init__()
+        channels, height, width = _check_image_shape(image_shape, smallest_side=1)
+        _check_count("num_classes", num_classes)
+        _check_count("hidden", hidden)
+        self.fc1 = nn.Linear(channels * height * width, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, hidden, bias=False)
+        self.fc3 = nn.Linear(hidden, num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(n, num_classes)`` of floating-point images ``(n, channels, height, width)``."""
+        features = functional.relu(self.fc1(images.flatten(1)))
+        features = functional.relu(self.fc2(features))
+        logits: Tensor = self.fc3(features)
+        return logits
+
+
+def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Make a model by name.
+
+    Args:
+        name: ``"cnn"``, ``"mlp"``, ``"auto"`` (`MLP` for images of one channel, `CNN` for others), or
+            ``"package.module:callable"``: that module is imported (the current folder is searched last) and
+            the callable is called as ``callable(image_shape=..., num_classes=...)``; it returns the model.
+        image_shape: ``(channels, height, width)``.
+        num_classes: Number of outputs.
+
+    Returns:
+        A new model with PyTorch's default initialization; seed PyTorch beforehand to repeat it.
+
+    Raises:
+        ValueError: ``name`` is none of these, cannot be imported, or another argument is out of range.
+        TypeError: What ``name`` refers to cannot be called like this or does not return an `nn.Module`.
+
+    Example:
+        >>> type(build_model("auto", (1, 8, 8), 10)).__name__
+        'MLP'
+        >>> type(build_model("modfast.models:CNN", (3, 32, 32), 10)).__name__
+        'CNN'
+    """
+    shape = _check_image_shape(image_shape, smallest_side=1)
+    _check_count("num_classes", num_classes)
+    if name == "auto":
+        name = "mlp" if shape[0] == 1 else "cnn"
+    if name == "cnn":
+        return CNN(shape, num_classes)
+    if name == "mlp":
+        return MLP(shape, num_classes)
+    module_name, separator, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not (separator and module_name and attribute) or module_name.startswith("."):
+        raise ValueError(f"model name must be one of {MODELS}; got {name!r}")
+    with _current_folder_importable():
+        return _build_custom(name, module_name, attribute, shape, num_classes)
+
+
+def _build_custom(
+    name: str, module_name: str, attribute: str, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise ValueError(f"model name {name!r}: cannot import {module_name} ({error})") from error
+    except AttributeError as error:
+        raise ValueError(f"model name {name!r}: {module_name} has no {attribute!r}") from error
+    if not callable(factory):
+        raise TypeError(f"model name {name!r}: must name a callable, but is a {type(factory).__name__}")
+    try:
+        inspect.signature(factory).bind(image_shape=image_shape, num_classes=num_classes)
+    except TypeError as error:
+        raise TypeError(
+            f"model name {name!r}: must accept the keyword arguments image_shape and num_classes ({error})"
+        ) from error
+    model = factory(image_shape=image_shape, num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
+    return model
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Search the current folder as ``python -m`` does and an installed command does not."""
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        # From the end, as it was added: the folder may stand further up for another reason.
+        for position in range(len(sys.path) - 1, -1, -1):
+            if sys.path[position] == folder:
+                del sys.path[position]
+                break
+
+
+def _check_image_shape(image_shape: Sequence[int], smallest_side: int) -> tuple[int, int, int]:
+    try:
+        channels, height, width = image_shape
+    except (TypeError, ValueError):
+        raise ValueError(f"image_shape must be (channels, height, width), got {image_shape!r}") from None
+    for value, smallest in ((channels, 1), (height, smallest_side), (width, smallest_side)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+            raise ValueError(
+                f"image_shape must be (channels, height, width), whole numbers with at least 1 channel "
+                f"and sides of at least {smallest_side}, got {image_shape!r}"
+            )
+    return channels, height, width
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

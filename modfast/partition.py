@@ -1,0 +1,271 @@
+"""Partitions: which cluster each row and each column of a weight belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .files import atomic_write
+
+Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[int]
+
+_INTEGER_DTYPES = frozenset(
+    {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
+)
+
+
+def _positive_integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if value >= 2**31 - 1:
+        raise ValueError(f"{name} must be below 2**31 - 1, got {value!r}")
+    return int(value)
+
+
+def _labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
+    """A private, contiguous int64 copy of ``labels``, checked."""
+    try:
+        given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a 1-D sequence of integers, got {type(labels).__name__}") from error
+    if given.dim() != 1:
+        raise ValueError(f"{name} must be 1-D, got shape {tuple(given.shape)}")
+    # An empty list has no dtype of its own; there is nothing in it that could be wrong.
+    if given.dtype not in _INTEGER_DTYPES and given.numel() > 0:
+        raise ValueError(f"{name} must hold integers, got dtype {given.dtype}")
+    result = given.detach().to(torch.int64).clone(memory_format=torch.contiguous_format)
+    if result.numel() > 0:
+        low, high = (int(value) for value in torch.aminmax(result))
+        if low < -1 or high >= num_clusters:
+            bad = low if low < -1 else high
+            raise ValueError(f"{name} must lie in [-1, {num_clusters - 1}], got {bad}")
+    return result
+
+
+class Partition:
+    """A cluster for every row and every column of a weight. Immutable.
+
+    Args:
+        row_labels: for each row (output neuron or channel) its cluster, in ``[0, num_clusters)``, or -1
+            for "in no cluster": its weights always count as crossing. Any integer tensor, list or
+            numpy array; a copy is kept, as an int64 tensor on the same device.
+        col_labels: the same for each column (input neuron or channel).
+        num_clusters: how many clusters there are; a cluster may be empty.
+
+    Raises:
+        ValueError: a label is no integer or out of range, or ``num_clusters`` is no positive integer.
+
+    Example:
+        >>> partition = Partition([0, 0, 1], [0, 1, 1, -1], num_clusters=2)
+        >>> partition.shape
+        (3, 4)
+        >>> partition.mask().int().tolist()
+        [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]]
+    """
+
+    __slots__ = ("__weakref__", "col_labels", "num_clusters", "row_labels")
+
+    row_labels: Tensor
+    col_labels: Tensor
+    num_clusters: int
+
+    def __init__(self, row_labels: Labels, col_labels: Labels, num_clusters: int) -> None:
+        count = _positive_integer("num_clusters", num_clusters)
+        rows = _labels("row_labels", row_labels, count)
+        cols = _labels("col_labels", col_labels, count)
+        if rows.device != cols.device:
+            raise ValueError(
+                f"row_labels and col_labels must be on one device, got {rows.device} and {cols.device}"
+            )
+        object.__setattr__(self, "num_clusters", count)
+        object.__setattr__(self, "row_labels", rows)
+        object.__setattr__(self, "col_labels", cols)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Partition is immutable: cannot set {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"Partition is immutable: cannot delete {name}")
+
+    def __reduce__(self) -> tuple[type[Partition], tuple[Tensor, Tensor, int]]:
+        return Partition, (self.row_labels, self.col_labels, self.num_clusters)
+
+    def __repr__(self) -> str:
+        return f"Partition(shape={self.shape}, num_clusters={self.num_clusters})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Partition):
+            return NotImplemented
+        return (
+            self.num_clusters == other.num_clusters
+            and torch.equal(self.row_labels.cpu(), other.row_labels.cpu())
+            and torch.equal(self.col_labels.cpu(), other.col_labels.cpu())
+        )
+
+    def __hash__(self) -> int:
+        return hash(
+            (
+                self.num_clusters,
+                self.row_labels.cpu().numpy().tobytes(),
+                self.col_labels.cpu().numpy().tobytes(),
+            )
+        )
+
+    @classmethod
+    def blocks(cls, shape: Sequence[int], num_clusters: int) -> Partition:
+        """Contiguous, near-equal blocks along both sides, sized as ``torch.tensor_split`` does.
+
+        Args:
+            shape: a weight's ``(out, in)``; further sizes (a convolution's kernel) are ignored.
+            num_clusters: at most the smaller side.
+
+        Raises:
+            ValueError: ``shape`` is no pair of sizes, or ``num_clusters`` exceeds either of them.
+
+        Example:
+            >>> Partition.blocks((5, 4), 2).row_labels.tolist()
+            [0, 0, 0, 1, 1]
+        """
+        count = _positive_integer("num_clusters", num_clusters)
+        try:
+            rows, cols = (int(size) for size in tuple(shape)[:2])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"shape must be a weight's (out, in), got {shape!r}") from error
+        if rows < 0 or cols < 0:
+            raise ValueError(f"shape must hold sizes that are not negative, got {shape!r}")
+        if count > min(rows, cols):
+            raise ValueError(
+                f"num_clusters must be at most {min(rows, cols)} for shape {(rows, cols)}, got {count}"
+            )
+
+        def side(size: int) -> Tensor:
+            small, larger = divmod(size, count)
+            sizes = torch.full((count,), small).index_fill(0, torch.arange(larger), small + 1)
+            return torch.repeat_interleave(torch.arange(count), sizes)
+
+        return cls(side(rows), side(cols), count)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The ``(out, in)`` of the weights it fits."""
+        return self.row_labels.shape[0], self.col_labels.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the labels are."""
+        return self.row_labels.device
+
+    def mask(self) -> Tensor:
+        """Which weights stay inside a cluster: bool, ``(out, in)``."""
+        rows, cols = self.row_labels[:, None], self.col_labels[None, :]
+        return (rows == cols) & (rows >= 0)
+
+    def sizes(self) -> Tensor:
+        """How many rows and how many columns each cluster has: int64, ``(num_clusters, 2)``."""
+        counted = [
+            torch.bincount(labels[labels >= 0], minlength=self.num_clusters)
+            for labels in (self.row_labels, self.col_labels)
+        ]
+        return torch.stack(counted, dim=1)
+
+    def to(self, device: torch.device | str | int) -> Partition:
+        """This partition with its labels on ``device``; itself when they are there."""
+        rows = self.row_labels.to(device)
+        if rows is self.row_labels:
+            return self
+        return Partition(rows, self.col_labels.to(device), self.num_clusters)
+
+    def transpose(self) -> Partition:
+        """The partition of the transposed weight."""
+        return Partition(self.col_labels, self.row_labels, self.num_clusters)
+
+    def row_order(self) -> Tensor:
+        """The stable permutation that brings the rows of a cluster together; unassigned rows come last."""
+        return self._order(self.row_labels)
+
+    def col_order(self) -> Tensor:
+        """The same for the columns."""
+        return self._order(self.col_labels)
+
+    def _order(self, labels: Tensor) -> Tensor:
+        return torch.where(labels < 0, self.num_clusters, labels).argsort(stable=True)
+
+
+_FORMAT = "modfast partitions 1"
+
+
+def save_partitions(path: str | os.PathLike[str], mapping: Mapping[str, Partition]) -> None:
+    """Save partitions by name: a NumPy ``.npz`` archive without pickled objects, whole or not at all.
+
+    Args:
+        path: the file; it is replaced if it exists.
+        mapping: name (of a layer or parameter) to :class:`Partition`.
+
+    Raises:
+        ValueError: a name is no string, or a value no :class:`Partition`.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "partitions.npz")
+        >>> save_partitions(path, {"fc2": Partition.blocks((64, 64), 4)})
+        >>> load_partitions(path)
+        {'fc2': Partition(shape=(64, 64), num_clusters=4)}
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    entries = []
+    for index, (name, partition) in enumerate(mapping.items()):
+        if not isinstance(name, str) or not isinstance(partition, Partition):
+            raise ValueError(f"mapping must map names to Partition, got {name!r}: {type(partition).__name__}")
+        entries.append({"name": name, "num_clusters": partition.num_clusters})
+        arrays[f"rows_{index}"] = partition.row_labels.cpu().numpy()
+        arrays[f"cols_{index}"] = partition.col_labels.cpu().numpy()
+    # The names stand in JSON, since a name within a zip archive may not be any text.
+    contents = json.dumps({"format": _FORMAT, "entries": entries}).encode()
+    arrays["contents"] = np.frombuffer(contents, dtype=np.uint8)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **cast(Any, arrays))
+
+
+def load_partitions(path: str | os.PathLike[str]) -> dict[str, Partition]:
+    """Load what :func:`save_partitions` wrote. Runs no code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or no partitions file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            contents = json.loads(archive["contents"].tobytes())
+            if contents["format"] != _FORMAT:
+                raise ValueError(f"format is {contents['format']!r}, expected {_FORMAT!r}")
+            return {
+                entry["name"]: Partition(archive[f"rows_{i}"], archive[f"cols_{i}"], entry["num_clusters"])
+                for i, entry in enumerate(contents["entries"])
+            }
+    except FileNotFoundError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(
+            f"path: {os.fspath(path)!r} is no partitions file, or a damaged one ({error})"
+        ) from error
+    except Exception as error:
+        # zlib.error has no public base class of its own to name here.
+        if type(error).__module__ == "zlib":
+            raise ValueError(f"path: {os.fspath(path)!r} is a damaged partitions file ({error})") from error
+        raise

@@ -1,0 +1,247 @@
+"""What a run leaves behind: its numbers as tables, its pictures, and where it ran.
+
+The pictures are drawn in :mod:`modfast.pictures` and offered here as well.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from modfast.pictures import draw_class_accuracy, draw_comparison, draw_curves, draw_weights
+from modfast.statistics import mean_interval, paired_interval
+from modfast.version import __version__
+
+__all__ = [
+    "draw_class_accuracy",
+    "draw_comparison",
+    "draw_curves",
+    "draw_weights",
+    "environment",
+    "results_table",
+    "run_table",
+    "summarize",
+]
+
+
+def summarize(
+    plain_runs: Sequence[Mapping[str, Any]], modular_runs: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Means and 95% intervals over seeds, of plain runs against modular ones.
+
+    Args:
+        plain_runs: One result for each seed: ``accuracy`` (a share), ``clusterability`` (layer name to
+            share) and ``history`` (a list of epochs, each with its ``seconds``).
+        modular_runs: The same for the modular model, for the same seeds in the same order.
+
+    Returns:
+        ``plain`` and ``modular``, each with ``accuracy``, ``accuracy_interval``, ``accuracies``,
+        ``clusterability``, ``clusterability_interval``, ``clusterabilities`` (these three by layer) and
+        ``seconds_per_epoch`` (mean over all epochs of all seeds); and ``difference``, modular minus plain
+        seed by seed, with ``accuracy`` and ``accuracy_interval``. Intervals are half widths, None for
+        a single seed.
+
+    Raises:
+        ValueError: No run, not as many plain runs as modular ones, runs that name different layers, or
+            a run without epochs.
+
+    Example:
+        >>> run = {"accuracy": 0.75, "clusterability": {"fc2": 0.3}, "history": [{"seconds": 1.0}]}
+        >>> better = {"accuracy": 0.875, "clusterability": {"fc2": 0.9}, "history": [{"seconds": 2.0}]}
+        >>> summarize([run], [better])["difference"]
+        {'accuracy': 0.125, 'accuracy_interval': None}
+    """
+    if len(plain_runs) != len(modular_runs):
+        raise ValueError(
+            f"modular_runs must hold as many runs as plain_runs ({len(plain_runs)}), got {len(modular_runs)}"
+        )
+    if not plain_runs:
+        raise ValueError("plain_runs must hold at least one run, got none")
+    layers = list(plain_runs[0]["clusterability"])
+    plain = _summary("plain_runs", plain_runs, layers)
+    modular = _summary("modular_runs", modular_runs, layers)
+    accuracy, half_width = paired_interval(modular["accuracies"], plain["accuracies"])
+    return {
+        "plain": plain,
+        "modular": modular,
+        "difference": {"accuracy": accuracy, "accuracy_interval": half_width},
+    }
+
+
+def _summary(argument: str, runs: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> dict[str, Any]:
+    for position, run in enumerate(runs):
+        if set(run["clusterability"]) != set(layers):
+            raise ValueError(
+                f"{argument}[{position}] must have the layers {list(layers)}, "
+                f"got {list(run['clusterability'])}"
+            )
+        if not run["history"]:
+            raise ValueError(f"{argument}[{position}] must hold at least one epoch in its history, got none")
+    accuracies = [float(run["accuracy"]) for run in runs]
+    accuracy, accuracy_interval = mean_interval(accuracies)
+    clusterabilities = {layer: [float(run["clusterability"][layer]) for run in runs] for layer in layers}
+    intervals = {layer: mean_interval(values) for layer, values in clusterabilities.items()}
+    seconds = [float(record["seconds"]) for run in runs for record in run["history"]]
+    return {
+        "accuracy": accuracy,
+        "accuracy_interval": accuracy_interval,
+        "accuracies": accuracies,
+        "clusterability": {layer: mean for layer, (mean, _) in intervals.items()},
+        "clusterability_interval": {layer: half for layer, (_, half) in intervals.items()},
+        "clusterabilities": clusterabilities,
+        "seconds_per_epoch": mean_interval(seconds)[0],
+    }
+
+
+def _cell(mean: float, half_width: float | None, decimals: int, sign: str = "") -> str:
+    text = f"{mean:{sign}.{decimals}f}"
+    return text if half_width is None else f"{text} ± {half_width:.{decimals}f}"
+
+
+def _layer_heading(layer: str, regularised: Sequence[str]) -> str:
+    mark = ", regularised" if layer in regularised else ""
+    return f"Clusterability of {layer} (0 to 1{mark})"
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The table that ends ``modfast reproduce``: plain, modular and their difference.
+
+    Args:
+        results: As for :func:`modfast.pictures.draw_comparison`; ``config`` is optional, and of it
+            ``data``, ``seeds``, ``epochs``, ``enmeshment_weight``, ``num_clusters`` and
+            ``regularised_layers`` are shown if they are there.
+
+    Returns:
+        A table for ``rich.print``: one row for each measure, unit in its heading, each number as mean ±
+        half width of the 95% interval (the mean alone for a single seed). Differences are taken seed by seed.
+
+    Raises:
+        ValueError: ``results`` lacks ``plain``, ``modular`` or ``difference``.
+
+    Example:
+        >>> run = {"accuracy": 0.75, "clusterability": {"fc2": 0.3}, "history": [{"seconds": 1.0}]}
+        >>> results_table(summarize([run], [run])).row_count
+        3
+    """
+    for key in ("plain", "modular", "difference"):
+        if key not in results:
+            raise ValueError(f"results must hold {key!r}, got {sorted(results)}")
+    plain, modular, difference = results["plain"], results["modular"], results["difference"]
+    config = results.get("config", {})
+    regularised = config.get("regularised_layers", ())
+
+    count = len(plain["accuracies"])
+    meaning = (
+        f"mean ± half width of the 95% interval, {count} seeds" if count > 1 else "one seed: no interval"
+    )
+    table = Table(title=_setting(config), caption=meaning)
+    table.add_column("Measure (unit)")
+    for heading in ("Plain", "Modular", "Modular - plain"):
+        table.add_column(heading, justify="right")
+
+    def percent(part: Mapping[str, Any], sign: str = "") -> str:
+        half = part["accuracy_interval"]
+        return _cell(100.0 * part["accuracy"], None if half is None else 100.0 * half, 2, sign)
+
+    table.add_row("Test accuracy (%)", percent(plain), percent(modular), percent(difference, "+"))
+    for layer in plain["clusterability"]:
+        means = (
+            _cell(part["clusterability"][layer], part["clusterability_interval"][layer], 3)
+            for part in (plain, modular)
+        )
+        change = paired_interval(modular["clusterabilities"][layer], plain["clusterabilities"][layer])
+        table.add_row(_layer_heading(layer, regularised), *means, _cell(*change, 3, "+"))
+    seconds = (_cell(part["seconds_per_epoch"], None, 3) for part in (plain, modular))
+    table.add_row("Time per epoch (s)", *seconds, "")
+    epochs = config.get("epochs")
+    if isinstance(epochs, Mapping):
+        table.add_row("Epochs", str(epochs["plain"]), str(epochs["modular"]), "")
+    return table
+
+
+def run_table(results: Mapping[str, Any]) -> Table:
+    """The table that ends ``modfast train``: one run's last numbers.
+
+    Args:
+        results: ``accuracy`` (a share), ``clusterability`` (layer name to share), ``history`` (a list of
+            epoch records with ``cross_entropy`` and ``seconds``) and optionally ``config``.
+
+    Returns:
+        A table for ``rich.print``: one row for each measure, unit in its heading.
+
+    Raises:
+        ValueError: ``results`` lacks one of the three, or its history is empty.
+
+    Example:
+        >>> history = [{"epoch": 1, "cross_entropy": 0.25, "seconds": 1.5}]
+        >>> run = {"accuracy": 0.75, "clusterability": {"fc2": 0.3}, "history": history}
+        >>> run_table(run).row_count
+        5
+    """
+    for key in ("accuracy", "clusterability", "history"):
+        if key not in results:
+            raise ValueError(f"results must hold {key!r}, got {sorted(results)}")
+    history = results["history"]
+    if not history:
+        raise ValueError("results must hold at least one epoch in its history, got none")
+    config = results.get("config", {})
+    table = Table(title=_setting(config))
+    table.add_column("Measure (unit)")
+    table.add_column("Value", justify="right")
+    table.add_row("Test accuracy (%)", _cell(100.0 * results["accuracy"], None, 2))
+    for layer, share in results["clusterability"].items():
+        table.add_row(_layer_heading(layer, config.get("regularised_layers", ())), _cell(share, None, 3))
+    table.add_row("Cross-entropy in the last epoch (nats)", _cell(history[-1]["cross_entropy"], None, 4))
+    seconds = mean_interval([record["seconds"] for record in history])[0]
+    table.add_row("Time per epoch (s)", _cell(seconds, None, 3))
+    table.add_row("Epochs", str(len(history)))
+    return table
+
+
+def _setting(config: Mapping[str, Any]) -> str | None:
+    """The few settings without which the numbers mean little, or None if none is known."""
+    names = {"data": "data", "num_clusters": "clusters", "enmeshment_weight": "enmeshment weight"}
+    known = [f"{name} {config[key]}" for key, name in names.items() if config.get(key) is not None]
+    return ", ".join(known) or None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that a result depends on, ready for JSON.
+
+    Returns:
+        ``modfast``, ``python``, ``torch``, ``numpy`` (versions),
+        ``platform``, ``processor``, ``threads`` (of PyTorch's own pool, at the time of the call) and
+        ``devices`` (names of the CUDA devices, an empty list without any).
+
+    Example:
+        >>> sorted(environment())
+        ['devices', 'modfast', 'numpy', 'platform', 'processor', 'python', 'threads', 'torch']
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "modfast": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(count)],
+    }
+
+
+def _processor() -> str:
+    # On Linux platform.processor() knows the architecture at best; the kernel knows the model.
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
