@@ -9,9 +9,8 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "modfast/version.py").read_text(), re.MULTILINE).group(
-    1
-)
+VERSION_FILE = (ROOT / "modfast/version.py").read_text(encoding="utf-8")
+VERSION = re.findall(r'^__version__ = "(.+)"$', VERSION_FILE, re.MULTILINE)[0]
 
 # The oldest PyTorch whose stable ABI carries what we use: the binary serves it and all later ones.
 OLDEST_TORCH = (2, 11)

@@ -1,5 +1,6 @@
 """modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
 
+from .circuits import class_accuracy, cluster_accuracy
 from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy_loss import EnmeshmentLoss
 from .library import backend
@@ -14,6 +15,8 @@ __all__ = [
     "block_energy",
     "block_inner",
     "block_scale",
+    "class_accuracy",
+    "cluster_accuracy",
     "clusterability",
     "enmeshment",
     "load_partitions",

@@ -92,7 +92,7 @@ class _BlockScale(torch.autograd.Function):
         return scaled
 
 
-# --- accumulate_enmeshment_grad_(weights, grads!, row_labels, col_labels, num_clusters, scale) -> float64 (n,)
+# --- accumulate_enmeshment_grad_(weights, grads!, row_labels, col_labels, num_clusters, scale): float64 (n,)
 
 
 @torch.library.register_fake("modfast::accumulate_enmeshment_grad_")
@@ -231,7 +231,8 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
         raise TypeError(f"factors must be floating, got {factors.dtype}")
     if factors.shape != (k, k) or factors.device != weight.device:
         raise ValueError(
-            f"factors must have shape ({k}, {k}) on {weight.device}, got {tuple(factors.shape)} on {factors.device}"
+            f"factors must have shape ({k}, {k}) on {weight.device}, "
+            f"got {tuple(factors.shape)} on {factors.device}"
         )
     placed = partition.to(weight.device)
     scaled: Tensor = scale_blocks(

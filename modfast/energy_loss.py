@@ -3,93 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .energy import accumulate_enmeshment_grad_, clusterability, enmeshment
+from .layers import Layer, linear_layers, match_layers, partitioned_layers
 from .partition import Partition
 
 _REDUCTIONS = ("mean", "sum", "none")
-
-
-class _Layer(NamedTuple):
-    """A weight that is looked up each time, since FSDP, parametrisations and ``.to`` may replace it."""
-
-    name: str
-    module: nn.Module
-    attribute: str
-    stored_transposed: bool
-
-    def stored(self) -> Tensor:
-        weight: Tensor = getattr(self.module, self.attribute)
-        return weight
-
-    def oriented(self, stored: Tensor) -> Tensor:
-        """The ``(out, in, *kernel)`` view of a tensor laid out as the stored weight."""
-        return stored.transpose(0, 1) if self.stored_transposed else stored
-
-    def names(self) -> tuple[str, str]:
-        if self.attribute != "weight":
-            return self.name, self.name
-        return self.name, f"{self.name}.weight" if self.name else "weight"
-
-
-def _is_stored_transposed(module: nn.Module) -> bool:
-    """Whether a weight is kept as (in, out, ...): transposed convolutions and transformers' Conv1D."""
-    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return True
-    # By name, so that transformers need not be installed.
-    return any(
-        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
-        for kind in type(module).__mro__
-    )
-
-
-def _candidates(model: nn.Module) -> list[_Layer]:
-    """Every weight with at least two dimensions, by layer name; other parameters by parameter name."""
-    layers = []
-    for prefix, module in model.named_modules():
-        # A parametrised weight is computed, not a parameter, yet it is what the layer multiplies by.
-        attributes = dict.fromkeys([*module._parameters, *getattr(module, "parametrizations", {})])
-        for attribute in attributes:
-            if getattr(module, attribute) is None or getattr(module, attribute).dim() < 2:
-                continue
-            if attribute == "weight":
-                name = prefix
-            else:
-                name = f"{prefix}.{attribute}" if prefix else attribute
-            layers.append(
-                _Layer(name, module, attribute, attribute == "weight" and _is_stored_transposed(module))
-            )
-    return layers
-
-
-def _default(layers: Sequence[_Layer]) -> list[_Layer]:
-    """Every nn.Linear, tied weights once."""
-    seen: dict[int, _Layer] = {}
-    for layer in layers:
-        if isinstance(layer.module, nn.Linear) and layer.attribute == "weight":
-            seen.setdefault(id(layer.stored()), layer)
-    return list(seen.values())
-
-
-def _select(layers: Sequence[_Layer], patterns: Sequence[str], argument: str) -> list[_Layer]:
-    """The layers that any pattern matches, in the model's order."""
-    chosen = set()
-    for pattern in patterns:
-        matched = [
-            i for i, layer in enumerate(layers) if any(fnmatchcase(name, pattern) for name in layer.names())
-        ]
-        if not matched:
-            known = ", ".join(repr(layer.name) for layer in layers) or "none"
-            raise ValueError(
-                f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {known}"
-            )
-        chosen.update(matched)
-    return [layers[i] for i in sorted(chosen)]
 
 
 class EnmeshmentLoss(nn.Module):
@@ -136,68 +58,44 @@ class EnmeshmentLoss(nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
-        by_name = isinstance(partitions, Mapping)
-        if not by_name and (isinstance(partitions, bool) or not isinstance(partitions, int)):
+        if not isinstance(partitions, (int, Mapping)) or isinstance(partitions, bool):
             raise TypeError(
                 f"partitions must be a number of clusters or a mapping of names to Partition, "
                 f"got {type(partitions).__name__}"
             )
-        patterns = [layers] if isinstance(layers, str) else layers
-        candidates = _candidates(module)
-        given: dict[int, Partition] = {}
-        if isinstance(partitions, Mapping):
-            for name, partition in partitions.items():
-                if not isinstance(partition, Partition):
-                    raise TypeError(
-                        f"partitions[{name!r}] must be a Partition, got {type(partition).__name__}"
-                    )
-                exact = [i for i, layer in enumerate(candidates) if name in layer.names()]
-                if not exact:
-                    known = ", ".join(repr(layer.name) for layer in candidates) or "none"
-                    raise ValueError(
-                        f"partitions: {name!r} is no layer with a weight matrix; there are: {known}"
-                    )
-                given[exact[0]] = partition
-        if patterns is not None:
-            chosen = _select(candidates, patterns, "layers")
-        elif by_name:
-            chosen = [candidates[i] for i in sorted(given)]
+        by_name = isinstance(partitions, Mapping)
+        given = dict(partitioned_layers(module, partitions)) if isinstance(partitions, Mapping) else {}
+        if layers is not None:
+            chosen = match_layers(module, layers)
         else:
-            chosen = _default(candidates)
+            chosen = list(given) if by_name else linear_layers(module)
         if not chosen:
-            wanted = "partitions" if by_name else "layers"
             raise ValueError(
-                f"{wanted}: nothing selected; the model has no nn.Linear, or the selection is empty"
+                f"partitions: nothing selected by {partitions!r}"
+                if by_name and layers is None
+                else f"layers: nothing selected by {layers!r}; by default every nn.Linear is"
             )
 
         self.reduction = reduction
-        # Lists, not attributes of their own: a registered child would put the model's weights into
-        # this loss's parameters and state_dict.
-        self._layers: list[_Layer] = chosen
+        # In a list, since a registered child would put the model's weights into this loss's parameters.
+        self._layers: list[Layer] = chosen
         self._partitions: list[Partition] = []
         seen: dict[int, str] = {}
         for layer in chosen:
-            weight = layer.oriented(layer.stored())
-            if id(layer.stored()) in seen:
-                raise ValueError(
-                    f"layers: {layer.name!r} and {seen[id(layer.stored())]!r} are one tied weight"
-                )
-            seen[id(layer.stored())] = layer.name
+            stored = layer.stored()
+            if id(stored) in seen:
+                raise ValueError(f"layers: {layer.name!r} and {seen[id(stored)]!r} are one tied weight")
+            seen[id(stored)] = layer.name
             if isinstance(partitions, int):
                 try:
-                    partition = Partition.blocks(weight.shape, partitions)
+                    partition = Partition.blocks(layer.oriented(stored).shape, partitions)
                 except ValueError as error:
                     raise ValueError(f"partitions: layer {layer.name!r}: {error}") from error
-            elif candidates.index(layer) in given:
-                partition = given[candidates.index(layer)]
+            elif layer in given:
+                partition = given[layer]
             else:
                 raise ValueError(f"partitions: no partition for layer {layer.name!r}")
-            if tuple(weight.shape[:2]) != partition.shape:
-                raise ValueError(
-                    f"partitions: layer {layer.name!r} has (out, in) {tuple(weight.shape[:2])}, "
-                    f"its partition {partition.shape}"
-                )
-            self._partitions.append(partition.to(weight.device))
+            self._partitions.append(partition.to(stored.device))
 
     @property
     def partitions(self) -> dict[str, Partition]:
@@ -255,7 +153,8 @@ class EnmeshmentLoss(nn.Module):
             stored = layer.stored()
             if not stored.is_leaf:
                 raise RuntimeError(
-                    f"layer {layer.name!r} has a computed weight without .grad: use (scale * loss()).backward()"
+                    f"layer {layer.name!r} has a computed weight without .grad: "
+                    "use (scale * loss()).backward()"
                 )
             if stored.requires_grad:
                 if stored.grad is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ def _load() -> Any:
     release = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2])
     if release < OLDEST_TORCH:
         raise ImportError(
-            f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. Run: pip install -U 'torch>=2.11'"
+            f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. "
+            "Run: pip install -U 'torch>=2.11'"
         )
     try:
-        from . import _C
+        _C = import_module("modfast._C")
     except ImportError as error:
         raise ImportError(
-            f"modfast's compiled library cannot be loaded ({error}). In a checkout run: "
-            "pip install --no-build-isolation -e .   Elsewhere run: pip install --force-reinstall --no-deps modfast"
+            f"modfast's compiled library cannot be loaded ({error}). "
+            "In a checkout run: pip install --no-build-isolation -e . "
+            "Elsewhere run: pip install --force-reinstall --no-deps modfast"
         ) from error
     # A forced instruction set that this processor lacks is better said now than at the first call.
     _C.instruction_set_in_use()

@@ -1,8 +1,6 @@
-"""The specification: every compiled operation in plain PyTorch.
+"""The specification of the energy family, in plain PyTorch.
 
-Slow and plain on purpose. The compiled code is held to these functions, run in float64;
-``MODFAST_BACKEND=reference`` runs the whole library on them. Definitions: "Training Neural Networks for
-Modularity aids Interpretability", arXiv 2409.15747.
+Definitions: "Training Neural Networks for Modularity aids Interpretability", arXiv 2409.15747.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .partition import Partition
+from ..partition import Partition
 
 
 def labelled_block_inner(
@@ -20,8 +18,7 @@ def labelled_block_inner(
 ) -> Tensor:
     """Specifies the operator ``block_inner``: the sums of ``weight * other`` over each block.
 
-    Args:
-        other: shape and dtype of ``weight``; None stands for ``weight`` itself.
+    ``other`` has the shape and dtype of ``weight``; None stands for ``weight`` itself.
 
     Returns:
         Float64, (num_clusters + 1, num_clusters + 1); the last row and column are for label -1.
@@ -39,8 +36,7 @@ def labelled_block_inner(
 def labelled_block_scale(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
     """Specifies the operator ``block_scale``: each weight times the factor of its block.
 
-    Args:
-        factors: float64, (num_clusters + 1, num_clusters + 1); the last row and column are for label -1.
+    ``factors`` is float64, (num_clusters + 1, num_clusters + 1); the last row and column are for label -1.
 
     Returns:
         Shape and dtype of ``weight``.

@@ -1,0 +1,29 @@
+"""The specification: every compiled operation in plain PyTorch, slow and plain on purpose.
+
+The compiled code is held to these functions, run in float64. ``MODFAST_BACKEND=reference`` runs the
+whole library on them. Nothing of modfast is imported here but ``Partition``.
+"""
+
+from .energy import (
+    accumulate_enmeshment_grad_,
+    block_energy,
+    block_inner,
+    block_scale,
+    clusterability,
+    enmeshment,
+    enmeshment_of_energies,
+    labelled_block_inner,
+    labelled_block_scale,
+)
+
+__all__ = [
+    "accumulate_enmeshment_grad_",
+    "block_energy",
+    "block_inner",
+    "block_scale",
+    "clusterability",
+    "enmeshment",
+    "enmeshment_of_energies",
+    "labelled_block_inner",
+    "labelled_block_scale",
+]
