@@ -11,12 +11,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <type_traits>
 
 namespace modfast {
 namespace {
 
-constexpr int64_t kChunkRows = 128;  // enough rows to hide the cost of applying the column labels
+constexpr int64_t kChunkRows = 128;           // enough rows to hide the cost of applying the column labels
 constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
 constexpr int64_t kTileCols = 1024;  // float64 sums and one line of weights stay in the first-level cache
 
@@ -61,6 +62,14 @@ void add_scaled(const Lines& lines, const float* w, const float* factor, float* 
 }
 void add_scaled(const Lines& lines, const double* w, const double* factor, double* out, int64_t n) {
   lines.add_scaled_double(w, factor, out, n);
+}
+
+// Factors that float cannot hold, as those of very small or very large weights: rare, so without vectors.
+void scale(const Lines&, const float* w, const double* factor, float* out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] = static_cast<float>(w[j] * factor[j]);
+}
+void add_scaled(const Lines&, const float* w, const double* factor, float* out, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) out[j] = static_cast<float>(out[j] + w[j] * factor[j]);
 }
 
 // Part of one row of a matrix, presented as contiguous numbers of the compute type.
@@ -194,16 +203,25 @@ void item_inner(const Grid& grid, int64_t item, const Operand& w, const Operand&
   for (int64_t j = 0; j < n; ++j) sums[grid.labels.cols[first + j]] += column_sums[j];
 }
 
+// Whether float holds every factor with all its digits.
+bool fit_in_float(const double* factors, int64_t n) {
+  using Limits = std::numeric_limits<float>;
+  return std::all_of(factors, factors + n, [](double factor) {
+    const double size = std::abs(factor);
+    return !std::isfinite(factor) || size == 0.0 || (size >= Limits::min() && size <= Limits::max());
+  });
+}
+
 // out = (add ? out : 0) + w * factors[row label, column label] on the item's rows and columns.
-template <class T>
+template <class T, class Factor>
 void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factors, const Operand& out,
                 bool add) {
   const Lines& lines = lines_in_use();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
-  alignas(64) Compute<T> factor[kTileCols];
+  alignas(64) Factor factor[kTileCols];
   const double* of_row = factors + int64_t(chunk.label) * grid.labels.count;
-  for (int64_t j = 0; j < n; ++j) factor[j] = static_cast<Compute<T>>(of_row[grid.labels.cols[first + j]]);
+  for (int64_t j = 0; j < n; ++j) factor[j] = static_cast<Factor>(of_row[grid.labels.cols[first + j]]);
   Line<T> w_line, out_line;
   for (int64_t i = chunk.begin; i < chunk.end; ++i) {
     for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
@@ -228,7 +246,8 @@ void add_up(const Grid& grid, const double* sums, double* blocks) {
 
 // The enmeshment of block energies whose last row and column are "in no cluster", and its derivative
 // with respect to each weight of a block, divided by that weight: 2 (C - [same cluster]) / total.
-double enmeshment(const std::vector<double>& blocks, int64_t count, double scale, std::vector<double>& factors) {
+double enmeshment(const std::vector<double>& blocks, int64_t count, double scale,
+                  std::vector<double>& factors) {
   double total = 0.0, crossing = 0.0;
   for (int64_t a = 0; a < count; ++a) {
     for (int64_t b = 0; b < count; ++b) {
@@ -266,15 +285,22 @@ void block_inner(const Labels& labels, const Operand& w, const Operand& v, doubl
 void block_scale(const Labels& labels, const Operand& w, const double* factors, const Operand& out,
                  ParallelFor parallel_for) {
   const Grid grid(labels);
+  const bool narrow = fit_in_float(factors, int64_t(labels.count) * labels.count);
   with_dtype(w.dtype, [&](auto type) {
-    for_each(parallel_for, grid.items(), grid.numbers(), [&](int64_t item) {
-      item_scale<decltype(type)>(grid, item, w, factors, out, /*add=*/false);
-    });
+    using T = decltype(type);
+    const auto scale_item = narrow ? item_scale<T, Compute<T>> : item_scale<T, double>;
+    for_each(parallel_for, grid.items(), grid.numbers(),
+             [&](int64_t item) { scale_item(grid, item, w, factors, out, /*add=*/false); });
   });
 }
 
 void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scale, double* losses,
                            ParallelFor parallel_for) {
+  // Room for the factors first: a number of clusters that asks for too much fails before any work.
+  std::vector<std::vector<double>> factors;
+  factors.reserve(terms.size());
+  for (const auto& term : terms) factors.emplace_back(int64_t(term.labels.count) * term.labels.count);
+
   // All terms' items stand in one row, so that many small matrices fill the threads as one large one does.
   std::vector<Grid> grids;
   std::vector<int64_t> first_item{0}, first_sum{0};
@@ -299,17 +325,19 @@ void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scal
     item_inner<decltype(type)>(grids[t], item, terms[t].weight, terms[t].weight, of_item);
   });
 
-  std::vector<std::vector<double>> factors(terms.size());
+  std::vector<char> narrow(terms.size());  // not bool, whose vector packs bits
   for (size_t t = 0; t < terms.size(); ++t) {
     const int64_t count = terms[t].labels.count;
     std::vector<double> blocks(count * count);
-    factors[t].resize(count * count);
     add_up(grids[t], sums.data() + first_sum[t], blocks.data());
     losses[t] = enmeshment(blocks, count, scale, factors[t]);
+    narrow[t] = fit_in_float(factors[t].data(), count * count);
   }
 
   for_each_item([&](auto type, size_t t, int64_t item) {
-    item_scale<decltype(type)>(grids[t], item, terms[t].weight, factors[t].data(), terms[t].grad, /*add=*/true);
+    using T = decltype(type);
+    const auto scale_item = narrow[t] ? item_scale<T, Compute<T>> : item_scale<T, double>;
+    scale_item(grids[t], item, terms[t].weight, factors[t].data(), terms[t].grad, /*add=*/true);
   });
 }
 

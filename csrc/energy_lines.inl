@@ -107,7 +107,6 @@ void add_scaled_double(const double* w, const double* factor, double* __restrict
   for (int64_t j = 0; j < n; ++j) out[j] += w[j] * factor[j];
 }
 
-constexpr Lines lines_of_this_level{
-    MODFAST_LINES_NAME, half_to_float,     bfloat_to_float,    float_to_half, float_to_bfloat,
-    add_product_float,  add_product_double, scale_float,       scale_double,  add_scaled_float,
-    add_scaled_double};
+constexpr Lines lines_of_this_level{MODFAST_LINES_NAME, half_to_float,     bfloat_to_float,    float_to_half,
+                                    float_to_bfloat,    add_product_float, add_product_double, scale_float,
+                                    scale_double,       add_scaled_float,  add_scaled_double};

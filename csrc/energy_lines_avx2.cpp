@@ -3,8 +3,8 @@
 
 #include "energy_lines.h"
 
-#include <cstring>
 #include <immintrin.h>
+#include <cstring>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

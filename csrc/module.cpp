@@ -27,8 +27,10 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "What is compiled into modfast. The operators are registered with PyTorch on import.";
   m.attr("version") = MODFAST_VERSION;
   m.attr("cuda_architectures") = std::vector<std::string>{};
-  m.def("compiled_instruction_sets", &compiled_instruction_sets, "Instruction sets in this build, slowest first.");
+  m.def("compiled_instruction_sets", &compiled_instruction_sets,
+        "Instruction sets in this build, slowest first.");
   m.def("available_instruction_sets", &available_instruction_sets, "Those that this processor can run.");
-  m.def("instruction_set_in_use", [] { return modfast::lines_in_use().name; },
-        "The fastest of them, or the one that MODFAST_CPU names.");
+  m.def(
+      "instruction_set_in_use", [] { return modfast::lines_in_use().name; },
+      "The fastest of them, or the one that MODFAST_CPU names.");
 }

@@ -62,7 +62,8 @@ void check_strided_cpu(const Tensor& tensor, const char* name) {
 }
 
 // Labels in [-1, num_clusters), with -1 ("in no cluster") renamed to the extra label num_clusters.
-std::vector<int32_t> read_labels(const Tensor& labels, int64_t expected, int64_t num_clusters, const char* name) {
+std::vector<int32_t> read_labels(const Tensor& labels, int64_t expected, int64_t num_clusters,
+                                 const char* name) {
   check_strided_cpu(labels, name);
   require(labels.scalar_type() == ScalarType::Long && labels.dim() == 1, name, " must be a 1-D int64 tensor");
   require(labels.size(0) == expected, name, " has ", labels.size(0), " labels, the weight needs ", expected);
@@ -100,8 +101,8 @@ bool merged_stride(const Tensor& tensor, int64_t first, int64_t last, int64_t* s
   return true;
 }
 
-Problem make_problem(const std::vector<const Tensor*>& tensors, const Tensor& row_labels, const Tensor& col_labels,
-                     int64_t num_clusters) {
+Problem make_problem(const std::vector<const Tensor*>& tensors, const Tensor& row_labels,
+                     const Tensor& col_labels, int64_t num_clusters) {
   const Tensor& first = *tensors[0];
   require(first.dim() >= 2, "weight must have at least 2 dimensions, got shape ", shape_of(first));
   require(1 <= num_clusters && num_clusters < std::numeric_limits<int32_t>::max(),
@@ -110,8 +111,8 @@ Problem make_problem(const std::vector<const Tensor*>& tensors, const Tensor& ro
   for (const Tensor* tensor : tensors) {
     check_strided_cpu(*tensor, "weight");
     require(dtype_of(*tensor, "weight") == dtype, "the tensors must have one dtype");
-    require(shape_of(*tensor) == shape_of(first), "the tensors must have one shape, got ", shape_of(first), " and ",
-            shape_of(*tensor));
+    require(shape_of(*tensor) == shape_of(first), "the tensors must have one shape, got ", shape_of(first),
+            " and ", shape_of(*tensor));
   }
 
   Problem problem;
@@ -130,7 +131,8 @@ Problem make_problem(const std::vector<const Tensor*>& tensors, const Tensor& ro
     const bool one_line = merged_stride(*tensor, 1, dims, &stride, &count);
     const bool kernel = merged_stride(*tensor, 2, dims, &kernel_stride, &kernel_count);
     kernel_inside = kernel_inside && one_line;
-    kernel_outside = kernel_outside && kernel && (kernel_count == 1 || kernel_stride == in * tensor->stride(1));
+    kernel_outside =
+        kernel_outside && kernel && (kernel_count == 1 || kernel_stride == in * tensor->stride(1));
   }
 
   for (const Tensor* tensor : tensors) {
@@ -155,7 +157,8 @@ Problem make_problem(const std::vector<const Tensor*>& tensors, const Tensor& ro
   }
   if ((kernel_inside || kernel_outside) && positions != 1) {
     std::vector<int32_t> merged(in * positions);
-    for (int64_t j = 0; j < in * positions; ++j) merged[j] = labels.cols[kernel_inside ? j / positions : j % in];
+    for (int64_t j = 0; j < in * positions; ++j)
+      merged[j] = labels.cols[kernel_inside ? j / positions : j % in];
     labels.cols = std::move(merged);
   }
 
@@ -175,7 +178,8 @@ void transpose(double* square, int64_t n) {
 }
 
 void parallel_for(int64_t count, int64_t grain, modfast::LoopBody body, void* context) {
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+  torch::stable::parallel_for(0, count, grain,
+                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
 Tensor block_inner(const Tensor& weight, const std::optional<Tensor>& other, const Tensor& row_labels,
@@ -190,10 +194,11 @@ Tensor block_inner(const Tensor& weight, const std::optional<Tensor>& other, con
   return blocks;
 }
 
-Tensor block_scale(const Tensor& weight, const Tensor& factors, const Tensor& row_labels, const Tensor& col_labels) {
+Tensor block_scale(const Tensor& weight, const Tensor& factors, const Tensor& row_labels,
+                   const Tensor& col_labels) {
   check_strided_cpu(factors, "factors");
-  require(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 && factors.size(0) == factors.size(1) &&
-              factors.size(0) >= 2,
+  require(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 &&
+              factors.size(0) == factors.size(1) && factors.size(0) >= 2,
           "factors must be a square float64 matrix with a row for each cluster and one more, got shape ",
           shape_of(factors));
   const int64_t count = factors.size(0);
@@ -202,7 +207,8 @@ Tensor block_scale(const Tensor& weight, const Tensor& factors, const Tensor& ro
   std::vector<double> table(count * count);
   const auto* data = static_cast<const double*>(factors.const_data_ptr());
   for (int64_t a = 0; a < count; ++a) {
-    for (int64_t b = 0; b < count; ++b) table[a * count + b] = data[a * factors.stride(0) + b * factors.stride(1)];
+    for (int64_t b = 0; b < count; ++b)
+      table[a * count + b] = data[a * factors.stride(0) + b * factors.stride(1)];
   }
   if (problem.transposed) transpose(table.data(), count);
   modfast::block_scale(problem.labels, problem.operands[0], table.data(), problem.operands[1], parallel_for);
@@ -262,7 +268,8 @@ Tensor accumulate_enmeshment_grad_(std::vector<Tensor> weights, std::vector<Tens
   terms.reserve(count);
   for (size_t t = 0; t < count; ++t) {
     Problem problem = make_problem({&weights[t], &grads[t]}, row_labels[t], col_labels[t], num_clusters[t]);
-    terms.push_back({std::move(problem.labels), std::move(problem.operands[0]), std::move(problem.operands[1])});
+    terms.push_back(
+        {std::move(problem.labels), std::move(problem.operands[0]), std::move(problem.operands[1])});
   }
   check_writable(weights, grads);
   Tensor losses = torch::stable::new_empty(weights[0], {static_cast<int64_t>(count)}, ScalarType::Double);
@@ -273,10 +280,13 @@ Tensor accumulate_enmeshment_grad_(std::vector<Tensor> weights, std::vector<Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY(modfast, m) {
-  m.def("block_inner(Tensor weight, Tensor? other, Tensor row_labels, Tensor col_labels, int num_clusters) -> Tensor");
+  m.def(
+      "block_inner(Tensor weight, Tensor? other, Tensor row_labels, Tensor col_labels, int num_clusters) -> "
+      "Tensor");
   m.def("block_scale(Tensor weight, Tensor factors, Tensor row_labels, Tensor col_labels) -> Tensor");
   m.def(
-      "accumulate_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor[] row_labels, Tensor[] col_labels, "
+      "accumulate_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor[] row_labels, Tensor[] "
+      "col_labels, "
       "int[] num_clusters, float scale) -> Tensor");
 }
 

@@ -42,14 +42,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _batches(data: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a loader, or of one pair of tensors."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    if (
+        isinstance(data, tuple)
+        and len(data) == 2
+        and isinstance(data[0], Tensor)
+        and isinstance(data[1], Tensor)
+    ):
         inputs, labels = data
         if len(inputs) != len(labels):
             raise ValueError(f"data has {len(inputs)} inputs and {len(labels)} labels")
         yield from zip(inputs.split(_BATCH_SIZE), labels.split(_BATCH_SIZE), strict=True)
     else:
-        for inputs, labels in data:
-            yield inputs, labels
+        yield from data
 
 
 def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -22,11 +22,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -598,32 +597,62 @@ def _decode_chunks(
     if processes == 1 or sys.platform != "linux":
         yield from map(decode, chunks)
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_prepare_worker)
+    # One pipe for each worker, and the chunks dealt out in turn. An executor of the standard library has
+    # threads besides, and waits without end for its workers if Ctrl-C comes while it starts them.
+    context = multiprocessing.get_context("fork")
+    workers_and_results = []
     try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of any fork beside threads, such as PyTorch's, whose locks a child may find
-            # taken; these children, like those of PyTorch's DataLoader, run nothing that needs them.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            results = pool.map(decode, chunks)
-        yield from results
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that decodes images died, perhaps for want of memory; try again with workers=1"
-        ) from error
+        for number in range(processes):
+            results, sender = context.Pipe(duplex=False)
+            worker = context.Process(
+                target=_decode_in_worker, args=(sender, decode, chunks[number::processes]), daemon=True
+            )
+            with warnings.catch_warnings():
+                # Python 3.12 warns of any fork beside threads such as PyTorch's, whose locks may stay taken
+                # in the child; these children, like those of PyTorch's DataLoader, do not need them.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                worker.start()
+            workers_and_results.append((worker, results))
+            # The worker now has the only end to write to, so that its death ends the pipe.
+            sender.close()
+        for number in range(len(chunks)):
+            try:
+                decoded = workers_and_results[number % processes][1].recv()
+            except (EOFError, OSError) as error:
+                raise DataError(
+                    "a process that decodes images died, perhaps for want of memory; try again with workers=1"
+                ) from error
+            if isinstance(decoded, Exception):
+                raise decoded
+            yield decoded
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker, results in workers_and_results:
+            # Not terminate(): a worker inherits the caller's answer to SIGTERM, which may be to go on.
+            worker.kill()
+            worker.join()
+            results.close()
 
 
 def _usable_processors() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _prepare_worker() -> None:
+def _decode_in_worker(
+    sender: Connection,
+    decode: Callable[[tuple[str, ...]], NDArray[np.uint8]],
+    chunks: list[tuple[str, ...]],
+) -> None:
     # Ctrl-C reaches the whole process group; the parent alone answers it, and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A parent that is killed cannot stop its workers, which would wait for it for ever; the kernel can.
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    for chunk in chunks:
+        try:
+            sender.send(decode(chunk))
+        except Exception as error:
+            sender.send(error)
+            return
 
 
 def _decode_files(paths: Iterable[str], mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:

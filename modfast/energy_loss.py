@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +81,12 @@ class EnmeshmentLoss(nn.Module):
         # In a list, since a registered child would put the model's weights into this loss's parameters.
         self._layers: list[Layer] = chosen
         self._partitions: list[Partition] = []
-        seen: dict[int, str] = {}
+        seen: dict[object, str] = {}
         for layer in chosen:
             stored = layer.stored()
-            if id(stored) in seen:
-                raise ValueError(f"layers: {layer.name!r} and {seen[id(stored)]!r} are one tied weight")
-            seen[id(stored)] = layer.name
+            if layer.identity in seen:
+                raise ValueError(f"layers: {layer.name!r} and {seen[layer.identity]!r} are one tied weight")
+            seen[layer.identity] = layer.name
             if isinstance(partitions, int):
                 try:
                     partition = Partition.blocks(layer.oriented(stored).shape, partitions)
@@ -95,7 +96,8 @@ class EnmeshmentLoss(nn.Module):
                 partition = given[layer]
             else:
                 raise ValueError(f"partitions: no partition for layer {layer.name!r}")
-            self._partitions.append(partition.to(stored.device))
+            # A model on the meta device is materialised later, on a device not known yet.
+            self._partitions.append(partition if stored.is_meta else partition.to(stored.device))
 
     @property
     def partitions(self) -> dict[str, Partition]:
@@ -103,6 +105,11 @@ class EnmeshmentLoss(nn.Module):
         return {
             layer.name: partition for layer, partition in zip(self._layers, self._partitions, strict=True)
         }
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Each chosen layer's weight as ``(out, in, *kernel)``, detached, by name."""
+        return {layer.name: layer.oriented(layer.stored()).detach() for layer in self._layers}
 
     def _reduce(self, losses: Tensor) -> Tensor:
         if self.reduction == "none":
@@ -144,13 +151,16 @@ class EnmeshmentLoss(nn.Module):
             >>> model.weight.grad.shape
             torch.Size([8, 8])
         """
+        if not isinstance(scale, (Real, Tensor)):
+            raise TypeError(f"scale must be a real number, got {type(scale).__name__}")
         factor = float(scale)
         if self.reduction == "mean":
             factor /= len(self._layers)
         losses: list[Tensor | None] = [None] * len(self._layers)
         groups: dict[torch.device, list[int]] = {}
         for index, layer in enumerate(self._layers):
-            stored = layer.stored()
+            with torch.enable_grad():  # without it a computed weight would pass for a frozen one
+                stored = layer.stored()
             if not stored.is_leaf:
                 raise RuntimeError(
                     f"layer {layer.name!r} has a computed weight without .grad: "
@@ -181,8 +191,8 @@ class EnmeshmentLoss(nn.Module):
             for position, index in enumerate(members):
                 losses[index] = found[position]
         stacked = torch.stack([loss for loss in losses if loss is not None])
-        all_double = all(layer.stored().dtype == torch.float64 for layer in self._layers)
-        return self._reduce(stacked.to(torch.float64 if all_double else torch.float32))
+        any_double = any(layer.stored().dtype == torch.float64 for layer in self._layers)
+        return self._reduce(stacked.to(torch.float64 if any_double else torch.float32))
 
     @torch.no_grad()
     def clusterability(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .partition import Partition
 
@@ -32,6 +33,12 @@ class Layer(NamedTuple):
         """The weight as it is kept now."""
         weight: Tensor = getattr(self.module, self.attribute)
         return weight
+
+    @property
+    def identity(self) -> object:
+        """The same for two layers that share one parameter; a computed weight is its module's own."""
+        parameter = self.module._parameters.get(self.attribute)
+        return (id(self.module), self.attribute) if parameter is None else id(parameter)
 
     def oriented(self, stored: Tensor) -> Tensor:
         """The ``(out, in, *kernel)`` view of a tensor laid out as the stored weight, and back."""
@@ -62,6 +69,8 @@ def find_layers(model: nn.Module) -> list[Layer]:
     """Every weight of ``model`` with at least two dimensions, in the model's order."""
     layers = []
     for prefix, module in model.named_modules():
+        if isinstance(module, ParametrizationList):
+            continue  # holds what a weight is computed from, not what a layer multiplies by
         # A parametrised weight is computed, not a parameter, yet it is what the layer multiplies by.
         parametrised = getattr(module, "parametrizations", {})
         for attribute in dict.fromkeys([*module._parameters, *parametrised]):
@@ -76,10 +85,10 @@ def find_layers(model: nn.Module) -> list[Layer]:
 
 def linear_layers(model: nn.Module) -> list[Layer]:
     """The weight of every ``nn.Linear``, tied ones once."""
-    found: dict[int, Layer] = {}
+    found: dict[object, Layer] = {}
     for layer in find_layers(model):
         if isinstance(layer.module, nn.Linear) and layer.attribute == "weight":
-            found.setdefault(id(layer.stored()), layer)
+            found.setdefault(layer.identity, layer)
     return list(found.values())
 
 

@@ -27,7 +27,10 @@ def _load() -> Any:
             "Elsewhere run: pip install --force-reinstall --no-deps modfast"
         ) from error
     # A forced instruction set that this processor lacks is better said now than at the first call.
-    _C.instruction_set_in_use()
+    try:
+        _C.instruction_set_in_use()
+    except RuntimeError as error:
+        raise ImportError(str(error)) from error
     return _C
 
 

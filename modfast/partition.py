@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import operator
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -32,21 +35,31 @@ def _positive_integer(name: str, value: object) -> int:
 def _labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
     """A private, contiguous int64 copy of ``labels``, checked."""
     try:
-        given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+        given = labels if isinstance(labels, Tensor) else _as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {type(labels).__name__}") from error
-    if given.dim() != 1:
-        raise ValueError(f"{name} must be 1-D, got shape {tuple(given.shape)}")
+    if given.dim() != 1 or given.layout != torch.strided:
+        raise ValueError(f"{name} must be 1-D and dense, got shape {tuple(given.shape)}, {given.layout}")
     # An empty list has no dtype of its own; there is nothing in it that could be wrong.
     if given.dtype not in _INTEGER_DTYPES and given.numel() > 0:
         raise ValueError(f"{name} must hold integers, got dtype {given.dtype}")
-    result = given.detach().to(torch.int64).clone(memory_format=torch.contiguous_format)
-    if result.numel() > 0:
+    # Made in inference mode, the labels could never be saved for a backward pass.
+    with torch.inference_mode(False):
+        result = given.detach().to(torch.int64).clone(memory_format=torch.contiguous_format)
+    if result.numel() > 0 and not result.is_meta:
         low, high = (int(value) for value in torch.aminmax(result))
+        if given.dtype == torch.uint64 and low < 0:
+            raise ValueError(f"{name} must lie in [-1, {num_clusters - 1}], got {low + 2**64}")
         if low < -1 or high >= num_clusters:
             bad = low if low < -1 else high
             raise ValueError(f"{name} must lie in [-1, {num_clusters - 1}], got {bad}")
     return result
+
+
+def _as_tensor(labels: np.ndarray[Any, Any] | Sequence[int]) -> Tensor:
+    array = np.asarray(labels)
+    # A copy in the machine's byte order: PyTorch takes no other, no negative strides, no read-only memory.
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
 class Partition:
@@ -135,7 +148,7 @@ class Partition:
         """
         count = _positive_integer("num_clusters", num_clusters)
         try:
-            rows, cols = (int(size) for size in tuple(shape)[:2])
+            rows, cols = (operator.index(size) for size in tuple(shape)[:2])
         except (TypeError, ValueError) as error:
             raise ValueError(f"shape must be a weight's (out, in), got {shape!r}") from error
         if rows < 0 or cols < 0:
@@ -147,8 +160,8 @@ class Partition:
 
         def side(size: int) -> Tensor:
             small, larger = divmod(size, count)
-            sizes = torch.full((count,), small).index_fill(0, torch.arange(larger), small + 1)
-            return torch.repeat_interleave(torch.arange(count), sizes)
+            sizes = torch.tensor([small + 1] * larger + [small] * (count - larger), device="cpu")
+            return torch.repeat_interleave(torch.arange(count, device="cpu"), sizes)
 
         return cls(side(rows), side(cols), count)
 
@@ -177,10 +190,10 @@ class Partition:
 
     def to(self, device: torch.device | str | int) -> Partition:
         """This partition with its labels on ``device``; itself when they are there."""
-        rows = self.row_labels.to(device)
+        rows = self.row_labels.to(device=device)
         if rows is self.row_labels:
             return self
-        return Partition(rows, self.col_labels.to(device), self.num_clusters)
+        return Partition(rows, self.col_labels.to(device=device), self.num_clusters)
 
     def transpose(self) -> Partition:
         """The partition of the transposed weight."""
@@ -238,34 +251,27 @@ def load_partitions(path: str | os.PathLike[str]) -> dict[str, Partition]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or no partitions file.
+        OSError: it cannot be read.
+        ValueError: the file is truncated, damaged or no partitions file.
     """
+    data = io.BytesIO(Path(path).read_bytes())
+    # A damaged archive makes zipfile, zlib, NumPy and json raise whatever they come upon.
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            contents = json.loads(archive["contents"].tobytes())
+        with zipfile.ZipFile(data) as archive:
+            # NumPy may stop short of an array's end, where its checksum would be looked at.
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as arrays:
+            contents = json.loads(arrays["contents"].tobytes())
             if contents["format"] != _FORMAT:
                 raise ValueError(f"format is {contents['format']!r}, expected {_FORMAT!r}")
             return {
-                entry["name"]: Partition(archive[f"rows_{i}"], archive[f"cols_{i}"], entry["num_clusters"])
+                str(entry["name"]): Partition(arrays[f"rows_{i}"], arrays[f"cols_{i}"], entry["num_clusters"])
                 for i, entry in enumerate(contents["entries"])
             }
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:
         raise ValueError(
             f"path: {os.fspath(path)!r} is no partitions file, or a damaged one ({error})"
         ) from error
-    except Exception as error:
-        # zlib.error has no public base class of its own to name here.
-        if type(error).__module__ == "zlib":
-            raise ValueError(f"path: {os.fspath(path)!r} is a damaged partitions file ({error})") from error
-        raise

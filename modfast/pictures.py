@@ -339,7 +339,15 @@ def _draw_measure(
         high = [scale * max(seeds) for seeds in values.values()]
         axes.fill_between(list(values), low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(
-            list(values), means, color=colour, linestyle=dashes, marker=marker, markersize=3.5, label=name
+            list(values),
+            means,
+            color=colour,
+            linestyle=dashes,
+            marker=marker,
+            markersize=3.5,
+            # Markers tell the lines apart; on every one of many epochs they would hide them.
+            markevery=max(1, len(means) // 12),
+            label=name,
         )
 
 

@@ -1,5 +1,7 @@
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -396,6 +398,23 @@ def test_workers_and_progress_do_not_change_the_result(tree, tmp_path, monkeypat
     )
     assert_same(serial, parallel)
     assert calls == [(5, 12), (10, 12), (12, 12)]
+
+
+def test_interrupt_stops_the_workers_at_once(tree, cache, monkeypatch):
+    monkeypatch.setattr(data, "_CHUNK_IMAGES", 1)
+    # As a training script may do that ends cleanly on SIGTERM; its workers must end all the same.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def interrupt(*_):
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            load(tree, cache, workers=2, progress=interrupt)
+        assert multiprocessing.active_children() == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_worker_that_dies_is_reported(tree, cache, monkeypatch):

@@ -15,6 +15,7 @@ from .energy import (
     labelled_block_inner,
     labelled_block_scale,
 )
+from .spectral import spectral_cocluster
 
 __all__ = [
     "accumulate_enmeshment_grad_",
@@ -26,4 +27,5 @@ __all__ = [
     "enmeshment_of_energies",
     "labelled_block_inner",
     "labelled_block_scale",
+    "spectral_cocluster",
 ]

@@ -1,0 +1,77 @@
+# Every target does the set-up that it needs, once, in $(VENV), and again only when its inputs change.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The interpreter is an input too: another one makes the environment anew.
+INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
+MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
+SOURCES := setup.py modfast/version.py $(wildcard csrc/*)
+MATRIX := 2.11.0 2.13.0 newest
+
+.PHONY: help setup demo test bench lint format test-matrix clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(MADE):
+	@test -n "$(INTERPRETER)" || { echo "PYTHON=$(PYTHON) does not run" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "modfast needs Python 3.10 or later")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+# What the build needs comes first and by name, so that the library is built against the PyTorch it will run on.
+$(VENV)/dependencies: $(MADE) pyproject.toml
+	$(BIN)/python -m pip install --quiet torch torchvision numpy 'setuptools>=77' pybind11 ninja
+	touch $@
+
+$(VENV)/installed: $(VENV)/dependencies $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
+
+setup: $(VENV)/installed ## make the environment and build the library
+
+demo: setup ## train a plain and a modular network on real digits, into out/demo
+	$(BIN)/modfast reproduce --data digits --out out/demo --overwrite
+
+test: setup ## run the tests (and the examples in the docstrings)
+	$(BIN)/python -m pytest --numprocesses auto --benchmark-disable
+
+bench: setup ## time the loss against its peers and the floor, as a table
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
+	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
+
+lint: setup ## check formatting, style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*
+
+format: setup ## format everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+test-matrix: setup ## one wheel, tested on the oldest, a middle and the newest PyTorch
+	rm -rf build/matrix
+	mkdir -p build/matrix/checkout
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/matrix .
+	cp -r tests benchmarks pyproject.toml build/matrix/checkout
+	for torch in $(MATRIX); do $(MAKE) --no-print-directory TORCH=$$torch matrix-one || exit 1; done
+
+.PHONY: matrix-one
+matrix-one: MATRIX_VENV = $(VENV)-torch-$(TORCH)
+matrix-one:
+	test -d $(MATRIX_VENV) || $(PYTHON) -m venv $(MATRIX_VENV)
+	$(MATRIX_VENV)/bin/python -m pip install --quiet torch$(if $(filter newest,$(TORCH)),,==$(TORCH)) torchvision
+	$(MATRIX_VENV)/bin/python -m pip install --quiet --force-reinstall --no-deps build/matrix/modfast-*.whl
+	$(MATRIX_VENV)/bin/python -m pip install --quiet "$$(ls build/matrix/modfast-*.whl)[test]"
+	cd build/matrix/checkout && $(abspath $(MATRIX_VENV))/bin/pytest tests \
+	  --ignore tests/test_packaging.py --numprocesses auto --benchmark-disable
+
+clean: ## remove everything that was made, but for results in out/
+	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info modfast/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,33 @@
+"""The enmeshment loss and its gradient: ours, each peer and the floor, for pytest-benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from peers import FLOOR, OURS, OURS_AUTOGRAD, PEERS, SIZES, Size, contestants
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=str)
+def size(request: pytest.FixtureRequest) -> Size:
+    found: Size = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def calls(size: Size) -> Iterator[dict[str, Callable[[], object]]]:
+    # Emptied afterwards, as the weights of one size take half a gigabyte or more.
+    found = contestants(size)
+    yield found
+    found.clear()
+
+
+@pytest.mark.benchmark(min_rounds=5, max_time=0.5)
+@pytest.mark.parametrize("name", [OURS, OURS_AUTOGRAD, *PEERS, FLOOR])
+def test_loss_and_gradient(
+    name: str, size: Size, calls: dict[str, Callable[[], object]], benchmark: Any
+) -> None:
+    benchmark.group = f"loss and gradient, {size}"
+    calls[name]()  # the compiled peer is compiled here
+    benchmark(calls[name])

@@ -1,0 +1,112 @@
+"""What the command line shows while it works: a bar with the time left, and a line for each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .experiment import Progress
+from .train import Record
+
+
+def _rich_progress() -> Any:
+    try:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+    except ImportError as error:
+        raise ImportError('the command line needs rich: pip install "modfast[experiments]"') from error
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
+@contextmanager
+def decoding() -> Iterator[Callable[[int, int], None]]:
+    """A bar for images being decoded; nothing is shown unless it is called."""
+    bar = _rich_progress()
+    task: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task("decoding", total=total, unit="images")
+        bar.update(task, completed=done)
+
+    try:
+        yield show
+    finally:
+        if task is not None:
+            bar.stop()
+
+
+class Display:
+    """A live bar for training runs; entered as a context.
+
+    On a terminal the bar moves; into a file or pipe only the lines for epochs and the table go.
+    """
+
+    def __init__(self) -> None:
+        self._bar = _rich_progress()
+        self._task: Any = None
+        self._epochs = 0
+        self._name = ""
+        self.progress = Progress(on_run=self._on_run, on_step=self._on_step, on_epoch=self._on_epoch)
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def _on_run(self, name: str, epochs: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._name, self._epochs = name, epochs
+        self._task = None
+
+    def _on_step(self, epoch: int, step: int, steps: int) -> None:
+        if self._task is None:
+            # A resumed run starts where it was, so that the speed is that of the steps made now.
+            done = (epoch - 1) * steps + step - 1
+            self._task = self._bar.add_task(
+                self._name, total=self._epochs * steps, completed=done, unit="steps"
+            )
+        self._bar.advance(self._task)
+
+    def _on_epoch(self, record: Record) -> None:
+        shares = "  ".join(f"{layer} {share:.3f}" for layer, share in record["clusterability"].items())
+        self._bar.console.print(
+            f"{self._name}  epoch {record['epoch']}/{self._epochs}  "
+            f"cross-entropy {record['cross_entropy']:.4f}  "
+            f"test accuracy {100 * record['test_accuracy']:.2f} %  "
+            f"clusterability {shares}  {record['seconds']:.2f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def table(self, table: Any, folder: Path) -> None:
+        """Print a results table and where the files are."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._bar.console.print(table)
+        self._bar.console.print(f"Results and pictures: {folder}", highlight=False, soft_wrap=True)

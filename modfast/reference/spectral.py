@@ -1,0 +1,190 @@
+"""The specification of spectral co-clustering, in plain PyTorch.
+
+Method: I. S. Dhillon, "Co-clustering documents and words using bipartite spectral graph partitioning",
+KDD 2001, with the normalisation of Ng, Jordan and Weiss, "On spectral clustering", NIPS 2001.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from ..partition import Partition
+
+_AFFINITIES = ("abs", "square", "given")
+
+# Nodes of the embedding closer than this (its rows have length one) are one place: they differ by rounding.
+_SAME_PLACE = 1e-6
+
+# Lloyd's iterations end by themselves, as a rule within a few dozen; a tie could in theory go on for ever.
+_MAX_LLOYD = 300
+
+
+def spectral_cocluster(
+    weight: Tensor, num_clusters: int, *, affinity: str = "abs", n_init: int = 10, seed: int = 0
+) -> Partition:
+    """Clusters of rows and columns that are tied to each other more than to the rest.
+
+    Rows and columns are the two sides of a bipartite graph with similarities ``A``. The top
+    ``num_clusters`` singular vectors of ``D_row^-1/2 A D_col^-1/2`` embed both sides in one space, where
+    k-means clusters them together: cluster ``c`` of the rows belongs to cluster ``c`` of the columns.
+
+    Args:
+        weight: dense, ``(out, in, *kernel)``, of any real dtype, on any device; computed in float64 on the
+            CPU. The similarities at a kernel's positions are added.
+        num_clusters: from 1 to the smaller of ``out`` and ``in``.
+        affinity: the similarity: ``"abs"``, ``|weight|``; ``"square"``, ``weight^2``; ``"given"``,
+            ``weight`` itself, which must not be negative (an accumulated gradient, for example).
+        n_init: how many times k-means starts anew; the tightest result is kept.
+        seed: of these starts. The same seed gives the same labels.
+
+    Returns:
+        The partition, on the weight's device. Clusters are numbered in the order in which the rows, then
+        the columns, first show them. Rows and columns of zeros are in no cluster, -1. A cluster is empty
+        only if fewer than ``num_clusters`` nodes differ: a constant or rank-one weight is one cluster.
+        It may consist of rows only or of columns only.
+
+    Raises:
+        TypeError: ``weight`` is no tensor, or complex.
+        ValueError: ``weight`` is not dense, has fewer than two dimensions, holds NaN or infinity or, as a
+            given similarity, a negative number; any other argument is out of range.
+
+    Example:
+        >>> weight = torch.tensor([[5.0, 0.1, 4.0], [0.1, -3.0, 0.2], [6.0, 0.2, -5.0]])
+        >>> partition = spectral_cocluster(weight, 2)
+        >>> partition.row_labels.tolist(), partition.col_labels.tolist()
+        ([0, 1, 0], [0, 1, 0])
+    """
+    _check_weight(weight)
+    rows, cols = weight.shape[:2]
+    _check_integer("num_clusters", num_clusters, 1, min(rows, cols), f" for shape {(rows, cols)}")
+    _check_integer("n_init", n_init, 1, 2**31 - 1)
+    _check_integer("seed", seed, 0, 2**63 - 1)
+    similarity = _similarity(weight, affinity)
+
+    row_labels, col_labels = torch.full((rows,), -1), torch.full((cols,), -1)
+    tied_rows, tied_cols = similarity.sum(1) > 0, similarity.sum(0) > 0
+    if tied_rows.any():
+        # What the rounding of the weights may change in a singular value, the first of which is 1.
+        rounding = torch.finfo(weight.dtype if weight.is_floating_point() else torch.float64).eps
+        points = _embedding(similarity[tied_rows][:, tied_cols], num_clusters, max(rounding, 1e-12))
+        labels = _kmeans(points, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        row_labels[tied_rows], col_labels[tied_cols] = labels.tensor_split([int(tied_rows.sum())])
+    return Partition(row_labels, col_labels, num_clusters).to(weight.device)
+
+
+def _check_weight(weight: object) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.is_complex():
+        raise TypeError(f"weight must be real, got {weight.dtype}")
+    if weight.layout != torch.strided:
+        raise ValueError(f"weight must be dense, got layout {weight.layout}")
+    if weight.dim() < 2 or weight.numel() == 0:
+        raise ValueError(f"weight must have shape (out, in, *kernel), none 0, got {tuple(weight.shape)}")
+
+
+def _check_integer(name: str, value: object, low: int, high: int, where: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}]{where}, got {value!r}")
+
+
+def _similarity(weight: Tensor, affinity: str) -> Tensor:
+    """The similarities of rows and columns, kernels summed: float64, ``(out, in)``, none negative."""
+    if affinity not in _AFFINITIES:
+        raise ValueError(f"affinity must be one of {_AFFINITIES}, got {affinity!r}")
+    values = weight.detach().cpu().to(torch.float64)
+    bad = ~values.isfinite() | (values < 0) if affinity == "given" else ~values.isfinite()
+    if bad.any():
+        place = tuple(bad.nonzero()[0].tolist())
+        allowed = "finite and, as a given similarity, not negative" if affinity == "given" else "finite"
+        raise ValueError(f"weight must be {allowed}, got {values[place].item()} at {place}")
+    # The clusters do not depend on the scale, but a square or a sum of very large numbers would be infinite.
+    largest = values.abs().max()
+    values = values / torch.where(largest == 0, 1.0, largest)
+    values = values.square() if affinity == "square" else values.abs()
+    return values.flatten(2).sum(2) if values.dim() > 2 else values
+
+
+def _embedding(similarity: Tensor, num_clusters: int, rounding: float) -> Tensor:
+    """A place on the unit sphere for each row, then for each column; every degree is positive.
+
+    Returns:
+        ``(rows + columns, number of singular vectors)``.
+    """
+    row_scale, col_scale = similarity.sum(1).rsqrt(), similarity.sum(0).rsqrt()
+    normalised = row_scale[:, None] * similarity * col_scale
+    left, values, right = torch.linalg.svd(normalised, full_matrices=False)
+    # Exactly num_clusters vectors. k clusters without ties between them have the singular value 1 k times
+    # over; its k vectors, the constant one among them, put the clusters at right angles to each other. With
+    # fewer (scikit-learn keeps 1 + ceil(log2 k)) the clusters are projected onto each other, and noise then
+    # mixes them; further vectors hold noise. Vectors of singular value 0 say nothing about the matrix.
+    kept = int((values[:num_clusters] > rounding).sum())
+    points = torch.cat([row_scale[:, None] * left[:, :kept], col_scale[:, None] * right[:kept].T])
+    # The nodes of a cluster lie in one direction from the origin, at a distance of about the inverse root
+    # of its total similarity: without the scaling to length one, k-means would divide the small, far
+    # clusters and join the large, near ones. The length is never below the inverse root of the whole
+    # similarity, but where there are more separate parts than vectors: a part that has none of them stays
+    # at the origin, a place of its own, rather than in the direction of a rounding error.
+    lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
+    shortest = similarity.sum().rsqrt() * 1e-8
+    return points / torch.where(lengths > shortest, lengths, torch.inf)
+
+
+def _kmeans(points: Tensor, num_clusters: int, n_init: int, generator: torch.Generator) -> Tensor:
+    """The labels, of ``n_init`` starts, with the least sum of squared distances from the clusters' means."""
+    best_labels, best_cost = torch.zeros(len(points), dtype=torch.int64), torch.inf
+    for _ in range(n_init):
+        labels, cost = _lloyd(points, _first_centres(points, num_clusters, generator))
+        if cost < best_cost:
+            best_labels, best_cost = labels, cost
+    return _numbered_as_met(best_labels)
+
+
+def _first_centres(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by squared distance.
+
+    Returns:
+        At most ``num_clusters`` centres: no more than there are places that differ.
+    """
+    first = int(torch.randint(len(points), (), generator=generator))
+    centres = points[first : first + 1]
+    squares = _squared_distances(points, centres).amin(1)
+    while len(centres) < num_clusters and squares.max() > _SAME_PLACE**2:
+        # A point that differs from a centre by rounding only must not be drawn as another centre.
+        chances = torch.where(squares > _SAME_PLACE**2, squares, 0.0)
+        centres = torch.cat([centres, points[torch.multinomial(chances, 1, generator=generator)]])
+        squares = torch.minimum(squares, _squared_distances(points, centres[-1:]).amin(1))
+    return centres
+
+
+def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
+    """Lloyd's iterations to their end; no cluster is empty in the result."""
+    count = len(centres)
+    labels = torch.full((len(points),), -1)
+    for _ in range(_MAX_LLOYD):
+        squares = _squared_distances(points, centres)
+        previous, labels = labels, squares.argmin(1)
+        for empty in (torch.bincount(labels, minlength=count) == 0).nonzero().flatten():
+            # An emptied cluster restarts at the point farthest from its centre that leaves no cluster empty.
+            alone = torch.bincount(labels, minlength=count)[labels] == 1
+            own = squares.gather(1, labels[:, None]).flatten()
+            labels[torch.where(alone, -1.0, own).argmax()] = empty
+        sizes = torch.bincount(labels, minlength=count)
+        centres = torch.zeros_like(centres).index_add(0, labels, points) / sizes[:, None]
+        if torch.equal(labels, previous):
+            break
+    return labels, float((points - centres[labels]).square().sum())
+
+
+def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """``(points, centres)``, of differences: the shorter form by products loses small distances."""
+    return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _numbered_as_met(labels: Tensor) -> Tensor:
+    """The same clusters, numbered by their first point."""
+    new_number: dict[int, int] = {}
+    return torch.tensor([new_number.setdefault(label, len(new_number)) for label in labels.tolist()])

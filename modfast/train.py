@@ -1,0 +1,373 @@
+"""Training a modular network: cross-entropy plus lambda times enmeshment, in one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .circuits import evaluating
+from .data import Dataset
+from .energy_loss import EnmeshmentLoss
+from .files import atomic_write
+from .layers import linear_layers
+from .library import backend
+from .partition import Partition
+
+CHECKPOINT = "checkpoint.pt"
+_FORMAT = "modfast checkpoint 1"
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_EVALUATION_BATCH = 1000
+
+Record: TypeAlias = dict[str, Any]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is not finite, or a checkpoint does not belong to this run."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides what a run trains. The defaults are the paper's (arXiv 2409.15747).
+
+    Attributes:
+        enmeshment_weight: lambda; 0 trains a plain model.
+        layers: the regularised layers, by name or glob; None is every ``nn.Linear``.
+        num_clusters: contiguous blocks for each layer, unless partitions are given.
+        epochs: passes over the training images.
+        batch_size: images for each step; the last step of an epoch may have fewer.
+        learning_rate: Adam's.
+        seed: of the order of the images and of dropout. (The model is seeded by who makes it.)
+        device: "auto" takes a CUDA device if there is one that this build has kernels for.
+        threads: of PyTorch on the CPU; None leaves them. The same number repeats a run bit for bit.
+        precision: of the forward pass: "float32", or "bfloat16" by autocast, weights staying float32.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> TrainConfig(epochs=3).enmeshment_weight
+        0.7
+    """
+
+    enmeshment_weight: float = 0.7
+    layers: tuple[str, ...] | None = ("fc2",)
+    num_clusters: int = 4
+    epochs: int = 21
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 42
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        def require(name: str, holds: bool, allowed: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+        def whole(name: str, least: int) -> None:
+            value = getattr(self, name)
+            allowed = f"a whole number of at least {least}"
+            require(name, isinstance(value, int) and not isinstance(value, bool) and value >= least, allowed)
+
+        for name, least in {"num_clusters": 1, "epochs": 1, "batch_size": 1, "seed": 0}.items():
+            whole(name, least)
+        require("seed", self.seed < 2**63, "below 2**63")
+        if self.threads is not None:
+            whole("threads", 1)
+        finite = math.isfinite(self.enmeshment_weight) and self.enmeshment_weight >= 0
+        require("enmeshment_weight", finite, "a finite number of at least 0")
+        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        require("learning_rate", finite, "a finite number above 0")
+        require("precision", self.precision in _PRECISIONS, f"one of {sorted(_PRECISIONS)}")
+        require("layers", self.layers is None or len(self.layers) > 0, "None or at least one name")
+
+
+@dataclass
+class Run:
+    """A model in training, and all that is needed to go on with it.
+
+    Attributes:
+        model: the network, on its device.
+        optimizer: Adam over its parameters.
+        config: what was asked for.
+        partitions: the regularised layers' clusters.
+        measured: the clusters of every linear layer, for the record.
+        initial: the measured layers' weights before training.
+        history: one record for each finished epoch; see :func:`train`.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    partitions: dict[str, Partition]
+    measured: dict[str, Partition]
+    initial: dict[str, Tensor]
+    history: list[Record] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where this build has kernels for one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    serves_cuda = backend()["cuda"] or backend()["backend"] == "reference"
+    if name == "auto":
+        return torch.device("cuda" if serves_cuda and torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be 'auto' or one that is here, got {name!r} ({error})") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not serves_cuda):
+        raise ValueError(f"device: this build of modfast has no kernels for {name!r}")
+    return device
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    partitions: Mapping[str, Partition] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    on_step: Callable[[int, int, int], None] | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> Run:
+    """Train a classifier with cross-entropy plus ``enmeshment_weight`` times enmeshment.
+
+    Seeds PyTorch's global generator. On the CPU, the same model, data, configuration and number of
+    threads give the same weights bit for bit, whether or not the run was killed and resumed.
+
+    Args:
+        model: images ``(n, channels, height, width)`` to logits ``(n, classes)``; moved to the device and
+            trained in place.
+        dataset: the images.
+        config: everything else.
+        partitions: layer name to clusters; by default contiguous blocks of ``config.layers``.
+        out: a folder for a checkpoint after each epoch, written whole or not at all, loadable with
+            ``torch.load(..., weights_only=True)``. None keeps none.
+        resume: continue from the checkpoint in ``out``, if there is one.
+        on_step: called as ``on_step(epoch, step, steps)`` after each step, all counted from 1.
+        on_epoch: called with each finished epoch's record.
+
+    Returns:
+        The finished run. A record of its ``history`` holds ``epoch`` (from 1), ``loss`` and
+        ``cross_entropy`` (means over the epoch's steps, in nats), ``enmeshment`` (of the regularised
+        layers, at the end), ``train_accuracy`` (while training), ``test_accuracy``,
+        ``clusterability`` (of each linear layer, at the end) and ``seconds`` (training and testing).
+
+    Raises:
+        ValueError: the configuration does not fit the model or the machine.
+        TrainingError: the loss is not finite, or the checkpoint belongs to another run.
+
+    Example:
+        >>> from modfast.data import load_dataset
+        >>> from modfast.models import MLP
+        >>> digits = load_dataset("digits")
+        >>> run = train(MLP(digits.image_shape), digits, TrainConfig(epochs=1))
+        >>> len(run.history)
+        1
+    """
+    with _threads(config.threads):
+        run = _start(model, dataset, config, partitions)
+        checkpoint = None if out is None else Path(out) / CHECKPOINT
+        if checkpoint is not None and resume and checkpoint.exists():
+            _load_checkpoint(run, dataset, checkpoint)
+        elif checkpoint is not None:
+            _save_checkpoint(run, dataset, checkpoint)
+        loss = EnmeshmentLoss(run.model, run.partitions)
+        precision = _PRECISIONS[config.precision]
+        steps = math.ceil(len(dataset.train_images) / config.batch_size)
+
+        for epoch in range(len(run.history) + 1, config.epochs + 1):
+            began = time.perf_counter()
+            run.model.train()
+            entropy_sum = torch.zeros((), dtype=torch.float64, device=run.device)
+            enmeshment_sum, correct = torch.zeros_like(entropy_sum), torch.zeros_like(entropy_sum)
+            for step, batch in enumerate(
+                _order(dataset, config.seed, epoch).split(config.batch_size), start=1
+            ):
+                images = dataset.normalize(dataset.train_images[batch].to(run.device))
+                labels = dataset.train_labels[batch].to(run.device)
+                with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
+                    logits = run.model(images)
+                    entropy = cross_entropy(logits, labels)
+                run.optimizer.zero_grad()
+                entropy.backward()
+                if config.enmeshment_weight:
+                    enmeshment_sum += loss.accumulate_grad_(config.enmeshment_weight)
+                run.optimizer.step()
+                entropy_sum += entropy.detach() * len(batch)
+                correct += (logits.detach().argmax(dim=1) == labels).sum()
+                if on_step is not None:
+                    on_step(epoch, step, steps)
+
+            count = len(dataset.train_images)
+            record = _measure(run, dataset, loss)
+            record |= {
+                "epoch": epoch,
+                "cross_entropy": float(entropy_sum) / count,
+                "loss": float(entropy_sum) / count + config.enmeshment_weight * float(enmeshment_sum) / steps,
+                "train_accuracy": float(correct) / count,
+                "seconds": time.perf_counter() - began,
+            }
+            if not math.isfinite(record["loss"] + record["enmeshment"]):
+                raise TrainingError(
+                    f"the loss is {record['loss']} in epoch {epoch}: a smaller learning_rate "
+                    f"(now {config.learning_rate}) may help"
+                )
+            run.history.append(record)
+            if checkpoint is not None:
+                _save_checkpoint(run, dataset, checkpoint)
+            if on_epoch is not None:
+                on_epoch(record)
+    return run
+
+
+def _order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
+    """The order of the images, a function of seed and epoch alone, so that a resumed epoch has it too."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(len(dataset.train_images), generator=generator)
+
+
+def _start(
+    model: nn.Module, dataset: Dataset, config: TrainConfig, partitions: Mapping[str, Partition] | None
+) -> Run:
+    device = choose_device(config.device)
+    model.to(device)
+    torch.manual_seed(config.seed)
+    chosen = EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
+    measured = dict(chosen.partitions)
+    for layer in linear_layers(model):
+        shape = layer.stored().shape
+        if layer.name not in measured and min(shape) >= config.num_clusters:
+            measured[layer.name] = Partition.blocks(shape, config.num_clusters)
+    every = EnmeshmentLoss(model, measured)
+    return Run(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=config.learning_rate),
+        config=config,
+        partitions=chosen.partitions,
+        measured=every.partitions,
+        initial={name: weight.cpu().clone() for name, weight in every.weights().items()},
+    )
+
+
+def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss) -> Record:
+    """What is recorded at the end of an epoch."""
+    with evaluating(run.model):
+        right = 0
+        for images, labels in zip(
+            dataset.test_images.split(_EVALUATION_BATCH),
+            dataset.test_labels.split(_EVALUATION_BATCH),
+            strict=True,
+        ):
+            logits = run.model(dataset.normalize(images.to(run.device)))
+            right += int((logits.argmax(dim=1).cpu() == labels).sum())
+        enmeshment = float(loss())
+    return {
+        "enmeshment": enmeshment,
+        "test_accuracy": right / len(dataset.test_labels),
+        "clusterability": EnmeshmentLoss(run.model, run.measured).clusterability(),
+    }
+
+
+# --- Checkpoints: plain containers and tensors, so that loading one runs no code from it.
+
+
+def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that was killed."""
+    config = asdict(run.config)
+    # More epochs may be asked for; device and threads change how fast, and at most the rounding.
+    for name in ("epochs", "device", "threads"):
+        del config[name]
+    config["layers"] = None if run.config.layers is None else list(run.config.layers)
+    clusters = {
+        name: [each.row_labels.tolist(), each.col_labels.tolist()] for name, each in run.partitions.items()
+    }
+    shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
+    return {"config": config, "partitions": clusters, "parameters": shapes, "data": dataset.fingerprint()}
+
+
+def _save_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
+    state = {
+        "format": _FORMAT,
+        "identity": _identity(run, dataset),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "initial": run.initial,
+        "history": run.history,
+        "random_state": torch.get_rng_state(),
+        "cuda_random_state": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
+    }
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint's contents: ``model`` (a state_dict), ``initial``, ``history``, and what resuming needs.
+
+    Raises:
+        TrainingError: the file is damaged or no checkpoint of modfast.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({error})") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise TrainingError(f"{os.fspath(path)} is no checkpoint of this version of modfast")
+    return state
+
+
+def _load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
+    state = read_checkpoint(path)
+    saved, wanted = state["identity"], _identity(run, dataset)
+    for part in wanted:
+        if saved[part] != wanted[part]:
+            names = [f.name for f in fields(TrainConfig)] if part == "config" else []
+            differing = [
+                f"{name} {saved[part].get(name)!r}, not {wanted[part].get(name)!r}"
+                for name in names
+                if saved[part].get(name) != wanted[part].get(name)
+            ]
+            raise TrainingError(
+                f"{path} was made with another {part}: {'; '.join(differing) or 'train into another folder'}"
+            )
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.initial = state["initial"]
+    run.history = state["history"]
+    torch.set_rng_state(state["random_state"])
+    if run.device.type == "cuda" and state["cuda_random_state"] is not None:
+        torch.cuda.set_rng_state(state["cuda_random_state"], run.device)

@@ -1,0 +1,47 @@
+"""What all tests share."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, alone or among others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def set_threads():
+    """``torch.set_num_threads``, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_python():
+    """Run code in a fresh interpreter, with none of this one's settings of modfast but those given."""
+
+    def run(code, **environment):
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MODFAST_")}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**inherited, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,202 @@
+"""The command line, end to end, as a user runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import modfast
+from modfast.cli import main
+from modfast.experiment import read_results
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes that a network can tell apart: dark and bright 12 x 12 images."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label, level in (("bright", 200), ("dark", 30)):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = level + generator.integers(-20, 20, (12, 12, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce") / "out"
+    assert main(["reproduce", "--data", "digits", "--out", str(out), "--seeds", "2", "--epochs", "30"]) == 0
+    return out
+
+
+def is_picture(path):
+    with Image.open(path) as image:
+        image.verify()
+    return path.stat().st_size > 5000
+
+
+def test_reproduce_writes_what_the_readme_promises(reproduced):
+    results = json.loads((reproduced / "results.json").read_text())
+    assert results["plain"]["accuracy"] > 0.9
+    assert results["modular"]["accuracy"] > results["plain"]["accuracy"] - 0.03
+    assert results["modular"]["clusterability"]["fc2"] > 0.9
+    assert results["plain"]["clusterability"]["fc2"] < 0.5
+    assert results["config"]["seeds"] == [42, 43]
+    assert results["config"]["data_fingerprint"]
+    assert results["environment"]["torch"] == torch.__version__
+    for name in ("comparison.png", "curves.png", "modular-seed42/weights.png", "plain-seed43/curves.png"):
+        assert is_picture(reproduced / name), name
+    assert is_picture(reproduced / "modular-seed42/class_accuracy_fc2.png")
+
+
+def test_each_run_of_a_comparison_is_whole(reproduced):
+    single = read_results(reproduced / "modular-seed43")
+    assert len(single["history"]) == 30
+    assert len(single["class_accuracy"]) == 10
+    assert np.shape(single["cluster_accuracy"]["fc2"]["only"]) == (4, 10)
+    partitions = modfast.load_partitions(reproduced / "modular-seed43/partitions.npz")
+    state = torch.load(reproduced / "modular-seed43/checkpoint.pt", weights_only=True)
+    share = modfast.clusterability(state["model"]["fc2.weight"], partitions["fc2"])
+    assert float(share) == pytest.approx(single["clusterability"]["fc2"], abs=1e-6)
+
+
+def test_the_pair_of_a_seed_starts_from_the_same_weights(reproduced):
+    plain, modular = (
+        torch.load(reproduced / f"{kind}-seed42/checkpoint.pt", weights_only=True)["initial"]
+        for kind in ("plain", "modular")
+    )
+    assert all(torch.equal(plain[name], modular[name]) for name in plain)
+
+
+def test_report_draws_again_from_the_files_alone(reproduced, tmp_path, capsys):
+    shutil.copytree(reproduced, tmp_path / "copy")
+    pictures = sorted((tmp_path / "copy").rglob("*.png"))
+    before = {path: path.read_bytes() for path in pictures}
+    for path in pictures:
+        path.unlink()
+    assert main(["report", str(tmp_path / "copy")]) == 0
+    for run in ("plain-seed42", "modular-seed42", "plain-seed43", "modular-seed43"):
+        assert main(["report", str(tmp_path / "copy" / run)]) == 0
+    assert {path: path.read_bytes() for path in pictures} == before
+    assert "fc2" in capsys.readouterr().out
+
+
+def test_results_are_not_lost_by_mistake(reproduced, capsys):
+    before = (reproduced / "results.json").read_bytes()
+    arguments = ["reproduce", "--data", "digits", "--out", str(reproduced), "--seeds", "2", "--epochs", "30"]
+    assert main(arguments) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert (reproduced / "results.json").read_bytes() == before
+    assert main([*arguments, "--resume"]) == 0  # nothing left to train
+
+
+def test_train_on_an_image_folder_with_given_partitions(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODFAST_CACHE", str(tmp_path / "cache"))
+    partition = modfast.Partition(torch.arange(64) % 2, torch.arange(64) // 32, 2)
+    modfast.save_partitions(tmp_path / "clusters.npz", {"fc2": partition})
+    out = tmp_path / "out"
+    arguments = ["train", "--data", f"imagefolder:{image_folder}", "--out", str(out), "--epochs", "8"]
+    arguments += ["--partitions", str(tmp_path / "clusters.npz"), "--clusters", "2", "--batch-size", "8"]
+    assert main(arguments) == 0
+    results = read_results(out)
+    assert results["accuracy"] == 1.0
+    assert results["classes"] == ["bright", "dark"]
+    assert modfast.load_partitions(out / "partitions.npz")["fc2"] == partition
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "modfast.cli", *arguments]
+
+
+def wait_for_epoch(out, epochs):
+    from modfast.train import read_checkpoint
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (out / "checkpoint.pt").exists() and len(
+            read_checkpoint(out / "checkpoint.pt")["history"]
+        ) >= epochs:
+            return
+        time.sleep(0.01)
+    raise AssertionError("no epoch was finished within a minute")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_resumes(tmp_path, how):
+    arguments = [
+        "train",
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "100",
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_for_epoch(tmp_path / "out", 2)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "--resume" in errors
+        assert "Traceback" not in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out/results.json").exists()
+    subprocess.run(command(*arguments, "--resume"), check=True, timeout=120, stdout=subprocess.DEVNULL)
+    assert len(read_results(tmp_path / "out")["history"]) == 100
+    assert not list((tmp_path / "out").glob(".checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "cifar11"], "cifar11"),
+        (["--data", "imagefolder:/nowhere/at/all"], "/nowhere/at/all"),
+        (["--layers", "fc9"], "fc9"),
+        (["--clusters", "65"], "num_clusters"),
+        (["--epochs", "-1"], "epochs"),
+        (["--device", "toaster"], "toaster"),
+        (["--model", "no_such_module:make"], "no_such_module"),
+        (["--partitions", "nowhere.npz"], "nowhere.npz"),
+        (["--resume", "--overwrite"], "exclude"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, capsys, arguments, message):
+    assert main(["train", "--out", str(tmp_path / "out"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("modfast: error: ")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_a_folder_without_results(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert "no run has finished" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text('{"plain": ')
+    assert main(["report", str(tmp_path)]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_the_command_is_installed():
+    script = os.path.join(os.path.dirname(sys.executable), "modfast")
+    shown = subprocess.run([script, "--version"], check=True, capture_output=True, text=True)
+    assert shown.stdout.strip() == f"modfast {modfast.__version__}"
+    for name in ("train", "reproduce", "report"):
+        shown = subprocess.run([script, name, "--help"], check=True, capture_output=True, text=True)
+        assert "usage" in shown.stdout

@@ -1,0 +1,74 @@
+"""The sdist holds what a build needs, and the wheel works where nothing else of the project is."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A wheel built from the sdist, as an installer does it, in the environment's own packages."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    return out
+
+
+def test_the_sdist_holds_the_sources(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    needed = [
+        name
+        for name in tracked
+        if re.match(r"(csrc|modfast|tests|benchmarks)/|LICENSE|README|Makefile", name)
+    ]
+    assert needed
+    assert set(needed) <= names
+
+
+def test_the_wheel_holds_the_package_and_no_sources(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert any(re.fullmatch(r"modfast/_C\..*\.so", name) for name in names)
+    assert "modfast/py.typed" in names
+    assert "modfast/reference/energy.py" in names
+    assert all(name.startswith(("modfast/", "modfast-")) for name in names)
+
+
+def test_the_wheel_works_in_an_empty_environment(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, timeout=120
+    )
+    # PyTorch's gigabytes are lent from here rather than installed again; modfast itself is not on that path,
+    # since an editable install is found by a hook of this environment, not by its folder.
+    packages = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    (Path(packages) / "lent.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
+    program = (
+        "import modfast, torch\n"
+        "assert modfast.__file__.startswith(__import__('sys').prefix), modfast.__file__\n"
+        "model = torch.nn.Linear(64, 64)\n"
+        "loss = modfast.EnmeshmentLoss(model, 4)\n"
+        "loss().backward()\n"
+        "print(modfast.backend()['backend'], float(loss()) > 0)\n"
+    )
+    shown = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert shown.stdout.split() == ["compiled", "True"]
