@@ -82,7 +82,7 @@ def cells(result: dict[str, Any]) -> list[str]:
 
 def setting(report: dict[str, Any]) -> str:
     """What the times depend on, in one line."""
-    machine, rotated = report["environment"], report["rotated_megabytes"]
+    machine, rotated = report["environment"], report["rotated_mebibytes"]
     memory = f"weights rotate over {rotated} MiB" if rotated else "one weight throughout"
     return (
         f"{report['date']}: {machine['processor']}, threads {machine['threads']}, {memory}; "
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": date.today().isoformat(),
         "environment": environment(),
         "kernels": backend["cpu"] if backend["backend"] == "compiled" else backend["backend"],
-        "rotated_megabytes": options.rotate,
+        "rotated_mebibytes": options.rotate,
         "repeats": options.repeats,
         "results": [],
     }

@@ -3,22 +3,20 @@
 // MODFAST_LINES_NAME was defined. Includes nothing itself: a standard header read under those options
 // could leave its inline functions compiled for a processor that the machine does not have.
 
-// IEEE half to single. Exact. Subnormal halves are normal singles: the multiplication renormalises them.
+// IEEE half to single. Exact, also where the processor is told to take subnormal singles for zero.
 inline float half_to_float_one(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
+  const uint32_t exponent = half & 0x7c00u;
+  // A subnormal half counts units of 2^-24, which as a single is normal.
+  const float subnormal = static_cast<float>(static_cast<int32_t>(half & 0x03ffu)) * 0x1p-24f;
   uint32_t bits;
-  if ((half & 0x7c00u) == 0x7c00u) {  // infinity or NaN; a NaN comes out quiet, as the hardware does it
-    bits = sign | 0x7f800000u | magnitude | ((half & 0x03ffu) ? 0x00400000u : 0u);
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-  }
-  float result;
-  std::memcpy(&result, &magnitude, sizeof result);
-  result *= 0x1p112f;  // moves the exponent from a bias of 15 to one of 127
-  std::memcpy(&bits, &result, sizeof bits);
+  std::memcpy(&bits, &subnormal, sizeof bits);
+  if (exponent != 0) bits = magnitude + 0x38000000u;  // from an exponent's bias of 15 to one of 127
+  // Infinity or NaN; a NaN comes out quiet, as the hardware does it.
+  if (exponent == 0x7c00u) bits = 0x7f800000u | magnitude | ((half & 0x03ffu) ? 0x00400000u : 0u);
   bits |= sign;
+  float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
 }

@@ -140,13 +140,14 @@ def _load(options: argparse.Namespace) -> Any:
         return load_dataset(options.data, progress=show)
 
 
-def _config(options: argparse.Namespace, dataset: Any, seed: int, epochs: int) -> Any:
+def _config(options: argparse.Namespace, dataset: Any, epochs: int, partitions: Any = None) -> Any:
+    """The configuration that the options ask for, tried on the model."""
     from .energy_loss import EnmeshmentLoss
     from .models import build_model
     from .train import TrainConfig, choose_device
 
     layers = options.layers
-    if layers is None and options.model in ("auto", "cnn", "mlp"):
+    if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
         layers = ["fc2"]
     config = TrainConfig(
         enmeshment_weight=options.enmeshment_weight,
@@ -155,18 +156,15 @@ def _config(options: argparse.Namespace, dataset: Any, seed: int, epochs: int) -
         epochs=epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
-        seed=seed,
+        seed=options.seed,
         device=options.device,
         threads=options.threads,
         precision=options.precision,
     )
     # A wrong device, model or layer is said before a folder is made or an old one emptied.
     choose_device(config.device)
-    EnmeshmentLoss(
-        build_model(options.model, dataset.image_shape, dataset.num_classes),
-        config.num_clusters,
-        config.layers,
-    )
+    model = build_model(options.model, dataset.image_shape, dataset.num_classes)
+    EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     return config
 
 
@@ -179,9 +177,7 @@ def _train(options: argparse.Namespace) -> None:
     dataset = _load(options)
     epochs, _ = _epochs(options)
     partitions = None if options.partitions is None else load_partitions(options.partitions)
-    if partitions is not None and options.layers is None:
-        options.layers = list(partitions)
-    config = _config(options, dataset, options.seed, epochs)
+    config = _config(options, dataset, epochs, partitions)
     folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
     with Display() as display:
         results = train_run(
@@ -203,7 +199,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
     dataset = _load(options)
     epochs, plain_epochs = _epochs(options)
-    config = _config(options, dataset, options.seed, epochs)
+    config = _config(options, dataset, epochs)
     folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
     with Display() as display:
         results = reproduce(

@@ -151,9 +151,10 @@ class EnmeshmentLoss(nn.Module):
             >>> model.weight.grad.shape
             torch.Size([8, 8])
         """
-        if not isinstance(scale, (Real, Tensor)):
-            raise TypeError(f"scale must be a real number, got {type(scale).__name__}")
-        factor = float(scale)
+        given: object = scale
+        if not isinstance(given, (Real, Tensor)):
+            raise TypeError(f"scale must be a real number, got {type(given).__name__}")
+        factor = float(given)
         if self.reduction == "mean":
             factor /= len(self._layers)
         losses: list[Tensor | None] = [None] * len(self._layers)

@@ -97,9 +97,18 @@ class Partition:
             raise ValueError(
                 f"row_labels and col_labels must be on one device, got {rows.device} and {cols.device}"
             )
+        self._set(rows, cols, count)
+
+    def _set(self, rows: Tensor, cols: Tensor, count: int) -> None:
         object.__setattr__(self, "num_clusters", count)
         object.__setattr__(self, "row_labels", rows)
         object.__setattr__(self, "col_labels", cols)
+
+    def _like(self, rows: Tensor, cols: Tensor) -> Partition:
+        """With labels made from its own, which need no check: that would wait for the device."""
+        made = Partition.__new__(Partition)
+        made._set(rows, cols, self.num_clusters)
+        return made
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Partition is immutable: cannot set {name}")
@@ -193,11 +202,11 @@ class Partition:
         rows = self.row_labels.to(device=device)
         if rows is self.row_labels:
             return self
-        return Partition(rows, self.col_labels.to(device=device), self.num_clusters)
+        return self._like(rows, self.col_labels.to(device=device))
 
     def transpose(self) -> Partition:
         """The partition of the transposed weight."""
-        return Partition(self.col_labels, self.row_labels, self.num_clusters)
+        return self._like(self.col_labels, self.row_labels)
 
     def row_order(self) -> Tensor:
         """The stable permutation that brings the rows of a cluster together; unassigned rows come last."""

@@ -1,6 +1,7 @@
 """What a run leaves behind: its numbers as tables, its pictures, and where it ran.
 
-The pictures are drawn in :mod:`modfast.pictures` and offered here as well.
+The pictures are drawn in :mod:`modfast.pictures`, :mod:`modfast.picture_weights` and
+:mod:`modfast.picture_classes` and offered here as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from modfast.pictures import draw_class_accuracy, draw_comparison, draw_curves, draw_weights
+from modfast.picture_classes import draw_class_accuracy
+from modfast.picture_weights import draw_weights
+from modfast.pictures import draw_comparison, draw_curves
 from modfast.statistics import mean_interval, paired_interval
 from modfast.version import __version__
 

@@ -7,6 +7,12 @@ import sys
 import pytest
 import torch
 
+# Several workers, each with as many threads as there are cores, would spend most of their time waiting for
+# each other. Tests of threads set their number themselves; the variable is for processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():

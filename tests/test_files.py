@@ -46,7 +46,8 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
             temporary.write_text("half of the n")
             raise error
 
-    pytest.raises(error, interrupted)
+    with pytest.raises(error):
+        interrupted()
     assert target.read_text() == "old"
     assert names_in(tmp_path) == ["note.txt"]
 

@@ -469,7 +469,7 @@ def test_a_shortened_array_is_noticed(tmp_path):
     path.write_bytes(whole)
     assert load_partitions(path)["a"].shape == (4000, 1)
     path.write_bytes(whole.replace(b"(4000,)", b"(1000,)"))
-    with pytest.raises(ValueError, match="rows_0.npy"):
+    with pytest.raises(ValueError, match=r"rows_0\.npy"):
         load_partitions(path)
 
 

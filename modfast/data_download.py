@@ -1,0 +1,176 @@
+"""CIFAR-10 and MNIST through torchvision: read where they lie, downloaded once where they do not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modfast.dataset import DataError, Dataset, import_optional
+
+# Without a limit, an unreachable server behind a firewall that drops packets is waited for without end.
+_NETWORK_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Downloadable:
+    """A data set of torchvision: where its archives come from and where they and their contents belong."""
+
+    name: str
+    torchvision_class: str
+    contents: str
+    archive_folder: str
+    archives: tuple[str, ...]
+    url: str
+    classes: tuple[str, ...]
+    mean: float
+    std: float
+
+
+DOWNLOADABLE = {
+    "cifar10": Downloadable(
+        name="cifar10",
+        torchvision_class="CIFAR10",
+        contents="cifar-10-batches-py",
+        archive_folder="",
+        archives=("cifar-10-python.tar.gz",),
+        url="https://www.cs.toronto.edu/~kriz/",
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        mean=0.0,
+        std=1.0,
+    ),
+    "mnist": Downloadable(
+        name="mnist",
+        torchvision_class="MNIST",
+        contents="MNIST",
+        archive_folder="MNIST/raw",
+        archives=(
+            "train-images-idx3-ubyte.gz",
+            "train-labels-idx1-ubyte.gz",
+            "t10k-images-idx3-ubyte.gz",
+            "t10k-labels-idx1-ubyte.gz",
+        ),
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        classes=tuple(str(digit) for digit in range(10)),
+        mean=0.1307,
+        std=0.3081,
+    ),
+}
+
+
+def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> Dataset:
+    """Read a data set from ``cache_dir``, after downloading it if it is not whole and ``download`` allows.
+
+    Args:
+        source: One of ``DOWNLOADABLE``.
+        cache_dir: Holds a folder for each data set, named after it.
+        download: Whether the network may be used for data that is missing or damaged.
+
+    Raises:
+        DataError: There is no whole data set and none can be downloaded; the message says how to provide it.
+        ImportError: torchvision is missing.
+
+    Warns:
+        RuntimeWarning: The data set is damaged and is downloaded again.
+    """
+    datasets = import_optional("torchvision.datasets", source.name)
+    dataset_class = getattr(datasets, source.torchvision_class)
+    root = cache_dir / source.name
+    # torchvision and the libraries below it raise RuntimeError, OSError, AssertionError, EOFError and
+    # others for files that are missing or damaged; all of them mean that there is no data here.
+    try:
+        train, test = _read_splits(dataset_class, root)
+    except Exception as missing:
+        tried = f"reading {root / source.contents} ({missing})"
+        if not download:
+            raise DataError(_by_hand(source, root, tried)) from missing
+        if (root / source.contents).exists() and not _has_archives(source, root):
+            warnings.warn(
+                f"{root / source.contents} is incomplete or damaged ({missing}); downloading it again",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        try:
+            train, test = _download(source, dataset_class, root)
+        except Exception as failed:
+            tried += f"; downloading from {source.url} ({' '.join(str(failed).split())})"
+            raise DataError(_by_hand(source, root, tried)) from failed
+    return Dataset(
+        source.name,
+        _channels_first(train.data),
+        torch.as_tensor(train.targets, dtype=torch.int64),
+        _channels_first(test.data),
+        torch.as_tensor(test.targets, dtype=torch.int64),
+        source.classes,
+        source.mean,
+        source.std,
+    )
+
+
+def _read_splits(dataset_class: Any, root: Path) -> tuple[Any, Any]:
+    return (
+        dataset_class(str(root), train=True, download=False),
+        dataset_class(str(root), train=False, download=False),
+    )
+
+
+def _download(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any, Any]:
+    """Download into a folder of its own, check, and only then move the contents to where they are read."""
+    root.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+    try:
+        for name in source.archives:
+            placed = root / source.archive_folder / name
+            if placed.is_file():
+                (staging / source.archive_folder).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(placed, staging / source.archive_folder / name)
+        with _network_timeout():
+            dataset_class(str(staging), train=True, download=True)
+        splits = _read_splits(dataset_class, staging)
+        if (root / source.contents).exists():
+            shutil.rmtree(root / source.contents)
+        os.replace(staging / source.contents, root / source.contents)
+        return splits
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _network_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT_SECONDS if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _has_archives(source: Downloadable, root: Path) -> bool:
+    return all((root / source.archive_folder / name).is_file() for name in source.archives)
+
+
+def _by_hand(source: Downloadable, root: Path, tried: str) -> str:
+    return (
+        f"data {source.name!r} is not available. Tried: {tried}. To provide it by hand, put "
+        f"{', '.join(source.archives)} (from {source.url}) into {root / source.archive_folder} and load it "
+        f"again with downloads allowed: complete archives are unpacked without the network. "
+        f"The data sets digits and imagefolder:PATH need no download."
+    )
+
+
+def _channels_first(images: Any) -> Tensor:
+    """MNIST's (n, h, w) and CIFAR-10's (n, h, w, channels) as contiguous (n, channels, h, w)."""
+    tensor = torch.as_tensor(images)
+    if tensor.dim() == 3:
+        tensor = tensor.unsqueeze(-1)
+    return tensor.permute(0, 3, 1, 2).contiguous()

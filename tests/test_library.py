@@ -1,0 +1,164 @@
+"""The compiled library: what it says of itself, how it fails to load, and what ties it to PyTorch."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import modfast
+from modfast import _C
+from modfast.library import OLDEST_TORCH
+
+PACKAGE = Path(modfast.__file__).parent
+
+
+def test_backend():
+    found = modfast.backend()
+    assert found["backend"] == "compiled"
+    assert found["version"] == modfast.__version__
+    assert found["cpu_compiled"][0] in ("baseline", "neon")
+    assert found["cpu_available"] == [
+        name for name in found["cpu_compiled"] if name in found["cpu_available"]
+    ]
+    assert found["cpu"] == found["cpu_available"][-1]
+    assert found["cuda"] is bool(found["cuda_architectures"])
+    assert found["openmp"] is torch.backends.openmp.is_available()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["torch"] == torch.__version__
+
+
+def test_backend_follows_the_number_of_threads(set_threads):
+    set_threads(3)
+    assert modfast.backend()["threads"] == 3
+
+
+def test_empty_variables_choose_nothing(run_python):
+    code = "import modfast; print(modfast.backend()['cpu'], modfast.backend()['backend'])"
+    done = run_python(code, MODFAST_CPU="", MODFAST_BACKEND="")
+    assert done.stdout.split() == [modfast.backend()["cpu_available"][-1], "compiled"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("MODFAST_CPU", "MODFAST_CPU is 'AVX-1024'; this machine can run: "),
+        ("MODFAST_BACKEND", "MODFAST_BACKEND must be 'compiled' or 'reference', got 'AVX-1024'"),
+    ],
+)
+def test_bad_variables(run_python, variable, told):
+    done = run_python("import modfast", **{variable: "AVX-1024"})
+    assert done.returncode == 1
+    assert f"ImportError: {told}" in done.stderr
+
+
+def test_old_and_new_pytorch(run_python):
+    # In one process: a module whose import failed is imported anew.
+    code = (
+        "import torch\n"
+        "for version in ('1.13.1', '2.9.0+cpu', '2.10.1', '2.11.0', '3.0.0a0+git1234567'):\n"
+        "    torch.__version__ = version\n"
+        "    try:\n"
+        "        import modfast\n"
+        "        print('loaded with', modfast.backend()['torch'])\n"
+        "    except ImportError as error:\n"
+        "        print(error)\n"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for version, line in zip(("1.13.1", "2.9.0+cpu", "2.10.1"), lines, strict=False):
+        assert line.startswith(f"modfast needs PyTorch 2.11 or later, found {version}. Run: pip install")
+    assert lines[3:] == ["loaded with 2.11.0", "loaded with 3.0.0a0+git1234567"]
+
+
+@pytest.mark.parametrize("library", [None, b"\x7fELF and no more"], ids=["absent", "broken"])
+def test_missing_library(run_python, tmp_path, library):
+    copy = tmp_path / "modfast"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if library is not None:
+        (copy / Path(_C.__file__).name).write_bytes(library)
+    # An editable installation has a finder of its own, which would find the library of the checkout.
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__module__', '').startswith('_frozen')\n"
+        "                    or getattr(f, '__name__', '') in ('BuiltinImporter', 'FrozenImporter')]\n"
+        "import modfast\n"
+    )
+    done = run_python(code)
+    assert done.returncode == 1
+    assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
+    assert "run: pip install --no-build-isolation -e ." in done.stderr
+
+
+EVERYTHING = """
+import torch, modfast
+from modfast import *
+from torch import nn
+partition = Partition([0, 1, -1, 1], [1, 0, 0], 2)
+weight = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+total = enmeshment(weight, partition) + 2 * clusterability(weight, partition) ** 2
+total = total + block_energy(weight, partition)[0, 1] + block_inner(weight, weight.sin(), partition).sum()
+total = total + block_scale(weight, torch.ones(2, 2).double(), partition).square().sum()
+(first,) = torch.autograd.grad(total, weight, create_graph=True)
+(second,) = torch.autograd.grad(first.square().sum(), weight)
+model = nn.Sequential(nn.Linear(3, 4, dtype=torch.float64))
+model[0].weight = nn.Parameter(weight.detach().clone())
+loss = EnmeshmentLoss(model, {"0": partition})
+value = loss.accumulate_grad_(0.7)
+gradient = model[0].weight.grad
+twice = torch.func.jacrev(torch.func.grad(lambda w: enmeshment(w, partition)))(weight.detach())
+print(modfast.backend()["backend"])
+for tensor in (total, first, second, value, loss(), gradient, twice):
+    print(*tensor.detach().flatten().tolist())
+"""
+
+
+# The operators of the CPU replaced by ones that end the program.
+REFUSE = """
+import torch, modfast
+def refuse(*args):
+    raise SystemExit("an operator was called")
+library = torch.library.Library("modfast", "IMPL")
+for name in ("block_inner", "block_scale", "accumulate_enmeshment_grad_"):
+    library.impl(name, refuse, "CPU", allow_override=True)
+"""
+
+
+def test_reference_backend_gives_the_same_numbers_without_the_operators(run_python):
+    outputs = {}
+    for backend, code in (("compiled", EVERYTHING), ("reference", REFUSE + EVERYTHING)):
+        done = run_python(code, MODFAST_BACKEND=backend)
+        assert done.returncode == 0, done.stderr
+        name, *lines = done.stdout.splitlines()
+        assert name == backend
+        outputs[backend] = [[float(number) for number in line.split()] for line in lines]
+    for fast, slow in zip(outputs["compiled"], outputs["reference"], strict=True):
+        # Both in float64; at most second derivatives of sums of twelve numbers.
+        fast, slow = torch.tensor(fast, dtype=torch.float64), torch.tensor(slow, dtype=torch.float64)
+        torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
+    done = run_python(REFUSE + EVERYTHING, MODFAST_BACKEND="compiled")
+    assert "an operator was called" in done.stderr
+
+
+def test_bound_to_pytorch_by_the_stable_interface_alone():
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm, of GNU binutils")
+    listing = subprocess.run(
+        [nm, "--dynamic", "--undefined-only", _C.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    names = [line.split()[-1] for line in listing.splitlines()]
+    # The C functions of the stable interface are what the library is expected to ask for.
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in names)
+    unstable = [name for name in names if re.match(r"_Z.*(2at|3c10|5torch|5caffe)", name)]
+    assert unstable == []
+
+
+def test_oldest_pytorch_is_the_one_that_is_documented():
+    assert OLDEST_TORCH == (2, 11)
+    for operator in ("block_inner", "block_scale", "accumulate_enmeshment_grad_"):
+        assert hasattr(torch.ops.modfast, operator)
