@@ -58,7 +58,8 @@ def decoding() -> Iterator[Callable[[int, int], None]]:
 class Display:
     """A live bar for training runs; entered as a context.
 
-    On a terminal the bar moves; into a file or pipe only the lines for epochs and the table go.
+    On a terminal the bar moves; into a file or pipe go lines, at least one for each tenth of the epochs,
+    and the table.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,13 @@ class Display:
         self._bar.advance(self._task)
 
     def _on_epoch(self, record: Record) -> None:
+        # Of many short epochs a line for each tenth is enough; the bar tells the others.
+        every = max(1, self._epochs // 10)
+        if self._task is not None:
+            state = f"loss {record['loss']:.4f}, accuracy {100 * record['test_accuracy']:.1f} %"
+            self._bar.update(self._task, description=f"{self._name}, {state}")
+        if record["epoch"] % every and record["epoch"] != self._epochs:
+            return
         shares = "  ".join(f"{layer} {share:.3f}" for layer, share in record["clusterability"].items())
         self._bar.console.print(
             f"{self._name}  epoch {record['epoch']}/{self._epochs}  "

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -60,6 +61,8 @@ class CNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(n, num_classes)`` of floating-point images ``(n, channels, height, width)``."""
+        # Channels last in memory: on a CPU, PyTorch convolves and pools that layout faster.
+        images = images.contiguous(memory_format=torch.channels_last)
         features = functional.max_pool2d(functional.relu(self.conv1(images)), 2).flatten(1)
         features = functional.relu(self.fc1(features))
         features = functional.relu(self.fc2(features))

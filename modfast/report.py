@@ -107,8 +107,12 @@ def _cell(mean: float, half_width: float | None, decimals: int, sign: str = "") 
 
 
 def _layer_heading(layer: str, regularised: Sequence[str]) -> str:
-    mark = ", regularised" if layer in regularised else ""
-    return f"Clusterability of {layer} (0 to 1{mark})"
+    # Short enough that a table of four columns fits the 80 characters of a plain terminal.
+    return f"Clusterability of {layer}{' *' if layer in regularised else ''}"
+
+
+def _caption(meaning: str, regularised: Sequence[str]) -> str | None:
+    return "; ".join(part for part in (meaning, "* regularised" if regularised else "") if part) or None
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -142,7 +146,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     meaning = (
         f"mean ± half width of the 95% interval, {count} seeds" if count > 1 else "one seed: no interval"
     )
-    table = Table(title=_setting(config), caption=meaning)
+    table = Table(title=_setting(config), caption=_caption(meaning, regularised))
     table.add_column("Measure (unit)")
     for heading in ("Plain", "Modular", "Modular - plain"):
         table.add_column(heading, justify="right")
@@ -193,12 +197,13 @@ def run_table(results: Mapping[str, Any]) -> Table:
     if not history:
         raise ValueError("results must hold at least one epoch in its history, got none")
     config = results.get("config", {})
-    table = Table(title=_setting(config))
+    regularised = config.get("regularised_layers", ())
+    table = Table(title=_setting(config), caption=_caption("", regularised))
     table.add_column("Measure (unit)")
     table.add_column("Value", justify="right")
     table.add_row("Test accuracy (%)", _cell(100.0 * results["accuracy"], None, 2))
     for layer, share in results["clusterability"].items():
-        table.add_row(_layer_heading(layer, config.get("regularised_layers", ())), _cell(share, None, 3))
+        table.add_row(_layer_heading(layer, regularised), _cell(share, None, 3))
     table.add_row("Cross-entropy in the last epoch (nats)", _cell(history[-1]["cross_entropy"], None, 4))
     seconds = mean_interval([record["seconds"] for record in history])[0]
     table.add_row("Time per epoch (s)", _cell(seconds, None, 3))
