@@ -36,9 +36,10 @@ struct Labels {
   int32_t count = 0;  // every label is in [0, count)
 };
 
-// blocks (count x count, row-major) = B[a, b] = sum of w * v over the block (a, b). The operands share one
-// dtype. Products and sums are float64: exact for narrower dtypes but for the rounding of the sum.
-void block_inner(const Labels& labels, const Operand& w, const Operand& v, double* blocks,
+// blocks (count x count, row-major) = B[a, b] = sum of w * v over the block (a, b); no v means w itself. The
+// operands share one dtype. Products and sums are float64: exact for narrower dtypes but for the rounding of
+// the sum.
+void block_inner(const Labels& labels, const Operand& w, const Operand* v, double* blocks,
                  ParallelFor parallel_for);
 
 // out[i, j] = w[i, j] * factors[label of i, label of j]; factors is count x count, row-major.

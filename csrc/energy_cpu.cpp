@@ -18,6 +18,7 @@ namespace modfast {
 namespace {
 
 constexpr int64_t kChunkRows = 128;           // enough rows to hide the cost of applying the column labels
+constexpr int64_t kRowsAtOnce = 4;            // lines that are converted before they are summed
 constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
 constexpr int64_t kTileCols = 1024;  // float64 sums and one line of weights stay in the first-level cache
 
@@ -45,30 +46,41 @@ void from_compute(const Lines& lines, const float* in, BFloat* out, int64_t n) {
   lines.float_to_bfloat(in, reinterpret_cast<uint16_t*>(out), n);
 }
 
+void add_squares(const Lines& lines, const float* const* rows, int64_t count, double* sum, int64_t n) {
+  lines.add_squares_float(rows, count, sum, n);
+}
+void add_squares(const Lines& lines, const double* const* rows, int64_t count, double* sum, int64_t n) {
+  lines.add_squares_double(rows, count, sum, n);
+}
 void add_product(const Lines& lines, const float* w, const float* v, double* sum, int64_t n) {
   lines.add_product_float(w, v, sum, n);
 }
 void add_product(const Lines& lines, const double* w, const double* v, double* sum, int64_t n) {
   lines.add_product_double(w, v, sum, n);
 }
-void scale(const Lines& lines, const float* w, const float* factor, float* out, int64_t n) {
-  lines.scale_float(w, factor, out, n);
+void scale(const Lines& lines, const float* w, const float* factor, float* out, int64_t n,
+           const float* next_w) {
+  lines.scale_float(w, factor, out, n, next_w);
 }
-void scale(const Lines& lines, const double* w, const double* factor, double* out, int64_t n) {
-  lines.scale_double(w, factor, out, n);
+void scale(const Lines& lines, const double* w, const double* factor, double* out, int64_t n,
+           const double* next_w) {
+  lines.scale_double(w, factor, out, n, next_w);
 }
-void add_scaled(const Lines& lines, const float* w, const float* factor, float* out, int64_t n) {
-  lines.add_scaled_float(w, factor, out, n);
+void add_scaled(const Lines& lines, const float* w, const float* factor, float* out, int64_t n,
+                const float* next_w, const float* next_out) {
+  lines.add_scaled_float(w, factor, out, n, next_w, next_out);
 }
-void add_scaled(const Lines& lines, const double* w, const double* factor, double* out, int64_t n) {
-  lines.add_scaled_double(w, factor, out, n);
+void add_scaled(const Lines& lines, const double* w, const double* factor, double* out, int64_t n,
+                const double* next_w, const double* next_out) {
+  lines.add_scaled_double(w, factor, out, n, next_w, next_out);
 }
 
 // Factors that float cannot hold, as those of very small or very large weights: rare, so without vectors.
-void scale(const Lines&, const float* w, const double* factor, float* out, int64_t n) {
+void scale(const Lines&, const float* w, const double* factor, float* out, int64_t n, const float*) {
   for (int64_t j = 0; j < n; ++j) out[j] = static_cast<float>(w[j] * factor[j]);
 }
-void add_scaled(const Lines&, const float* w, const double* factor, float* out, int64_t n) {
+void add_scaled(const Lines&, const float* w, const double* factor, float* out, int64_t n, const float*,
+                const float*) {
   for (int64_t j = 0; j < n; ++j) out[j] = static_cast<float>(out[j] + w[j] * factor[j]);
 }
 
@@ -136,17 +148,46 @@ struct RowChunks {
   }
 };
 
-// The work of one matrix: every pair of a row chunk and a column tile.
+// The columns cut into tiles, and each tile's columns grouped by label.
+struct ColumnTiles {
+  struct Run {  // columns of one label: order[begin] to order[end - 1], counted from the tile's first
+    int32_t label;
+    int64_t begin, end;
+  };
+  std::vector<int32_t> order;
+  std::vector<Run> runs;
+  std::vector<int64_t> first_run{0};  // of each tile, and at last the number of runs
+
+  explicit ColumnTiles(const Labels& labels) : order(labels.cols.size()) {
+    std::vector<int64_t> next(static_cast<size_t>(labels.count) + 1);
+    for (int64_t first = 0; first < int64_t(order.size()); first += kTileCols) {
+      const int64_t last = std::min(first + kTileCols, int64_t(order.size()));
+      std::fill(next.begin(), next.end(), 0);
+      for (int64_t j = first; j < last; ++j) ++next[labels.cols[j] + 1];
+      next[0] = first;
+      for (int32_t label = 0; label < labels.count; ++label) {
+        next[label + 1] += next[label];
+        if (next[label + 1] > next[label]) runs.push_back({label, next[label], next[label + 1]});
+      }
+      for (int64_t j = first; j < last; ++j) order[next[labels.cols[j]]++] = static_cast<int32_t>(j - first);
+      first_run.push_back(int64_t(runs.size()));
+    }
+  }
+};
+
+// The work of one matrix: every pair of a row chunk and a column tile is an item.
 struct Grid {
   const Labels& labels;
   RowChunks rows;
+  ColumnTiles cols;
   int64_t tiles;
 
   explicit Grid(const Labels& labels)
-      : labels(labels), rows(labels), tiles((int64_t(labels.cols.size()) + kTileCols - 1) / kTileCols) {}
+      : labels(labels), rows(labels), cols(labels), tiles(int64_t(cols.first_run.size()) - 1) {}
 
   int64_t numbers() const { return int64_t(labels.rows.size()) * int64_t(labels.cols.size()); }
   int64_t items() const { return int64_t(rows.chunks.size()) * tiles; }
+  int64_t sums() const { return int64_t(rows.chunks.size() * cols.runs.size()); }
   const RowChunks::Chunk& chunk(int64_t item) const { return rows.chunks[item / tiles]; }
   int64_t first_col(int64_t item) const { return item % tiles * kTileCols; }
   int64_t num_cols(int64_t item) const {
@@ -181,26 +222,84 @@ T* line_at(const Operand& operand, int64_t row, int64_t col, size_t plane) {
          col * operand.col_stride;
 }
 
-// sums[b] = sum of w * v over the item's rows and its columns of label b.
+// Where the line of that row will be read, if it is read where it lies; else a place that is in the cache.
 template <class T>
-void item_inner(const Grid& grid, int64_t item, const Operand& w, const Operand& v, double* sums) {
+const Compute<T>* next_line(const Operand& operand, int64_t row, int64_t col, size_t plane,
+                            const Compute<T>* current) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    if (operand.col_stride == 1) return line_at<T>(operand, row, col, plane);
+  }
+  return current;
+}
+
+// sums[j] += w[i, j]^2 over the item's rows i.
+template <class T>
+void add_item_squares(const Grid& grid, int64_t item, const Operand& w, double* sums) {
   const Lines& lines = lines_in_use();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
-  const bool square = w.data == v.data && w.row_stride == v.row_stride && w.col_stride == v.col_stride &&
-                      w.plane_offsets == v.plane_offsets;
-  alignas(64) double column_sums[kTileCols] = {};
-  Line<T> w_line, v_line;
-  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-    for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
-      const int64_t row = grid.rows.order[i];
-      const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
-      const auto* b = square ? a : v_line.read(lines, line_at<T>(v, row, first, plane), v.col_stride, n);
-      add_product(lines, a, b, column_sums, n);
+  const int64_t* order = grid.rows.order.data() + chunk.begin;
+  const int64_t count = chunk.end - chunk.begin;
+  const Compute<T>* rows[kChunkRows];
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    if constexpr (std::is_same_v<T, Compute<T>>) {
+      if (w.col_stride == 1) {
+        for (int64_t i = 0; i < count; ++i) rows[i] = line_at<T>(w, order[i], first, plane);
+        add_squares(lines, rows, count, sums, n);
+        continue;
+      }
+    }
+    Line<T> made[kRowsAtOnce];
+    for (int64_t i = 0; i < count; i += kRowsAtOnce) {
+      const int64_t some = std::min(kRowsAtOnce, count - i);
+      for (int64_t r = 0; r < some; ++r) {
+        rows[r] = made[r].read(lines, line_at<T>(w, order[i + r], first, plane), w.col_stride, n);
+      }
+      add_squares(lines, rows, some, sums, n);
     }
   }
-  std::fill(sums, sums + grid.labels.count, 0.0);
-  for (int64_t j = 0; j < n; ++j) sums[grid.labels.cols[first + j]] += column_sums[j];
+}
+
+// sums[j] += w[i, j] * v[i, j] over the item's rows i.
+template <class T>
+void add_item_products(const Grid& grid, int64_t item, const Operand& w, const Operand& v, double* sums) {
+  const Lines& lines = lines_in_use();
+  const auto& chunk = grid.chunk(item);
+  const int64_t first = grid.first_col(item), n = grid.num_cols(item);
+  Line<T> w_line, v_line;
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+      const int64_t row = grid.rows.order[i];
+      const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
+      const auto* b = v_line.read(lines, line_at<T>(v, row, first, plane), v.col_stride, n);
+      add_product(lines, a, b, sums, n);
+    }
+  }
+}
+
+// For each run of the item's columns, the sum of w * v over it and the item's rows; no v means w itself.
+template <class T>
+void item_inner(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* all_sums) {
+  alignas(64) double column_sums[kTileCols];
+  std::fill(column_sums, column_sums + grid.num_cols(item), 0.0);
+  if (v == nullptr) {
+    add_item_squares<T>(grid, item, w, column_sums);
+  } else {
+    add_item_products<T>(grid, item, w, *v, column_sums);
+  }
+  const int64_t tile = item % grid.tiles;
+  double* sums = all_sums + item / grid.tiles * int64_t(grid.cols.runs.size());
+  for (int64_t r = grid.cols.first_run[tile]; r < grid.cols.first_run[tile + 1]; ++r) {
+    const auto& run = grid.cols.runs[r];
+    const int32_t* order = grid.cols.order.data();
+    double parts[4] = {};  // four sums, since each addition waits for the one before
+    int64_t j = run.begin;
+    for (; j + 4 <= run.end; j += 4) {
+      for (int64_t part = 0; part < 4; ++part) parts[part] += column_sums[order[j + part]];
+    }
+    for (; j < run.end; ++j) parts[0] += column_sums[order[j]];
+    sums[r] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  }
 }
 
 // Whether float holds every factor with all its digits.
@@ -223,24 +322,30 @@ void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* 
   const double* of_row = factors + int64_t(chunk.label) * grid.labels.count;
   for (int64_t j = 0; j < n; ++j) factor[j] = static_cast<Factor>(of_row[grid.labels.cols[first + j]]);
   Line<T> w_line, out_line;
-  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-    for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t i = chunk.begin; i < chunk.end; ++i) {
       const int64_t row = grid.rows.order[i];
+      const int64_t next_row = grid.rows.order[i + 1 < chunk.end ? i + 1 : i];
       const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
-      out_line.write(lines, line_at<T>(out, row, first, plane), out.col_stride, n, add, [&](auto* made) {
-        add ? add_scaled(lines, a, factor, made, n) : scale(lines, a, factor, made, n);
-      });
+      const auto* next_a = next_line<T>(w, next_row, first, plane, a);
+      const auto write = [&](auto* made) {
+        if (add) {
+          add_scaled(lines, a, factor, made, n, next_a, next_line<T>(out, next_row, first, plane, made));
+        } else {
+          scale(lines, a, factor, made, n, next_a);
+        }
+      };
+      out_line.write(lines, line_at<T>(out, row, first, plane), out.col_stride, n, add, write);
     }
   }
 }
 
-// The items' sums, added in their order into the count x count matrix of blocks.
+// The items' sums, added in a fixed order into the count x count matrix of blocks.
 void add_up(const Grid& grid, const double* sums, double* blocks) {
   const int64_t count = grid.labels.count;
   std::fill(blocks, blocks + count * count, 0.0);
-  for (int64_t item = 0; item < grid.items(); ++item) {
-    double* row = blocks + grid.chunk(item).label * count;
-    for (int64_t b = 0; b < count; ++b) row[b] += sums[item * count + b];
+  for (const auto& chunk : grid.rows.chunks) {
+    for (const auto& run : grid.cols.runs) blocks[chunk.label * count + run.label] += *sums++;
   }
 }
 
@@ -270,14 +375,13 @@ double enmeshment(const std::vector<double>& blocks, int64_t count, double scale
 
 }  // namespace
 
-void block_inner(const Labels& labels, const Operand& w, const Operand& v, double* blocks,
+void block_inner(const Labels& labels, const Operand& w, const Operand* v, double* blocks,
                  ParallelFor parallel_for) {
   const Grid grid(labels);
-  std::vector<double> sums(grid.items() * labels.count);
+  std::vector<double> sums(grid.sums());
   with_dtype(w.dtype, [&](auto type) {
-    for_each(parallel_for, grid.items(), grid.numbers(), [&](int64_t item) {
-      item_inner<decltype(type)>(grid, item, w, v, sums.data() + item * labels.count);
-    });
+    for_each(parallel_for, grid.items(), grid.numbers(),
+             [&](int64_t item) { item_inner<decltype(type)>(grid, item, w, v, sums.data()); });
   });
   add_up(grid, sums.data(), blocks);
 }
@@ -310,7 +414,7 @@ void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scal
     grids.emplace_back(term.labels);
     numbers += grids.back().numbers();
     first_item.push_back(first_item.back() + grids.back().items());
-    first_sum.push_back(first_sum.back() + grids.back().items() * term.labels.count);
+    first_sum.push_back(first_sum.back() + grids.back().sums());
   }
   const auto for_each_item = [&](const auto& f) {
     for_each(parallel_for, first_item.back(), numbers, [&](int64_t item) {
@@ -321,8 +425,7 @@ void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scal
 
   std::vector<double> sums(first_sum.back());
   for_each_item([&](auto type, size_t t, int64_t item) {
-    double* of_item = sums.data() + first_sum[t] + item * terms[t].labels.count;
-    item_inner<decltype(type)>(grids[t], item, terms[t].weight, terms[t].weight, of_item);
+    item_inner<decltype(type)>(grids[t], item, terms[t].weight, nullptr, sums.data() + first_sum[t]);
   });
 
   std::vector<char> narrow(terms.size());  // not bool, whose vector packs bits

@@ -80,7 +80,82 @@ void float_to_bfloat(const float* __restrict in, uint16_t* __restrict out, int64
   }
 }
 
-// The product of two floats is exact in float64, so the only rounding is that of the sum.
+// Vectors of 64 and 32 bytes, which the compiler makes of the widest registers it may use. Loaded from and
+// stored to any address that the elements may have.
+typedef double Double8 __attribute__((vector_size(64), aligned(8), may_alias));
+typedef float Float8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float Float16 __attribute__((vector_size(64), aligned(4), may_alias));
+
+// A template argument would lose the alignment that these types are declared with; a member does not.
+template <class T>
+struct CacheLine;
+template <>
+struct CacheLine<float> {
+  typedef Float16 Vector;
+};
+template <>
+struct CacheLine<double> {
+  typedef Double8 Vector;
+};
+
+inline void load(const double* from, Double8& to) { to = *reinterpret_cast<const Double8*>(from); }
+inline void load(const float* from, Double8& to) {
+  to = __builtin_convertvector(*reinterpret_cast<const Float8*>(from), Double8);
+}
+
+// Rows of one cluster lie anywhere in the matrix, so the processor does not foresee the next one by itself.
+inline void fetch_ahead(const void* at) { __builtin_prefetch(at, 0, 3); }
+inline void fetch_ahead_to_write(const void* at) { __builtin_prefetch(at, 1, 3); }
+
+// Four rows at a time, so that the sums are loaded and stored once for four. The square of a float is exact
+// in float64, so the only rounding is that of the sum.
+template <class T>
+inline void add_squares(const T* const* rows, int64_t count, double* __restrict sum, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
+    const int64_t ahead = r + 8 <= count ? r + 4 : r;
+    const T *next_a = rows[ahead], *next_b = rows[ahead + 1], *next_c = rows[ahead + 2],
+            *next_d = rows[ahead + 3];
+    int64_t j = 0;
+    for (; j + kLine <= n; j += kLine) {
+      fetch_ahead(next_a + j);
+      fetch_ahead(next_b + j);
+      fetch_ahead(next_c + j);
+      fetch_ahead(next_d + j);
+      for (int64_t i = j; i < j + kLine; i += 8) {
+        Double8 wa, wb, wc, wd, s;
+        load(a + i, wa);
+        load(b + i, wb);
+        load(c + i, wc);
+        load(d + i, wd);
+        load(sum + i, s);
+        s += wa * wa;
+        s += wb * wb;
+        s += wc * wc;
+        s += wd * wd;
+        *reinterpret_cast<Double8*>(sum + i) = s;
+      }
+    }
+    for (; j < n; ++j) {
+      const double wa = a[j], wb = b[j], wc = c[j], wd = d[j];
+      sum[j] = (((sum[j] + wa * wa) + wb * wb) + wc * wc) + wd * wd;
+    }
+  }
+  for (; r < count; ++r) {
+    for (int64_t j = 0; j < n; ++j)
+      sum[j] += static_cast<double>(rows[r][j]) * static_cast<double>(rows[r][j]);
+  }
+}
+
+void add_squares_float(const float* const* rows, int64_t count, double* sum, int64_t n) {
+  add_squares(rows, count, sum, n);
+}
+void add_squares_double(const double* const* rows, int64_t count, double* sum, int64_t n) {
+  add_squares(rows, count, sum, n);
+}
+
 void add_product_float(const float* w, const float* v, double* __restrict sum, int64_t n) {
   for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(w[j]) * static_cast<double>(v[j]);
 }
@@ -89,22 +164,51 @@ void add_product_double(const double* w, const double* v, double* __restrict sum
   for (int64_t j = 0; j < n; ++j) sum[j] += w[j] * v[j];
 }
 
-void scale_float(const float* w, const float* factor, float* __restrict out, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) out[j] = w[j] * factor[j];
+template <class T>
+inline void scale(const T* w, const T* factor, T* __restrict out, int64_t n, const T* next_w) {
+  using Vector = typename CacheLine<T>::Vector;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  int64_t j = 0;
+  for (; j + kLine <= n; j += kLine) {
+    fetch_ahead(next_w + j);
+    *reinterpret_cast<Vector*>(out + j) =
+        *reinterpret_cast<const Vector*>(w + j) * *reinterpret_cast<const Vector*>(factor + j);
+  }
+  for (; j < n; ++j) out[j] = w[j] * factor[j];
 }
 
-void scale_double(const double* w, const double* factor, double* __restrict out, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) out[j] = w[j] * factor[j];
+void scale_float(const float* w, const float* factor, float* out, int64_t n, const float* next_w) {
+  scale(w, factor, out, n, next_w);
+}
+void scale_double(const double* w, const double* factor, double* out, int64_t n, const double* next_w) {
+  scale(w, factor, out, n, next_w);
 }
 
-void add_scaled_float(const float* w, const float* factor, float* __restrict out, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) out[j] += w[j] * factor[j];
+template <class T>
+inline void add_scaled(const T* w, const T* factor, T* __restrict out, int64_t n, const T* next_w,
+                       const T* next_out) {
+  using Vector = typename CacheLine<T>::Vector;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  int64_t j = 0;
+  for (; j + kLine <= n; j += kLine) {
+    fetch_ahead(next_w + j);
+    fetch_ahead_to_write(next_out + j);
+    *reinterpret_cast<Vector*>(out + j) +=
+        *reinterpret_cast<const Vector*>(w + j) * *reinterpret_cast<const Vector*>(factor + j);
+  }
+  for (; j < n; ++j) out[j] += w[j] * factor[j];
 }
 
-void add_scaled_double(const double* w, const double* factor, double* __restrict out, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) out[j] += w[j] * factor[j];
+void add_scaled_float(const float* w, const float* factor, float* out, int64_t n, const float* next_w,
+                      const float* next_out) {
+  add_scaled(w, factor, out, n, next_w, next_out);
+}
+void add_scaled_double(const double* w, const double* factor, double* out, int64_t n, const double* next_w,
+                       const double* next_out) {
+  add_scaled(w, factor, out, n, next_w, next_out);
 }
 
-constexpr Lines lines_of_this_level{MODFAST_LINES_NAME, half_to_float,     bfloat_to_float,    float_to_half,
-                                    float_to_bfloat,    add_product_float, add_product_double, scale_float,
-                                    scale_double,       add_scaled_float,  add_scaled_double};
+constexpr Lines lines_of_this_level{
+    MODFAST_LINES_NAME, half_to_float,      bfloat_to_float,   float_to_half,      float_to_bfloat,
+    add_squares_float,  add_squares_double, add_product_float, add_product_double, scale_float,
+    scale_double,       add_scaled_float,   add_scaled_double};

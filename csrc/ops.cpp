@@ -184,12 +184,14 @@ void parallel_for(int64_t count, int64_t grain, modfast::LoopBody body, void* co
 
 Tensor block_inner(const Tensor& weight, const std::optional<Tensor>& other, const Tensor& row_labels,
                    const Tensor& col_labels, int64_t num_clusters) {
-  const Problem problem =
-      make_problem({&weight, other ? &*other : &weight}, row_labels, col_labels, num_clusters);
+  std::vector<const Tensor*> tensors{&weight};
+  if (other) tensors.push_back(&*other);
+  const Problem problem = make_problem(tensors, row_labels, col_labels, num_clusters);
   const int64_t count = problem.labels.count;
   Tensor blocks = torch::stable::new_empty(weight, {count, count}, ScalarType::Double);
   auto* data = static_cast<double*>(blocks.mutable_data_ptr());
-  modfast::block_inner(problem.labels, problem.operands[0], problem.operands[1], data, parallel_for);
+  modfast::block_inner(problem.labels, problem.operands[0], other ? &problem.operands[1] : nullptr, data,
+                       parallel_for);
   if (problem.transposed) transpose(data, count);
   return blocks;
 }

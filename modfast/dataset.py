@@ -149,7 +149,7 @@ def import_optional(module: str, spec: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # a torchvision made for another PyTorch raises the latter
         raise ImportError(
             f'data {spec!r} needs {module} ({error}); run: pip install "modfast[experiments]"'
         ) from error

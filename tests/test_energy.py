@@ -1,6 +1,7 @@
 """The compiled operators and the functions on them, held to the specification in plain PyTorch."""
 
 import contextlib
+import gc
 import resource
 import threading
 import time
@@ -535,7 +536,8 @@ def test_accumulation_called_with_anything_raises():
         ([weight, shared[:2, :3]], [shared[1:3, :3], grad], *two),
     ]:
         before = shared.clone()
-        with pytest.raises(RuntimeError):
+        # PyTorch 2.11 turns the C++ library's "too long" into a ValueError, later ones into a RuntimeError.
+        with pytest.raises((RuntimeError, ValueError)):
             OPS.accumulate_enmeshment_grad_(*arguments)
         assert torch.equal(shared, before)
         assert (grad == 0.0).all()
@@ -937,6 +939,7 @@ def test_no_memory_is_kept():
         before, traced_before = resident_bytes(), tracemalloc.get_traced_memory()[0]
         for _ in range(3000):
             call()
+        gc.collect()  # what only waits for the collector is not kept
         grown, traced = resident_bytes() - before, tracemalloc.get_traced_memory()[0] - traced_before
     finally:
         tracemalloc.stop()
