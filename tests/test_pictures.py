@@ -75,8 +75,9 @@ class TestWeights:
                 for axes, colour in ((left, half), (right, expected)):
                     found = colour_at(image, axes, column + 0.5, row + 0.5)
                     assert np.abs(found - colour).max() < 1.5 / 255, (row, column)
-        # Between the clusters there is a border, which is not drawn inside of one.
-        assert colour_at(image, right, 8, 20.5)[:3].min() > 0.5
+        # Between the clusters there is a border, one pixel wide: which one is matplotlib's choice.
+        near = [colour_at(image, right, 8 + shift, 20.5)[:3].min() for shift in (-0.06, 0.0, 0.06)]
+        assert max(near) > 0.5
         assert "clusterability 0.250" in left.get_title()
         assert "clusterability 1.000" in right.get_title()
         assert "|weight|" in texts(figures[0])

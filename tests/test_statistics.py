@@ -12,6 +12,9 @@ from modfast.statistics import mean_interval, paired_interval
 
 finite = st.floats(-1e6, 1e6)
 
+# SciPy 1.15, the last for Python 3.10, finds Student's quantiles by a search that ends within 2e-11 of them.
+QUANTILE_ERROR = 1e-10
+
 
 def test_by_hand() -> None:
     # Mean 2, standard deviation 1; with 2 degrees of freedom the quantile of p is, in closed form,
@@ -19,14 +22,14 @@ def test_by_hand() -> None:
     mean, half_width = mean_interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     quantile = 0.95 / math.sqrt(2 * 0.975 * 0.025)
-    assert half_width == pytest.approx(quantile / math.sqrt(3.0), rel=1e-12)
+    assert half_width == pytest.approx(quantile / math.sqrt(3.0), rel=QUANTILE_ERROR)
 
 
 def test_other_confidence_by_hand() -> None:
     # With 1 degree of freedom Student's distribution is Cauchy's: its 75% quantile is exactly 1.
     mean, half_width = mean_interval([0.0, 2.0], confidence=0.5)
     assert mean == 1.0
-    assert half_width == pytest.approx(1.0, rel=1e-12)
+    assert half_width == pytest.approx(1.0, rel=QUANTILE_ERROR)
 
 
 @given(st.lists(finite, min_size=2, max_size=30), st.floats(0.01, 0.999))
