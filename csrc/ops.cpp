@@ -27,13 +27,18 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <class... Parts>
-void require(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   message << "modfast: ";
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
+
+// A macro, so that the parts of the message are made only when they are needed.
+#define REQUIRE(condition, ...)          \
+  do {                                   \
+    if (!(condition)) fail(__VA_ARGS__); \
+  } while (false)
 
 std::string shape_of(const Tensor& tensor) {
   std::ostringstream text;
@@ -41,6 +46,11 @@ std::string shape_of(const Tensor& tensor) {
   for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
   text << ")";
   return text.str();
+}
+
+bool same_shape(const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes(), others = b.sizes();
+  return std::equal(sizes.begin(), sizes.end(), others.begin(), others.end());
 }
 
 DType dtype_of(const Tensor& tensor, const char* name) {
@@ -51,28 +61,27 @@ DType dtype_of(const Tensor& tensor, const char* name) {
     case ScalarType::BFloat16: return DType::bfloat16;
     default: break;
   }
-  require(false, name, " must be float32, float64, float16 or bfloat16, got ",
-          torch::headeronly::toString(tensor.scalar_type()));
-  return DType::float32;  // not reached
+  fail(name, " must be float32, float64, float16 or bfloat16, got ",
+       torch::headeronly::toString(tensor.scalar_type()));
 }
 
 void check_strided_cpu(const Tensor& tensor, const char* name) {
-  require(tensor.is_cpu(), name, " must be on the CPU");
-  require(tensor.layout() == torch::headeronly::Layout::Strided, name, " must be a dense (strided) tensor");
+  REQUIRE(tensor.is_cpu(), name, " must be on the CPU");
+  REQUIRE(tensor.layout() == torch::headeronly::Layout::Strided, name, " must be a dense (strided) tensor");
 }
 
 // Labels in [-1, num_clusters), with -1 ("in no cluster") renamed to the extra label num_clusters.
 std::vector<int32_t> read_labels(const Tensor& labels, int64_t expected, int64_t num_clusters,
                                  const char* name) {
   check_strided_cpu(labels, name);
-  require(labels.scalar_type() == ScalarType::Long && labels.dim() == 1, name, " must be a 1-D int64 tensor");
-  require(labels.size(0) == expected, name, " has ", labels.size(0), " labels, the weight needs ", expected);
+  REQUIRE(labels.scalar_type() == ScalarType::Long && labels.dim() == 1, name, " must be a 1-D int64 tensor");
+  REQUIRE(labels.size(0) == expected, name, " has ", labels.size(0), " labels, the weight needs ", expected);
   std::vector<int32_t> result(expected);
   const auto* data = static_cast<const int64_t*>(labels.const_data_ptr());
   const int64_t stride = expected > 0 ? labels.stride(0) : 1;
   for (int64_t i = 0; i < expected; ++i) {
     const int64_t label = data[i * stride];
-    require(-1 <= label && label < num_clusters, name, "[", i, "] is ", label, ", allowed is -1 to ",
+    REQUIRE(-1 <= label && label < num_clusters, name, "[", i, "] is ", label, ", allowed is -1 to ",
             num_clusters - 1);
     result[i] = static_cast<int32_t>(label < 0 ? num_clusters : label);
   }
@@ -104,15 +113,15 @@ bool merged_stride(const Tensor& tensor, int64_t first, int64_t last, int64_t* s
 Problem make_problem(const std::vector<const Tensor*>& tensors, const Tensor& row_labels,
                      const Tensor& col_labels, int64_t num_clusters) {
   const Tensor& first = *tensors[0];
-  require(first.dim() >= 2, "weight must have at least 2 dimensions, got shape ", shape_of(first));
-  require(1 <= num_clusters && num_clusters < std::numeric_limits<int32_t>::max(),
+  REQUIRE(first.dim() >= 2, "weight must have at least 2 dimensions, got shape ", shape_of(first));
+  REQUIRE(1 <= num_clusters && num_clusters < std::numeric_limits<int32_t>::max(),
           "num_clusters must be a positive 32-bit number, got ", num_clusters);
   const DType dtype = dtype_of(first, "weight");
   for (const Tensor* tensor : tensors) {
     check_strided_cpu(*tensor, "weight");
-    require(dtype_of(*tensor, "weight") == dtype, "the tensors must have one dtype");
-    require(shape_of(*tensor) == shape_of(first), "the tensors must have one shape, got ", shape_of(first),
-            " and ", shape_of(*tensor));
+    REQUIRE(dtype_of(*tensor, "weight") == dtype, "the tensors must have one dtype");
+    REQUIRE(same_shape(*tensor, first), "the tensors must have one shape, got ", shape_of(first), " and ",
+            shape_of(*tensor));
   }
 
   Problem problem;
@@ -199,7 +208,7 @@ Tensor block_inner(const Tensor& weight, const std::optional<Tensor>& other, con
 Tensor block_scale(const Tensor& weight, const Tensor& factors, const Tensor& row_labels,
                    const Tensor& col_labels) {
   check_strided_cpu(factors, "factors");
-  require(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 &&
+  REQUIRE(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 &&
               factors.size(0) == factors.size(1) && factors.size(0) >= 2,
           "factors must be a square float64 matrix with a row for each cluster and one more, got shape ",
           shape_of(factors));
@@ -239,7 +248,7 @@ void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor
     std::sort(dims.begin(), dims.end());
     int64_t reached = 0;
     for (const auto& [stride, size] : dims) {
-      require(stride > reached, "a gradient's elements must not share memory");
+      REQUIRE(stride > reached, "a gradient's elements must not share memory");
       reached += stride * (size - 1);
     }
     written.push_back(extent(grad));
@@ -247,12 +256,12 @@ void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor
   for (const Tensor& weight : weights) read.push_back(extent(weight));
   std::sort(written.begin(), written.end());
   for (size_t i = 1; i < written.size(); ++i) {
-    require(written[i].first == nullptr || written[i].first >= written[i - 1].second,
+    REQUIRE(written[i].first == nullptr || written[i].first >= written[i - 1].second,
             "gradients of different weights must not share memory");
   }
   for (const auto& [begin, end] : read) {
     const auto after = std::upper_bound(written.begin(), written.end(), std::make_pair(begin, begin));
-    require((after == written.end() || after->first >= end) &&
+    REQUIRE((after == written.end() || after->first >= end) &&
                 (after == written.begin() || std::prev(after)->second <= begin),
             "a gradient must not share memory with a weight");
   }
@@ -262,8 +271,8 @@ Tensor accumulate_enmeshment_grad_(std::vector<Tensor> weights, std::vector<Tens
                                    std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
                                    std::vector<int64_t> num_clusters, double scale) {
   const size_t count = weights.size();
-  require(count > 0, "weights must hold at least one tensor");
-  require(grads.size() == count && row_labels.size() == count && col_labels.size() == count &&
+  REQUIRE(count > 0, "weights must hold at least one tensor");
+  REQUIRE(grads.size() == count && row_labels.size() == count && col_labels.size() == count &&
               num_clusters.size() == count,
           "weights, grads, row_labels, col_labels and num_clusters must have one length");
   std::vector<modfast::EnmeshmentTerm> terms;

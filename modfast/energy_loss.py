@@ -157,43 +157,55 @@ class EnmeshmentLoss(nn.Module):
         factor = float(given)
         if self.reduction == "mean":
             factor /= len(self._layers)
-        losses: list[Tensor | None] = [None] * len(self._layers)
-        groups: dict[torch.device, list[int]] = {}
-        for index, layer in enumerate(self._layers):
-            with torch.enable_grad():  # without it a computed weight would pass for a frozen one
-                stored = layer.stored()
-            if not stored.is_leaf:
+        with torch.enable_grad():  # without it a computed weight would pass for a frozen one
+            stored = [layer.stored() for layer in self._layers]
+        for layer, weight in zip(self._layers, stored, strict=True):
+            if not weight.is_leaf:
                 raise RuntimeError(
                     f"layer {layer.name!r} has a computed weight without .grad: "
                     "use (scale * loss()).backward()"
                 )
-            if stored.requires_grad:
-                if stored.grad is None:
-                    stored.grad = torch.zeros_like(stored)
-                groups.setdefault(stored.device, []).append(index)
-            else:
-                losses[index] = enmeshment(layer.oriented(stored), self._partitions[index]).to(torch.float64)
-        for device, members in groups.items():
-            stored_weights = [self._layers[i].stored() for i in members]
-            weights = [
-                self._layers[i].oriented(w.detach()) for i, w in zip(members, stored_weights, strict=True)
-            ]
-            grads = [self._layers[i].oriented(_grad(w)) for i, w in zip(members, stored_weights, strict=True)]
-            partitions = [self._partitions[i].to(device) for i in members]
-            found = accumulate_enmeshment_grad_(
-                weights,
-                grads,
-                [partition.row_labels for partition in partitions],
-                [partition.col_labels for partition in partitions],
-                [partition.num_clusters for partition in partitions],
-                factor,
-            )
-            torch.autograd.graph.increment_version([_grad(w) for w in stored_weights])
-            for position, index in enumerate(members):
-                losses[index] = found[position]
-        stacked = torch.stack([loss for loss in losses if loss is not None])
-        any_double = any(layer.stored().dtype == torch.float64 for layer in self._layers)
-        return self._reduce(stacked.to(torch.float64 if any_double else torch.float32))
+        # One pass for all weights of a device; almost always that is one pass for all.
+        groups: dict[torch.device, list[int]] = {}
+        for index, weight in enumerate(stored):
+            if weight.requires_grad:
+                groups.setdefault(weight.device, []).append(index)
+        parts = [
+            self._accumulate(members, [stored[i] for i in members], factor) for members in groups.values()
+        ]
+        places = [index for members in groups.values() for index in members]
+        for index, weight in enumerate(stored):
+            if not weight.requires_grad:
+                oriented = self._layers[index].oriented(weight)
+                parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
+                places.append(index)
+        losses = parts[0]
+        if len(parts) > 1:
+            losses = torch.cat(parts)[sorted(range(len(places)), key=places.__getitem__)]
+        any_double = any(weight.dtype == torch.float64 for weight in stored)
+        return self._reduce(losses.to(torch.float64 if any_double else torch.float32))
+
+    def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
+        """One pass over the weights of the layers ``members``, all on one device: float64, (members,)."""
+        device = stored[0].device
+        grads = []
+        for weight in stored:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            grads.append(weight.grad)
+        layers = [self._layers[i] for i in members]
+        partitions = [self._partitions[i] for i in members]
+        partitions = [each if each.device == device else each.to(device) for each in partitions]
+        losses: Tensor = accumulate_enmeshment_grad_(
+            [layer.oriented(weight) for layer, weight in zip(layers, stored, strict=True)],
+            [layer.oriented(grad) for layer, grad in zip(layers, grads, strict=True)],
+            [partition.row_labels for partition in partitions],
+            [partition.col_labels for partition in partitions],
+            [partition.num_clusters for partition in partitions],
+            factor,
+        )
+        torch.autograd.graph.increment_version(grads)
+        return losses
 
     @torch.no_grad()
     def clusterability(self) -> dict[str, float]:
@@ -207,8 +219,3 @@ class EnmeshmentLoss(nn.Module):
         """What ``print`` shows."""
         names = ", ".join(layer.name for layer in self._layers)
         return f"layers=[{names}], reduction={self.reduction!r}"
-
-
-def _grad(weight: Tensor) -> Tensor:
-    assert weight.grad is not None
-    return weight.grad
