@@ -18,111 +18,28 @@ namespace modfast {
 namespace {
 
 constexpr int64_t kChunkRows = 128;           // enough rows to hide the cost of applying the column labels
-constexpr int64_t kRowsAtOnce = 4;            // lines that are converted before they are summed
+constexpr int64_t kGatheredRows = 4;          // strided lines that are gathered before they are summed
 constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
 constexpr int64_t kTileCols = 1024;  // float64 sums and one line of weights stay in the first-level cache
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat {
-  uint16_t bits;
-};
-
-// What a dtype is computed in: its products with a factor, not its sums, which are float64 for all.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-void to_compute(const Lines& lines, const Half* in, float* out, int64_t n) {
-  lines.half_to_float(reinterpret_cast<const uint16_t*>(in), out, n);
-}
-void to_compute(const Lines& lines, const BFloat* in, float* out, int64_t n) {
-  lines.bfloat_to_float(reinterpret_cast<const uint16_t*>(in), out, n);
-}
-void from_compute(const Lines& lines, const float* in, Half* out, int64_t n) {
-  lines.float_to_half(in, reinterpret_cast<uint16_t*>(out), n);
-}
-void from_compute(const Lines& lines, const float* in, BFloat* out, int64_t n) {
-  lines.float_to_bfloat(in, reinterpret_cast<uint16_t*>(out), n);
-}
-
-void add_squares(const Lines& lines, const float* const* rows, int64_t count, double* sum, int64_t n) {
-  lines.add_squares_float(rows, count, sum, n);
-}
-void add_squares(const Lines& lines, const double* const* rows, int64_t count, double* sum, int64_t n) {
-  lines.add_squares_double(rows, count, sum, n);
-}
-void add_product(const Lines& lines, const float* w, const float* v, double* sum, int64_t n) {
-  lines.add_product_float(w, v, sum, n);
-}
-void add_product(const Lines& lines, const double* w, const double* v, double* sum, int64_t n) {
-  lines.add_product_double(w, v, sum, n);
-}
-void scale(const Lines& lines, const float* w, const float* factor, float* out, int64_t n,
-           const float* next_w) {
-  lines.scale_float(w, factor, out, n, next_w);
-}
-void scale(const Lines& lines, const double* w, const double* factor, double* out, int64_t n,
-           const double* next_w) {
-  lines.scale_double(w, factor, out, n, next_w);
-}
-void add_scaled(const Lines& lines, const float* w, const float* factor, float* out, int64_t n,
-                const float* next_w, const float* next_out) {
-  lines.add_scaled_float(w, factor, out, n, next_w, next_out);
-}
-void add_scaled(const Lines& lines, const double* w, const double* factor, double* out, int64_t n,
-                const double* next_w, const double* next_out) {
-  lines.add_scaled_double(w, factor, out, n, next_w, next_out);
-}
-
-// Factors that float cannot hold, as those of very small or very large weights: rare, so without vectors.
-void scale(const Lines&, const float* w, const double* factor, float* out, int64_t n, const float*) {
-  for (int64_t j = 0; j < n; ++j) out[j] = static_cast<float>(w[j] * factor[j]);
-}
-void add_scaled(const Lines&, const float* w, const double* factor, float* out, int64_t n, const float*,
-                const float*) {
-  for (int64_t j = 0; j < n; ++j) out[j] = static_cast<float>(out[j] + w[j] * factor[j]);
-}
-
-// Part of one row of a matrix, presented as contiguous numbers of the compute type.
+// Where the numbers of a strided line are gathered, a few at a time, to be worked on as a contiguous one.
 template <class T>
 struct Line {
-  alignas(64) Compute<T> buffer[kTileCols];
   alignas(64) T gathered[kTileCols];
 
-  const Compute<T>* read(const Lines& lines, const T* data, int64_t stride, int64_t n) {
-    if (stride != 1) {
-      for (int64_t j = 0; j < n; ++j) gathered[j] = data[j * stride];
-      data = gathered;
-    }
-    if constexpr (std::is_same_v<T, Compute<T>>) {
-      return data;
-    } else {
-      to_compute(lines, data, buffer, n);
-      return buffer;
-    }
+  const T* read(const T* data, int64_t stride, int64_t n) {
+    if (stride == 1) return data;
+    for (int64_t j = 0; j < n; ++j) gathered[j] = data[j * stride];
+    return gathered;
   }
 
-  // Calls compute(line) with the place where the line is made, and stores what it made.
+  // Calls make(line) with the place where the line is made, and stores what it made.
   template <class F>
-  void write(const Lines& lines, T* data, int64_t stride, int64_t n, bool keep, const F& compute) {
-    if constexpr (std::is_same_v<T, Compute<T>>) {
-      if (stride == 1) return compute(data);
-    }
-    if (keep) {
-      const Compute<T>* old = read(lines, data, stride, n);
-      if (old != buffer) std::copy(old, old + n, buffer);
-    }
-    compute(buffer);
-    T* made = stride == 1 ? data : gathered;
-    if constexpr (std::is_same_v<T, Compute<T>>) {
-      std::copy(buffer, buffer + n, made);
-    } else {
-      from_compute(lines, buffer, made, n);
-    }
-    if (stride != 1) {
-      for (int64_t j = 0; j < n; ++j) data[j * stride] = gathered[j];
-    }
+  void write(T* data, int64_t stride, int64_t n, const F& make) {
+    if (stride == 1) return make(data);
+    read(data, stride, n);
+    make(gathered);
+    for (int64_t j = 0; j < n; ++j) data[j * stride] = gathered[j];
   }
 };
 
@@ -222,40 +139,24 @@ T* line_at(const Operand& operand, int64_t row, int64_t col, size_t plane) {
          col * operand.col_stride;
 }
 
-// Where the line of that row will be read, if it is read where it lies; else a place that is in the cache.
-template <class T>
-const Compute<T>* next_line(const Operand& operand, int64_t row, int64_t col, size_t plane,
-                            const Compute<T>* current) {
-  if constexpr (std::is_same_v<T, Compute<T>>) {
-    if (operand.col_stride == 1) return line_at<T>(operand, row, col, plane);
-  }
-  return current;
-}
-
 // sums[j] += w[i, j]^2 over the item's rows i.
 template <class T>
 void add_item_squares(const Grid& grid, int64_t item, const Operand& w, double* sums) {
-  const Lines& lines = lines_in_use();
+  const auto& lines = lines_in_use().of<T>();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
-  const int64_t* order = grid.rows.order.data() + chunk.begin;
-  const int64_t count = chunk.end - chunk.begin;
-  const Compute<T>* rows[kChunkRows];
+  // Strided lines have to be gathered, so fewer of them are at hand at once.
+  const int64_t at_once = w.col_stride == 1 ? kChunkRows : kGatheredRows;
+  Line<T> gathered[kGatheredRows];
+  const T* rows[kChunkRows];
   for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
-    if constexpr (std::is_same_v<T, Compute<T>>) {
-      if (w.col_stride == 1) {
-        for (int64_t i = 0; i < count; ++i) rows[i] = line_at<T>(w, order[i], first, plane);
-        add_squares(lines, rows, count, sums, n);
-        continue;
+    for (int64_t i = chunk.begin; i < chunk.end; i += at_once) {
+      const int64_t count = std::min(at_once, chunk.end - i);
+      for (int64_t r = 0; r < count; ++r) {
+        const T* line = line_at<T>(w, grid.rows.order[i + r], first, plane);
+        rows[r] = w.col_stride == 1 ? line : gathered[r].read(line, w.col_stride, n);
       }
-    }
-    Line<T> made[kRowsAtOnce];
-    for (int64_t i = 0; i < count; i += kRowsAtOnce) {
-      const int64_t some = std::min(kRowsAtOnce, count - i);
-      for (int64_t r = 0; r < some; ++r) {
-        rows[r] = made[r].read(lines, line_at<T>(w, order[i + r], first, plane), w.col_stride, n);
-      }
-      add_squares(lines, rows, some, sums, n);
+      lines.add_squares(rows, count, sums, n);
     }
   }
 }
@@ -263,16 +164,15 @@ void add_item_squares(const Grid& grid, int64_t item, const Operand& w, double* 
 // sums[j] += w[i, j] * v[i, j] over the item's rows i.
 template <class T>
 void add_item_products(const Grid& grid, int64_t item, const Operand& w, const Operand& v, double* sums) {
-  const Lines& lines = lines_in_use();
+  const auto& lines = lines_in_use().of<T>();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
   Line<T> w_line, v_line;
   for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
     for (int64_t i = chunk.begin; i < chunk.end; ++i) {
       const int64_t row = grid.rows.order[i];
-      const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
-      const auto* b = v_line.read(lines, line_at<T>(v, row, first, plane), v.col_stride, n);
-      add_product(lines, a, b, sums, n);
+      lines.add_products(w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n),
+                         v_line.read(line_at<T>(v, row, first, plane), v.col_stride, n), sums, n);
     }
   }
 }
@@ -311,31 +211,50 @@ bool fit_in_float(const double* factors, int64_t n) {
   });
 }
 
-// out = (add ? out : 0) + w * factors[row label, column label] on the item's rows and columns.
-template <class T, class Factor>
-void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factors, const Operand& out,
-                bool add) {
-  const Lines& lines = lines_in_use();
+enum class Into { fresh, sum };
+
+// Products with factors that float cannot hold, as those of very small or very large weights: rare, so
+// without vectors. A half goes through float, as everywhere.
+template <class T>
+void scale_wide(const T* w, const double* factor, T* out, int64_t n, Into into) {
+  for (int64_t j = 0; j < n; ++j) {
+    const double product = widen(w[j]) * factor[j];
+    narrow(static_cast<Compute<T>>(into == Into::sum ? widen(out[j]) + product : product), out[j]);
+  }
+}
+
+// out = w * factors[row label, column label] on the item's rows and columns, or that added to it.
+template <class T>
+void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factors, bool wide,
+                const Operand& out, Into into) {
+  const auto& lines = lines_in_use().of<T>();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
-  alignas(64) Factor factor[kTileCols];
+  alignas(64) double factor[kTileCols];
+  alignas(64) Compute<T> narrow_factor[kTileCols];
   const double* of_row = factors + int64_t(chunk.label) * grid.labels.count;
-  for (int64_t j = 0; j < n; ++j) factor[j] = static_cast<Factor>(of_row[grid.labels.cols[first + j]]);
+  for (int64_t j = 0; j < n; ++j) {
+    factor[j] = of_row[grid.labels.cols[first + j]];
+    narrow_factor[j] = static_cast<Compute<T>>(factor[j]);
+  }
   Line<T> w_line, out_line;
   for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
     for (int64_t i = chunk.begin; i < chunk.end; ++i) {
       const int64_t row = grid.rows.order[i];
       const int64_t next_row = grid.rows.order[i + 1 < chunk.end ? i + 1 : i];
-      const auto* a = w_line.read(lines, line_at<T>(w, row, first, plane), w.col_stride, n);
-      const auto* next_a = next_line<T>(w, next_row, first, plane, a);
-      const auto write = [&](auto* made) {
-        if (add) {
-          add_scaled(lines, a, factor, made, n, next_a, next_line<T>(out, next_row, first, plane, made));
+      const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
+      // What is gathered is in the cache already.
+      const T* next_w = w.col_stride == 1 ? line_at<T>(w, next_row, first, plane) : line;
+      out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
+        const T* next_out = out.col_stride == 1 ? line_at<T>(out, next_row, first, plane) : made;
+        if (wide) {
+          scale_wide(line, factor, made, n, into);
+        } else if (into == Into::sum) {
+          lines.add_scaled(line, narrow_factor, made, n, next_w, next_out);
         } else {
-          scale(lines, a, factor, made, n, next_a);
+          lines.scale(line, narrow_factor, made, n, next_w);
         }
-      };
-      out_line.write(lines, line_at<T>(out, row, first, plane), out.col_stride, n, add, write);
+      });
     }
   }
 }
@@ -389,12 +308,11 @@ void block_inner(const Labels& labels, const Operand& w, const Operand* v, doubl
 void block_scale(const Labels& labels, const Operand& w, const double* factors, const Operand& out,
                  ParallelFor parallel_for) {
   const Grid grid(labels);
-  const bool narrow = fit_in_float(factors, int64_t(labels.count) * labels.count);
+  const bool wide = !fit_in_float(factors, int64_t(labels.count) * labels.count);
   with_dtype(w.dtype, [&](auto type) {
-    using T = decltype(type);
-    const auto scale_item = narrow ? item_scale<T, Compute<T>> : item_scale<T, double>;
-    for_each(parallel_for, grid.items(), grid.numbers(),
-             [&](int64_t item) { scale_item(grid, item, w, factors, out, /*add=*/false); });
+    for_each(parallel_for, grid.items(), grid.numbers(), [&](int64_t item) {
+      item_scale<decltype(type)>(grid, item, w, factors, wide, out, Into::fresh);
+    });
   });
 }
 
@@ -428,19 +346,18 @@ void accumulate_enmeshment(const std::vector<EnmeshmentTerm>& terms, double scal
     item_inner<decltype(type)>(grids[t], item, terms[t].weight, nullptr, sums.data() + first_sum[t]);
   });
 
-  std::vector<char> narrow(terms.size());  // not bool, whose vector packs bits
+  std::vector<char> wide(terms.size());  // not bool, whose vector packs bits
   for (size_t t = 0; t < terms.size(); ++t) {
     const int64_t count = terms[t].labels.count;
     std::vector<double> blocks(count * count);
     add_up(grids[t], sums.data() + first_sum[t], blocks.data());
     losses[t] = enmeshment(blocks, count, scale, factors[t]);
-    narrow[t] = fit_in_float(factors[t].data(), count * count);
+    wide[t] = !fit_in_float(factors[t].data(), count * count);
   }
 
   for_each_item([&](auto type, size_t t, int64_t item) {
-    using T = decltype(type);
-    const auto scale_item = narrow[t] ? item_scale<T, Compute<T>> : item_scale<T, double>;
-    scale_item(grids[t], item, terms[t].weight, factors[t].data(), terms[t].grad, /*add=*/true);
+    item_scale<decltype(type)>(grids[t], item, terms[t].weight, factors[t].data(), wide[t], terms[t].grad,
+                               Into::sum);
   });
 }
 

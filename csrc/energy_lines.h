@@ -4,30 +4,39 @@
 // are rounded before they are added (no contraction to fused multiply-add).
 #pragma once
 
+#include "half.h"
+
 #include <cstdint>
 
 namespace modfast {
 
+template <class T>
+struct LinesOf {
+  // sum[j] += rows[0][j]^2, then rows[1][j]^2, and so on, in float64; later rows are fetched ahead.
+  void (*add_squares)(const T* const* rows, int64_t count, double* sum, int64_t n);
+  // sum[j] += w[j] * v[j] in float64
+  void (*add_products)(const T* w, const T* v, double* sum, int64_t n);
+  // out[j] = w[j] * factor[j]; next_w is where the next line will be read.
+  void (*scale)(const T* w, const Compute<T>* factor, T* out, int64_t n, const T* next_w);
+  // out[j] += w[j] * factor[j]; next_w and next_out are where the next line will be read and written.
+  void (*add_scaled)(const T* w, const Compute<T>* factor, T* out, int64_t n, const T* next_w,
+                     const T* next_out);
+};
+
 struct Lines {
   const char* name;
-  void (*half_to_float)(const uint16_t* in, float* out, int64_t n);
-  void (*bfloat_to_float)(const uint16_t* in, float* out, int64_t n);
-  void (*float_to_half)(const float* in, uint16_t* out, int64_t n);
-  void (*float_to_bfloat)(const float* in, uint16_t* out, int64_t n);
-  // sum[j] += rows[0][j]^2, then rows[1][j]^2, and so on, in float64; later rows are fetched ahead.
-  void (*add_squares_float)(const float* const* rows, int64_t count, double* sum, int64_t n);
-  void (*add_squares_double)(const double* const* rows, int64_t count, double* sum, int64_t n);
-  // sum[j] += w[j] * v[j] in float64
-  void (*add_product_float)(const float* w, const float* v, double* sum, int64_t n);
-  void (*add_product_double)(const double* w, const double* v, double* sum, int64_t n);
-  // out[j] = w[j] * factor[j]; next_w is where the next line will be read.
-  void (*scale_float)(const float* w, const float* factor, float* out, int64_t n, const float* next_w);
-  void (*scale_double)(const double* w, const double* factor, double* out, int64_t n, const double* next_w);
-  // out[j] += w[j] * factor[j]; next_w and next_out are where the next line will be read and written.
-  void (*add_scaled_float)(const float* w, const float* factor, float* out, int64_t n, const float* next_w,
-                           const float* next_out);
-  void (*add_scaled_double)(const double* w, const double* factor, double* out, int64_t n,
-                            const double* next_w, const double* next_out);
+  LinesOf<float> of_float;
+  LinesOf<double> of_double;
+  LinesOf<Half> of_half;
+  LinesOf<BFloat> of_bfloat;
+
+  template <class T>
+  const LinesOf<T>& of() const {
+    if constexpr (std::is_same_v<T, float>) return of_float;
+    if constexpr (std::is_same_v<T, double>) return of_double;
+    if constexpr (std::is_same_v<T, Half>) return of_half;
+    if constexpr (std::is_same_v<T, BFloat>) return of_bfloat;
+  }
 };
 
 extern const Lines lines_baseline;

@@ -16,7 +16,7 @@
 namespace modfast {
 namespace {
 #define MODFAST_LINES_NAME "avx2"
-#define MODFAST_LINES_F16C
+#define MODFAST_LINES_AVX2
 #include "energy_lines.inl"
 }  // namespace
 const Lines lines_avx2 = lines_of_this_level;

@@ -17,7 +17,7 @@
 namespace modfast {
 namespace {
 #define MODFAST_LINES_NAME "avx512"
-#define MODFAST_LINES_F16C
+#define MODFAST_LINES_AVX2
 #include "energy_lines.inl"
 }  // namespace
 const Lines lines_avx512 = lines_of_this_level;

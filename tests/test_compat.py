@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from planted import planted
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
@@ -39,21 +40,6 @@ def random_clusters(size: int, num_clusters: int, generator: torch.Generator) ->
     labels = torch.randint(-1, num_clusters, (size,), generator=generator)
     order = torch.randperm(size, generator=generator)
     return {c: [int(i) for i in order if labels[i] == c] for c in range(num_clusters)}
-
-
-def planted(
-    row_sizes: list[int], col_sizes: list[int], seed: int, spread: float = 0.25
-) -> tuple[Tensor, Partition]:
-    """Standard normal blocks on the diagonal, ``spread`` times that outside, rows and columns shuffled."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def shuffled(sizes: list[int]) -> Tensor:
-        labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        return labels[torch.randperm(len(labels), generator=generator)]
-
-    partition = Partition(shuffled(row_sizes), shuffled(col_sizes), len(row_sizes))
-    weight = torch.randn(partition.shape, generator=generator)
-    return torch.where(partition.mask(), weight, spread * weight), partition
 
 
 # float64: sums of a few thousand squares in another order. float32: the result's own rounding.

@@ -1,0 +1,82 @@
+// The 16-bit floating-point numbers, one at a time, and what all numbers are computed in.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace modfast {
+
+struct Half {  // IEEE 754 binary16
+  uint16_t bits;
+};
+struct BFloat {  // the upper half of a binary32
+  uint16_t bits;
+};
+
+// What a number is multiplied in: products with a factor, not sums, which are float64 for all.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// IEEE half to single. Exact, also where the processor is told to take subnormal singles for zero.
+inline float half_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
+  const uint32_t exponent = half & 0x7c00u;
+  // A subnormal half counts units of 2^-24, which as a single is normal.
+  const float subnormal = static_cast<float>(static_cast<int32_t>(half & 0x03ffu)) * 0x1p-24f;
+  uint32_t bits;
+  std::memcpy(&bits, &subnormal, sizeof bits);
+  if (exponent != 0) bits = magnitude + 0x38000000u;  // from an exponent's bias of 15 to one of 127
+  // Infinity or NaN; a NaN comes out quiet, as the hardware does it.
+  if (exponent == 0x7c00u) bits = 0x7f800000u | magnitude | ((half & 0x03ffu) ? 0x00400000u : 0u);
+  bits |= sign;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Single to IEEE half, to nearest, ties to even: what the F16C instructions do.
+inline uint16_t float_to_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((bits >> 13) & 0x03ffu));
+  if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or beyond
+  if (bits < 0x38800000u) {  // below 2^-14: a subnormal half counts units of 2^-24
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    // Adding 0.5 puts that unit on the last bit of the single, so that the addition rounds as wanted.
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  bits += 0xfffu + ((bits >> 13) & 1u);
+  return static_cast<uint16_t>(sign | ((bits - 0x38000000u) >> 13));
+}
+
+// To nearest, ties to even; every NaN becomes the one quiet NaN 0x7fc0, as in PyTorch.
+inline uint16_t float_to_bfloat(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// Any number in what it is computed in, and back.
+inline float widen(float number) { return number; }
+inline double widen(double number) { return number; }
+inline float widen(Half number) { return half_to_float(number.bits); }
+inline float widen(BFloat number) {
+  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+inline void narrow(float number, float& to) { to = number; }
+inline void narrow(double number, double& to) { to = number; }
+inline void narrow(float number, Half& to) { to.bits = float_to_half(number); }
+inline void narrow(float number, BFloat& to) { to.bits = float_to_bfloat(number); }
+
+}  // namespace modfast
