@@ -9,7 +9,7 @@ MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
 SOURCES := setup.py modfast/version.py $(wildcard csrc/*)
 MATRIX := 2.11.0 2.13.0 newest
 
-.PHONY: help setup demo test bench lint format test-matrix clean
+.PHONY: help setup demo test bench sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,16 +43,26 @@ bench: setup ## time the loss against its peers and the floor, as a table
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
 	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
 
+SANITIZED := build/sanitized
+KERNELS := $(wildcard csrc/energy_cpu.cpp csrc/energy_lines_*.cpp csrc/cpu_dispatch.cpp)
+
+sanitize: ## run the kernels' own test under the address and undefined-behaviour sanitizers
+	mkdir -p build
+	$(CXX) -std=c++17 -O2 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
+	  -Icsrc tests/cpp/test_energy.cpp $(KERNELS) -o $(SANITIZED)
+	MODFAST_CPU=baseline $(SANITIZED)
+	$(SANITIZED)
+
 lint: setup ## check formatting, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*
+	$(BIN)/clang-format --dry-run --Werror csrc/* tests/cpp/*
 
 format: setup ## format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i csrc/* tests/cpp/*
 
 test-matrix: setup ## one wheel, tested on the oldest, a middle and the newest PyTorch
 	rm -rf build/matrix
