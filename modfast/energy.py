@@ -154,7 +154,7 @@ def check_weight(weight: object, partition: object, name: str = "weight") -> Non
         )
 
 
-def _energies(weight: Tensor, partition: Partition) -> Tensor:
+def energies_with_unassigned(weight: Tensor, partition: Partition) -> Tensor:
     """Block energies with a last row and column for "in no cluster", after the checks."""
     check_weight(weight, partition)
     placed = partition.to(weight.device)
@@ -265,7 +265,7 @@ def block_energy(weight: Tensor, partition: Partition) -> Tensor:
                 [ 9., 16.]])
     """
     k = partition.num_clusters if isinstance(partition, Partition) else 0
-    return _energies(weight, partition)[:k, :k].to(_sum_dtype(weight))
+    return energies_with_unassigned(weight, partition)[:k, :k].to(_sum_dtype(weight))
 
 
 def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
@@ -292,7 +292,9 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
         >>> enmeshment(torch.tensor([[3.0, 1.0], [1.0, 3.0]]), Partition([0, 1], [0, 1], 2))
         tensor(0.1000)
     """
-    return reference.enmeshment_of_energies(_energies(weight, partition)).to(_sum_dtype(weight))
+    return reference.enmeshment_of_energies(energies_with_unassigned(weight, partition)).to(
+        _sum_dtype(weight)
+    )
 
 
 def clusterability(weight: Tensor, partition: Partition) -> Tensor:
@@ -305,4 +307,6 @@ def clusterability(weight: Tensor, partition: Partition) -> Tensor:
         >>> clusterability(torch.ones(4, 4), Partition.blocks((4, 4), 2))
         tensor(0.5000)
     """
-    return (1.0 - reference.enmeshment_of_energies(_energies(weight, partition))).to(_sum_dtype(weight))
+    return (1.0 - reference.enmeshment_of_energies(energies_with_unassigned(weight, partition))).to(
+        _sum_dtype(weight)
+    )

@@ -8,9 +8,15 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .energy import accumulate_enmeshment_grad_, clusterability, enmeshment
+from .energy import (
+    accumulate_enmeshment_grad_,
+    clusterability,
+    energies_with_unassigned,
+    enmeshment,
+)
 from .layers import Layer, linear_layers, match_layers, partitioned_layers
 from .partition import Partition
+from .reference import enmeshment_of_energies
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -118,12 +124,19 @@ class EnmeshmentLoss(nn.Module):
 
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
-        losses = [
-            enmeshment(layer.oriented(layer.stored()), partition)
-            for layer, partition in zip(self._layers, self._partitions, strict=True)
+        weights = [layer.oriented(layer.stored()) for layer in self._layers]
+        # Layers with one number of clusters share the arithmetic on their block energies.
+        groups: dict[int, list[int]] = {}
+        for index, partition in enumerate(self._partitions):
+            groups.setdefault(partition.num_clusters, []).append(index)
+        parts = [
+            enmeshment_of_energies(
+                torch.stack([energies_with_unassigned(weights[i], self._partitions[i]) for i in members])
+            )
+            for members in groups.values()
         ]
-        dtype = losses[0].dtype if all(loss.dtype == losses[0].dtype for loss in losses) else torch.float64
-        return self._reduce(torch.stack([loss.to(dtype) for loss in losses]))
+        losses = _in_order(parts, [index for members in groups.values() for index in members])
+        return self._reduce(losses.to(_result_dtype(weights)))
 
     @torch.no_grad()
     def accumulate_grad_(self, scale: float) -> Tensor:
@@ -179,11 +192,7 @@ class EnmeshmentLoss(nn.Module):
                 oriented = self._layers[index].oriented(weight)
                 parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
                 places.append(index)
-        losses = parts[0]
-        if len(parts) > 1:
-            losses = torch.cat(parts)[sorted(range(len(places)), key=places.__getitem__)]
-        any_double = any(weight.dtype == torch.float64 for weight in stored)
-        return self._reduce(losses.to(torch.float64 if any_double else torch.float32))
+        return self._reduce(_in_order(parts, places).to(_result_dtype(stored)))
 
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
         """One pass over the weights of the layers ``members``, all on one device: float64, (members,)."""
@@ -219,3 +228,16 @@ class EnmeshmentLoss(nn.Module):
         """What ``print`` shows."""
         names = ", ".join(layer.name for layer in self._layers)
         return f"layers=[{names}], reduction={self.reduction!r}"
+
+
+def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """The parts as one vector, whose elements were made for these places."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(list(parts))[sorted(range(len(places)), key=places.__getitem__)]
+
+
+def _result_dtype(weights: Sequence[Tensor]) -> torch.dtype:
+    """Float64 if any weight is, else float32, as for a single weight."""
+    any_double = any(weight.dtype == torch.float64 for weight in weights)
+    return torch.float64 if any_double else torch.float32

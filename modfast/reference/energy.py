@@ -80,7 +80,7 @@ def accumulate_enmeshment_grad_(
 
 def _same_cluster(energies: Tensor) -> Tensor:
     """One on the diagonal but for its last element: two unassigned neurons share no cluster."""
-    same = torch.ones(energies.shape[0], dtype=energies.dtype, device=energies.device)
+    same = torch.ones(energies.shape[-1], dtype=energies.dtype, device=energies.device)
     same[-1] = 0.0
     return torch.diag(same)
 
@@ -92,10 +92,13 @@ def enmeshment_of_energies(energies: Tensor) -> Tensor:
     Without any energy E is 0 and so is its gradient. Infinity or NaN in any block gives NaN.
 
     Args:
-        energies: float64, (num_clusters + 1, num_clusters + 1), from :func:`labelled_block_inner`.
+        energies: float64, (..., num_clusters + 1, num_clusters + 1), from :func:`labelled_block_inner`.
+
+    Returns:
+        Float64, (...).
     """
-    total = energies.sum()
-    crossing = (energies * (1.0 - _same_cluster(energies))).sum()
+    total = energies.sum((-2, -1))
+    crossing = (energies * (1.0 - _same_cluster(energies))).sum((-2, -1))
     return crossing / torch.where(total == 0, 1.0, total)
 
 
