@@ -229,7 +229,3 @@ def _report(options: argparse.Namespace) -> None:
         else:
             draw_run(folder)
             display.table(run_table(results), folder)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

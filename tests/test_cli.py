@@ -116,7 +116,7 @@ def test_train_on_an_image_folder_with_given_partitions(image_folder, tmp_path, 
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "modfast.cli", *arguments]
+    return [sys.executable, "-m", "modfast", *arguments]
 
 
 def wait_for_epoch(out, epochs):
