@@ -201,9 +201,8 @@ def draw_run(folder: str | os.PathLike[str]) -> list[Path]:
     folder = Path(folder)
     results, state = read_results(folder), read_checkpoint(folder / CHECKPOINT)
     partitions = load_partitions(folder / PARTITIONS)
-    after = _final_weights(state, partitions)
     made = [folder / "weights.png", folder / "curves.png"]
-    draw_weights(made[0], state["initial"], after, partitions)
+    draw_weights(made[0], state["initial"], state["weights"], partitions)
     kind = "modular" if results["config"]["enmeshment_weight"] > 0 else "plain"
     regularised = results["config"]["regularised_layers"]
     draw_curves(made[1], {kind: [results["history"]]}, regularised)
@@ -219,16 +218,6 @@ def draw_run(folder: str | os.PathLike[str]) -> list[Path]:
             layer,
         )
     return made
-
-
-def _final_weights(state: Mapping[str, Any], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
-    """The measured layers' trained weights as (out, in, *kernel), out of a checkpoint's state_dict."""
-    weights = {}
-    for name in partitions:
-        weight = state["model"].get(f"{name}.weight" if name else "weight", state["model"].get(name))
-        initial = state["initial"][name]
-        weights[name] = weight if weight.shape == initial.shape else weight.transpose(0, 1)
-    return weights
 
 
 def reproduce(

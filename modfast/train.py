@@ -326,6 +326,8 @@ def _save_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "initial": run.initial,
+        # As (out, in, *kernel), which the state_dict does not tell. Shared memory is written once.
+        "weights": EnmeshmentLoss(run.model, run.measured).weights(),
         "history": run.history,
         "random_state": torch.get_rng_state(),
         "cuda_random_state": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
@@ -335,7 +337,8 @@ def _save_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint's contents: ``model`` (a state_dict), ``initial``, ``history``, and what resuming needs.
+    """A checkpoint's contents: ``model`` (a state_dict), ``initial`` and ``weights`` (of the measured layers,
+    before training and now), ``history``, and what resuming needs.
 
     Raises:
         TrainingError: the file is damaged or no checkpoint of modfast.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from modfast import EnmeshmentLoss, Partition
+from modfast import EnmeshmentLoss, Partition, clusterability
 from modfast.data import load_dataset
 from modfast.models import MLP
 from modfast.train import CHECKPOINT, TrainConfig, TrainingError, choose_device, read_checkpoint, train
@@ -170,6 +170,23 @@ def test_a_finished_run_may_be_given_more_epochs(digits, tmp_path):
     train(make(digits), digits, TrainConfig(epochs=2), out=tmp_path)
     longer = train(make(digits), digits, TrainConfig(epochs=3), out=tmp_path, resume=True)
     assert same_weights(longer.model, train(make(digits), digits, TrainConfig(epochs=3)).model)
+
+
+def test_the_checkpoint_holds_the_measured_weights_as_out_by_in(digits, tmp_path):
+    torch.manual_seed(0)
+    # Square and stored as (in, out): its shape does not tell which way round it is.
+    first = nn.Linear(64, 16)
+    second = nn.ConvTranspose1d(16, 16, 1)
+    model = nn.Sequential(
+        nn.Flatten(), first, nn.Unflatten(1, (16, 1)), second, nn.Flatten(), nn.Linear(16, 10)
+    )
+    partition = Partition(torch.arange(16) % 2, torch.arange(16) // 8, 2)
+    config = TrainConfig(epochs=5, layers=None, num_clusters=2)
+    run = train(model, digits, config, partitions={"3": partition}, out=tmp_path)
+    weights = read_checkpoint(tmp_path / CHECKPOINT)["weights"]
+    assert torch.equal(weights["3"], second.weight.detach().transpose(0, 1))
+    for name, share in run.history[-1]["clusterability"].items():
+        assert float(clusterability(weights[name], run.measured[name])) == share
 
 
 def test_a_checkpoint_of_another_run_is_refused(digits, tmp_path):
