@@ -44,7 +44,7 @@ bench: setup ## time the loss against its peers and the floor, as a table
 	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
 
 SANITIZED := build/sanitized
-KERNELS := $(wildcard csrc/energy_cpu.cpp csrc/energy_lines_*.cpp csrc/cpu_dispatch.cpp)
+KERNELS := $(filter-out csrc/%_cuda.cpp,$(wildcard csrc/energy*.cpp)) csrc/cpu_dispatch.cpp
 
 sanitize: ## run the kernels' own test under the address and undefined-behaviour sanitizers
 	mkdir -p build

@@ -5,6 +5,13 @@
 #include <cstring>
 #include <type_traits>
 
+// Functions that a CUDA kernel calls too.
+#if defined(__CUDACC__)
+#define MODFAST_HD __host__ __device__
+#else
+#define MODFAST_HD
+#endif
+
 namespace modfast {
 
 struct Half {  // IEEE 754 binary16
@@ -19,7 +26,7 @@ template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // IEEE half to single. Exact, also where the processor is told to take subnormal singles for zero.
-inline float half_to_float(uint16_t half) {
+MODFAST_HD inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
   const uint32_t exponent = half & 0x7c00u;
@@ -37,7 +44,7 @@ inline float half_to_float(uint16_t half) {
 }
 
 // Single to IEEE half, to nearest, ties to even: what the F16C instructions do.
-inline uint16_t float_to_half(float value) {
+MODFAST_HD inline uint16_t float_to_half(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -57,7 +64,7 @@ inline uint16_t float_to_half(float value) {
 }
 
 // To nearest, ties to even; every NaN becomes the one quiet NaN 0x7fc0, as in PyTorch.
-inline uint16_t float_to_bfloat(float value) {
+MODFAST_HD inline uint16_t float_to_bfloat(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -65,18 +72,18 @@ inline uint16_t float_to_bfloat(float value) {
 }
 
 // Any number in what it is computed in, and back.
-inline float widen(float number) { return number; }
-inline double widen(double number) { return number; }
-inline float widen(Half number) { return half_to_float(number.bits); }
-inline float widen(BFloat number) {
+MODFAST_HD inline float widen(float number) { return number; }
+MODFAST_HD inline double widen(double number) { return number; }
+MODFAST_HD inline float widen(Half number) { return half_to_float(number.bits); }
+MODFAST_HD inline float widen(BFloat number) {
   const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
   float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
 }
-inline void narrow(float number, float& to) { to = number; }
-inline void narrow(double number, double& to) { to = number; }
-inline void narrow(float number, Half& to) { to.bits = float_to_half(number); }
-inline void narrow(float number, BFloat& to) { to.bits = float_to_bfloat(number); }
+MODFAST_HD inline void narrow(float number, float& to) { to = number; }
+MODFAST_HD inline void narrow(double number, double& to) { to = number; }
+MODFAST_HD inline void narrow(float number, Half& to) { to.bits = float_to_half(number); }
+MODFAST_HD inline void narrow(float number, BFloat& to) { to.bits = float_to_bfloat(number); }
 
 }  // namespace modfast

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .energy import (
-    accumulate_enmeshment_grad_,
-    clusterability,
-    energies_with_unassigned,
-    enmeshment,
-)
+from . import reference, sharded
+from .energy import clusterability, enmeshment
 from .layers import Layer, linear_layers, match_layers, partitioned_layers
+from .operators import (
+    accumulate_enmeshment_grad_,
+    add_enmeshment_grad_,
+    enmeshments,
+    enmeshments_and_energies,
+    inner_blocks,
+)
 from .partition import Partition
-from .reference import enmeshment_of_energies
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -87,6 +90,7 @@ class EnmeshmentLoss(nn.Module):
         # In a list, since a registered child would put the model's weights into this loss's parameters.
         self._layers: list[Layer] = chosen
         self._partitions: list[Partition] = []
+        self._pieces: dict[int, tuple[object, sharded.Piece]] = {}
         seen: dict[object, str] = {}
         for layer in chosen:
             stored = layer.stored()
@@ -125,18 +129,52 @@ class EnmeshmentLoss(nn.Module):
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
         weights = [layer.oriented(layer.stored()) for layer in self._layers]
-        # Layers with one number of clusters share the arithmetic on their block energies.
-        groups: dict[int, list[int]] = {}
-        for index, partition in enumerate(self._partitions):
-            groups.setdefault(partition.num_clusters, []).append(index)
-        parts = [
-            enmeshment_of_energies(
-                torch.stack([energies_with_unassigned(weights[i], self._partitions[i]) for i in members])
+        parts, places = [], []
+        for members in _groups(weights, range(len(weights))):
+            if sharded.is_sharded(weights[members[0]]):
+                parts.append(self._sharded(weights, members))
+            else:
+                labels = self._labels(weights[members[0]].device, members)
+                parts.append(enmeshments([weights[i] for i in members], *labels))
+            places += members
+        return self._reduce(_in_order(parts, places).to(_result_dtype(weights)))
+
+    def _labels(
+        self, device: torch.device, members: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """The row labels, the column labels and the numbers of clusters of some layers, on a device."""
+        chosen = [self._partitions[i] for i in members]
+        placed = [each if each.device == device else each.to(device) for each in chosen]
+        return (
+            [each.row_labels for each in placed],
+            [each.col_labels for each in placed],
+            [each.num_clusters for each in placed],
+        )
+
+    def _piece(self, index: int, weight: Any) -> sharded.Piece:
+        """What this process holds of a ``DTensor``; kept, since its placements seldom change."""
+        key = (weight.device_mesh, weight.placements, weight.device)
+        if index not in self._pieces or self._pieces[index][0] != key:
+            self._pieces[index] = (key, sharded.piece_of(weight, self._partitions[index]))
+        return self._pieces[index][1]
+
+    def _sharded(self, weights: Sequence[Tensor], members: Sequence[int]) -> Tensor:
+        """The losses of some layers, each process having summed the energies of its own pieces."""
+        pieces = [self._piece(i, weights[i]) for i in members]
+        own = [
+            reference.split_energies(
+                inner_blocks(
+                    sharded.local(weights[i]),
+                    None,
+                    piece.row_labels,
+                    piece.col_labels,
+                    self._partitions[i].num_clusters,
+                )
             )
-            for members in groups.values()
+            for i, piece in zip(members, pieces, strict=True)
         ]
-        losses = _in_order(parts, [index for members in groups.values() for index in members])
-        return self._reduce(losses.to(_result_dtype(weights)))
+        energies = sharded.sum_all_over(own, [piece.group for piece in pieces])
+        return reference.enmeshment_of_split(torch.stack(energies))
 
     @torch.no_grad()
     def accumulate_grad_(self, scale: float) -> Tensor:
@@ -178,15 +216,11 @@ class EnmeshmentLoss(nn.Module):
                     f"layer {layer.name!r} has a computed weight without .grad: "
                     "use (scale * loss()).backward()"
                 )
-        # One pass for all weights of a device; almost always that is one pass for all.
-        groups: dict[torch.device, list[int]] = {}
-        for index, weight in enumerate(stored):
-            if weight.requires_grad:
-                groups.setdefault(weight.device, []).append(index)
-        parts = [
-            self._accumulate(members, [stored[i] for i in members], factor) for members in groups.values()
-        ]
-        places = [index for members in groups.values() for index in members]
+        parts, places = [], []
+        wanted = [index for index, weight in enumerate(stored) if weight.requires_grad]
+        for members in _groups(stored, wanted):
+            parts.append(self._accumulate(members, [stored[i] for i in members], factor))
+            places += members
         for index, weight in enumerate(stored):
             if not weight.requires_grad:
                 oriented = self._layers[index].oriented(weight)
@@ -195,26 +229,45 @@ class EnmeshmentLoss(nn.Module):
         return self._reduce(_in_order(parts, places).to(_result_dtype(stored)))
 
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
-        """One pass over the weights of the layers ``members``, all on one device: float64, (members,)."""
-        device = stored[0].device
-        grads = []
+        """One pass over the weights of the layers ``members``, all of one group: float64, (members,)."""
+        stored_grads = []
         for weight in stored:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-            grads.append(weight.grad)
+            stored_grads.append(weight.grad)
         layers = [self._layers[i] for i in members]
-        partitions = [self._partitions[i] for i in members]
-        partitions = [each if each.device == device else each.to(device) for each in partitions]
-        losses: Tensor = accumulate_enmeshment_grad_(
-            [layer.oriented(weight) for layer, weight in zip(layers, stored, strict=True)],
-            [layer.oriented(grad) for layer, grad in zip(layers, grads, strict=True)],
-            [partition.row_labels for partition in partitions],
-            [partition.col_labels for partition in partitions],
-            [partition.num_clusters for partition in partitions],
-            factor,
-        )
-        torch.autograd.graph.increment_version(grads)
+        weights = [layer.oriented(weight) for layer, weight in zip(layers, stored, strict=True)]
+        grads = [layer.oriented(grad) for layer, grad in zip(layers, stored_grads, strict=True)]
+        if sharded.is_sharded(weights[0]):
+            losses = self._accumulate_sharded(members, weights, grads, factor)
+        else:
+            rows, cols, counts = self._labels(weights[0].device, members)
+            losses = accumulate_enmeshment_grad_(weights, grads, rows, cols, counts, factor)
+        torch.autograd.graph.increment_version(stored_grads)
         return losses
+
+    def _accumulate_sharded(
+        self, members: Sequence[int], weights: Sequence[Any], grads: Sequence[Any], factor: float
+    ) -> Tensor:
+        for index, weight, grad in zip(members, weights, grads, strict=True):
+            if getattr(grad, "placements", None) != weight.placements:
+                raise RuntimeError(
+                    f"layer {self._layers[index].name!r} has a .grad that is not spread over processes as "
+                    f"its weight is, by {weight.placements}"
+                )
+        pieces = [self._piece(index, weight) for index, weight in zip(members, weights, strict=True)]
+        labels = (
+            [piece.row_labels for piece in pieces],
+            [piece.col_labels for piece in pieces],
+            [self._partitions[i].num_clusters for i in members],
+        )
+        own = [weight.to_local() for weight in weights]
+        _, energies = enmeshments_and_energies(own, *labels)
+        summed = sharded.sum_all_over(energies.unbind(), [piece.group for piece in pieces])
+        energies = torch.stack(summed)
+        slopes = torch.full((len(own),), factor, dtype=torch.float64, device=energies.device)
+        add_enmeshment_grad_(own, [grad.to_local() for grad in grads], energies, slopes, *labels)
+        return reference.enmeshment_of_split(energies)
 
     @torch.no_grad()
     def clusterability(self) -> dict[str, float]:
@@ -230,11 +283,20 @@ class EnmeshmentLoss(nn.Module):
         return f"layers=[{names}], reduction={self.reduction!r}"
 
 
+def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
+    """The weights that one pass can take together: those of a device, whole or spread over processes."""
+    groups: dict[tuple[torch.device, bool], list[int]] = {}
+    for index in indices:
+        groups.setdefault((weights[index].device, sharded.is_sharded(weights[index])), []).append(index)
+    return list(groups.values())
+
+
 def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """The parts as one vector, whose elements were made for these places."""
     if len(parts) == 1:
         return parts[0]
-    return torch.cat(list(parts))[sorted(range(len(places)), key=places.__getitem__)]
+    together = torch.cat([part.to(parts[0].device) for part in parts])
+    return together[sorted(range(len(places)), key=places.__getitem__)]
 
 
 def _result_dtype(weights: Sequence[Tensor]) -> torch.dtype:

@@ -6,26 +6,38 @@ whole library on them. Nothing of modfast is imported here but ``Partition``.
 
 from .energy import (
     accumulate_enmeshment_grad_,
+    add_enmeshment_grad_,
     block_energy,
     block_inner,
     block_scale,
     clusterability,
     enmeshment,
+    enmeshment_factors,
+    enmeshment_grad,
     enmeshment_of_energies,
+    enmeshment_of_split,
     labelled_block_inner,
     labelled_block_scale,
+    labelled_enmeshment,
+    split_energies,
 )
 from .spectral import spectral_cocluster
 
 __all__ = [
     "accumulate_enmeshment_grad_",
+    "add_enmeshment_grad_",
     "block_energy",
     "block_inner",
     "block_scale",
     "clusterability",
     "enmeshment",
+    "enmeshment_factors",
+    "enmeshment_grad",
     "enmeshment_of_energies",
+    "enmeshment_of_split",
     "labelled_block_inner",
     "labelled_block_scale",
+    "labelled_enmeshment",
     "spectral_cocluster",
+    "split_energies",
 ]

@@ -49,6 +49,94 @@ def labelled_block_scale(weight: Tensor, factors: Tensor, row_labels: Tensor, co
     return (weight.to(torch.float64) * factor).to(weight.dtype)
 
 
+def labelled_enmeshment(
+    weights: Sequence[Tensor],
+    row_labels: Sequence[Tensor],
+    col_labels: Sequence[Tensor],
+    num_clusters: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Specifies the operator ``enmeshment`` of a model's weights.
+
+    Returns:
+        Each weight's enmeshment, float64, (n,); and its energy inside clusters and across them, (n, 2).
+    """
+    energies = torch.stack(
+        [
+            split_energies(labelled_block_inner(weight, None, rows, cols, count))
+            for weight, rows, cols, count in zip(weights, row_labels, col_labels, num_clusters, strict=True)
+        ]
+    )
+    return enmeshment_of_split(energies), energies
+
+
+def enmeshment_grad(
+    weights: Sequence[Tensor],
+    energies: Tensor,
+    slopes: Tensor,
+    row_labels: Sequence[Tensor],
+    col_labels: Sequence[Tensor],
+    num_clusters: Sequence[int],
+) -> list[Tensor]:
+    """Specifies the operator of that name: ``slope * dE/dW`` for each weight, without autograd.
+
+    Args:
+        weights: of any supported dtype.
+        energies: float64, (n, 2), from :func:`labelled_enmeshment`.
+        slopes: float64, (n,).
+        row_labels: of each weight.
+        col_labels: of each weight.
+        num_clusters: of each weight.
+
+    Returns:
+        The gradients, in the weights' dtypes.
+    """
+    grads = []
+    for weight, energy, slope, rows, cols, count in zip(
+        weights, energies, slopes, row_labels, col_labels, num_clusters, strict=True
+    ):
+        factors = enmeshment_factors(energy, slope, count)
+        grads.append(labelled_block_scale(weight, factors, rows, cols))
+    return grads
+
+
+def enmeshment_factors(energy: Tensor, slope: Tensor, num_clusters: int) -> Tensor:
+    """What each block of a weight is multiplied by to give ``slope * dE/dW``.
+
+    ``dE/dW[i, j] = 2 W[i, j] (C - [same cluster]) / sum(B)`` (arXiv 2409.15747), where ``C - 1`` is ``-E``.
+
+    Args:
+        energy: float64, (2,), inside clusters and across them.
+        slope: float64, a scalar.
+        num_clusters: k.
+
+    Returns:
+        Float64, (k + 1, k + 1), for :func:`labelled_block_scale`.
+    """
+    inside, across = energy.unbind()
+    total = inside + across
+    total = torch.where(total == 0, 1.0, total)
+    same = _same_cluster(num_clusters, energy) > 0
+    # As in the loss, each of the two is NaN if the other energy is infinite.
+    E, C = across / total + 0.0 * inside, inside / total + 0.0 * across
+    return torch.where(same, -E, C) * (2.0 * slope / total)
+
+
+def add_enmeshment_grad_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    energies: Tensor,
+    slopes: Tensor,
+    row_labels: Sequence[Tensor],
+    col_labels: Sequence[Tensor],
+    num_clusters: Sequence[int],
+) -> None:
+    """Specifies the operator of that name: :func:`enmeshment_grad`, added to ``grads``."""
+    wide = [weight.to(torch.float64) for weight in weights]
+    steps = enmeshment_grad(wide, energies, slopes, row_labels, col_labels, num_clusters)
+    for grad, step in zip(grads, steps, strict=True):
+        grad.copy_(grad.to(torch.float64) + step)
+
+
 def accumulate_enmeshment_grad_(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -59,47 +147,57 @@ def accumulate_enmeshment_grad_(
 ) -> Tensor:
     """Specifies the operator of that name: ``grad += scale * dE/dW`` for each weight.
 
-    Uses ``dE/dW[i, j] = 2 W[i, j] (C - [same cluster]) / sum(B)`` (arXiv 2409.15747), not autograd.
-
     Returns:
         Each weight's enmeshment: float64, (number of weights,).
     """
-    losses = []
-    for weight, grad, rows, cols, count in zip(
-        weights, grads, row_labels, col_labels, num_clusters, strict=True
-    ):
-        energies = labelled_block_inner(weight, None, rows, cols, count)
-        loss = enmeshment_of_energies(energies)
-        total = energies.sum()
-        factors = ((1.0 - loss) - _same_cluster(energies)) * 2.0 / torch.where(total == 0, 1.0, total)
-        scaled = labelled_block_scale(weight.to(torch.float64), scale * factors, rows, cols)
-        grad.copy_(grad.to(torch.float64) + scaled)
-        losses.append(loss)
-    return torch.stack(losses)
+    losses, energies = labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
+    slopes = torch.full_like(losses, scale)
+    add_enmeshment_grad_(weights, grads, energies, slopes, row_labels, col_labels, num_clusters)
+    return losses
 
 
-def _same_cluster(energies: Tensor) -> Tensor:
+def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:
     """One on the diagonal but for its last element: two unassigned neurons share no cluster."""
-    same = torch.ones(energies.shape[-1], dtype=energies.dtype, device=energies.device)
+    same = torch.ones(num_clusters + 1, dtype=torch.float64, device=like.device)
     same[-1] = 0.0
     return torch.diag(same)
 
 
-def enmeshment_of_energies(energies: Tensor) -> Tensor:
-    """Enmeshment as a function of block energies: crossing energy over all energy.
+def split_energies(blocks: Tensor) -> Tensor:
+    """Block energies summed inside clusters and across them.
 
-    The crossing blocks are summed, rather than taken as 1 - C, which would lose the digits of a small E.
-    Without any energy E is 0 and so is its gradient. Infinity or NaN in any block gives NaN.
+    The crossing blocks are summed, rather than subtracted from all, which would lose the digits of a small E.
 
     Args:
-        energies: float64, (..., num_clusters + 1, num_clusters + 1), from :func:`labelled_block_inner`.
+        blocks: float64, (..., num_clusters + 1, num_clusters + 1), from :func:`labelled_block_inner`.
 
     Returns:
-        Float64, (...).
+        Float64, (..., 2).
     """
-    total = energies.sum((-2, -1))
-    crossing = (energies * (1.0 - _same_cluster(energies))).sum((-2, -1))
-    return crossing / torch.where(total == 0, 1.0, total)
+    same = _same_cluster(blocks.shape[-1] - 1, blocks)
+    return torch.stack([(blocks * same).sum((-2, -1)), (blocks * (1.0 - same)).sum((-2, -1))], dim=-1)
+
+
+def enmeshment_of_split(energies: Tensor) -> Tensor:
+    """Enmeshment of energies inside clusters and across them: the crossing energy over all.
+
+    Without any energy E is 0 and so is its gradient. Infinity or NaN in either gives NaN.
+
+    Args:
+        energies: (..., 2), as from :func:`split_energies`.
+
+    Returns:
+        (...).
+    """
+    inside, across = energies.unbind(-1)
+    total = inside + across
+    # Infinity times zero is NaN, so that an infinite weight inside a cluster is not hidden.
+    return across / torch.where(total == 0, 1.0, total) + 0.0 * inside
+
+
+def enmeshment_of_energies(blocks: Tensor) -> Tensor:
+    """Enmeshment as a function of block energies, float64, (..., num_clusters + 1, num_clusters + 1)."""
+    return enmeshment_of_split(split_energies(blocks))
 
 
 def _sum_dtype(weight: Tensor) -> torch.dtype:

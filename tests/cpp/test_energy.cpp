@@ -110,7 +110,12 @@ void try_one(DType dtype, double rounding, double size) {
       inside += a == b && a + 1 < count ? squares[a * count + b] : 0.0;
     }
   }
-  std::vector<EnmeshmentTerm> terms{{labels, w.operand, out.operand}};
+  std::vector<Term> terms{{labels, w.operand, out.operand}};
+  Split energy{0.0, 0.0};
+  split_energies(terms, &energy, in_turn);
+  check(std::abs(energy.inside - inside) <= sum_error, "energy inside", energy.inside, inside);
+  check(std::abs(energy.across - (total - inside)) <= sum_error, "energy across", energy.across,
+        total - inside);
   accumulate_enmeshment(terms, 0.5, &loss, in_turn);
   check(std::abs(loss - (1.0 - inside / total)) <= 1e-9, "enmeshment", loss, 1.0 - inside / total);
   for (int64_t i = 0; i < rows; ++i) {
@@ -121,6 +126,17 @@ void try_one(DType dtype, double rounding, double size) {
       if (!(std::abs(expected) < 60000.0)) continue;
       const double allowed = rounding * (std::abs(before[i * cols + j]) + 2.0 * std::abs(step)) + 1e-7;
       check(std::abs(found - expected) <= allowed, "gradient", found, expected);
+    }
+  }
+
+  const Split kinds{factors[0], factors[1]};
+  split_scale(terms, &kinds, Into::fresh, in_turn);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      const bool same = labels.rows[i] == labels.cols[j] && labels.rows[i] + 1 < count;
+      const double expected = w.value(i, j) * (same ? kinds.inside : kinds.across), found = out.value(i, j);
+      if (std::abs(expected) > 60000.0 || std::abs(expected) < 1e-4) continue;
+      check(std::abs(found - expected) <= rounding * std::abs(expected), "split_scale", found, expected);
     }
   }
 }

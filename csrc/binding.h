@@ -1,0 +1,74 @@
+// What the bindings to PyTorch share, on every device: checks of arguments, and tensors as labelled matrices.
+//
+// Only LibTorch's stable ABI is used, so that one binary serves every PyTorch from 2.11 on. The Python layer
+// names bad arguments in the caller's words; the checks here keep a direct caller of torch.ops.modfast from
+// reading or writing where it must not.
+#pragma once
+
+#include "energy.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace modfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "modfast: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// A macro, so that the parts of the message are made only when they are needed.
+#define REQUIRE(condition, ...)                   \
+  do {                                            \
+    if (!(condition)) modfast::fail(__VA_ARGS__); \
+  } while (false)
+
+std::string shape_of(const Tensor& tensor);
+DType dtype_of(const Tensor& tensor, const char* name);
+void check_dense(const Tensor& tensor, const char* name);
+void check_num_clusters(int64_t num_clusters);
+// One-dimensional int64, with a label for each of so many rows or columns.
+void check_labels(const Tensor& labels, int64_t expected, const char* name);
+// The lists of an operator over a model, whose first two may be one and the same.
+void check_lists(const std::vector<Tensor>& weights, const std::vector<Tensor>& others,
+                 const std::vector<Tensor>& row_labels, const std::vector<Tensor>& col_labels,
+                 const std::vector<int64_t>& num_clusters);
+// A float64 tensor of exactly this shape, contiguous.
+void check_numbers(const Tensor& tensor, int64_t rows, int64_t cols, const char* name);
+// Each gradient is written by several threads, so none may share memory with itself, another or a weight.
+void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads);
+
+// Where the numbers of a matrix lie: strides in elements, and the sizes and strides of what remains of a
+// convolution's kernel, last dimension first.
+struct Strides {
+  int64_t row = 0, col = 0;
+  std::vector<std::pair<int64_t, int64_t>> kernel;
+};
+
+// Tensors of one shape (out, in, *kernel) as labelled matrices. Kernel positions are merged with the columns
+// where the memory of every tensor allows it, in either order; what cannot be stays a kernel. The matrix is
+// turned so that its lines run along the first tensor's memory.
+struct Layout {
+  int64_t rows = 0, cols = 0;
+  LabelIndex row_index, col_index;
+  std::vector<Strides> tensors;
+  bool transposed = false;  // then the rows carry the labels of columns, and the other way round
+};
+
+Layout layout_of(const Tensor* const* tensors, size_t count);
+
+}  // namespace modfast

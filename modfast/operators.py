@@ -1,0 +1,286 @@
+"""The compiled operators, and what PyTorch has to know of them: shapes, derivatives, batching.
+
+Two operators carry the block energies, and the derivatives of each are the other: ``block_inner(W, V)`` sums
+``W * V`` over each pair of clusters, ``block_scale(W, G)`` multiplies each weight by its block's number.
+Labels of -1 stand for one more cluster, whose row and column come last in the operators' matrices.
+
+The other operators are for the loss of a whole model, in one pass over all of its weights: ``enmeshment``
+and its gradient, fresh (``enmeshment_grad``) or added to one that is there (``add_enmeshment_grad_``), and
+both in one (``accumulate_enmeshment_grad_``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .library import BACKEND
+
+# The operators for one weight are registered with fake kernels, derivatives and batching rules below, for
+# whoever calls torch.ops.modfast. The package reaches them through autograd.Function, with the same formulas,
+# because torch.func's transforms do not see through torch.library.register_autograd.
+
+# --- block_inner(weight, other, row_labels, col_labels, num_clusters) -> float64 (k + 1, k + 1)
+# Without other it is the weight itself, the block energies: one tensor to read and one derivative.
+
+
+@torch.library.register_fake("modfast::block_inner")
+def _block_inner_fake(
+    weight: Tensor, other: Tensor | None, row_labels: Tensor, col_labels: Tensor, num_clusters: int
+) -> Tensor:
+    return weight.new_empty((num_clusters + 1, num_clusters + 1), dtype=torch.float64)
+
+
+def _block_inner_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _block_inner_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weight, other, row_labels, col_labels = ctx.saved_tensors
+    if other is None:
+        return scale_blocks(weight, 2.0 * grad, row_labels, col_labels), None, None, None, None
+    to_weight = scale_blocks(other, grad, row_labels, col_labels) if ctx.needs_input_grad[0] else None
+    to_other = scale_blocks(weight, grad, row_labels, col_labels) if ctx.needs_input_grad[1] else None
+    return to_weight, to_other, None, None, None
+
+
+class _BlockInner(torch.autograd.Function):
+    generate_vmap_rule = True
+    setup_context = staticmethod(_block_inner_setup)
+    backward = staticmethod(_block_inner_backward)
+
+    @staticmethod
+    def forward(
+        weight: Tensor, other: Tensor | None, rows: Tensor, cols: Tensor, num_clusters: int
+    ) -> Tensor:
+        sums: Tensor = torch.ops.modfast.block_inner(weight, other, rows, cols, num_clusters)
+        return sums
+
+
+# --- block_scale(weight, factors, row_labels, col_labels) -> like weight; factors: float64 (k + 1, k + 1)
+
+
+@torch.library.register_fake("modfast::block_scale")
+def _block_scale_fake(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _block_scale_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _block_scale_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weight, factors, row_labels, col_labels = ctx.saved_tensors
+    to_weight = scale_blocks(grad, factors, row_labels, col_labels) if ctx.needs_input_grad[0] else None
+    to_factors = None
+    if ctx.needs_input_grad[1]:
+        to_factors = inner_blocks(grad, weight, row_labels, col_labels, factors.shape[0] - 1)
+    return to_weight, to_factors, None, None
+
+
+class _BlockScale(torch.autograd.Function):
+    generate_vmap_rule = True
+    setup_context = staticmethod(_block_scale_setup)
+    backward = staticmethod(_block_scale_backward)
+
+    @staticmethod
+    def forward(weight: Tensor, factors: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        scaled: Tensor = torch.ops.modfast.block_scale(weight, factors, rows, cols)
+        return scaled
+
+
+# --- The operators of a whole model, on lists of weights (n) and of their labels.
+# energies: float64 (n, 2), inside clusters and across them; losses, slopes (dL/dE of each): float64 (n,).
+
+
+@torch.library.register_fake("modfast::enmeshment")
+def _enmeshment_fake(
+    weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
+) -> tuple[Tensor, Tensor]:
+    count = len(weights)
+    return (
+        weights[0].new_empty((count,), dtype=torch.float64),
+        weights[0].new_empty((count, 2), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("modfast::enmeshment_grad")
+def _enmeshment_grad_fake(
+    weights: list[Tensor],
+    energies: Tensor,
+    slopes: Tensor,
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+) -> list[Tensor]:
+    return [torch.empty_like(weight) for weight in weights]
+
+
+@torch.library.register_fake("modfast::add_enmeshment_grad_")
+def _add_enmeshment_grad_fake(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    energies: Tensor,
+    slopes: Tensor,
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+) -> None:
+    return None
+
+
+@torch.library.register_fake("modfast::accumulate_enmeshment_grad_")
+def _accumulate_fake(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+    scale: float,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.float64)
+
+
+def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.num_clusters = inputs[0]
+    ctx.save_for_backward(output[1], *inputs[1:])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+class _Enmeshment(torch.autograd.Function):
+    """``apply(num_clusters, *weights, *row_labels, *col_labels)``: losses; energies, without a derivative."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_enmeshment_setup)
+
+    @staticmethod
+    def forward(num_clusters: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        weights, rows, cols = _thirds(tensors)
+        losses, energies = torch.ops.modfast.enmeshment(weights, rows, cols, list(num_clusters))
+        return losses, energies
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        energies, *tensors = ctx.saved_tensors
+        weights, rows, cols = _thirds(tensors)
+        result: list[Tensor | None] = [None] * (1 + len(tensors))
+        if slopes is None:
+            return tuple(result)
+        wanted = [i for i in range(len(weights)) if ctx.needs_input_grad[1 + i]]
+        if torch.is_grad_enabled():  # asked for with create_graph: the gradient is to be differentiated again
+            grads = [
+                _differentiable_grad(weights[i], slopes[i], rows[i], cols[i], ctx.num_clusters[i])
+                for i in wanted
+            ]
+        else:
+            if len(wanted) < len(weights):
+                weights, rows, cols = ([each[i] for i in wanted] for each in (weights, rows, cols))
+                energies, slopes = energies[wanted], slopes[wanted]
+            counts = [ctx.num_clusters[i] for i in wanted]
+            grads = torch.ops.modfast.enmeshment_grad(
+                weights, energies, slopes.contiguous(), rows, cols, counts
+            )
+        for i, grad in zip(wanted, grads, strict=True):
+            result[1 + i] = grad
+        return tuple(result)
+
+
+def _thirds(tensors: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    count = len(tensors) // 3
+    return list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :])
+
+
+def _differentiable_grad(weight: Tensor, slope: Tensor, rows: Tensor, cols: Tensor, count: int) -> Tensor:
+    """``slope * dE/dW``, made of operators that can be differentiated in their turn."""
+    factors = reference.enmeshment_factors(
+        reference.split_energies(inner_blocks(weight, None, rows, cols, count)), slope, count
+    )
+    scaled: Tensor = scale_blocks(weight, factors, rows, cols)
+    return scaled
+
+
+# A batch of whole models is not one pass over memory: the batching rules make do with one weight at a time.
+
+
+def _enmeshment_batched(
+    weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
+) -> tuple[Tensor, Tensor]:
+    energies = torch.stack(
+        [
+            reference.split_energies(torch.ops.modfast.block_inner(weight, None, rows, cols, count))
+            for weight, rows, cols, count in zip(weights, row_labels, col_labels, num_clusters, strict=True)
+        ]
+    )
+    return reference.enmeshment_of_split(energies), energies
+
+
+def _enmeshment_grad_batched(
+    weights: list[Tensor],
+    energies: Tensor,
+    slopes: Tensor,
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+) -> list[Tensor]:
+    return [
+        torch.ops.modfast.block_scale(
+            weight, reference.enmeshment_factors(energies[i], slopes[i], num_clusters[i]), rows, cols
+        )
+        for i, (weight, rows, cols) in enumerate(zip(weights, row_labels, col_labels, strict=True))
+    ]
+
+
+def _one_by_one(op: Any) -> Any:
+    """The batching rule: one call for each element of the batch, as each is a pass over its own memory."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        results = [
+            op(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(results), 0
+
+    return rule
+
+
+for _name, _setup, _backward in (
+    ("block_inner", _block_inner_setup, _block_inner_backward),
+    ("block_scale", _block_scale_setup, _block_scale_backward),
+):
+    torch.library.register_autograd(f"modfast::{_name}", _backward, setup_context=_setup)
+    torch.library.register_vmap(f"modfast::{_name}", _one_by_one(getattr(torch.ops.modfast, _name)))
+
+_rules = torch.library.Library("modfast", "FRAGMENT")
+for _key in ("FuncTorchBatched", "Batched"):  # torch.vmap's, and that of autograd.grad(is_grads_batched=True)
+    _rules.impl("enmeshment", _enmeshment_batched, _key)
+    _rules.impl("enmeshment_grad", _enmeshment_grad_batched, _key)
+
+
+if BACKEND == "reference":
+    inner_blocks: Any = reference.labelled_block_inner
+    scale_blocks: Any = reference.labelled_block_scale
+    enmeshments_and_energies: Any = reference.labelled_enmeshment
+    add_enmeshment_grad_: Any = reference.add_enmeshment_grad_
+    accumulate_enmeshment_grad_: Any = reference.accumulate_enmeshment_grad_
+else:
+    inner_blocks = _BlockInner.apply
+    scale_blocks = _BlockScale.apply
+    enmeshments_and_energies = torch.ops.modfast.enmeshment.default
+    add_enmeshment_grad_ = torch.ops.modfast.add_enmeshment_grad_.default
+    accumulate_enmeshment_grad_ = torch.ops.modfast.accumulate_enmeshment_grad_.default
+
+
+def enmeshments(
+    weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
+) -> Tensor:
+    """Each weight's enmeshment, float64, (n,): differentiable any number of times."""
+    losses: Tensor
+    if BACKEND == "reference":
+        losses, _ = reference.labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
+    else:
+        losses, _ = _Enmeshment.apply(tuple(num_clusters), *weights, *row_labels, *col_labels)
+    return losses

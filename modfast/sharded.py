@@ -1,0 +1,150 @@
+"""Weights that are spread over processes, as ``DTensor``: each process works on its own piece.
+
+What crosses the network is a sum of block energies, ``k x k`` numbers or two for each layer, never weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .partition import Partition
+
+
+def is_sharded(weight: object) -> bool:
+    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made."""
+    return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+class Group(NamedTuple):
+    """The processes that hold the pieces of a weight: some dimensions of a mesh."""
+
+    mesh: Any
+    dims: tuple[int, ...]
+
+
+class Piece(NamedTuple):
+    """What this process holds of a weight's rows and columns: their labels, and who holds the rest."""
+
+    row_labels: Tensor
+    col_labels: Tensor
+    group: Group
+
+
+def piece_of(weight: Any, partition: Partition) -> Piece:
+    """The labels of this process's piece of a ``DTensor``.
+
+    Raises:
+        ValueError: the weight is a pending sum (``Partial``), whose squares cannot be summed piece by piece.
+    """
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh, placements = weight.device_mesh, weight.placements
+    if any(placement.is_partial() for placement in placements):
+        raise ValueError(
+            f"weight must be sharded or replicated, got the placements {placements}: redistribute it first"
+        )
+    labels = []
+    # As a column and as a row, so that they are cut by the weight's own placements, whatever kind these are.
+    for dim, whole in enumerate((partition.row_labels[:, None], partition.col_labels[None, :])):
+        cut = [placement if placement.is_shard(dim) else Replicate() for placement in placements]
+        # Every process has all labels already: nothing is sent.
+        piece = distribute_tensor(whole.to(weight.device), mesh, cut, src_data_rank=None).to_local()
+        labels.append(piece.flatten().contiguous())
+    local = weight.to_local()
+    if local.shape[:2] != (len(labels[0]), len(labels[1])):
+        raise ValueError(f"weight has placements that cannot be followed: {placements}")
+    dims = tuple(i for i, placement in enumerate(placements) if not placement.is_replicate())
+    return Piece(labels[0], labels[1], Group(mesh, dims))
+
+
+def local(weight: Any) -> Tensor:
+    """This process's piece of a ``DTensor``, differentiable."""
+    piece: Tensor = weight.to_local(grad_placements=weight.placements)
+    return piece
+
+
+def like(piece: Tensor, weight: Any) -> Tensor:
+    """A ``DTensor`` of the weight's shape and placements, of which this process holds ``piece``."""
+    from torch.distributed.tensor import DTensor
+
+    made: Tensor = DTensor.from_local(
+        piece,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+    return made
+
+
+def _all_reduce(tensor: Tensor, group: Group) -> Tensor:
+    result = tensor.clone()
+    for dim in group.dims:
+        torch.distributed.all_reduce(result, group=group.mesh.get_group(dim))
+    return result
+
+
+# A value that all processes share has a derivative that all share; the derivative of what each has made of
+# it from its own piece is the sum over all. So each of these is the other's derivative.
+
+
+class _Sum(torch.autograd.Function):
+    """What all processes' tensors add up to."""
+
+    @staticmethod
+    def forward(tensor: Tensor, group: Group) -> Tensor:
+        return _all_reduce(tensor, group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Spread.apply(grad, ctx.group), None
+
+
+class _Spread(torch.autograd.Function):
+    """The same tensor, for each process to use with its own piece."""
+
+    @staticmethod
+    def forward(tensor: Tensor, group: Group) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(grad, ctx.group), None
+
+
+def sum_over(tensor: Tensor, group: Group) -> Tensor:
+    """The sum over the processes of a group, the same on all; differentiable any number of times."""
+    total: Tensor = _Sum.apply(tensor, group) if group.dims else tensor
+    return total
+
+
+def spread_over(tensor: Tensor, group: Group) -> Tensor:
+    """A tensor that all processes of a group share, for use with each one's own piece."""
+    same: Tensor = _Spread.apply(tensor, group) if group.dims else tensor
+    return same
+
+
+def sum_all_over(tensors: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
+    """Each tensor summed over its group; all have one shape, so each group takes one exchange."""
+    members: dict[Group, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    result = list(tensors)
+    for group, indices in members.items():
+        summed = sum_over(torch.stack([tensors[i] for i in indices]), group)
+        for index, total in zip(indices, summed.unbind(), strict=True):
+            result[index] = total
+    return result
