@@ -1,6 +1,8 @@
 """What setup.py builds the CUDA library with: toolkits, architectures, and what it says of bad settings."""
 
+import os
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -204,3 +206,15 @@ def test_options_of_the_compiler(build_cuda):
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]
+
+
+def test_setup_reads_the_setting():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "MODFAST_CUDA": "maybe"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "MODFAST_CUDA must be '0', '1' or 'auto', got 'maybe'" in done.stderr
