@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 # The interpreter is an input too: another one makes the environment anew.
 INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
-SOURCES := setup.py modfast/version.py $(wildcard csrc/*)
+SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*)
 MATRIX := 2.11.0 2.13.0 newest
 
-.PHONY: help setup demo test bench sanitize lint format test-matrix clean
+.PHONY: help setup demo test bench test-cuda bench-cuda sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,18 @@ test: setup ## run the tests (and the examples in the docstrings)
 bench: setup ## time the loss against its peers and the floor, as a table
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
 	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
+
+# A machine with a GPU may have its own PyTorch and no way to download another: these two install nothing.
+CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
+test-cuda bench-cuda: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+test-cuda: ## build with the packages that PYTHON has, and run the tests that need a GPU
+	$(CUDA_BUILD)
+	$(PYTHON) -m pytest -m cuda tests
+
+bench-cuda: ## the same for the table of times
+	$(CUDA_BUILD)
+	$(PYTHON) benchmarks/table.py --device cuda --json out/bench/energy-cuda.json
 
 SANITIZED := build/sanitized
 KERNELS := $(filter-out csrc/%_cuda.cpp,$(wildcard csrc/energy*.cpp)) csrc/cpu_dispatch.cpp
@@ -81,7 +93,7 @@ matrix-one:
 	# A CPU build of PyTorch may find no torchvision made for it; then its few tests are skipped.
 	$(MATRIX_VENV)/bin/python -c 'import torchvision' || $(MATRIX_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
 	cd build/matrix/checkout && $(abspath $(MATRIX_VENV))/bin/pytest tests \
-	  --ignore tests/test_packaging.py --numprocesses auto --benchmark-disable
+	  --ignore tests/test_packaging.py --ignore tests/test_build.py --numprocesses auto --benchmark-disable
 
 clean: ## remove everything that was made, but for results in out/
 	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info modfast/*.so

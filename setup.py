@@ -1,12 +1,31 @@
-"""Builds the compiled library. Everything else about the package stands in pyproject.toml."""
+"""Builds the compiled libraries. Everything else about the package stands in pyproject.toml.
 
+``MODFAST_CUDA`` says whether that of the CUDA kernels is built: 1, 0, or auto (where PyTorch has CUDA and a
+toolkit is found); ``TORCH_CUDA_ARCH_LIST`` for which GPUs, as in "8.0;9.0+PTX".
+"""
+
+import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
-import pybind11
 import torch
-from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from setuptools import Extension, setup
+from torch.utils import cpp_extension
+
+# pip runs this file without its folder on the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from build_cuda import Toolkit, architecture_flags, choose_architectures, choose_toolkit
+
+try:
+    import pybind11
+
+    PYBIND11 = [pybind11.get_include()]
+except ImportError:
+    # PyTorch brings a copy of its headers, among its own.
+    PYBIND11 = []
 
 ROOT = Path(__file__).parent
 VERSION_FILE = (ROOT / "modfast/version.py").read_text(encoding="utf-8")
@@ -19,25 +38,79 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. Run: pip install -U 'torch>=2.11'"
     )
 
-library = CppExtension(
-    "modfast._C",
-    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
-    include_dirs=[pybind11.get_include()],
-    define_macros=[
-        ("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"),
-        ("MODFAST_VERSION", f'"{VERSION}"'),
-    ],
-    extra_compile_args=[
-        "-std=c++17",
-        "-O3",
-        # Sums must round alike in every instruction set; see csrc/energy_lines.h.
-        "-ffp-contract=off",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wextra",
-    ],
-    # No libtorch_python: the binding needs only the stable C functions of libtorch.
-    py_limited_api=False,
-)
+MACROS = [
+    ("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"),
+    ("MODFAST_VERSION", f'"{VERSION}"'),
+]
+HOST_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    # Sums must round alike in every instruction set; see csrc/energy_lines.h.
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
 
-setup(version=VERSION, ext_modules=[library], cmdclass={"build_ext": BuildExtension})
+
+def sources(pattern: str) -> set[str]:
+    """The files of csrc/ of that pattern."""
+    return {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern)}
+
+
+def library(name: str, files: set[str], **options: Any) -> Extension:
+    """A library that needs no more of PyTorch than the stable C functions of libtorch."""
+    made = cpp_extension.CppExtension(name, sorted(files), **options)
+    made.libraries = [needed for needed in made.libraries if needed != "torch_python"]
+    return made
+
+
+def cuda_library(toolkit: Toolkit) -> Extension:
+    """The kernels that run on a GPU, and their binding.
+
+    No CUDAExtension: that would tie the library to the runtime of the toolkit at hand and to the C++
+    interface of PyTorch. With the static runtime it loads beside whatever runtime PyTorch brought.
+    """
+    # PyTorch would take the nvcc on the PATH to lie in the toolkit's own folder.
+    cpp_extension.CUDA_HOME = str(toolkit.home)
+    architectures = choose_architectures(toolkit, os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    listed = ",".join(f'"{name}"' for name in architectures)
+    return library(
+        "modfast._cuda",
+        sources("*_cuda.cpp") | sources("*.cu"),
+        include_dirs=[*PYBIND11, str(toolkit.include)],
+        # USE_CUDA: the stable interface then declares the function that tells PyTorch's current stream.
+        define_macros=[*MACROS, ("USE_CUDA", None)],
+        library_dirs=[str(toolkit.libraries)],
+        # That function lives in libtorch_cuda, which every PyTorch with CUDA has loaded already.
+        libraries=["torch_cuda", "cudart_static", "rt", "dl", "pthread"],
+        extra_compile_args={
+            "cxx": [*HOST_FLAGS, f"-DMODFAST_CUDA_ARCHITECTURES={listed}"],
+            "nvcc": [
+                "-std=c++17",
+                "-O3",
+                # As on the CPU, no product and sum are rounded as one.
+                "-fmad=false",
+                "-Xcompiler=-ffp-contract=off,-fvisibility=hidden,-Wall,-Wextra",
+                *architecture_flags(architectures),
+                # The architectures are compiled side by side.
+                f"--threads={os.environ.get('MAX_JOBS') or 0}",
+            ],
+        },
+    )
+
+
+libraries = [
+    library(
+        "modfast._C",
+        sources("*.cpp") - sources("*_cuda.cpp"),
+        include_dirs=[*PYBIND11],
+        define_macros=MACROS,
+        extra_compile_args=HOST_FLAGS,
+    )
+]
+toolkit = choose_toolkit(os.environ.get("MODFAST_CUDA") or "auto", torch.version.cuda)
+if toolkit:
+    libraries.append(cuda_library(toolkit))
+
+setup(version=VERSION, ext_modules=libraries, cmdclass={"build_ext": cpp_extension.BuildExtension})

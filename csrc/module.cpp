@@ -1,7 +1,9 @@
-// What is not an operator: which instruction sets and devices this build serves. No PyTorch header here,
+// What is not an operator: which instruction sets this build serves. No PyTorch header here,
 // so that nothing but the stable ABI ties the library to a version of PyTorch.
 #include "cpu_dispatch.h"
 
+// The copy of pybind11 that PyTorch brings, used where there is no other, wants to know of no stable ABI.
+#undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -26,7 +28,6 @@ std::vector<std::string> available_instruction_sets() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "What is compiled into modfast. The operators are registered with PyTorch on import.";
   m.attr("version") = MODFAST_VERSION;
-  m.attr("cuda_architectures") = std::vector<std::string>{};
   m.def("compiled_instruction_sets", &compiled_instruction_sets,
         "Instruction sets in this build, slowest first.");
   m.def("available_instruction_sets", &available_instruction_sets, "Those that this processor can run.");

@@ -1,14 +1,29 @@
-"""Loads the compiled library, which registers the operators ``torch.ops.modfast.*``."""
+"""Loads the compiled libraries, which register the operators ``torch.ops.modfast.*``.
+
+One serves the CPU; the other, where it was built and PyTorch has CUDA, GPUs.
+"""
 
 from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 OLDEST_TORCH = (2, 11)
+
+
+def _import(name: str, kind: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"modfast's {kind} library cannot be loaded ({error}). "
+            "In a checkout run: pip install --no-build-isolation -e . "
+            "Elsewhere run: pip install --force-reinstall --no-deps modfast"
+        ) from error
 
 
 def _load() -> Any:
@@ -18,20 +33,20 @@ def _load() -> Any:
             f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. "
             "Run: pip install -U 'torch>=2.11'"
         )
-    try:
-        _C = import_module("modfast._C")
-    except ImportError as error:
-        raise ImportError(
-            f"modfast's compiled library cannot be loaded ({error}). "
-            "In a checkout run: pip install --no-build-isolation -e . "
-            "Elsewhere run: pip install --force-reinstall --no-deps modfast"
-        ) from error
+    _C = _import("modfast._C", "compiled")
     # A forced instruction set that this processor lacks is better said now than at the first call.
     try:
         _C.instruction_set_in_use()
     except RuntimeError as error:
         raise ImportError(str(error)) from error
     return _C
+
+
+def _load_cuda() -> Any | None:
+    # The library asks for functions that only a PyTorch with CUDA has; not every build contains it.
+    if torch.version.cuda is None or find_spec("modfast._cuda") is None:
+        return None
+    return _import("modfast._cuda", "CUDA")
 
 
 def _choose_backend() -> str:
@@ -42,6 +57,7 @@ def _choose_backend() -> str:
 
 
 _library = _load()
+_cuda_library = _load_cuda()
 BACKEND = _choose_backend()
 
 
@@ -52,22 +68,22 @@ def backend() -> dict[str, Any]:
         ``backend``: "compiled", or "reference" when ``MODFAST_BACKEND=reference`` is set; ``version``;
         ``cpu_compiled``, ``cpu_available``: instruction sets in this build, and those that this processor
         can run; ``cpu``: the one in use (``MODFAST_CPU`` forces it); ``cuda``: whether CUDA kernels are
-        compiled in; ``cuda_architectures``: for which; ``openmp``: whether PyTorch, whose threads the
-        kernels share, runs them by OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
+        compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for that
+        and all later ones; ``openmp``: whether PyTorch, whose threads the kernels share, runs them by
+        OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
 
     Example:
         >>> backend()["version"]
         '0.1.0'
     """
-    architectures = list(_library.cuda_architectures)
     return {
         "backend": BACKEND,
         "version": _library.version,
         "cpu_compiled": _library.compiled_instruction_sets(),
         "cpu_available": _library.available_instruction_sets(),
         "cpu": _library.instruction_set_in_use(),
-        "cuda": bool(architectures),
-        "cuda_architectures": architectures,
+        "cuda": _cuda_library is not None,
+        "cuda_architectures": list(_cuda_library.architectures) if _cuda_library else [],
         "openmp": torch.backends.openmp.is_available(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from modfast import _C
 from modfast.library import OLDEST_TORCH
 
 PACKAGE = Path(modfast.__file__).parent
+LIBRARIES = [_C, import_module("modfast._cuda")] if modfast.backend()["cuda"] else [_C]
+BROKEN = b"\x7fELF and no more"
 
 
 def test_backend():
@@ -28,6 +31,16 @@ def test_backend():
     assert found["openmp"] is torch.backends.openmp.is_available()
     assert found["threads"] == torch.get_num_threads()
     assert found["torch"] == torch.__version__
+
+
+def test_backend_names_the_architectures():
+    found = modfast.backend()
+    if not found["cuda"]:
+        pytest.skip("built without the CUDA library, or this PyTorch has no CUDA")
+    for name in found["cuda_architectures"]:
+        assert re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name)
+    found["cuda_architectures"].clear()
+    assert modfast.backend()["cuda_architectures"]
 
 
 def test_backend_follows_the_number_of_threads(set_threads):
@@ -74,24 +87,53 @@ def test_old_and_new_pytorch(run_python):
     assert lines[3:] == ["loaded with 2.11.0", "loaded with 3.0.0a0+git1234567"]
 
 
-@pytest.mark.parametrize("library", [None, b"\x7fELF and no more"], ids=["absent", "broken"])
-def test_missing_library(run_python, tmp_path, library):
-    copy = tmp_path / "modfast"
+def copy_without_libraries(folder):
+    copy = folder / "modfast"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    if library is not None:
-        (copy / Path(_C.__file__).name).write_bytes(library)
+    return copy
+
+
+def importing(copy):
     # An editable installation has a finder of its own, which would find the library of the checkout.
-    code = (
+    return (
         "import sys\n"
-        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"sys.path.insert(0, {str(copy.parent)!r})\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__module__', '').startswith('_frozen')\n"
         "                    or getattr(f, '__name__', '') in ('BuiltinImporter', 'FrozenImporter')]\n"
         "import modfast\n"
     )
-    done = run_python(code)
+
+
+@pytest.mark.parametrize("library", [None, BROKEN], ids=["absent", "broken"])
+def test_missing_library(run_python, tmp_path, library):
+    copy = copy_without_libraries(tmp_path)
+    if library is not None:
+        (copy / Path(_C.__file__).name).write_bytes(library)
+    done = run_python(importing(copy))
     assert done.returncode == 1
     assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
     assert "run: pip install --no-build-isolation -e ." in done.stderr
+
+
+@pytest.mark.parametrize("torch_cuda", [None, "13.0"], ids=["CPU PyTorch", "CUDA PyTorch"])
+@pytest.mark.parametrize("library", [None, BROKEN], ids=["absent", "broken"])
+def test_missing_cuda_library(run_python, tmp_path, torch_cuda, library):
+    copy = copy_without_libraries(tmp_path)
+    name = Path(_C.__file__).name
+    (copy / name).symlink_to(_C.__file__)
+    if library is not None:
+        (copy / name.replace("_C", "_cuda")).write_bytes(library)
+    code = (
+        f"import torch\ntorch.version.cuda = {torch_cuda!r}\n{importing(copy)}"
+        "print(modfast.backend()['cuda'], modfast.backend()['cuda_architectures'])"
+    )
+    done = run_python(code)
+    if library is not None and torch_cuda is not None:
+        assert done.returncode == 1
+        assert "ImportError: modfast's CUDA library cannot be loaded" in done.stderr
+        assert "run: pip install --no-build-isolation -e ." in done.stderr
+    else:
+        assert done.stdout == "False []\n", done.stderr
 
 
 EVERYTHING = """
@@ -145,18 +187,30 @@ def test_reference_backend_gives_the_same_numbers_without_the_operators(run_pyth
     assert "an operator was called" in done.stderr
 
 
-def test_bound_to_pytorch_by_the_stable_interface_alone():
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("needs nm, of GNU binutils")
-    listing = subprocess.run(
-        [nm, "--dynamic", "--undefined-only", _C.__file__], capture_output=True, text=True, check=True
-    ).stdout
+def read_library(library, tool, *options):
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}, of GNU binutils")
+    command = [tool, *options, library.__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+def test_bound_to_pytorch_by_the_stable_interface_alone(library):
+    listing = read_library(library, "nm", "--dynamic", "--undefined-only")
     names = [line.split()[-1] for line in listing.splitlines()]
     # The C functions of the stable interface are what the library is expected to ask for.
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in names)
     unstable = [name for name in names if re.match(r"_Z.*(2at|3c10|5torch|5caffe)", name)]
     assert unstable == []
+    # The runtime of CUDA is within the library, whichever PyTorch brings.
+    assert [name for name in names if re.match(r"_*cuda", name)] == []
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+def test_needs_no_library_that_changes_with_pytorch(library):
+    needed = re.findall(r"NEEDED.*\[(.+)\]", read_library(library, "readelf", "--dynamic"))
+    assert any(name.startswith("libtorch_cpu.") for name in needed)
+    assert [name for name in needed if re.match(r"lib(torch_python|c10_cuda|cudart)\b", name)] == []
 
 
 def test_oldest_pytorch_is_the_one_that_is_documented():
