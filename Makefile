@@ -55,15 +55,15 @@ bench-cuda: ## the same for the table of times
 	$(CUDA_BUILD)
 	$(PYTHON) benchmarks/table.py --device cuda --json out/bench/energy-cuda.json
 
-SANITIZED := build/sanitized
-KERNELS := $(filter-out csrc/%_cuda.cpp,$(wildcard csrc/energy*.cpp)) csrc/cpu_dispatch.cpp
+SANITIZE := $(CXX) -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc
 
-sanitize: ## run the kernels' own test under the address and undefined-behaviour sanitizers
+sanitize: ## run the kernels' own tests under the address and undefined-behaviour sanitizers
 	mkdir -p build
-	$(CXX) -std=c++17 -O2 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
-	  -Icsrc tests/cpp/test_energy.cpp $(KERNELS) -o $(SANITIZED)
-	MODFAST_CPU=baseline $(SANITIZED)
-	$(SANITIZED)
+	$(SANITIZE) tests/cpp/test_energy.cpp $(wildcard csrc/energy_*.cpp) csrc/cpu_dispatch.cpp -o build/sanitized
+	MODFAST_CPU=baseline build/sanitized
+	build/sanitized
+	$(SANITIZE) tests/cpp/test_threads.cpp -o build/sanitized-threads
+	build/sanitized-threads
 
 lint: setup ## check formatting, style and types
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@
 
 // Functions that a CUDA kernel calls too.
 #if defined(__CUDACC__)
+#include <cuda_fp16.h>
 #define MODFAST_HD __host__ __device__
 #else
 #define MODFAST_HD
@@ -27,6 +28,9 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // IEEE half to single. Exact, also where the processor is told to take subnormal singles for zero.
 MODFAST_HD inline float half_to_float(uint16_t half) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(half));
+#else
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
   const uint32_t exponent = half & 0x7c00u;
@@ -41,10 +45,14 @@ MODFAST_HD inline float half_to_float(uint16_t half) {
   float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
+#endif
 }
 
 // Single to IEEE half, to nearest, ties to even: what the F16C instructions do.
 MODFAST_HD inline uint16_t float_to_half(float value) {
+#if defined(__CUDA_ARCH__)
+  return __half_as_ushort(__float2half_rn(value));
+#else
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -61,6 +69,7 @@ MODFAST_HD inline uint16_t float_to_half(float value) {
   }
   bits += 0xfffu + ((bits >> 13) & 1u);
   return static_cast<uint16_t>(sign | ((bits - 0x38000000u) >> 13));
+#endif
 }
 
 // To nearest, ties to even; every NaN becomes the one quiet NaN 0x7fc0, as in PyTorch.

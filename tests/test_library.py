@@ -216,3 +216,14 @@ def test_needs_no_library_that_changes_with_pytorch(library):
 def test_oldest_pytorch_is_the_one_that_is_documented():
     assert OLDEST_TORCH == (2, 11)
     assert hasattr(torch.ops.modfast, "accumulate_enmeshment_grad_")
+
+
+def registered(key):
+    """The names of our operators that have a kernel for a dispatch key."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("modfast::")]
+    return {name for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)}
+
+
+def test_every_operator_has_a_kernel_for_each_device_of_the_build():
+    assert len(registered("CPU")) == 6
+    assert registered("CUDA") == (registered("CPU") if modfast.backend()["cuda"] else set())
