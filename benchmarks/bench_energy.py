@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from peers import FLOOR, OURS, OURS_AUTOGRAD, PEERS, SIZES, Size, contestants
+from peers import CASES, FLOOR, OURS, OURS_AUTOGRAD, PEERS, Case, contestants
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=str)
-def size(request: pytest.FixtureRequest) -> Size:
-    found: Size = request.param
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def calls(size: Size) -> Iterator[dict[str, Callable[[], object]]]:
-    # Emptied afterwards, as the weights of one size take half a gigabyte or more.
-    found = contestants(size)
+def calls(case: Case) -> Iterator[dict[str, Callable[[], object]]]:
+    # Emptied afterwards, as the weights of one case take half a gigabyte or more.
+    found = contestants(case)
     yield found
     found.clear()
 
@@ -26,8 +26,8 @@ def calls(size: Size) -> Iterator[dict[str, Callable[[], object]]]:
 @pytest.mark.benchmark(min_rounds=5, max_time=0.5)
 @pytest.mark.parametrize("name", [OURS, OURS_AUTOGRAD, *PEERS, FLOOR])
 def test_loss_and_gradient(
-    name: str, size: Size, calls: dict[str, Callable[[], object]], benchmark: Any
+    name: str, case: Case, calls: dict[str, Callable[[], object]], benchmark: Any
 ) -> None:
-    benchmark.group = f"loss and gradient, {size}"
+    benchmark.group = f"loss and gradient, {case}"
     calls[name]()  # the compiled peer is compiled here
     benchmark(calls[name])

@@ -58,58 +58,91 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def floor(weight: Tensor, grad: Tensor) -> None:
-    """The traffic that no method can avoid: read W; then read W, and read and write the gradient."""
-    weight.sum()
-    grad.add_(weight)
+class Case(NamedTuple):
+    """The weights of a model and their number of clusters."""
 
-
-class Size(NamedTuple):
-    """A weight's shape and its number of clusters."""
-
-    rows: int
-    cols: int
+    name: str
+    shapes: tuple[tuple[int, int], ...]
     clusters: int
+    dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        return f"{self.rows} x {self.cols}, k {self.clusters}"
+        kind = "" if self.dtype == torch.float32 else f", {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.name}, k {self.clusters}{kind}"
+
+    @property
+    def bytes_of_weights(self) -> int:
+        return sum(rows * cols for rows, cols in self.shapes) * self.dtype.itemsize
+
+    @property
+    def bytes_moved(self) -> int:
+        """By a loss that adds its gradient: the weights read twice, the gradient read and written."""
+        return 4 * self.bytes_of_weights
 
 
-SIZES = [Size(512, 512, 4), Size(2048, 512, 4), Size(3072, 768, 4), Size(4096, 4096, 8)]
+def matrix(rows: int, cols: int, clusters: int, dtype: torch.dtype = torch.float32) -> Case:
+    return Case(f"{rows} x {cols}", ((rows, cols),), clusters, dtype)
+
+
+CASES = [
+    matrix(512, 512, 4),
+    matrix(2048, 512, 4),
+    matrix(3072, 768, 4),
+    matrix(4096, 4096, 8),
+    matrix(4096, 4096, 64),
+    matrix(4096, 4096, 8, torch.bfloat16),
+    matrix(4096, 4096, 8, torch.float16),
+    Case("GPT-2 small, 24 matrices", ((768, 3072), (3072, 768)) * 12, 8),
+    Case("200 layers of 64 x 64", ((64, 64),) * 200, 4),
+]
 if os.environ.get("BENCH_LARGE") == "1":
-    SIZES.append(Size(16384, 4096, 16))
+    CASES.append(matrix(16384, 4096, 16))
 
 # In a real step the weights, gradients, optimiser state and activations of the whole model pass through
-# the cache between two calls of the loss. So each call takes the next of a row of weights, as many as
+# the cache between two calls of the loss. So each call takes the next of a row of models, as many as
 # fill this much memory together with their gradients: several times the cache of most processors.
 ROTATED_BYTES = 512 * 2**20
 
 OURS, OURS_AUTOGRAD, FLOOR = "modfast", "modfast, autograd", "floor"
 
 
-def contestants(size: Size, rotated_bytes: int = ROTATED_BYTES) -> dict[str, Callable[[], object]]:
+def contestants(
+    case: Case, rotated_bytes: int = ROTATED_BYTES, device: str = "cpu"
+) -> dict[str, Callable[[], object]]:
     """For each name a function that computes the loss and adds its gradient to an existing ``.grad``.
 
-    Weights are float32. Labels are random and unsorted. All contestants take turns at the same weights,
-    so that none finds in the cache what it has left there itself.
+    Labels are random and unsorted. The peers know one matrix at a time: they go through a model layer by
+    layer. All contestants take turns at the same weights, so that none finds in the cache what it has left
+    there itself. The floor of a GPU is a copy on the device that moves as many bytes as ours has to.
     """
     torch.compiler.reset()  # else the compiler would give up after a number of sizes
     generator = torch.Generator().manual_seed(0)
-    row_labels = torch.randint(size.clusters, (size.rows,), generator=generator)
-    col_labels = torch.randint(size.clusters, (size.cols,), generator=generator)
-    partition = Partition(row_labels, col_labels, size.clusters)
+    partitions = [
+        Partition(
+            *(torch.randint(case.clusters, (size,), generator=generator) for size in shape), case.clusters
+        )
+        for shape in case.shapes
+    ]
+    labels = [(each.row_labels.to(device), each.col_labels.to(device)) for each in partitions]
 
-    bytes_each = 2 * 4 * size.rows * size.cols
-    pairs = []
-    for _ in range(max(1, -(-rotated_bytes // bytes_each))):
-        layer = nn.Linear(size.cols, size.rows, bias=False)
-        layer.weight.grad = torch.zeros_like(layer.weight)
-        pairs.append((layer.weight, EnmeshmentLoss(layer, {"weight": partition})))
-    turns = cycle(pairs)
+    models = []
+    for _ in range(max(1, -(-rotated_bytes // (2 * case.bytes_of_weights)))):
+        model = nn.ModuleList(
+            nn.Linear(cols, rows, bias=False, dtype=case.dtype, device=device) for rows, cols in case.shapes
+        )
+        weights = list(model.parameters())
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        by_layer = {str(index): partition for index, partition in enumerate(partitions)}
+        models.append((weights, EnmeshmentLoss(model, by_layer, reduction="sum")))
+    turns = cycle(models)
 
     def by_peer(peer: Peer) -> None:
-        weight, _ = next(turns)
-        peer(weight, row_labels, col_labels, size.clusters).backward()
+        weights, _ = next(turns)
+        losses = [
+            peer(weight, *of_layer, case.clusters) for weight, of_layer in zip(weights, labels, strict=True)
+        ]
+        torch.stack(losses).sum().backward()
 
     def by_autograd() -> None:
         _, loss = next(turns)
@@ -119,10 +152,26 @@ def contestants(size: Size, rotated_bytes: int = ROTATED_BYTES) -> dict[str, Cal
         _, loss = next(turns)
         loss.accumulate_grad_(1.0)
 
-    def by_floor() -> None:
-        weight, _ = next(turns)
-        assert weight.grad is not None
-        floor(weight.detach(), weight.grad)
+    def traffic() -> None:
+        """What no method can avoid: read W; then read W, and read and write the gradient."""
+        weights, _ = next(turns)
+        for weight in weights:
+            weight.detach().sum()
+        for weight in weights:
+            assert weight.grad is not None
+            weight.grad.add_(weight.detach())
 
     peers = {name: partial(by_peer, peer) for name, peer in PEERS.items()}
-    return {OURS: in_place, FLOOR: by_floor, OURS_AUTOGRAD: by_autograd, **peers}
+    return {
+        OURS: in_place,
+        FLOOR: traffic if device == "cpu" else copy_of(case, device),
+        OURS_AUTOGRAD: by_autograd,
+        **peers,
+    }
+
+
+def copy_of(case: Case, device: str) -> Callable[[], object]:
+    """A copy that moves as many bytes as the in-place path; each is read once and written once."""
+    source = torch.zeros(case.bytes_moved // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import FLOOR, OURS, OURS_AUTOGRAD, PEERS, ROTATED_BYTES, SIZES, Size, contestants
+from peers import CASES, FLOOR, OURS, OURS_AUTOGRAD, PEERS, ROTATED_BYTES, Case, contestants, matrix
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -23,27 +23,52 @@ from modfast.files import atomic_write, write_json
 from modfast.report import environment
 
 BEGIN, END = "<!-- energy table: begin -->", "<!-- energy table: end -->"
-HEADINGS = ("matrix", f"{OURS}, ms", "quartiles, ms", "floor, ms", "floor / modfast", "autograd", *PEERS)
 CAPTION = (
     "Medians of the loss and its gradient, added to an existing .grad; with the quartiles of modfast's. "
-    "The columns after floor / modfast say how many times as long as modfast's the others took."
+    "The columns after {floor} / modfast say how many times as long as modfast's the others took."
 )
 
 
-def visit(call: Callable[[], object]) -> list[float]:
+def floor_of(report: dict[str, Any]) -> str:
+    """What modfast is measured by: the traffic it cannot avoid, on a GPU a copy that moves as many bytes."""
+    return "floor" if report["device"] == "cpu" else "copy"
+
+
+def headings(report: dict[str, Any]) -> list[str]:
+    floor = floor_of(report)
+    moved = [] if floor == "floor" else ["MB moved"]
+    columns = ["weights", f"{OURS}, ms", "quartiles, ms", *moved, f"{floor}, ms", f"{floor} / modfast"]
+    return [*columns, "autograd", *PEERS]
+
+
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """How long a call takes; on a GPU by its own clock, from when it begins to when it is done."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def visit(call: Callable[[], object], device: str) -> list[float]:
     """Seconds of each of a few calls in a row: at least three, and ten milliseconds' worth."""
     call()  # finds the processor as the previous contestant left it
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < 0.01:
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(seconds_of(call, device))
     return seconds
 
 
-def measure(size: Size, repeats: int, rotated_bytes: int, advance: Callable[[], None]) -> dict[str, Any]:
+def measure(
+    case: Case, repeats: int, rotated_bytes: int, device: str, advance: Callable[[], None]
+) -> dict[str, Any]:
     """Visits every contestant once a round, so that a drift of the machine's speed hits all alike."""
-    calls = contestants(size, rotated_bytes)
+    calls = contestants(case, rotated_bytes, device)
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -52,13 +77,17 @@ def measure(size: Size, repeats: int, rotated_bytes: int, advance: Callable[[], 
     for _ in range(repeats):
         shuffler.shuffle(order)
         for name in order:
-            seconds[name] += visit(calls[name])
+            seconds[name] += visit(calls[name], device)
         advance()
     # The lower quartile, the median and the upper quartile.
     quartiles = {name: [1e3 * q for q in statistics.quantiles(seconds[name], n=4)] for name in calls}
     median = {name: values[1] for name, values in quartiles.items()}
     return {
-        **size._asdict(),
+        "case": str(case),
+        "shapes": case.shapes,
+        "clusters": case.clusters,
+        "dtype": str(case.dtype),
+        "bytes_moved": case.bytes_moved,
         "milliseconds": median,
         "quartiles": quartiles,
         "calls": {name: len(values) for name, values in seconds.items()},
@@ -67,13 +96,14 @@ def measure(size: Size, repeats: int, rotated_bytes: int, advance: Callable[[], 
     }
 
 
-def cells(result: dict[str, Any]) -> list[str]:
-    """One row of the table, under HEADINGS."""
+def cells(result: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    """One row of the table, under its headings."""
     low, ours, high = result["quartiles"][OURS]
     return [
-        str(Size(result["rows"], result["cols"], result["clusters"])),
+        result["case"],
         f"{ours:.3f}",
         f"{low:.3f} - {high:.3f}",
+        *([] if floor_of(report) == "floor" else [f"{result['bytes_moved'] / 1e6:.1f}"]),
         f"{result['milliseconds'][FLOOR]:.3f}",
         f"{result['share_of_floor']:.2f}",
         *(f"{ratio:.1f} x" for ratio in result["ratios"].values()),
@@ -84,17 +114,22 @@ def setting(report: dict[str, Any]) -> str:
     """What the times depend on, in one line."""
     machine, rotated = report["environment"], report["rotated_mebibytes"]
     memory = f"weights rotate over {rotated} MiB" if rotated else "one weight throughout"
+    where = f"{machine['processor']}, threads {machine['threads']}"
+    if report["device"] != "cpu":
+        where = report["gpu"]
     return (
-        f"{report['date']}: {machine['processor']}, threads {machine['threads']}, {memory}; "
+        f"{report['date']}: {where}, {memory}; "
         f"modfast {machine['modfast']} ({report['kernels']}), PyTorch {machine['torch']}, "
         f"Python {machine['python']}"
     )
 
 
 def markdown(report: dict[str, Any]) -> str:
-    lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *map(cells, report["results"])]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{setting(report)}\n\n{rows}\n\n{CAPTION}\n"
+    columns = headings(report)
+    rows = [cells(result, report) for result in report["results"]]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{setting(report)}\n\n{table}\n\n{CAPTION.format(floor=floor_of(report))}\n"
 
 
 def outside_markers(text: str) -> tuple[str, str]:
@@ -106,14 +141,14 @@ def outside_markers(text: str) -> tuple[str, str]:
     return before + begin, end + after
 
 
-def as_size(text: str) -> Size:
+def as_case(text: str) -> Case:
     try:
-        size = Size(*map(int, text.split("x")))
-    except (TypeError, ValueError):
-        size = Size(0, 0, 0)
-    if min(size) < 1:
+        rows, cols, clusters = map(int, text.split("x"))
+    except ValueError:
+        rows = cols = clusters = 0
+    if min(rows, cols, clusters) < 1:
         raise argparse.ArgumentTypeError(f"must be ROWSxCOLUMNSxCLUSTERS, got {text!r}")
-    return size
+    return matrix(rows, cols, clusters)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -130,11 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--sizes",
         nargs="+",
-        type=as_size,
-        default=SIZES,
+        type=as_case,
+        default=CASES,
         metavar="ROWSxCOLUMNSxCLUSTERS",
         help="for example 3072x768x4; by default a set to which BENCH_LARGE=1 adds the largest",
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), metavar="N")
     parser.add_argument("--repeats", type=at_least(1), default=11, metavar="N", help="rounds; default 11")
     parser.add_argument(
@@ -153,12 +189,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except (OSError, ValueError) as error:
             parser.error(f"--markdown {options.markdown}: {error}")
 
+    if options.device == "cuda" and not (modfast.backend()["cuda"] and torch.cuda.is_available()):
+        parser.error("--device cuda needs a GPU and a modfast built with its CUDA kernels")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     backend = modfast.backend()
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "environment": environment(),
+        "device": options.device,
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
         "kernels": backend["cpu"] if backend["backend"] == "compiled" else backend["backend"],
         "rotated_mebibytes": options.rotate,
         "repeats": options.repeats,
@@ -166,21 +206,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     # The display is drawn between rounds: a thread that draws in the background would be timed as well.
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
-        for size in options.sizes:
-            task = progress.add_task(str(size), total=options.repeats)
+        for case in options.sizes:
+            task = progress.add_task(str(case), total=options.repeats)
 
             def advance(task: Any = task) -> None:
                 progress.update(task, advance=1, refresh=True)
 
-            report["results"].append(measure(size, options.repeats, options.rotate * 2**20, advance))
+            rotated = options.rotate * 2**20
+            report["results"].append(measure(case, options.repeats, rotated, options.device, advance))
 
-    table = Table(*HEADINGS, title=setting(report), caption=CAPTION)
+    table = Table(*headings(report), title=setting(report), caption=CAPTION.format(floor=floor_of(report)))
     for column in table.columns[1:]:
         column.justify = "right"
     for result in report["results"]:
-        table.add_row(*cells(result))
+        table.add_row(*cells(result, report))
     # Into a pipe or a log rich would fold the table to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
     if options.json:
         write_json(options.json, report)
     if options.markdown:

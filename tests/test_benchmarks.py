@@ -53,7 +53,7 @@ def test_peer_agrees_with_reference(peers: Any, name: str) -> None:
 def test_contestants_add_the_same_gradient(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(9, 12, bias=False)
     monkeypatch.setattr(torch.nn, "Linear", lambda *_, **__: layer)
-    calls = peers.contestants(peers.Size(12, 9, 3), rotated_bytes=0)
+    calls = peers.contestants(peers.matrix(12, 9, 3), rotated_bytes=0)
     del calls["compiled"]
     gradients = {}
     for name, call in calls.items():
@@ -65,6 +65,14 @@ def test_contestants_add_the_same_gradient(peers: Any, monkeypatch: pytest.Monke
     for gradient in gradients.values():
         # float32: the peers sum 108 squares in another order than ours.
         torch.testing.assert_close(gradient, gradients["modfast"])
+
+
+def test_peers_go_through_a_model(peers: Any) -> None:
+    case = peers.Case("two", ((6, 5), (7, 4)), 3)
+    assert (case.bytes_of_weights, case.bytes_moved) == (232, 928)
+    calls = peers.contestants(case, rotated_bytes=0)
+    for name in ("modfast", "modfast, autograd", "one-hot", "eager", "published", "floor"):
+        calls[name]()
 
 
 def test_table_from_end_to_end(tmp_path: Path) -> None:
@@ -93,6 +101,7 @@ def test_table_from_end_to_end(tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--sizes", "12x9"], "must be ROWSxCOLUMNSxCLUSTERS, got '12x9'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--threads", "0"], "must be a whole number of at least 1, got '0'"),
         (["--markdown", "missing.md"], "missing.md"),
         (["--markdown", "empty.md"], "empty.md: needs a line <!-- energy table: begin -->"),
