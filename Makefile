@@ -9,7 +9,7 @@ MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
 SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*)
 MATRIX := 2.11.0 2.13.0 newest
 
-.PHONY: help setup demo test bench test-cuda bench-cuda sanitize lint format test-matrix clean
+.PHONY: help setup demo test bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -54,6 +54,9 @@ test-cuda: ## build with the packages that PYTHON has, and run the tests that ne
 bench-cuda: ## the same for the table of times
 	$(CUDA_BUILD)
 	$(PYTHON) benchmarks/table.py --device cuda --json out/bench/energy-cuda.json
+
+soak: setup ## call the loss a million times and watch the memory
+	$(BIN)/python benchmarks/soak.py
 
 SANITIZE := $(CXX) -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc
 

@@ -64,8 +64,8 @@ enum class Into { fresh, sum };
 // grad = weight times the factor of its kind, or that added to it, for all terms.
 void split_scale(const std::vector<Term>& terms, const Split* factors, Into into, ParallelFor parallel_for);
 
-// losses[t] = enmeshment of term t, and grad += scale * d(enmeshment)/d(weight), for all terms at once.
-void accumulate_enmeshment(const std::vector<Term>& terms, double scale, double* losses,
+// losses[t] = enmeshment of term t, and grad += slope * d(enmeshment)/d(weight), for all terms at once.
+void accumulate_enmeshment(const std::vector<Term>& terms, double slope, double* losses,
                            ParallelFor parallel_for);
 
 }  // namespace modfast

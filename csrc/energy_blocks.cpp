@@ -78,7 +78,7 @@ void block_scale(const Labels& labels, const Operand& w, const double* factors, 
     const double* of_row = factors + grid.chunk(item).label * count;
     const int32_t* cols = labels.cols.data() + grid.first_col(item);
     for (int64_t j = 0; j < grid.num_cols(item); ++j) factor[j] = of_row[cols[j]];
-    item_scale(grid, item, w, factor, wide, out, Into::fresh);
+    item_scale(grid, item, w, factor, wide, out);
   });
 }
 

@@ -8,7 +8,8 @@
 namespace modfast {
 namespace {
 
-constexpr int64_t kGatheredRows = 4;  // strided lines that are gathered before they are summed
+constexpr int64_t kStripCols = 16384;  // a strip's part of a row, at most
+constexpr int64_t kGatheredRows = 4;   // strided lines that are gathered before they are summed
 
 // Where the numbers of a strided line are gathered, a few at a time, to be worked on as a contiguous one.
 template <class T>
@@ -87,7 +88,7 @@ void add_products(const Grid& grid, int64_t item, const Operand& w, const Operan
 
 template <class T>
 void scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
-           const Operand& out, Into into) {
+           const Operand& out) {
   const auto& lines = lines_in_use().of<T>();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
@@ -97,21 +98,49 @@ void scale(const Grid& grid, int64_t item, const Operand& w, const double* facto
   for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
     for (int64_t i = chunk.begin; i < chunk.end; ++i) {
       const int64_t row = grid.rows.order[i];
-      const int64_t next_row = grid.rows.order[i + 1 < chunk.end ? i + 1 : i];
       const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
-      // What is gathered is in the cache already.
-      const T* next_w = w.col_stride == 1 ? line_at<T>(w, next_row, first, plane) : line;
       out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
-        const T* next_out = out.col_stride == 1 ? line_at<T>(out, next_row, first, plane) : made;
-        if (wide) {
-          // Rare, as for very small or very large weights, so without vectors.
-          for (int64_t j = 0; j < n; ++j) put_scaled(line[j], factor[j], into == Into::sum, made[j]);
-        } else if (into == Into::sum) {
-          lines.add_scaled(line, narrow_factor, made, n, next_w, next_out);
-        } else {
-          lines.scale(line, narrow_factor, made, n, next_w);
-        }
+        if (!wide) return lines.scale(line, narrow_factor, made, n);
+        // Rare, as for very small or very large weights, so without vectors.
+        for (int64_t j = 0; j < n; ++j) put_scaled(line[j], factor[j], false, made[j]);
       });
+    }
+  }
+}
+
+template <class T>
+void scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w, Split factors,
+                 const Operand& out, Into into) {
+  const auto& lines = lines_in_use().of<T>();
+  const auto put = into == Into::sum ? lines.add_scaled_split : lines.scale_split;
+  const bool wide = !fits_in_float(factors);
+  const int32_t none = labels.count - 1;
+  const int64_t begin = item / strips.tiles * strips.rows_each;
+  const int64_t end = std::min(begin + strips.rows_each, strips.rows);
+  const int64_t first_col = item % strips.tiles * kStripCols;
+  const int64_t last_col = std::min(first_col + kStripCols, strips.cols);
+  // Strided lines pass through a place of their own, a tile at a time.
+  const bool gathers = w.col_stride != 1 || out.col_stride != 1;
+  const int64_t step = gathers ? kTileCols : kStripCols;
+  Line<T> w_line, out_line;
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int32_t label = labels.rows[row] == none ? -1 : labels.rows[row];  // equal to no column's
+      for (int64_t first = first_col; first < last_col; first += step) {
+        const int64_t n = std::min(step, last_col - first);
+        const int32_t* cols = labels.cols.data() + first;
+        const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
+        out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
+          if (!wide) {
+            return put(line, cols, label, static_cast<Compute<T>>(factors.inside),
+                       static_cast<Compute<T>>(factors.across), made, n);
+          }
+          for (int64_t j = 0; j < n; ++j) {
+            const double factor = cols[j] == label ? factors.inside : factors.across;
+            put_scaled(line[j], factor, into == Into::sum, made[j]);
+          }
+        });
+      }
     }
   }
 }
@@ -132,8 +161,12 @@ RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
   }
   for (int64_t begin = 0, end = 0; begin < rows; begin = end) {
     const int32_t label = labels.rows[order[begin]];
-    while (end < rows && end < begin + kChunkRows && labels.rows[order[end]] == label) ++end;
-    chunks.push_back({begin, end, label});
+    while (end < rows && labels.rows[order[end]] == label) ++end;
+    // In pieces of one size, nearly: threads then have equal work. Whole fours, which are summed at once.
+    const int64_t pieces = (end - begin + kChunkRows - 1) / kChunkRows;
+    const int64_t each = ((end - begin + pieces - 1) / pieces + 3) / 4 * 4;
+    for (; begin < end; begin += each) chunks.push_back({begin, std::min(begin + each, end), label});
+    begin = end;
   }
 }
 
@@ -146,8 +179,20 @@ void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Op
 }
 
 void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
-                const Operand& out, Into into) {
-  with_dtype(w.dtype, [&](auto type) { scale<decltype(type)>(grid, item, w, factor, wide, out, into); });
+                const Operand& out) {
+  with_dtype(w.dtype, [&](auto type) { scale<decltype(type)>(grid, item, w, factor, wide, out); });
+}
+
+Strips::Strips(const Labels& labels)
+    : rows(int64_t(labels.rows.size())),
+      cols(int64_t(labels.cols.size())),
+      rows_each(std::max<int64_t>(1, kNumbersPerThread / std::clamp<int64_t>(cols, 1, kStripCols))),
+      tiles((cols + kStripCols - 1) / kStripCols) {}
+
+void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,
+                       Split factors, const Operand& out, Into into) {
+  with_dtype(w.dtype,
+             [&](auto type) { scale_split<decltype(type)>(strips, item, labels, w, factors, out, into); });
 }
 
 }  // namespace modfast

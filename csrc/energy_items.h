@@ -1,9 +1,12 @@
 // The work on labelled matrices, cut into items, and the two passes over an item that everything is made of.
 //
-// The rows are taken label by label, in chunks, and the columns in tiles; an item is a chunk and a tile.
-// Within it, sum[j] += w[i, j] * v[i, j] runs along memory without a look at the column labels; these are
-// applied once for each item, to the sums. The items depend on the shape and the labels alone, and their
+// For sums the rows are taken label by label, in chunks, and the columns in tiles; an item is a chunk and a
+// tile. Within it, sum[j] += w[i, j] * v[i, j] runs along memory without a look at the column labels; these
+// are applied once for each item, to the sums. The items depend on the shape and the labels alone, and their
 // results are added in a fixed order, so that the same bits come out for any number of threads.
+//
+// What makes a weight for each weight, with the two factors of the loss, looks at each label as it goes: then
+// the rows may be taken as they lie in memory, which is far faster where they come from there.
 #pragma once
 
 #include "energy.h"
@@ -50,9 +53,21 @@ struct Grid {
 // sums[j] = the sum of w * v over the item's rows, for each of its columns; no v means w itself.
 void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* sums);
 
-// out = w * factor[j] on the item's rows and columns, or that added to it; wide: some factor needs a double.
+// out = w * factor[j] on the item's rows and columns; wide: some factor needs a double.
 void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
-                const Operand& out, Into into);
+                const Operand& out);
+
+// The same matrix cut into strips: some whole rows, or of very long rows a part.
+struct Strips {
+  int64_t rows, cols, rows_each, tiles;
+
+  explicit Strips(const Labels& labels);
+  int64_t items() const { return (rows + rows_each - 1) / rows_each * tiles; }
+};
+
+// out = w times the factor of its kind, on a strip's rows and columns, or that added to it.
+void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,
+                       Split factors, const Operand& out, Into into);
 
 // Calls f(item) for each of the items, which together hold so many numbers. A thread takes its items from the
 // last to the first where backward is set: what the pass before read last is still in the cache.

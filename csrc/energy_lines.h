@@ -4,7 +4,7 @@
 // are rounded before they are added (no contraction to fused multiply-add).
 #pragma once
 
-#include "half.h"
+#include "enmeshment.h"
 
 #include <cstdint>
 
@@ -12,15 +12,17 @@ namespace modfast {
 
 template <class T>
 struct LinesOf {
-  // sum[j] += rows[0][j]^2, then rows[1][j]^2, and so on, in float64; later rows are fetched ahead.
+  // sum[j] += rows[0][j]^2, then rows[1][j]^2, and so on, in float64
   void (*add_squares)(const T* const* rows, int64_t count, double* sum, int64_t n);
   // sum[j] += w[j] * v[j] in float64
   void (*add_products)(const T* w, const T* v, double* sum, int64_t n);
-  // out[j] = w[j] * factor[j]; next_w is where the next line will be read.
-  void (*scale)(const T* w, const Compute<T>* factor, T* out, int64_t n, const T* next_w);
-  // out[j] += w[j] * factor[j]; next_w and next_out are where the next line will be read and written.
-  void (*add_scaled)(const T* w, const Compute<T>* factor, T* out, int64_t n, const T* next_w,
-                     const T* next_out);
+  // out[j] = w[j] * factor[j]
+  void (*scale)(const T* w, const Compute<T>* factor, T* out, int64_t n);
+  // out[j] = w[j] * (labels[j] == label ? inside : across), or that added to it
+  void (*scale_split)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside, Compute<T> across,
+                      T* out, int64_t n);
+  void (*add_scaled_split)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside,
+                           Compute<T> across, T* out, int64_t n);
 };
 
 struct Lines {

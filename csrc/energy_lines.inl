@@ -8,8 +8,11 @@
 typedef double Double8 __attribute__((vector_size(64)));
 typedef float Float8 __attribute__((vector_size(32)));
 typedef uint32_t Word8 __attribute__((vector_size(32)));
+typedef int32_t Label8 __attribute__((vector_size(32)));
+typedef int64_t Long8 __attribute__((vector_size(64)));
 typedef double Double8Memory __attribute__((vector_size(64), aligned(8), may_alias));
 typedef float Float8Memory __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t Label8Memory __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint16_t Short8Memory __attribute__((vector_size(16), aligned(2), may_alias));
 
 inline void load(const double* from, Double8& to) { to = *reinterpret_cast<const Double8Memory*>(from); }
@@ -73,98 +76,91 @@ struct Eight<double> {
   typedef Double8 Vector;
 };
 
-// Rows of one cluster lie anywhere in the matrix, so the processor does not foresee the next one by itself.
-inline void fetch_ahead(const void* at) { __builtin_prefetch(at, 0, 3); }
-inline void fetch_ahead_to_write(const void* at) { __builtin_prefetch(at, 1, 3); }
+template <class T>
+void add_products(const T* w, const T* v, double* __restrict sum, int64_t n) {
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8) {
+    Double8 ws, vs, s;
+    load(w + j, ws);
+    load(v + j, vs);
+    load(sum + j, s);
+    store(s + ws * vs, sum + j);
+  }
+  for (; j < n; ++j) {
+    sum[j] += static_cast<double>(widen(w[j])) * static_cast<double>(widen(v[j]));
+  }
+}
 
 // Four rows at a time, so that the sums are loaded and stored once for four. The square of a float is exact
 // in float64, so the only rounding is that of the sum.
 template <class T>
 void add_squares(const T* const* rows, int64_t count, double* __restrict sum, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(T);
   int64_t r = 0;
   for (; r + 4 <= count; r += 4) {
     const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
-    const int64_t ahead = r + 8 <= count ? r + 4 : r;
-    const T *next_a = rows[ahead], *next_b = rows[ahead + 1], *next_c = rows[ahead + 2],
-            *next_d = rows[ahead + 3];
     int64_t j = 0;
-    for (; j + kLine <= n; j += kLine) {
-      fetch_ahead(next_a + j);
-      fetch_ahead(next_b + j);
-      fetch_ahead(next_c + j);
-      fetch_ahead(next_d + j);
-      for (int64_t i = j; i < j + kLine; i += 8) {
-        Double8 wa, wb, wc, wd, s;
-        load(a + i, wa);
-        load(b + i, wb);
-        load(c + i, wc);
-        load(d + i, wd);
-        load(sum + i, s);
-        s += wa * wa;
-        s += wb * wb;
-        s += wc * wc;
-        s += wd * wd;
-        store(s, sum + i);
-      }
+    for (; j + 8 <= n; j += 8) {
+      Double8 wa, wb, wc, wd, s;
+      load(a + j, wa);
+      load(b + j, wb);
+      load(c + j, wc);
+      load(d + j, wd);
+      load(sum + j, s);
+      s += wa * wa;
+      s += wb * wb;
+      s += wc * wc;
+      s += wd * wd;
+      store(s, sum + j);
     }
     for (; j < n; ++j) {
       const double wa = widen(a[j]), wb = widen(b[j]), wc = widen(c[j]), wd = widen(d[j]);
       sum[j] = (((sum[j] + wa * wa) + wb * wb) + wc * wc) + wd * wd;
     }
   }
-  for (; r < count; ++r) {
-    for (int64_t j = 0; j < n; ++j) {
-      const double w = widen(rows[r][j]);
-      sum[j] += w * w;
-    }
-  }
+  for (; r < count; ++r) add_products(rows[r], rows[r], sum, n);
 }
 
 template <class T>
-void add_products(const T* w, const T* v, double* __restrict sum, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
-    sum[j] += static_cast<double>(widen(w[j])) * static_cast<double>(widen(v[j]));
-  }
-}
-
-template <class T>
-void scale(const T* w, const Compute<T>* factor, T* __restrict out, int64_t n, const T* next_w) {
-  constexpr int64_t kLine = 64 / sizeof(T);
+void scale(const T* w, const Compute<T>* factor, T* __restrict out, int64_t n) {
   int64_t j = 0;
-  for (; j + kLine <= n; j += kLine) {
-    fetch_ahead(next_w + j);
-    for (int64_t i = j; i < j + kLine; i += 8) {
-      typename Eight<T>::Vector numbers, factors;
-      load(w + i, numbers);
-      load(factor + i, factors);
-      store(numbers * factors, out + i);
-    }
+  for (; j + 8 <= n; j += 8) {
+    typename Eight<T>::Vector numbers, factors;
+    load(w + j, numbers);
+    load(factor + j, factors);
+    store(numbers * factors, out + j);
   }
-  for (; j < n; ++j) narrow(widen(w[j]) * factor[j], out[j]);
+  for (; j < n; ++j) put_scaled(w[j], factor[j], false, out[j]);
 }
 
-template <class T>
-void add_scaled(const T* w, const Compute<T>* factor, T* __restrict out, int64_t n, const T* next_w,
-                const T* next_out) {
-  constexpr int64_t kLine = 64 / sizeof(T);
+inline void select(const Label8& equal, float inside, float across, Float8& to) {
+  to = equal ? Float8{} + inside : Float8{} + across;
+}
+inline void select(const Label8& equal, double inside, double across, Double8& to) {
+  to = __builtin_convertvector(equal, Long8) ? Double8{} + inside : Double8{} + across;
+}
+
+template <class T, bool kAdd>
+void put_split(const T* w, const int32_t* labels, int32_t label, Compute<T> inside, Compute<T> across,
+               T* __restrict out, int64_t n) {
   int64_t j = 0;
-  for (; j + kLine <= n; j += kLine) {
-    fetch_ahead(next_w + j);
-    fetch_ahead_to_write(next_out + j);
-    for (int64_t i = j; i < j + kLine; i += 8) {
-      typename Eight<T>::Vector numbers, factors, sums;
-      load(w + i, numbers);
-      load(factor + i, factors);
-      load(out + i, sums);
-      store(sums + numbers * factors, out + i);
+  for (; j + 8 <= n; j += 8) {
+    const Label8 here = *reinterpret_cast<const Label8Memory*>(labels + j);
+    typename Eight<T>::Vector numbers, factors, sums;
+    load(w + j, numbers);
+    select(here == label, inside, across, factors);
+    numbers *= factors;
+    if (kAdd) {
+      load(out + j, sums);
+      numbers += sums;
     }
+    store(numbers, out + j);
   }
-  for (; j < n; ++j) narrow(widen(out[j]) + widen(w[j]) * factor[j], out[j]);
+  for (; j < n; ++j) put_scaled(w[j], labels[j] == label ? inside : across, kAdd, out[j]);
 }
 
 template <class T>
-constexpr LinesOf<T> lines_of{add_squares<T>, add_products<T>, scale<T>, add_scaled<T>};
+constexpr LinesOf<T> lines_of{add_squares<T>, add_products<T>, scale<T>, put_split<T, false>,
+                              put_split<T, true>};
 
 constexpr Lines lines_of_this_level{MODFAST_LINES_NAME, lines_of<float>, lines_of<double>, lines_of<Half>,
                                     lines_of<BFloat>};

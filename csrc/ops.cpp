@@ -1,6 +1,7 @@
 // The operators on the CPU: schemas, argument checks, registration. The only door between PyTorch and the
 // kernels.
 #include "binding.h"
+#include "kept_memory.h"
 
 #include <limits>
 #include <optional>
@@ -167,11 +168,22 @@ std::vector<Split> factors_of(const Tensor& energies, const Tensor& slopes, int6
   return factors;
 }
 
+// Like empty_like, in memory that was kept from the step before.
+Tensor gradient_like(const Tensor& weight) {
+  const size_t bytes = static_cast<size_t>(weight.numel()) * weight.element_size();
+  if (bytes < kKeptFrom || !weight.is_contiguous()) return torch::stable::empty_like(weight);
+  return torch::stable::from_blob(take_block(bytes), weight.sizes(), weight.strides(), weight.device(),
+                                  weight.scalar_type(), [bytes](void* block) { give_block(block, bytes); });
+}
+
 std::vector<Tensor> enmeshment_grad_cpu(std::vector<Tensor> weights, Tensor energies, Tensor slopes,
                                         std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
                                         std::vector<int64_t> num_clusters) {
+  size_t bytes = 0;
+  for (const Tensor& weight : weights) bytes += static_cast<size_t>(weight.numel()) * weight.element_size();
+  keep_at_most(bytes);
   std::vector<Tensor> grads;
-  for (const Tensor& weight : weights) grads.push_back(torch::stable::empty_like(weight));
+  for (const Tensor& weight : weights) grads.push_back(gradient_like(weight));
   const auto terms = make_terms(weights, &grads, row_labels, col_labels, num_clusters);
   const auto factors = factors_of(energies, slopes, static_cast<int64_t>(weights.size()));
   split_scale(terms, factors.data(), Into::fresh, parallel_for);

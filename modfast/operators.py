@@ -11,6 +11,7 @@ both in one (``accumulate_enmeshment_grad_``).
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -187,6 +188,10 @@ class _Enmeshment(torch.autograd.Function):
         for i, grad in zip(wanted, grads, strict=True):
             result[1 + i] = grad
         return tuple(result)
+
+
+# Torch asks for the signature at each call; to make it anew takes longer than the arithmetic on two sums.
+_Enmeshment.forward.__signature__ = inspect.signature(_Enmeshment.forward)  # type: ignore[attr-defined]
 
 
 def _thirds(tensors: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

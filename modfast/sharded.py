@@ -16,6 +16,9 @@ from .partition import Partition
 
 def is_sharded(weight: object) -> bool:
     """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made."""
+    # The usual types first: to look for an attribute that is not there takes longer.
+    if type(weight) in (Tensor, torch.nn.Parameter):
+        return False
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
 
 
