@@ -121,10 +121,13 @@ class EnmeshmentLoss(nn.Module):
         """Each chosen layer's weight as ``(out, in, *kernel)``, detached, by name."""
         return {layer.name: layer.oriented(layer.stored()).detach() for layer in self._layers}
 
-    def _reduce(self, losses: Tensor) -> Tensor:
+    def _reduce(self, losses: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """In float64 if any weight is, else in float32, as for a single weight."""
+        any_double = any(weight.dtype == torch.float64 for weight in weights)
+        dtype = torch.float64 if any_double else torch.float32
         if self.reduction == "none":
-            return losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
+            return losses.to(dtype)
+        return losses.mean(dtype=dtype) if self.reduction == "mean" else losses.sum(dtype=dtype)
 
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
@@ -137,7 +140,7 @@ class EnmeshmentLoss(nn.Module):
                 labels = self._labels(weights[members[0]].device, members)
                 parts.append(enmeshments([weights[i] for i in members], *labels))
             places += members
-        return self._reduce(_in_order(parts, places).to(_result_dtype(weights)))
+        return self._reduce(_in_order(parts, places), weights)
 
     def _labels(
         self, device: torch.device, members: Sequence[int]
@@ -176,7 +179,6 @@ class EnmeshmentLoss(nn.Module):
         energies = sharded.sum_all_over(own, [piece.group for piece in pieces])
         return reference.enmeshment_of_split(torch.stack(energies))
 
-    @torch.no_grad()
     def accumulate_grad_(self, scale: float) -> Tensor:
         """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
 
@@ -203,7 +205,7 @@ class EnmeshmentLoss(nn.Module):
             torch.Size([8, 8])
         """
         given: object = scale
-        if not isinstance(given, (Real, Tensor)):
+        if not isinstance(given, (float, int, Real, Tensor)):  # the usual first: Real takes longer to ask
             raise TypeError(f"scale must be a real number, got {type(given).__name__}")
         factor = float(given)
         if self.reduction == "mean":
@@ -216,17 +218,18 @@ class EnmeshmentLoss(nn.Module):
                     f"layer {layer.name!r} has a computed weight without .grad: "
                     "use (scale * loss()).backward()"
                 )
-        parts, places = [], []
         wanted = [index for index, weight in enumerate(stored) if weight.requires_grad]
-        for members in _groups(stored, wanted):
-            parts.append(self._accumulate(members, [stored[i] for i in members], factor))
-            places += members
-        for index, weight in enumerate(stored):
-            if not weight.requires_grad:
-                oriented = self._layers[index].oriented(weight)
-                parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
-                places.append(index)
-        return self._reduce(_in_order(parts, places).to(_result_dtype(stored)))
+        with torch.no_grad():
+            parts, places = [], []
+            for members in _groups(stored, wanted):
+                parts.append(self._accumulate(members, [stored[i] for i in members], factor))
+                places += members
+            for index, weight in enumerate(stored):
+                if not weight.requires_grad:
+                    oriented = self._layers[index].oriented(weight)
+                    parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
+                    places.append(index)
+            return self._reduce(_in_order(parts, places), stored)
 
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
         """One pass over the weights of the layers ``members``, all of one group: float64, (members,)."""
@@ -297,9 +300,3 @@ def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
         return parts[0]
     together = torch.cat([part.to(parts[0].device) for part in parts])
     return together[sorted(range(len(places)), key=places.__getitem__)]
-
-
-def _result_dtype(weights: Sequence[Tensor]) -> torch.dtype:
-    """Float64 if any weight is, else float32, as for a single weight."""
-    any_double = any(weight.dtype == torch.float64 for weight in weights)
-    return torch.float64 if any_double else torch.float32

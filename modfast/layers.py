@@ -31,7 +31,9 @@ class Layer(NamedTuple):
 
     def stored(self) -> Tensor:
         """The weight as it is kept now."""
-        weight: Tensor = getattr(self.module, self.attribute)
+        # Not every weight is a parameter; nn.Module's own look-up takes longer for one that is.
+        parameter = self.module._parameters.get(self.attribute)
+        weight: Tensor = getattr(self.module, self.attribute) if parameter is None else parameter
         return weight
 
     @property
