@@ -42,7 +42,7 @@ def patterns(train_count, test_count=10):
 class Net(nn.Module):
     """In float64, where another order of the same sum shows in the 16th digit, and a wrong sum before.
 
-    One layer is not used and one frozen: neither has a gradient on any rank.
+    One layer is not used and one frozen: neither has a gradient on any rank. It has no use for no images.
     """
 
     def __init__(self, seed=0, dropout=0.0):
@@ -57,6 +57,7 @@ class Net(nn.Module):
         self.double()
 
     def forward(self, images):
+        assert len(images) > 0
         hidden = self.dropout(torch.relu(self.fc1(images.double().flatten(1))))
         return self.fc3(torch.relu(self.frozen(torch.relu(self.fc2(hidden)))))
 
@@ -142,21 +143,20 @@ def test_what_looks_across_the_batch_is_the_same_on_all_afterwards(processes):
     assert results[0][0]["dropout.num_batches_tracked"] == 30
 
 
-class Counting(nn.Dropout):
-    """Remembers which of the first numbers it ever saw were dropped."""
+class RememberingDropout(nn.Module):
+    """Dropout that remembers what it dropped first."""
 
     first = None
 
     def forward(self, hidden):
-        result = super().forward(hidden)
-        if self.first is None:
-            self.first = result[0].detach() == 0
-        return result
+        kept = nn.functional.dropout(torch.ones_like(hidden), 0.5, self.training)
+        self.first = kept if self.first is None else self.first
+        return kept * hidden
 
 
 def dropped(dataset, config):
     model = Net()
-    model.dropout = Counting(0.5)
+    model.dropout = RememberingDropout()
     together(dataset, config, lambda: model)
     return model.dropout.first
 
@@ -268,6 +268,11 @@ def test_a_loss_that_is_not_finite_stops_all(processes):
     assert messages[0] == messages[1]
     assert ranks == (0, 0)
     assert causes == (TrainingError, type(None))
+
+
+def test_what_fails_everywhere_is_said_by_one(processes):
+    results = processes(2).run(failure, patterns(100), [config(layers=("fc9",))])
+    assert [cause for _, _, cause in results] == [ValueError, type(None)]
 
 
 def test_different_arguments_are_said(processes):
