@@ -26,6 +26,8 @@ class Processes:
     Starting processes that import PyTorch takes seconds, so they serve many tests.
     """
 
+    grace = 10.0  # seconds for processes that hang to say so themselves
+
     def __init__(self, size: int) -> None:
         self.size = size
         self._folder = tempfile.TemporaryDirectory()
@@ -55,7 +57,7 @@ class Processes:
         for connection in self._connections:
             connection.send((function, args, timeout))
         answers: dict[int, tuple[bool, Any]] = {}
-        deadline = time.monotonic() + timeout + 10  # theirs comes first, and says where they hung
+        deadline = time.monotonic() + timeout + self.grace
         while len(answers) < self.size:
             waiting = {c: rank for rank, c in enumerate(self._connections) if rank not in answers}
             ready = wait(list(waiting), max(0, deadline - time.monotonic()))
