@@ -37,7 +37,7 @@ demo: setup ## train a plain and a modular network on real digits, into out/demo
 	$(BIN)/modfast reproduce --data digits --out out/demo --overwrite
 
 test: setup ## run the tests (and the examples in the docstrings)
-	$(BIN)/python -m pytest --numprocesses auto --benchmark-disable
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --benchmark-disable
 
 bench: setup ## time the loss against its peers and the floor, as a table
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
@@ -96,7 +96,8 @@ matrix-one:
 	# A CPU build of PyTorch may find no torchvision made for it; then its few tests are skipped.
 	$(MATRIX_VENV)/bin/python -c 'import torchvision' || $(MATRIX_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
 	cd build/matrix/checkout && $(abspath $(MATRIX_VENV))/bin/pytest tests \
-	  --ignore tests/test_packaging.py --ignore tests/test_build.py --numprocesses auto --benchmark-disable
+	  --ignore tests/test_packaging.py --ignore tests/test_build.py \
+	  --numprocesses auto --dist loadgroup --benchmark-disable
 
 clean: ## remove everything that was made, but for results in out/
 	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info modfast/*.so

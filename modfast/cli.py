@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
+
+if TYPE_CHECKING:  # PyTorch takes seconds, which --help need not wait for
+    from .distributed import Ranks
 
 # As published (arXiv 2409.15747), for the modular and for the plain model. The digits are 1,437 images, so
 # that 60 epochs of them are as many steps as two of CIFAR-10.
@@ -101,23 +105,46 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for an error, 130 when interrupted."""
+    """Run the command line; returns the exit status: 0, 1 for an error, 130 when interrupted.
+
+    Under torchrun all its processes work together, and the first one shows and writes.
+    """
     options = _parser().parse_args(arguments)
+    from .distributed import RankError, Ranks, launched
+
+    ranks = Ranks()  # until it is known whether there are others
     try:
-        options.run(options)
+        with launched() as ranks:
+            try:
+                options.run(options, ranks)
+            except RankError as error:
+                if error.__cause__ is not None:
+                    _tell(error.__cause__)
+                # All fail here together, but only once the message is out: when one process has ended with an
+                # error, torchrun ends the others.
+                ranks.gather(None)
+                return 1
     except KeyboardInterrupt:
-        print("\nmodfast: interrupted; the finished epochs are kept, --resume continues", file=sys.stderr)
+        if ranks.is_first:
+            print("\nmodfast: interrupted; the finished epochs are kept, --resume continues", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        # What a user can mend is one line; a defect of ours keeps its traceback.
         if not _is_expected(error):
             raise
-        print(f"modfast: error: {error}", file=sys.stderr)
+        _tell(error)
         return 1
     return 0
 
 
-def _is_expected(error: Exception) -> bool:
+def _tell(error: BaseException) -> None:
+    """Print an error: what a user can mend is one line; a defect of ours keeps its traceback."""
+    if _is_expected(error):
+        print(f"modfast: error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
+def _is_expected(error: BaseException) -> bool:
     """Whether the error is about what the user gave: its files, options, data or a missing package."""
     from .data import DataError
     from .train import TrainingError
@@ -132,16 +159,20 @@ def _epochs(options: argparse.Namespace) -> tuple[int, int]:
     return _DIGITS_EPOCHS if options.data == "digits" else _EPOCHS
 
 
-def _load(options: argparse.Namespace) -> Any:
+def _load(options: argparse.Namespace, ranks: Ranks) -> Any:
     from .data import load_dataset
     from .display import decoding
 
-    with decoding() as show:
-        return load_dataset(options.data, progress=show)
+    with decoding(shown=ranks.is_first) as show:
+        # One process downloads or decodes; the others of its machine read what it kept.
+        return ranks.first_of_each_machine(lambda: load_dataset(options.data, progress=show))
 
 
-def _config(options: argparse.Namespace, dataset: Any, epochs: int, partitions: Any = None) -> Any:
+def _config(
+    options: argparse.Namespace, ranks: Ranks, dataset: Any, epochs: int, partitions: Any = None
+) -> Any:
     """The configuration that the options ask for, tried on the model."""
+    from .distributed import take_gpu
     from .energy_loss import EnmeshmentLoss
     from .models import build_model
     from .train import TrainConfig, choose_device
@@ -162,24 +193,30 @@ def _config(options: argparse.Namespace, dataset: Any, epochs: int, partitions: 
         precision=options.precision,
     )
     # A wrong device, model or layer is said before a folder is made or an old one emptied.
-    choose_device(config.device)
+    device = choose_device(config.device)
+    if device.type == "cuda" and ranks.size > 1:
+        take_gpu(device)
     model = build_model(options.model, dataset.image_shape, dataset.num_classes)
     EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     return config
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
     from .experiment import prepare_folder, train_run
     from .partition import load_partitions
     from .report import run_table
 
-    dataset = _load(options)
+    dataset = _load(options, ranks)
     epochs, _ = _epochs(options)
-    partitions = None if options.partitions is None else load_partitions(options.partitions)
-    config = _config(options, dataset, epochs, partitions)
-    folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
-    with Display() as display:
+    partitions = None
+    if options.partitions is not None:
+        partitions = ranks.every(lambda: load_partitions(options.partitions))
+    config = ranks.every(lambda: _config(options, ranks, dataset, epochs, partitions))
+    folder = ranks.first(
+        lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
+    )
+    with Display(shown=ranks.is_first) as display:
         results = train_run(
             dataset,
             options.model,
@@ -188,20 +225,23 @@ def _train(options: argparse.Namespace) -> None:
             partitions=partitions,
             resume=options.resume,
             progress=display.progress,
+            group=ranks.group,
         )
         display.table(run_table(results), folder)
 
 
-def _reproduce(options: argparse.Namespace) -> None:
+def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
     from .experiment import prepare_folder, reproduce
     from .report import results_table
 
-    dataset = _load(options)
+    dataset = _load(options, ranks)
     epochs, plain_epochs = _epochs(options)
-    config = _config(options, dataset, epochs)
-    folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
-    with Display() as display:
+    config = ranks.every(lambda: _config(options, ranks, dataset, epochs))
+    folder = ranks.first(
+        lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
+    )
+    with Display(shown=ranks.is_first) as display:
         results = reproduce(
             dataset,
             options.model,
@@ -211,16 +251,21 @@ def _reproduce(options: argparse.Namespace) -> None:
             plain_epochs=plain_epochs,
             resume=options.resume,
             progress=display.progress,
+            group=ranks.group,
         )
         display.table(results_table(results), folder)
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace, ranks: Ranks) -> None:
+    if ranks.is_first:  # there is nothing to share
+        _show(Path(options.out))
+
+
+def _show(folder: Path) -> None:
     from .display import Display
     from .experiment import KINDS, draw_reproduction, draw_run, read_results
     from .report import results_table, run_table
 
-    folder = Path(options.out)
     results = read_results(folder)
     with Display() as display:
         if all(kind in results for kind in KINDS):

@@ -12,8 +12,9 @@ from .experiment import Progress
 from .train import Record
 
 
-def _rich_progress() -> Any:
+def _rich_progress(shown: bool) -> Any:
     try:
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -32,13 +33,14 @@ def _rich_progress() -> Any:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        console=None if shown else Console(quiet=True),
     )
 
 
 @contextmanager
-def decoding() -> Iterator[Callable[[int, int], None]]:
+def decoding(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar for images being decoded; nothing is shown unless it is called."""
-    bar = _rich_progress()
+    bar = _rich_progress(shown)
     task: Any = None
 
     def show(done: int, total: int) -> None:
@@ -60,10 +62,13 @@ class Display:
 
     On a terminal the bar moves; into a file or pipe go lines, at least one for each tenth of the epochs,
     and the table.
+
+    Args:
+        shown: False shows nothing at all, for all but one of the processes that work together.
     """
 
-    def __init__(self) -> None:
-        self._bar = _rich_progress()
+    def __init__(self, shown: bool = True) -> None:
+        self._bar = _rich_progress(shown)
         self._task: Any = None
         self._epochs = 0
         self._name = ""

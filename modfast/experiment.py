@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .circuits import class_accuracy, cluster_accuracy
 from .data import Dataset
+from .distributed import Ranks
 from .files import write_json
 from .models import build_model
 from .partition import Partition, load_partitions, save_partitions
@@ -90,6 +92,7 @@ def train_run(
     partitions: Mapping[str, Partition] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """Train one model into a folder: checkpoint, ``results.json``, ``partitions.npz`` and pictures.
 
@@ -100,7 +103,9 @@ def train_run(
         out: the folder; made if absent.
         partitions: layer name to clusters; by default contiguous blocks.
         resume: continue from the checkpoint in ``out``, if there is one.
-        progress: whom to tell how far the work is.
+        progress: whom to tell how far the work is; of several processes the first one's.
+        group: processes that train the model together, as for :func:`modfast.train.train`. Each calls this
+            and returns the results; the first one writes.
 
     Returns:
         What ``results.json`` holds: ``accuracy``, ``clusterability`` (of each linear layer),
@@ -108,13 +113,13 @@ def train_run(
         ``history``, ``classes``, ``config`` and ``environment``.
 
     Raises:
-        ValueError, TrainingError: as :func:`modfast.train.train` does.
+        ValueError, TrainingError, RankError: as :func:`modfast.train.train` does.
     """
-    folder = Path(out)
+    folder, ranks = Path(out), Ranks(group)
     progress = progress or Progress()
     torch.manual_seed(config.seed)
     network = build_model(model, dataset.image_shape, dataset.num_classes)
-    if progress.on_run is not None:
+    if progress.on_run is not None and ranks.is_first:
         progress.on_run(folder.name, config.epochs)
     run = train(
         network,
@@ -125,8 +130,8 @@ def train_run(
         resume=resume,
         on_step=progress.on_step,
         on_epoch=progress.on_epoch,
+        group=group,
     )
-    save_partitions(folder / PARTITIONS, run.measured)
     results = evaluate(run, dataset) | {
         "history": run.history,
         "classes": list(dataset.classes),
@@ -135,13 +140,19 @@ def train_run(
             "data": dataset.name,
             "data_fingerprint": dataset.fingerprint(),
             "model": model,
+            "processes": ranks.size,
             "regularised_layers": sorted(run.partitions),
             "command": shlex.join(sys.argv),
         },
         "environment": environment(),
     }
-    write_json(folder / RESULTS, results)
-    draw_run(folder)
+
+    def write() -> None:
+        save_partitions(folder / PARTITIONS, run.measured)
+        write_json(folder / RESULTS, results)
+        draw_run(folder)
+
+    ranks.first(write)
     return results
 
 
@@ -230,6 +241,7 @@ def reproduce(
     plain_epochs: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """The paper's comparison: a plain and a modular model for each seed, side by side.
 
@@ -242,6 +254,7 @@ def reproduce(
         plain_epochs: for the plain model; by default as many as for the modular one.
         resume: keep finished runs and continue unfinished ones.
         progress: whom to tell how far the work is.
+        group: as for :func:`train_run`.
 
     Returns:
         What ``results.json`` holds: ``plain`` and ``modular`` with means and 95% intervals over seeds,
@@ -254,8 +267,7 @@ def reproduce(
         raise ValueError(f"seeds must be at least one, each once, got {list(seeds)}")
     if config.enmeshment_weight == 0:
         raise ValueError("enmeshment_weight must be above 0 for the modular model, got 0")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, ranks = Path(out), Ranks(group)
     epochs = {"plain": plain_epochs or config.epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
@@ -264,7 +276,7 @@ def reproduce(
             each = replace(config, seed=seed, epochs=epochs[kind], enmeshment_weight=weight[kind])
             name = run_name(kind, seed)
             runs[kind].append(
-                train_run(dataset, model, each, folder / name, resume=resume, progress=progress)
+                train_run(dataset, model, each, folder / name, resume=resume, progress=progress, group=group)
             )
     results = summarize(runs["plain"], runs["modular"]) | {
         "config": {
@@ -274,14 +286,19 @@ def reproduce(
             "data": dataset.name,
             "data_fingerprint": dataset.fingerprint(),
             "model": model,
+            "processes": ranks.size,
             "regularised_layers": runs["modular"][0]["config"]["regularised_layers"],
             "command": shlex.join(sys.argv),
         },
         "environment": environment(),
     }
     del results["config"]["seed"]
-    write_json(folder / RESULTS, results)
-    draw_reproduction(folder)
+
+    def write() -> None:
+        write_json(folder / RESULTS, results)
+        draw_reproduction(folder)
+
+    ranks.first(write)
     return results
 
 

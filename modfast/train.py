@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import json
 import math
 import os
 import time
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .circuits import evaluating
 from .data import Dataset
+from .distributed import Ranks
 from .energy_loss import EnmeshmentLoss
 from .files import atomic_write
 from .layers import linear_layers
@@ -161,6 +166,7 @@ def train(
     resume: bool = False,
     on_step: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[Record], None] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Run:
     """Train a classifier with cross-entropy plus ``enmeshment_weight`` times enmeshment.
 
@@ -178,6 +184,8 @@ def train(
         resume: continue from the checkpoint in ``out``, if there is one.
         on_step: called as ``on_step(epoch, step, steps)`` after each step, all counted from 1.
         on_epoch: called with each finished epoch's record.
+        group: processes that train this model together, such as ``torch.distributed.group.WORLD``; see below.
+            By default this process trains alone, also where a process group exists.
 
     Returns:
         The finished run. A record of its ``history`` holds ``epoch`` (from 1), ``loss`` and
@@ -188,6 +196,13 @@ def train(
     Raises:
         ValueError: the configuration does not fit the model or the machine.
         TrainingError: the loss is not finite, or the checkpoint belongs to another run.
+        RankError: of several processes, instead of those above, on every one of them.
+
+    With a ``group`` every process calls this with the same arguments; each computes on its share of each
+    batch. All end with the same weights and records (but for ``seconds``), those of one process up to
+    rounding; layers that look across the batch, as BatchNorm does, see a share of it and keep the first
+    process's statistics, and dropout draws other numbers. Only the first process writes the checkpoint and
+    calls ``on_step`` and ``on_epoch``; all read the checkpoint to resume, also with another number of them.
 
     Example:
         >>> from modfast.data import load_dataset
@@ -197,66 +212,104 @@ def train(
         >>> len(run.history)
         1
     """
+    ranks = Ranks(group)
     with _threads(config.threads):
-        run = _start(model, dataset, config, partitions)
+        run = ranks.every(lambda: _start(model, dataset, config, partitions))
+        if ranks.size > 1:
+            _check_alike(ranks, run, dataset, out=out is not None, resume=resume)
+            # Who made the models may have drawn other weights on each rank.
+            ranks.copy_first_(run.model)
+        run.initial = {name: weight.cpu().clone() for name, weight in _measured_weights(run).items()}
         checkpoint = None if out is None else Path(out) / CHECKPOINT
-        if checkpoint is not None and resume and checkpoint.exists():
-            _load_checkpoint(run, dataset, checkpoint)
+        if checkpoint is not None and resume and ranks.first(checkpoint.exists):
+            ranks.every(lambda: _load_checkpoint(run, dataset, checkpoint))
         elif checkpoint is not None:
-            _save_checkpoint(run, dataset, checkpoint)
+            ranks.first(lambda: _save_checkpoint(run, dataset, checkpoint))
         loss = EnmeshmentLoss(run.model, run.partitions)
-        precision = _PRECISIONS[config.precision]
         steps = math.ceil(len(dataset.train_images) / config.batch_size)
 
         for epoch in range(len(run.history) + 1, config.epochs + 1):
             began = time.perf_counter()
             run.model.train()
-            entropy_sum = torch.zeros((), dtype=torch.float64, device=run.device)
-            enmeshment_sum, correct = torch.zeros_like(entropy_sum), torch.zeros_like(entropy_sum)
+            if ranks.size > 1:
+                # Not the same dropout on every rank, and in a resumed epoch that of a run never stopped.
+                torch.manual_seed(_seed(config.seed, epoch, ranks.rank))
+            # The sum of cross-entropy, and how many images were classified as labelled.
+            totals = torch.zeros(2, dtype=torch.float64, device=run.device)
+            enmeshment_sum = torch.zeros_like(totals[0])
             for step, batch in enumerate(
                 _order(dataset, config.seed, epoch).split(config.batch_size), start=1
             ):
-                images = dataset.normalize(dataset.train_images[batch].to(run.device))
-                labels = dataset.train_labels[batch].to(run.device)
-                with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
-                    logits = run.model(images)
-                    entropy = cross_entropy(logits, labels)
                 run.optimizer.zero_grad()
-                entropy.backward()
+                if len(share := ranks.share(batch)):
+                    totals += _backward(run, dataset, share, len(batch))
+                ranks.sum_gradients_(run.model.parameters())
                 if config.enmeshment_weight:
+                    # After the sum: it is a function of the weights alone, which are the same on every rank.
                     enmeshment_sum += loss.accumulate_grad_(config.enmeshment_weight)
                 run.optimizer.step()
-                entropy_sum += entropy.detach() * len(batch)
-                correct += (logits.detach().argmax(dim=1) == labels).sum()
-                if on_step is not None:
+                if on_step is not None and ranks.is_first:
                     on_step(epoch, step, steps)
 
+            # Their buffers went apart, and are to be the same in what is measured and kept.
+            ranks.copy_first_(run.model)
             count = len(dataset.train_images)
-            record = _measure(run, dataset, loss)
+            entropy, correct = (ranks.sum(totals) / count).tolist()
+            record = _measure(run, dataset, loss, ranks)
             record |= {
                 "epoch": epoch,
-                "cross_entropy": float(entropy_sum) / count,
-                "loss": float(entropy_sum) / count + config.enmeshment_weight * float(enmeshment_sum) / steps,
-                "train_accuracy": float(correct) / count,
+                "cross_entropy": entropy,
+                "loss": entropy + config.enmeshment_weight * float(enmeshment_sum) / steps,
+                "train_accuracy": correct,
                 "seconds": time.perf_counter() - began,
             }
-            if not math.isfinite(record["loss"] + record["enmeshment"]):
-                raise TrainingError(
-                    f"the loss is {record['loss']} in epoch {epoch}: a smaller learning_rate "
-                    f"(now {config.learning_rate}) may help"
-                )
             run.history.append(record)
-            if checkpoint is not None:
-                _save_checkpoint(run, dataset, checkpoint)
-            if on_epoch is not None:
-                on_epoch(record)
+            ranks.first(lambda: _finish_epoch(run, dataset, checkpoint, on_epoch))
     return run
+
+
+def _backward(run: Run, dataset: Dataset, share: Tensor, batch_size: int) -> Tensor:
+    """Compute the gradient of a share of a batch; returns its summed cross-entropy and correct answers.
+
+    A share's mean is weighted with its part of the batch. So the sum of the gradients over shares of any
+    sizes is the gradient of the batch's mean, where an average would favour the images of smaller shares.
+    """
+    images = dataset.normalize(dataset.train_images[share].to(run.device))
+    labels = dataset.train_labels[share].to(run.device)
+    precision = _PRECISIONS[run.config.precision]
+    with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
+        logits = run.model(images)
+        entropy = cross_entropy(logits, labels)
+    (entropy * (len(share) / batch_size)).backward()
+    correct = (logits.detach().argmax(dim=1) == labels).sum()
+    return torch.stack([entropy.detach() * len(share), correct])
+
+
+def _finish_epoch(
+    run: Run, dataset: Dataset, checkpoint: Path | None, on_epoch: Callable[[Record], None] | None
+) -> None:
+    """Keep and tell what the epoch gave, unless it went astray."""
+    record = run.history[-1]
+    if not math.isfinite(record["loss"] + record["enmeshment"]):
+        raise TrainingError(
+            f"the loss is {record['loss']} in epoch {record['epoch']}: a smaller learning_rate "
+            f"(now {run.config.learning_rate}) may help"
+        )
+    if checkpoint is not None:
+        _save_checkpoint(run, dataset, checkpoint)
+    if on_epoch is not None:
+        on_epoch(record)
 
 
 def _order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
     """The order of the images, a function of seed and epoch alone, so that a resumed epoch has it too."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    generator = torch.Generator().manual_seed(_seed(seed, epoch))
     return torch.randperm(len(dataset.train_images), generator=generator)
+
+
+def _seed(*numbers: int) -> int:
+    """A seed that is another one for other numbers."""
+    return functools.reduce(lambda seed, number: seed * 1_000_003 + number, numbers) % 2**63
 
 
 def _start(
@@ -271,33 +324,52 @@ def _start(
         shape = layer.stored().shape
         if layer.name not in measured and min(shape) >= config.num_clusters:
             measured[layer.name] = Partition.blocks(shape, config.num_clusters)
-    every = EnmeshmentLoss(model, measured)
     return Run(
         model=model,
         # One pass over the parameters; PyTorch's default makes a dozen, a tenth of this step on two cores.
         optimizer=torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
         config=config,
         partitions=chosen.partitions,
-        measured=every.partitions,
-        initial={name: weight.cpu().clone() for name, weight in every.weights().items()},
+        measured=EnmeshmentLoss(model, measured).partitions,
+        initial={},  # once all ranks have the same weights
     )
 
 
-def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss) -> Record:
+def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None:
+    """Raises on every rank unless all were asked for the same: they would wait for each other, or diverge."""
+    parts = _identity(run, dataset) | {"epochs": run.config.epochs} | more
+    digests = ranks.gather(
+        {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
+    )
+    differing = [part for part in parts if len({digest[part] for digest in digests}) > 1]
+
+    def check() -> None:
+        if differing:
+            raise ValueError(f"all processes must train the same, but differ in: {', '.join(differing)}")
+
+    ranks.every(check)
+
+
+def _measured_weights(run: Run) -> dict[str, Tensor]:
+    return EnmeshmentLoss(run.model, run.measured).weights()
+
+
+def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> Record:
     """What is recorded at the end of an epoch."""
     with evaluating(run.model):
         right = 0
         for images, labels in zip(
-            dataset.test_images.split(_EVALUATION_BATCH),
-            dataset.test_labels.split(_EVALUATION_BATCH),
+            ranks.share(dataset.test_images).split(_EVALUATION_BATCH),
+            ranks.share(dataset.test_labels).split(_EVALUATION_BATCH),
             strict=True,
         ):
-            logits = run.model(dataset.normalize(images.to(run.device)))
-            right += int((logits.argmax(dim=1).cpu() == labels).sum())
+            if len(labels):  # a rank has none where there are fewer images than ranks
+                logits = run.model(dataset.normalize(images.to(run.device)))
+                right += int((logits.argmax(dim=1).cpu() == labels).sum())
         enmeshment = float(loss())
     return {
         "enmeshment": enmeshment,
-        "test_accuracy": right / len(dataset.test_labels),
+        "test_accuracy": int(ranks.sum(torch.tensor(right, device=run.device))) / len(dataset.test_labels),
         "clusterability": EnmeshmentLoss(run.model, run.measured).clusterability(),
     }
 
@@ -327,7 +399,7 @@ def _save_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
         "optimizer": run.optimizer.state_dict(),
         "initial": run.initial,
         # As (out, in, *kernel), which the state_dict does not tell. Shared memory is written once.
-        "weights": EnmeshmentLoss(run.model, run.measured).weights(),
+        "weights": _measured_weights(run),
         "history": run.history,
         "random_state": torch.get_rng_state(),
         "cuda_random_state": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,

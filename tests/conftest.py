@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from processes import Processes
 
 # Several workers, each with as many threads as there are cores, would spend most of their time waiting for
 # each other. Tests of threads set their number themselves; the variable is for processes that tests start.
@@ -51,3 +52,21 @@ def run_python():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """``processes(n)`` are n processes for :meth:`Processes.run`, started once for all tests.
+
+    Tests that use it are marked ``xdist_group("processes")``, so that not every pytest worker starts its own.
+    """
+    started = {}
+
+    def get(size):
+        if size not in started or not started[size].alive:
+            started[size] = Processes(size)
+        return started[size]
+
+    yield get
+    for each in started.values():
+        each.close()

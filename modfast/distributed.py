@@ -1,0 +1,221 @@
+"""Several processes that train one model: what each of them does, and how they fail together.
+
+Training is data parallel. Every process (a *rank*) holds the whole model and computes the gradient of its
+share of each batch; the gradients are summed, so that all ranks make the same step. What only one process
+may do, such as writing files, the first rank does.
+
+A rank that fails alone would leave the others waiting for it. So whatever may fail for a reason that a user
+can mend (files, options, data) goes through :meth:`Ranks.every` or :meth:`Ranks.first`, after which all
+ranks fail if one did, with :class:`RankError`. A defect anywhere else ends its process, upon which torchrun
+ends the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """Raised on every rank when something failed on at least one of them.
+
+    On the rank that failed (the first one, if several did) the error's ``__cause__`` is what happened there.
+
+    Attributes:
+        rank: the rank that failed.
+
+    Example:
+        >>> print(RankError(1, "no such file: data"))
+        rank 1: no such file: data
+    """
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(f"rank {rank}: {message}")
+        self.rank = rank
+
+
+class Ranks:
+    """The processes that work on one model together, as seen from one of them.
+
+    Every method but :meth:`share` is collective: all ranks call it, in the same order. With one process
+    none communicates or changes anything.
+
+    Args:
+        group: the process group; None for this process alone.
+
+    Attributes:
+        group: as given.
+        rank: the number of this process within the group, from 0.
+        size: how many processes there are.
+
+    Raises:
+        ValueError: this process is not in the group.
+
+    Example:
+        >>> alone = Ranks()
+        >>> alone.size, alone.is_first, alone.share(torch.arange(3)).tolist()
+        (1, True, [0, 1, 2])
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("group: this process is not one of its members")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes, prints and shows."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This rank's rows of ``batch``: as many as others have, or one less, or none of a small batch."""
+        return batch.tensor_split(self.size)[self.rank]
+
+    # --- What is computed.
+
+    def copy_first_(self, model: nn.Module) -> None:
+        """Make parameters and buffers those of the first rank."""
+        if self.size == 1:
+            return
+        for tensor in (*model.parameters(), *model.buffers()):
+            first = tensor.detach().contiguous()
+            dist.broadcast(first, group=self.group, group_src=0)
+            tensor.detach().copy_(first)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over the ranks, the same bits on each."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def sum_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every ``.grad`` by its sum over the ranks, the same bits on each.
+
+        One message for all parameters of a dtype. An absent gradient counts as zero, since a rank without
+        images has none at all.
+        """
+        if self.size == 1:
+            return
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                by_kind.setdefault((parameter.device, parameter.dtype), []).append(parameter.grad)
+        for grads in by_kind.values():
+            sums = self.sum(torch.cat([grad.reshape(-1) for grad in grads]))
+            for grad, part in zip(grads, sums.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(part.view(grad.shape))
+
+    # --- What is said.
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's ``value``, in order; small, since it is pickled."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def every(self, function: Callable[[], T]) -> T:
+        """Call ``function``, which does not communicate, and return its result, if no rank failed.
+
+        Raises:
+            RankError: it raised an exception on some rank. Of one process, that exception itself.
+        """
+        if self.size == 1:
+            return function()
+        try:
+            result = function()
+        except Exception as error:
+            self._fail_together(error)
+        else:
+            self._fail_together(None)
+        return result
+
+    def _fail_together(self, error: Exception | None) -> None:
+        """Raise on every rank if any has an error."""
+        message = None if error is None else str(error) or type(error).__name__
+        for rank, each in enumerate(self.gather(message)):
+            if each is not None:
+                raise RankError(rank, each) from (error if rank == self.rank else None)
+
+    def first(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on the first rank; every rank returns what it returned there, which is small.
+
+        Raises:
+            RankError: it raised an exception. Of one process, that exception itself.
+        """
+        result: Any = self.every(lambda: function() if self.is_first else None)
+        found: T = self.gather(result)[0]
+        return found
+
+    def first_of_each_machine(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on one rank of each machine and then on the others, which find its files made.
+
+        Raises:
+            RankError: it raised an exception on some rank. Of one process, that exception itself.
+        """
+        if self.size == 1:
+            return function()
+        leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        early = self.every(lambda: function() if leads else None)
+        return self.every(lambda: function() if early is None else early)
+
+
+@contextmanager
+def launched() -> Iterator[Ranks]:
+    """The processes that torchrun started, connected while the context lasts; else this process alone.
+
+    Numbers on the CPU go through gloo, those on GPUs through NCCL.
+
+    Example:
+        >>> with launched() as ranks:
+        ...     ranks.size
+        1
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        yield Ranks()
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    ranks = Ranks(dist.group.WORLD)
+    yield ranks
+    # Not after an exception: that would wait for ranks which may themselves be waiting for this one. The end
+    # of the process closes its connections without asking anyone.
+    dist.destroy_process_group()
+    # The last reference. A group that outlives Python has threads that do, too, and now and then they abort.
+    ranks.group = None
+
+
+def take_gpu(device: torch.device) -> None:
+    """Make ``"cuda"`` mean the GPU that is this process's own among torchrun's: that of its ``LOCAL_RANK``.
+
+    Raises:
+        ValueError: ``device`` is one GPU for all, or there are fewer GPUs than processes.
+
+    Example:
+        >>> take_gpu(torch.device("cuda:1"))
+        Traceback (most recent call last):
+        ValueError: device must be 'auto', 'cpu' or 'cuda': each process takes a GPU of its own, got 'cuda:1'
+    """
+    if device != torch.device("cuda"):
+        raise ValueError(
+            f"device must be 'auto', 'cpu' or 'cuda': each process takes a GPU of its own, got '{device}'"
+        )
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(
+            f"device: {os.environ['LOCAL_WORLD_SIZE']} processes on a machine of {count} GPUs: "
+            f"start --nproc-per-node {count}, or choose the device cpu"
+        )
+    torch.cuda.set_device(local)
