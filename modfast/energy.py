@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import reference, sharded
+from . import sharded
 from .operators import enmeshments, inner_blocks, scale_blocks
 from .partition import Partition
 
@@ -186,10 +186,10 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
 def _enmeshment(weight: Tensor, partition: Partition) -> Tensor:
     check_weight(weight, partition)
     if sharded.is_sharded(weight):
-        return reference.enmeshment_of_energies(_inner_blocks(weight, None, partition))
+        rows, cols, group = sharded.piece_of(weight, partition)
+        return enmeshments([sharded.local(weight)], [rows], [cols], [partition.num_clusters], (group,))[0]
     placed = partition.to(weight.device)
-    losses: Tensor = enmeshments([weight], [placed.row_labels], [placed.col_labels], [placed.num_clusters])
-    return losses[0]
+    return enmeshments([weight], [placed.row_labels], [placed.col_labels], [placed.num_clusters])[0]
 
 
 def clusterability(weight: Tensor, partition: Partition) -> Tensor:

@@ -17,7 +17,6 @@ from .operators import (
     add_enmeshment_grad_,
     enmeshments,
     enmeshments_and_energies,
-    inner_blocks,
 )
 from .partition import Partition
 
@@ -164,20 +163,13 @@ class EnmeshmentLoss(nn.Module):
     def _sharded(self, weights: Sequence[Tensor], members: Sequence[int]) -> Tensor:
         """The losses of some layers, each process having summed the energies of its own pieces."""
         pieces = [self._piece(i, weights[i]) for i in members]
-        own = [
-            reference.split_energies(
-                inner_blocks(
-                    sharded.local(weights[i]),
-                    None,
-                    piece.row_labels,
-                    piece.col_labels,
-                    self._partitions[i].num_clusters,
-                )
-            )
-            for i, piece in zip(members, pieces, strict=True)
-        ]
-        energies = sharded.sum_all_over(own, [piece.group for piece in pieces])
-        return reference.enmeshment_of_split(torch.stack(energies))
+        return enmeshments(
+            [sharded.local(weights[i]) for i in members],
+            [piece.row_labels for piece in pieces],
+            [piece.col_labels for piece in pieces],
+            [self._partitions[i].num_clusters for i in members],
+            tuple(piece.group for piece in pieces),
+        )
 
     def accumulate_grad_(self, scale: float) -> Tensor:
         """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
@@ -266,8 +258,7 @@ class EnmeshmentLoss(nn.Module):
         )
         own = [weight.to_local() for weight in weights]
         _, energies = enmeshments_and_energies(own, *labels)
-        summed = sharded.sum_all_over(energies.unbind(), [piece.group for piece in pieces])
-        energies = torch.stack(summed)
+        energies = sharded.sum_all_over(energies, [piece.group for piece in pieces])
         slopes = torch.full((len(own),), factor, dtype=torch.float64, device=energies.device)
         add_enmeshment_grad_(own, [grad.to_local() for grad in grads], energies, slopes, *labels)
         return reference.enmeshment_of_split(energies)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import reference
 from .library import BACKEND
+from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 
 # The operators for one weight are registered with fake kernels, derivatives and batching rules below, for
 # whoever calls torch.ops.modfast. The package reaches them through autograd.Function, with the same formulas,
@@ -146,35 +147,50 @@ def _accumulate_fake(
 
 
 def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.num_clusters = inputs[0]
-    ctx.save_for_backward(output[1], *inputs[1:])
+    ctx.num_clusters, ctx.groups, *tensors = inputs
+    ctx.save_for_backward(output[1], *tensors)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 class _Enmeshment(torch.autograd.Function):
-    """``apply(num_clusters, *weights, *row_labels, *col_labels)``: losses; energies, without a derivative."""
+    """``apply(num_clusters, groups, *weights, *row_labels, *col_labels)``: losses, and constant energies.
+
+    ``groups``: for each weight, of which this process holds a piece, who holds the others; or nothing.
+    """
 
     generate_vmap_rule = True
     setup_context = staticmethod(_enmeshment_setup)
 
     @staticmethod
-    def forward(num_clusters: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        num_clusters: tuple[int, ...], groups: tuple[Group, ...], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         weights, rows, cols = _thirds(tensors)
         losses, energies = torch.ops.modfast.enmeshment(weights, rows, cols, list(num_clusters))
+        if groups:
+            energies = sum_all_over(energies, groups)
+            losses = reference.enmeshment_of_split(energies)
         return losses, energies
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         energies, *tensors = ctx.saved_tensors
         weights, rows, cols = _thirds(tensors)
-        result: list[Tensor | None] = [None] * (1 + len(tensors))
+        result: list[Tensor | None] = [None] * (2 + len(tensors))
         if slopes is None:
             return tuple(result)
-        wanted = [i for i in range(len(weights)) if ctx.needs_input_grad[1 + i]]
+        wanted = [i for i in range(len(weights)) if ctx.needs_input_grad[2 + i]]
         if torch.is_grad_enabled():  # asked for with create_graph: the gradient is to be differentiated again
             grads = [
-                _differentiable_grad(weights[i], slopes[i], rows[i], cols[i], ctx.num_clusters[i])
+                _differentiable_grad(
+                    weights[i],
+                    slopes[i],
+                    rows[i],
+                    cols[i],
+                    ctx.num_clusters[i],
+                    ctx.groups[i] if ctx.groups else ALONE,
+                )
                 for i in wanted
             ]
         else:
@@ -186,7 +202,7 @@ class _Enmeshment(torch.autograd.Function):
                 weights, energies, slopes.contiguous(), rows, cols, counts
             )
         for i, grad in zip(wanted, grads, strict=True):
-            result[1 + i] = grad
+            result[2 + i] = grad
         return tuple(result)
 
 
@@ -199,12 +215,13 @@ def _thirds(tensors: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     return list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :])
 
 
-def _differentiable_grad(weight: Tensor, slope: Tensor, rows: Tensor, cols: Tensor, count: int) -> Tensor:
+def _differentiable_grad(
+    weight: Tensor, slope: Tensor, rows: Tensor, cols: Tensor, count: int, group: Group
+) -> Tensor:
     """``slope * dE/dW``, made of operators that can be differentiated in their turn."""
-    factors = reference.enmeshment_factors(
-        reference.split_energies(inner_blocks(weight, None, rows, cols, count)), slope, count
-    )
-    scaled: Tensor = scale_blocks(weight, factors, rows, cols)
+    energies = reference.split_energies(inner_blocks(weight, None, rows, cols, count))
+    factors = reference.enmeshment_factors(sum_over(energies, group), slope, count)
+    scaled: Tensor = scale_blocks(weight, spread_over(factors, group), rows, cols)
     return scaled
 
 
@@ -280,12 +297,19 @@ else:
 
 
 def enmeshments(
-    weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
+    weights: list[Tensor],
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+    groups: tuple[Group, ...] = (),
 ) -> Tensor:
-    """Each weight's enmeshment, float64, (n,): differentiable any number of times."""
+    """Each weight's enmeshment, float64, (n,): differentiable any number of times.
+
+    With ``groups``, this process holds a piece of each weight, and the labels are those of the piece.
+    """
     losses: Tensor
     if BACKEND == "reference":
-        losses, _ = reference.labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
-    else:
-        losses, _ = _Enmeshment.apply(tuple(num_clusters), *weights, *row_labels, *col_labels)
+        losses, energies = reference.labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
+        return reference.enmeshment_of_split(sum_all_over(energies, groups)) if groups else losses
+    losses, _ = _Enmeshment.apply(tuple(num_clusters), groups, *weights, *row_labels, *col_labels)
     return losses

@@ -29,6 +29,9 @@ class Group(NamedTuple):
     dims: tuple[int, ...]
 
 
+ALONE = Group(None, ())
+
+
 class Piece(NamedTuple):
     """What this process holds of a weight's rows and columns: their labels, and who holds the rest."""
 
@@ -53,13 +56,17 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
     labels = []
     # As a column and as a row, so that they are cut by the weight's own placements, whatever kind these are.
     for dim, whole in enumerate((partition.row_labels[:, None], partition.col_labels[None, :])):
-        cut = [placement if placement.is_shard(dim) else Replicate() for placement in placements]
+        # By its dimension: what FSDP makes of a weight cut by tensor parallelism is not "is_shard".
+        cut = [each if getattr(each, "dim", None) == dim else Replicate() for each in placements]
         # Every process has all labels already: nothing is sent.
         piece = distribute_tensor(whole.to(weight.device), mesh, cut, src_data_rank=None).to_local()
         labels.append(piece.flatten().contiguous())
     local = weight.to_local()
     if local.shape[:2] != (len(labels[0]), len(labels[1])):
-        raise ValueError(f"weight has placements that cannot be followed: {placements}")
+        raise ValueError(
+            f"weight has placements that cannot be followed: {placements} (a piece of {tuple(local.shape)}, "
+            f"labels for {len(labels[0])} rows and {len(labels[1])} columns)"
+        )
     dims = tuple(i for i, placement in enumerate(placements) if not placement.is_replicate())
     return Piece(labels[0], labels[1], Group(mesh, dims))
 
@@ -140,14 +147,16 @@ def spread_over(tensor: Tensor, group: Group) -> Tensor:
     return same
 
 
-def sum_all_over(tensors: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
-    """Each tensor summed over its group; all have one shape, so each group takes one exchange."""
+def sum_all_over(rows: Tensor, groups: Sequence[Group]) -> Tensor:
+    """Each row of a tensor summed over its group: one exchange for all rows of a group."""
     members: dict[Group, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    result = list(tensors)
+    if len(members) == 1:
+        return sum_over(rows, groups[0])
+    result = list(rows.unbind())
     for group, indices in members.items():
-        summed = sum_over(torch.stack([tensors[i] for i in indices]), group)
+        summed = sum_over(torch.stack([result[i] for i in indices]), group)
         for index, total in zip(indices, summed.unbind(), strict=True):
             result[index] = total
-    return result
+    return torch.stack(result)
