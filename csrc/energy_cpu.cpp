@@ -40,32 +40,6 @@ int64_t numbers_of(const std::vector<Term>& terms, size_t begin, size_t end) {
   return numbers;
 }
 
-// The column sums of an item by kind. Eight sums of each, since an addition waits for the one before; a fixed
-// number, so that every instruction set gives the same bits.
-Split split(const Grid& grid, int64_t item, const double* sums) {
-  constexpr int64_t kLanes = 8;
-  double inside[kLanes] = {}, across[kLanes] = {};
-  const int32_t none = grid.labels.count - 1, row = grid.chunk(item).label;
-  const int32_t* cols = grid.labels.cols.data() + grid.first_col(item);
-  const int64_t n = grid.num_cols(item);
-  const auto add = [&](int64_t j, int64_t lane) {
-    const bool same = same_cluster(row, cols[j], none);
-    inside[lane] += same ? sums[j] : 0.0;
-    across[lane] += same ? 0.0 : sums[j];
-  };
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) add(j + lane, lane);
-  }
-  for (; j < n; ++j) add(j, 0);
-  Split sum{0.0, 0.0};
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    sum.inside += inside[lane];
-    sum.across += across[lane];
-  }
-  return sum;
-}
-
 void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split* energies,
                  ParallelFor parallel_for) {
   std::vector<Grid> grids;
@@ -80,7 +54,7 @@ void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split
     const size_t t = row.term_of(item);
     alignas(64) double sums[kTileCols];
     item_column_sums(grids[t], item - row.first(t), terms[begin + t].weight, nullptr, sums);
-    partial[item] = split(grids[t], item - row.first(t), sums);
+    partial[item] = item_split(grids[t], item - row.first(t), sums);
   });
   for (size_t t = 0; t < grids.size(); ++t) {
     Split sum{0.0, 0.0};

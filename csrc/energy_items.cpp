@@ -149,25 +149,43 @@ void scale_split(const Strips& strips, int64_t item, const Labels& labels, const
 
 RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
   const auto rows = int64_t(order.size());
-  if (labels.count <= 2 * rows) {
-    std::vector<int64_t> next(static_cast<size_t>(labels.count) + 1, 0);
-    for (int32_t label : labels.rows) ++next[label + 1];
-    for (int32_t label = 0; label < labels.count; ++label) next[label + 1] += next[label];
-    for (int64_t row = 0; row < rows; ++row) order[next[labels.rows[row]]++] = row;
-  } else {  // as many counters as labels could be more than memory holds
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return labels.rows[a] < labels.rows[b]; });
+  const int64_t window = std::max(kWindowRows, kRowsOfLabel * int64_t(labels.count));
+  std::vector<int64_t> next;
+  for (int64_t first = 0; first < rows; first += window) {
+    const int64_t last = std::min(first + window, rows);
+    if (labels.count <= 2 * (last - first)) {
+      next.assign(static_cast<size_t>(labels.count) + 1, 0);
+      for (int64_t row = first; row < last; ++row) ++next[labels.rows[row] + 1];
+      next[0] = first;
+      for (int32_t label = 0; label < labels.count; ++label) next[label + 1] += next[label];
+      for (int64_t row = first; row < last; ++row) order[next[labels.rows[row]]++] = row;
+    } else {  // as many counters as labels could be more than memory holds
+      std::iota(order.begin() + first, order.begin() + last, first);
+      std::stable_sort(order.begin() + first, order.begin() + last,
+                       [&](int64_t a, int64_t b) { return labels.rows[a] < labels.rows[b]; });
+    }
+    for (int64_t begin = first, end = first; begin < last; begin = end) {
+      const int32_t label = labels.rows[order[begin]];
+      while (end < last && labels.rows[order[end]] == label) ++end;
+      // In pieces of one size, nearly: threads then have equal work. Whole fours, which are summed at once.
+      const int64_t pieces = (end - begin + kChunkRows - 1) / kChunkRows;
+      const int64_t each = ((end - begin + pieces - 1) / pieces + 3) / 4 * 4;
+      for (; begin < end; begin += each) chunks.push_back({begin, std::min(begin + each, end), label});
+    }
   }
-  for (int64_t begin = 0, end = 0; begin < rows; begin = end) {
-    const int32_t label = labels.rows[order[begin]];
-    while (end < rows && labels.rows[order[end]] == label) ++end;
-    // In pieces of one size, nearly: threads then have equal work. Whole fours, which are summed at once.
-    const int64_t pieces = (end - begin + kChunkRows - 1) / kChunkRows;
-    const int64_t each = ((end - begin + pieces - 1) / pieces + 3) / 4 * 4;
-    for (; begin < end; begin += each) chunks.push_back({begin, std::min(begin + each, end), label});
-    begin = end;
+}
+
+Split item_split(const Grid& grid, int64_t item, const double* sums) {
+  const int32_t none = grid.labels.count - 1, row = grid.chunk(item).label;
+  double inside[8] = {}, across[8] = {};
+  lines_in_use().add_by_kind(sums, grid.labels.cols.data() + grid.first_col(item), row == none ? -1 : row,
+                             grid.num_cols(item), inside, across);
+  Split sum{0.0, 0.0};
+  for (int lane = 0; lane < 8; ++lane) {
+    sum.inside += inside[lane];
+    sum.across += across[lane];
   }
+  return sum;
 }
 
 void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* sums) {
@@ -186,7 +204,8 @@ void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* 
 Strips::Strips(const Labels& labels)
     : rows(int64_t(labels.rows.size())),
       cols(int64_t(labels.cols.size())),
-      rows_each(std::max<int64_t>(1, kNumbersPerThread / std::clamp<int64_t>(cols, 1, kStripCols))),
+      rows_each(
+          std::max({int64_t(1), kNumbersPerThread / std::clamp<int64_t>(cols, 1, kStripCols), rows / 64})),
       tiles((cols + kStripCols - 1) / kStripCols) {}
 
 void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,

@@ -18,10 +18,14 @@
 namespace modfast {
 
 constexpr int64_t kChunkRows = 128;  // enough rows to hide the cost of applying the column labels
-constexpr int64_t kTileCols = 1024;  // float64 sums and one line of weights stay in the first-level cache
+constexpr int64_t kTileCols =
+    4096;  // long stretches of memory; the float64 sums stay in the second-level cache
+constexpr int64_t kWindowRows =
+    512;  // or more, for kRowsOfLabel of each label: so that chunks are not too small
+constexpr int64_t kRowsOfLabel = 32;
 constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
 
-// Rows grouped by label (order), cut into chunks that hold one label each.
+// Rows grouped by label within windows of the matrix (order), cut into chunks that hold one label each.
 struct RowChunks {
   struct Chunk {
     int64_t begin, end;
@@ -49,6 +53,9 @@ struct Grid {
     return std::min(kTileCols, int64_t(labels.cols.size()) - first_col(item));
   }
 };
+
+// The sum of an item's column sums by kind: of columns with the label of its rows, and of the others.
+Split item_split(const Grid& grid, int64_t item, const double* sums);
 
 // sums[j] = the sum of w * v over the item's rows, for each of its columns; no v means w itself.
 void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* sums);

@@ -31,6 +31,10 @@ struct Lines {
   LinesOf<double> of_double;
   LinesOf<Half> of_half;
   LinesOf<BFloat> of_bfloat;
+  // inside[j % 8] += sums[j] where labels[j] == label, else across[j % 8] += sums[j]: eight of each, since an
+  // addition waits for the one before, and as many at every level
+  void (*add_by_kind)(const double* sums, const int32_t* labels, int32_t label, int64_t n, double* inside,
+                      double* across);
 
   template <class T>
   const LinesOf<T>& of() const {
