@@ -200,7 +200,13 @@ inline void add_by_kind(const double* sums, const int32_t* labels, int32_t label
   }
   store(in, inside);
   store(out, across);
-  for (; j < n; ++j) (labels[j] == label ? inside : across)[j % 8] += sums[j];
+  for (int64_t lane = 0; j < n; ++j, ++lane) {
+    if (labels[j] == label) {
+      inside[lane] += sums[j];
+    } else {
+      across[lane] += sums[j];
+    }
+  }
 }
 
 template <class T>

@@ -60,7 +60,8 @@ LAYOUTS = {
     "kernel cut": lambda shape, dtype: torch.randn(*shape[:-1], shape[-1] + 2, dtype=dtype)[..., 1:-1],
 }
 
-# Around the chunk of 128 rows and the tile of 1,024 columns; primes; nothing; kernels of one to three sizes.
+# Around a chunk of 128 rows, a window of 512 and a tile of 4,096 columns (on a GPU segments of 1,024); primes;
+# nothing; kernels of one to three sizes.
 SHAPES = [
     (1, 1),
     (1, 7),
@@ -70,10 +71,12 @@ SHAPES = [
     (128, 128),
     (129, 3),
     (3, 1023),
-    (5, 1024),
     (2, 1025),
+    (513, 3),
     (1025, 2),
     (300, 1030),
+    (3, 4095),
+    (2, 4097),
     (0, 5),
     (5, 0),
     (0, 0),

@@ -57,8 +57,11 @@ void check(bool holds, const char* what, double found, double expected) {
 
 template <class T>
 void try_one(DType dtype, double rounding, double size) {
-  const int64_t edges[] = {1, 2, 3, 7, 31, 32, 33, 127, 128, 129, 257, 1023, 1024, 1025, 1100};
-  const int64_t rows = edges[draw(0, 10)], cols = edges[draw(0, 14)];
+  // Around the sizes of a chunk and a window of rows, of a tile of columns; long rows with few others.
+  const int64_t edges[] = {1, 2, 3, 7, 31, 32, 33, 127, 128, 129, 257, 511, 513, 1030};
+  const bool wide = draw(0, 4) == 0;
+  const int64_t rows = wide ? draw(1, 9) : edges[draw(0, 13)];
+  const int64_t cols = wide ? draw(4094, 4099) : edges[draw(0, 10)];
   const int32_t count = static_cast<int32_t>(draw(2, 9));
   Labels labels;
   labels.count = count;
