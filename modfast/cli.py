@@ -193,9 +193,10 @@ def _config(
         precision=options.precision,
     )
     # A wrong device, model or layer is said before a folder is made or an old one emptied.
-    device = choose_device(config.device)
-    if device.type == "cuda" and ranks.size > 1:
-        take_gpu(device)
+    kind = choose_device("auto").type if config.device == "auto" else config.device
+    if ranks.size > 1 and kind.startswith("cuda"):
+        take_gpu(kind)  # before anything is put on one
+    choose_device(config.device)
     model = build_model(options.model, dataset.image_shape, dataset.num_classes)
     EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     return config

@@ -197,25 +197,23 @@ def launched() -> Iterator[Ranks]:
     ranks.group = None
 
 
-def take_gpu(device: torch.device) -> None:
+def take_gpu(device: str) -> None:
     """Make ``"cuda"`` mean the GPU that is this process's own among torchrun's: that of its ``LOCAL_RANK``.
 
     Raises:
         ValueError: ``device`` is one GPU for all, or there are fewer GPUs than processes.
 
     Example:
-        >>> take_gpu(torch.device("cuda:1"))
+        >>> take_gpu("cuda:1")
         Traceback (most recent call last):
-        ValueError: device must be 'auto', 'cpu' or 'cuda': each process takes a GPU of its own, got 'cuda:1'
+        ValueError: device must be auto, cpu or cuda, each process taking its own, got 'cuda:1'
     """
-    if device != torch.device("cuda"):
-        raise ValueError(
-            f"device must be 'auto', 'cpu' or 'cuda': each process takes a GPU of its own, got '{device}'"
-        )
+    if device != "cuda":
+        raise ValueError(f"device must be auto, cpu or cuda, each process taking its own, got {device!r}")
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
         raise ValueError(
-            f"device: {os.environ['LOCAL_WORLD_SIZE']} processes on a machine of {count} GPUs: "
-            f"start --nproc-per-node {count}, or choose the device cpu"
+            f"device: {os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {count} usable GPUs: "
+            "start fewer, or choose the device cpu"
         )
     torch.cuda.set_device(local)

@@ -358,10 +358,9 @@ def test_a_killed_run_goes_on_with_other_processes(tmp_path):
 
     occupied = torchrun(2, *dying, folder=tmp_path)
     assert occupied.returncode != 0
-    assert re.findall("modfast: .*", occupied.stderr) == [
-        f"modfast: error: {out} holds a run already ({CHECKPOINT}): "
-        "continue it with --resume, or replace it with --overwrite"
-    ]
+    told = f"modfast: error: {out} holds a run already ({CHECKPOINT}): "
+    told += "continue it with --resume, or replace it with --overwrite"
+    assert re.findall("modfast: .*", occupied.stderr) == [told], occupied.stderr
     # The other's, too, unless torchrun was fast enough to end it (-15).
     assert set(re.findall(r"exitcode *: (\d+)", occupied.stderr)) == {"1"}
 
