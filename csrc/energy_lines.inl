@@ -19,12 +19,11 @@ inline void load(const double* from, Double8& to) { to = *reinterpret_cast<const
 inline void load(const float* from, Float8& to) { to = *reinterpret_cast<const Float8Memory*>(from); }
 inline void store(const Double8& from, double* to) { *reinterpret_cast<Double8Memory*>(to) = from; }
 inline void store(const Float8& from, float* to) { *reinterpret_cast<Float8Memory*>(to) = from; }
-// In the lower halves of the words.
+// To nearest, ties to even; not yet shifted: the number is in the upper halves of the words.
 inline void round_to_bfloat(const Float8& from, Word8& to) {
   const Word8 bits = (Word8)from;
-  const Word8 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Word8 nan = (Word8)((bits & 0x7fffffffu) > 0x7f800000u);  // all ones where it is one
-  to = (rounded & ~nan) | (nan & 0x7fc0u);
+  const Word8 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  to = from != from ? Word8{} + 0x7fc00000u : rounded;
 }
 #if defined(MODFAST_LINES_AVX2)
 inline __m128i load_shorts(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
@@ -40,8 +39,14 @@ inline void load(const BFloat* from, Float8& to) {
 inline void store(const Float8& from, BFloat* to) {
   Word8 words;
   round_to_bfloat(from, words);
+#if defined(MODFAST_LINES_AVX512)
+  const __m256i upper = _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 0, 0, 0, 0, 0, 0, 0, 0);
+  store_shorts(_mm256_castsi256_si128(_mm256_permutexvar_epi16(upper, (__m256i)words)), to);
+#else
+  words >>= 16;
   const __m256i packed = _mm256_packus_epi32((__m256i)words, (__m256i)words);
   store_shorts(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)), to);
+#endif
 }
 #else
 inline void load(const Half* from, Float8& to) {
@@ -56,7 +61,7 @@ inline void load(const BFloat* from, Float8& to) {
 inline void store(const Float8& from, BFloat* to) {
   Word8 words;
   round_to_bfloat(from, words);
-  *reinterpret_cast<Short8Memory*>(to) = __builtin_convertvector(words, Short8Memory);
+  *reinterpret_cast<Short8Memory*>(to) = __builtin_convertvector(words >> 16, Short8Memory);
 }
 #endif
 

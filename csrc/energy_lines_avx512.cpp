@@ -18,6 +18,7 @@ namespace modfast {
 namespace {
 #define MODFAST_LINES_NAME "avx512"
 #define MODFAST_LINES_AVX2
+#define MODFAST_LINES_AVX512
 #include "energy_lines.inl"
 }  // namespace
 const Lines lines_avx512 = lines_of_this_level;
