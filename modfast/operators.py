@@ -12,6 +12,7 @@ both in one (``accumulate_enmeshment_grad_``).
 from __future__ import annotations
 
 import inspect
+from itertools import compress
 from typing import Any
 
 import torch
@@ -147,14 +148,14 @@ def _accumulate_fake(
 
 
 def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.num_clusters, ctx.groups, *tensors = inputs
-    ctx.save_for_backward(output[1], *tensors)
+    ctx.rows, ctx.cols, ctx.num_clusters, ctx.groups, *weights = inputs
+    ctx.save_for_backward(output[1], *weights)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 class _Enmeshment(torch.autograd.Function):
-    """``apply(num_clusters, groups, *weights, *row_labels, *col_labels)``: losses, and constant energies.
+    """``apply(row_labels, col_labels, num_clusters, groups, *weights)``: losses, and constant energies.
 
     ``groups``: for each weight, of which this process holds a piece, who holds the others; or nothing.
     """
@@ -164,10 +165,13 @@ class _Enmeshment(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        num_clusters: tuple[int, ...], groups: tuple[Group, ...], *tensors: Tensor
+        row_labels: tuple[Tensor, ...],
+        col_labels: tuple[Tensor, ...],
+        num_clusters: tuple[int, ...],
+        groups: tuple[Group, ...],
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        weights, rows, cols = _thirds(tensors)
-        losses, energies = torch.ops.modfast.enmeshment(weights, rows, cols, list(num_clusters))
+        losses, energies = torch.ops.modfast.enmeshment(weights, row_labels, col_labels, num_clusters)
         if groups:
             energies = sum_all_over(energies, groups)
             losses = reference.enmeshment_of_split(energies)
@@ -175,44 +179,35 @@ class _Enmeshment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        energies, *tensors = ctx.saved_tensors
-        weights, rows, cols = _thirds(tensors)
-        result: list[Tensor | None] = [None] * (2 + len(tensors))
+        energies, *weights = ctx.saved_tensors
+        rows, cols, counts = ctx.rows, ctx.cols, ctx.num_clusters
+        needed = ctx.needs_input_grad[4:]
         if slopes is None:
-            return tuple(result)
-        wanted = [i for i in range(len(weights)) if ctx.needs_input_grad[2 + i]]
+            return (None,) * (4 + len(weights))
         if torch.is_grad_enabled():  # asked for with create_graph: the gradient is to be differentiated again
             grads = [
                 _differentiable_grad(
-                    weights[i],
-                    slopes[i],
-                    rows[i],
-                    cols[i],
-                    ctx.num_clusters[i],
-                    ctx.groups[i] if ctx.groups else ALONE,
+                    weights[i], slopes[i], rows[i], cols[i], counts[i], ctx.groups[i] if ctx.groups else ALONE
                 )
-                for i in wanted
+                for i, each in enumerate(needed)
+                if each
             ]
         else:
-            if len(wanted) < len(weights):
-                weights, rows, cols = ([each[i] for i in wanted] for each in (weights, rows, cols))
+            if not all(needed):
+                weights, rows, cols, counts = (
+                    list(compress(each, needed)) for each in (weights, rows, cols, counts)
+                )
+                wanted = [i for i, each in enumerate(needed) if each]
                 energies, slopes = energies[wanted], slopes[wanted]
-            counts = [ctx.num_clusters[i] for i in wanted]
             grads = torch.ops.modfast.enmeshment_grad(
                 weights, energies, slopes.contiguous(), rows, cols, counts
             )
-        for i, grad in zip(wanted, grads, strict=True):
-            result[2 + i] = grad
-        return tuple(result)
+        made = iter(grads)
+        return (None, None, None, None, *(next(made) if each else None for each in needed))
 
 
 # Torch asks for the signature at each call; to make it anew takes longer than the arithmetic on two sums.
 _Enmeshment.forward.__signature__ = inspect.signature(_Enmeshment.forward)  # type: ignore[attr-defined]
-
-
-def _thirds(tensors: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    count = len(tensors) // 3
-    return list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :])
 
 
 def _differentiable_grad(
@@ -311,5 +306,5 @@ def enmeshments(
     if BACKEND == "reference":
         losses, energies = reference.labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
         return reference.enmeshment_of_split(sum_all_over(energies, groups)) if groups else losses
-    losses, _ = _Enmeshment.apply(tuple(num_clusters), groups, *weights, *row_labels, *col_labels)
+    losses, _ = _Enmeshment.apply(tuple(row_labels), tuple(col_labels), tuple(num_clusters), groups, *weights)
     return losses
