@@ -59,7 +59,7 @@ struct Term {
 // energies[t] = the sums of squares of term t inside clusters and across them.
 void split_energies(const std::vector<Term>& terms, Split* energies, ParallelFor parallel_for);
 
-enum class Into { fresh, sum };
+enum class Into { fresh, sum, streamed };  // streamed: fresh, and more than a cache would keep
 
 // grad = weight times the factor of its kind, or that added to it, for all terms.
 void split_scale(const std::vector<Term>& terms, const Split* factors, Into into, ParallelFor parallel_for);

@@ -10,6 +10,9 @@ namespace {
 // that their weights come from memory once and not twice.
 constexpr int64_t kGroupBytes = 12 << 20;
 
+// Gradients beyond this are out of the cache by the time that anyone reads them.
+constexpr int64_t kStreamedBytes = 32 << 20;
+
 int64_t bytes_per_number(DType dtype) {
   switch (dtype) {
     case DType::float64: return 8;
@@ -38,6 +41,15 @@ int64_t numbers_of(const std::vector<Term>& terms, size_t begin, size_t end) {
     numbers += int64_t(terms[t].labels.rows.size()) * int64_t(terms[t].labels.cols.size());
   }
   return numbers;
+}
+
+int64_t bytes_of(const std::vector<Term>& terms, size_t begin, size_t end) {
+  int64_t bytes = 0;
+  for (size_t t = begin; t < end; ++t) {
+    bytes += numbers_of(terms, t, t + 1) * int64_t(terms[t].weight.plane_offsets.size()) *
+             bytes_per_number(terms[t].weight.dtype);
+  }
+  return bytes;
 }
 
 void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split* energies,
@@ -91,7 +103,8 @@ void split_energies(const std::vector<Term>& terms, Split* energies, ParallelFor
 }
 
 void split_scale(const std::vector<Term>& terms, const Split* factors, Into into, ParallelFor parallel_for) {
-  scale(terms, 0, terms.size(), factors, into, parallel_for);
+  const bool large = bytes_of(terms, 0, terms.size()) > kStreamedBytes;
+  scale(terms, 0, terms.size(), factors, into == Into::fresh && large ? Into::streamed : into, parallel_for);
 }
 
 void accumulate_enmeshment(const std::vector<Term>& terms, double slope, double* losses,
@@ -100,8 +113,7 @@ void accumulate_enmeshment(const std::vector<Term>& terms, double slope, double*
   for (size_t begin = 0, end = 0; begin < terms.size(); begin = end) {
     int64_t bytes = 0;
     do {
-      bytes += numbers_of(terms, end, end + 1) * int64_t(terms[end].weight.plane_offsets.size()) *
-               bytes_per_number(terms[end].weight.dtype);
+      bytes += bytes_of(terms, end, end + 1);
       ++end;
     } while (end < terms.size() && bytes < kGroupBytes);
     energies_of(terms, begin, end, energies.data(), parallel_for);

@@ -112,7 +112,9 @@ template <class T>
 void scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w, Split factors,
                  const Operand& out, Into into) {
   const auto& lines = lines_in_use().of<T>();
-  const auto put = into == Into::sum ? lines.add_scaled_split : lines.scale_split;
+  const auto put = into == Into::sum     ? lines.add_scaled_split
+                   : into == Into::fresh ? lines.scale_split
+                                         : lines.stream_split;
   const bool wide = !fits_in_float(factors);
   const int32_t none = labels.count - 1;
   const int64_t begin = item / strips.tiles * strips.rows_each;

@@ -18,11 +18,10 @@ struct LinesOf {
   void (*add_products)(const T* w, const T* v, double* sum, int64_t n);
   // out[j] = w[j] * factor[j]
   void (*scale)(const T* w, const Compute<T>* factor, T* out, int64_t n);
-  // out[j] = w[j] * (labels[j] == label ? inside : across), or that added to it
-  void (*scale_split)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside, Compute<T> across,
-                      T* out, int64_t n);
-  void (*add_scaled_split)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside,
-                           Compute<T> across, T* out, int64_t n);
+  // out[j] = w[j] * (labels[j] == label ? inside : across); or that added to it; or written past the cache
+  using PutSplit = void (*)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside,
+                            Compute<T> across, T* out, int64_t n);
+  PutSplit scale_split, add_scaled_split, stream_split;
 };
 
 struct Lines {

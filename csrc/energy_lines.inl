@@ -30,24 +30,43 @@ inline __m128i load_shorts(const void* from) { return _mm_loadu_si128(static_cas
 inline void store_shorts(__m128i from, void* to) { _mm_storeu_si128(static_cast<__m128i*>(to), from); }
 
 inline void load(const Half* from, Float8& to) { to = (Float8)_mm256_cvtph_ps(load_shorts(from)); }
-inline void store(const Float8& from, Half* to) {
-  store_shorts(_mm256_cvtps_ph((__m256)from, _MM_FROUND_TO_NEAREST_INT), to);
+inline __m128i packed(const Float8& from, const Half*) {
+  return _mm256_cvtps_ph((__m256)from, _MM_FROUND_TO_NEAREST_INT);
 }
 inline void load(const BFloat* from, Float8& to) {
   to = (Float8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_shorts(from)), 16);
 }
-inline void store(const Float8& from, BFloat* to) {
+inline __m128i packed(const Float8& from, const BFloat*) {
   Word8 words;
   round_to_bfloat(from, words);
 #if defined(MODFAST_LINES_AVX512)
   const __m256i upper = _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 0, 0, 0, 0, 0, 0, 0, 0);
-  store_shorts(_mm256_castsi256_si128(_mm256_permutexvar_epi16(upper, (__m256i)words)), to);
+  return _mm256_castsi256_si128(_mm256_permutexvar_epi16(upper, (__m256i)words));
 #else
   words >>= 16;
-  const __m256i packed = _mm256_packus_epi32((__m256i)words, (__m256i)words);
-  store_shorts(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)), to);
+  const __m256i twice = _mm256_packus_epi32((__m256i)words, (__m256i)words);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(twice, 0x08));
 #endif
 }
+template <class T>
+inline void store(const Float8& from, T* to) {
+  store_shorts(packed(from, to), to);
+}
+
+// Past the cache, to an address that is a multiple of what is written at once.
+constexpr int64_t kStreamed = 32;  // bytes
+inline void stream(const Float8& from, float* to) { _mm256_stream_ps(to, (__m256)from); }
+inline void stream(const Double8& from, double* to) {
+  double numbers[8];
+  store(from, numbers);
+  _mm256_stream_pd(to, _mm256_loadu_pd(numbers));
+  _mm256_stream_pd(to + 4, _mm256_loadu_pd(numbers + 4));
+}
+template <class T>
+inline void stream(const Float8& from, T* to) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), packed(from, to));
+}
+inline void end_stream() { _mm_sfence(); }
 #else
 inline void load(const Half* from, Float8& to) {
   for (int i = 0; i < 8; ++i) to[i] = widen(from[i]);
@@ -167,25 +186,44 @@ inline void select(const Label8& equal, const Double8& a, const Double8& b, Doub
   to = __builtin_convertvector(equal, Long8) ? a : b;
 }
 
-template <class T, bool kAdd>
+#if !defined(MODFAST_LINES_AVX2)
+// Not worth its own instructions at this level.
+constexpr int64_t kStreamed = 1;
+template <class Vector, class T>
+inline void stream(const Vector& from, T* to) {
+  store(from, to);
+}
+inline void end_stream() {}
+#endif
+
+enum class Put { store, add, stream };
+
+template <class T, Put kPut>
 void put_split(const T* w, const int32_t* labels, int32_t label, Compute<T> inside, Compute<T> across,
                T* __restrict out, int64_t n) {
   typedef typename Eight<T>::Vector Vector;
   const Vector all_inside = Vector{} + inside, all_across = Vector{} + across;
+  const auto put_one = [&](int64_t j) {
+    put_scaled(w[j], labels[j] == label ? inside : across, kPut == Put::add, out[j]);
+  };
   int64_t j = 0;
+  if (kPut == Put::stream) {
+    while (j < n && reinterpret_cast<uintptr_t>(out + j) % kStreamed != 0) put_one(j++);
+  }
   for (; j + 8 <= n; j += 8) {
     const Label8 here = *reinterpret_cast<const Label8Memory*>(labels + j);
     Vector numbers, factors, sums;
     load(w + j, numbers);
     select(here == label, all_inside, all_across, factors);
     numbers *= factors;
-    if (kAdd) {
+    if (kPut == Put::add) {
       load(out + j, sums);
       numbers += sums;
     }
-    store(numbers, out + j);
+    kPut == Put::stream ? stream(numbers, out + j) : store(numbers, out + j);
   }
-  for (; j < n; ++j) put_scaled(w[j], labels[j] == label ? inside : across, kAdd, out[j]);
+  for (; j < n; ++j) put_one(j);
+  if (kPut == Put::stream) end_stream();
 }
 
 inline void add_by_kind(const double* sums, const int32_t* labels, int32_t label, int64_t n, double* inside,
@@ -215,8 +253,8 @@ inline void add_by_kind(const double* sums, const int32_t* labels, int32_t label
 }
 
 template <class T>
-constexpr LinesOf<T> lines_of{add_squares<T>, add_products<T>, scale<T>, put_split<T, false>,
-                              put_split<T, true>};
+constexpr LinesOf<T> lines_of{add_squares<T>,           add_products<T>,        scale<T>,
+                              put_split<T, Put::store>, put_split<T, Put::add>, put_split<T, Put::stream>};
 
 constexpr Lines lines_of_this_level{MODFAST_LINES_NAME, lines_of<float>,  lines_of<double>,
                                     lines_of<Half>,     lines_of<BFloat>, add_by_kind};

@@ -99,6 +99,22 @@ def test_accumulation_against_reference(dtype, layout, grad_layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("start", [0, 3])
+def test_gradients_larger_than_a_cache(dtype, start):
+    """These are written past it; an odd number of columns moves each row's beginning."""
+    rows, cols = 2051, 2 * 34 * 2**20 // dtype.itemsize // 4096 + 5
+    weight = torch.randn(rows, cols + start).to(dtype)[:, start:]
+    assert weight.numel() * dtype.itemsize > 32 * 2**20
+    row_labels, col_labels = labels_of(random_partition((rows, cols), 5))
+    labels, slopes = ([row_labels], [col_labels], [5]), torch.tensor([0.7], dtype=torch.float64)
+    _, energies = OPS.enmeshment([weight], *labels)
+    (fresh,) = OPS.enmeshment_grad([weight], energies, slopes, *labels)
+    added = torch.zeros_like(weight)
+    OPS.add_enmeshment_grad_([weight], [added], energies, slopes, *labels)
+    assert torch.equal(fresh, added)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(13, 17), (129, 130), (5, 4, 3, 3), (6, 4, 3)], ids=str)
 def test_functions_and_gradients_against_reference(shape, dtype):
     partition = random_partition(shape, 3)

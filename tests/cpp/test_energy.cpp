@@ -133,7 +133,7 @@ void try_one(DType dtype, double rounding, double size) {
   }
 
   const Split kinds{factors[0], factors[1]};
-  split_scale(terms, &kinds, Into::fresh, in_turn);
+  split_scale(terms, &kinds, draw(0, 1) ? Into::fresh : Into::streamed, in_turn);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) {
       const bool same = labels.rows[i] == labels.cols[j] && labels.rows[i] + 1 < count;
