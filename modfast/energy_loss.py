@@ -43,7 +43,8 @@ class EnmeshmentLoss(nn.Module):
         TypeError: ``module`` is no ``nn.Module``, or ``partitions`` neither a number nor a mapping.
 
     Understands ``nn.Linear``, convolutions (transposed ones too), ``transformers``' ``Conv1D``, and any
-    parameter of two dimensions or more. Source: arXiv 2409.15747, where 0.7 times this is added to
+    parameter of two dimensions or more; ``DTensor`` parameters too, whose loss and gradient are those of the
+    whole weight on every process (partitions are of the whole weight; all processes call together). Source: arXiv 2409.15747, where 0.7 times this is added to
     the cross-entropy.
 
     Example:

@@ -60,7 +60,7 @@ LAYOUTS = {
     "kernel cut": lambda shape, dtype: torch.randn(*shape[:-1], shape[-1] + 2, dtype=dtype)[..., 1:-1],
 }
 
-# Around a chunk of 128 rows, a window of 512 and a tile of 4,096 columns (on a GPU segments of 1,024); primes;
+# Around a chunk of 128 rows, a window of 512, a tile of 4,096 columns (on a GPU segments of 1,024); primes;
 # nothing; kernels of one to three sizes.
 SHAPES = [
     (1, 1),
