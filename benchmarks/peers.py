@@ -99,8 +99,8 @@ if os.environ.get("BENCH_LARGE") == "1":
     CASES.append(matrix(16384, 4096, 16))
 
 # In a real step the weights, gradients, optimiser state and activations of the whole model pass through
-# the cache between two calls of the loss. So each call takes the next of a row of models, as many as
-# fill this much memory together with their gradients: several times the cache of most processors.
+# the cache between two calls of the loss. So each call takes the next of a row of models, as many as fit this
+# much memory together with their gradients: several times the cache of most processors.
 ROTATED_BYTES = 512 * 2**20
 
 OURS, OURS_AUTOGRAD, FLOOR = "modfast", "modfast, autograd", "floor"
@@ -126,7 +126,7 @@ def contestants(
     labels = [(each.row_labels.to(device), each.col_labels.to(device)) for each in partitions]
 
     models = []
-    for _ in range(max(1, -(-rotated_bytes // (2 * case.bytes_of_weights)))):
+    for _ in range(max(1, rotated_bytes // (2 * case.bytes_of_weights))):
         model = nn.ModuleList(
             nn.Linear(cols, rows, bias=False, dtype=case.dtype, device=device) for rows, cols in case.shapes
         )
