@@ -44,8 +44,8 @@ class EnmeshmentLoss(nn.Module):
 
     Understands ``nn.Linear``, convolutions (transposed ones too), ``transformers``' ``Conv1D``, and any
     parameter of two dimensions or more; ``DTensor`` parameters too, whose loss and gradient are those of the
-    whole weight on every process (partitions are of the whole weight; all processes call together). Source: arXiv 2409.15747, where 0.7 times this is added to
-    the cross-entropy.
+    whole weight on every process (partitions are of the whole weight; all processes call together).
+    Source: arXiv 2409.15747, where 0.7 times this is added to the cross-entropy.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
