@@ -131,16 +131,16 @@ class EnmeshmentLoss(nn.Module):
 
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
-        weights = [layer.oriented(layer.stored()) for layer in self._layers]
+        stored = [layer.stored() for layer in self._layers]
         parts, places = [], []
-        for members in _groups(weights, range(len(weights))):
-            if sharded.is_sharded(weights[members[0]]):
-                parts.append(self._sharded(weights, members))
+        for members in _groups(stored, range(len(stored))):
+            if sharded.is_sharded(stored[members[0]]):
+                parts.append(self._sharded(stored, members))
             else:
-                labels = self._labels(weights[members[0]].device, members)
-                parts.append(enmeshments([weights[i] for i in members], *labels))
+                labels = self._labels(stored[members[0]].device, members)
+                parts.append(enmeshments([self._layers[i].oriented(stored[i]) for i in members], *labels))
             places += members
-        return self._reduce(_in_order(parts, places), weights)
+        return self._reduce(_in_order(parts, places), stored)
 
     def _labels(
         self, device: torch.device, members: Sequence[int]
@@ -154,23 +154,33 @@ class EnmeshmentLoss(nn.Module):
             [each.num_clusters for each in placed],
         )
 
-    def _piece(self, index: int, weight: Any) -> sharded.Piece:
-        """What this process holds of a ``DTensor``; kept, since its placements seldom change."""
-        key = (weight.device_mesh, weight.placements, weight.device)
+    def _piece(self, index: int, stored: Any) -> sharded.Piece:
+        """What this process holds of a ``DTensor``, as (out, in); kept, since placements seldom change."""
+        key = (stored.device_mesh, stored.placements, stored.device)
         if index not in self._pieces or self._pieces[index][0] != key:
-            self._pieces[index] = (key, sharded.piece_of(weight, self._partitions[index]))
+            partition, transposed = self._partitions[index], self._layers[index].stored_transposed
+            piece = sharded.piece_of(stored, partition.transpose() if transposed else partition)
+            if transposed:
+                piece = sharded.Piece(piece.col_labels, piece.row_labels, piece.group)
+            self._pieces[index] = (key, piece)
         return self._pieces[index][1]
 
-    def _sharded(self, weights: Sequence[Tensor], members: Sequence[int]) -> Tensor:
-        """The losses of some layers, each process having summed the energies of its own pieces."""
-        pieces = [self._piece(i, weights[i]) for i in members]
-        return enmeshments(
-            [sharded.local(weights[i]) for i in members],
+    def _piece_labels(
+        self, pieces: Sequence[sharded.Piece], members: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        return (
             [piece.row_labels for piece in pieces],
             [piece.col_labels for piece in pieces],
             [self._partitions[i].num_clusters for i in members],
-            tuple(piece.group for piece in pieces),
         )
+
+    def _sharded(self, stored: Sequence[Tensor], members: Sequence[int]) -> Tensor:
+        """The losses of some layers, each process having summed the energies of its own pieces."""
+        pieces = [self._piece(i, stored[i]) for i in members]
+        # Turned after it was cut: not every PyTorch keeps a DTensor's placements when it is turned.
+        own = [self._layers[i].oriented(sharded.local(stored[i])) for i in members]
+        groups = tuple(piece.group for piece in pieces)
+        return enmeshments(own, *self._piece_labels(pieces, members), groups)
 
     def accumulate_grad_(self, scale: float) -> Tensor:
         """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
@@ -231,37 +241,35 @@ class EnmeshmentLoss(nn.Module):
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
             stored_grads.append(weight.grad)
-        layers = [self._layers[i] for i in members]
-        weights = [layer.oriented(weight) for layer, weight in zip(layers, stored, strict=True)]
-        grads = [layer.oriented(grad) for layer, grad in zip(layers, stored_grads, strict=True)]
-        if sharded.is_sharded(weights[0]):
-            losses = self._accumulate_sharded(members, weights, grads, factor)
+        if sharded.is_sharded(stored[0]):
+            losses = self._accumulate_sharded(members, stored, stored_grads, factor)
         else:
-            rows, cols, counts = self._labels(weights[0].device, members)
+            layers = [self._layers[i] for i in members]
+            weights = [layer.oriented(weight) for layer, weight in zip(layers, stored, strict=True)]
+            grads = [layer.oriented(grad) for layer, grad in zip(layers, stored_grads, strict=True)]
+            rows, cols, counts = self._labels(stored[0].device, members)
             losses = accumulate_enmeshment_grad_(weights, grads, rows, cols, counts, factor)
         torch.autograd.graph.increment_version(stored_grads)
         return losses
 
     def _accumulate_sharded(
-        self, members: Sequence[int], weights: Sequence[Any], grads: Sequence[Any], factor: float
+        self, members: Sequence[int], stored: Sequence[Any], grads: Sequence[Any], factor: float
     ) -> Tensor:
-        for index, weight, grad in zip(members, weights, grads, strict=True):
+        for index, weight, grad in zip(members, stored, grads, strict=True):
             if getattr(grad, "placements", None) != weight.placements:
                 raise RuntimeError(
                     f"layer {self._layers[index].name!r} has a .grad that is not spread over processes as "
                     f"its weight is, by {weight.placements}"
                 )
-        pieces = [self._piece(index, weight) for index, weight in zip(members, weights, strict=True)]
-        labels = (
-            [piece.row_labels for piece in pieces],
-            [piece.col_labels for piece in pieces],
-            [self._partitions[i].num_clusters for i in members],
-        )
-        own = [weight.to_local() for weight in weights]
+        layers = [self._layers[i] for i in members]
+        pieces = [self._piece(index, weight) for index, weight in zip(members, stored, strict=True)]
+        labels = self._piece_labels(pieces, members)
+        own = [layer.oriented(weight.to_local()) for layer, weight in zip(layers, stored, strict=True)]
+        own_grads = [layer.oriented(grad.to_local()) for layer, grad in zip(layers, grads, strict=True)]
         _, energies = enmeshments_and_energies(own, *labels)
         energies = sharded.sum_all_over(energies, [piece.group for piece in pieces])
         slopes = torch.full((len(own),), factor, dtype=torch.float64, device=energies.device)
-        add_enmeshment_grad_(own, [grad.to_local() for grad in grads], energies, slopes, *labels)
+        add_enmeshment_grad_(own, own_grads, energies, slopes, *labels)
         return reference.enmeshment_of_split(energies)
 
     @torch.no_grad()

@@ -71,24 +71,39 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
     return Piece(labels[0], labels[1], Group(mesh, dims))
 
 
+class _Local(torch.autograd.Function):
+    """The piece; its gradient is laid out as the weight is, which ``to_local``'s is not in every PyTorch."""
+
+    @staticmethod
+    def forward(weight: Any) -> Tensor:
+        piece: Tensor = weight.to_local()
+        return piece.view_as(piece)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weight = inputs[0]
+        ctx.place = (weight.device_mesh, weight.placements, weight.shape, weight.stride())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _assembled(grad, *ctx.place)
+
+
 def local(weight: Any) -> Tensor:
-    """This process's piece of a ``DTensor``, differentiable."""
-    piece: Tensor = weight.to_local(grad_placements=weight.placements)
+    """This process's piece of a ``DTensor``, differentiable any number of times."""
+    piece: Tensor = _Local.apply(weight)
     return piece
 
 
 def like(piece: Tensor, weight: Any) -> Tensor:
     """A ``DTensor`` of the weight's shape and placements, of which this process holds ``piece``."""
+    return _assembled(piece, weight.device_mesh, weight.placements, weight.shape, weight.stride())
+
+
+def _assembled(piece: Tensor, mesh: Any, placements: Any, shape: Any, stride: Any) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    made: Tensor = DTensor.from_local(
-        piece,
-        weight.device_mesh,
-        weight.placements,
-        run_check=False,
-        shape=weight.shape,
-        stride=weight.stride(),
-    )
+    made: Tensor = DTensor.from_local(piece, mesh, placements, run_check=False, shape=shape, stride=stride)
     return made
 
 
