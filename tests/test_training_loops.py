@@ -165,3 +165,24 @@ def test_large_gradients_reuse_the_memory_of_the_last_step():
     (fresh,) = torch.autograd.grad(3.0 * loss(), model.weight)
     assert fresh.data_ptr() != kept.data_ptr()
     assert torch.equal(kept, before)
+
+
+def test_memory_beside_the_weights(run_python):
+    """Fewer than 8 MB at any size: no mask, no one-hot, no copy of the weight."""
+    done = run_python(
+        "import torch\n"
+        "from modfast import EnmeshmentLoss, Partition\n"
+        "def kib(kind):\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith(kind))\n"
+        "EnmeshmentLoss(torch.nn.Linear(256, 256), 4).accumulate_grad_(1.0)\n"
+        "layer = torch.nn.Linear(4096, 4096, bias=False)\n"
+        "layer.weight.grad = torch.ones_like(layer.weight)\n"
+        "labels = torch.randint(64, (4096,))\n"
+        "loss = EnmeshmentLoss(layer, {'': Partition(labels, labels.flip(0), 64)})\n"
+        "before = kib('VmRSS')\n"
+        "loss.accumulate_grad_(1.0)\n"
+        "print(kib('VmHWM') - before)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 8 * 1024
