@@ -60,6 +60,14 @@ void check_numbers(const Tensor& tensor, int64_t rows, int64_t cols, const char*
           shape_of(tensor));
 }
 
+void check_factors(const Tensor& factors) {
+  check_dense(factors, "factors");
+  REQUIRE(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 &&
+              factors.size(0) == factors.size(1) && factors.size(0) >= 2,
+          "factors must be a square float64 matrix with a row for each cluster and one more, got shape ",
+          shape_of(factors));
+}
+
 namespace {
 
 bool same_shape(const Tensor& a, const Tensor& b) {

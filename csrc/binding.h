@@ -49,6 +49,8 @@ void check_lists(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
                  const std::vector<int64_t>& num_clusters);
 // A float64 tensor of exactly this shape, contiguous.
 void check_numbers(const Tensor& tensor, int64_t rows, int64_t cols, const char* name);
+// A float64 square with a row for each cluster and one more.
+void check_factors(const Tensor& factors);
 // Each gradient is written by several threads, so none may share memory with itself, another or a weight.
 void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads);
 

@@ -1,6 +1,7 @@
 // Sums and scalings by pair of clusters on a GPU. What a thread does stands in blocks_threads.h.
 #include "blocks_threads.h"
 #include "energy_cuda.h"
+#include "launch_outcome.h"
 
 #include <algorithm>
 
@@ -101,11 +102,6 @@ __global__ void __launch_bounds__(kThreads)
     case DType::float16: return thread_block_scale<Half>(m, factors, blockIdx.x, threadIdx.x);
     case DType::bfloat16: return thread_block_scale<BFloat>(m, factors, blockIdx.x, threadIdx.x);
   }
-}
-
-const char* outcome() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace

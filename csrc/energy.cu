@@ -3,6 +3,7 @@
 //
 // Every sum is made in one order, fixed by the shapes alone: no atomics, the same bits every time.
 #include "energy_cuda.h"
+#include "launch_outcome.h"
 
 #include <algorithm>
 
@@ -121,11 +122,6 @@ void launch_scale(const Matrix* matrices, int64_t count, const Split* energies, 
   const auto batch = batch_of<N>(matrices, count);
   if (batch.items == 0) return;
   item_scale<N><<<batch.items, kThreads, 0, stream>>>(batch, energies, slopes, slope, add);
-}
-
-const char* outcome() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace

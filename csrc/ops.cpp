@@ -108,11 +108,7 @@ Tensor block_inner_cpu(const Tensor& weight, const std::optional<Tensor>& other,
 Tensor block_scale_cpu(const Tensor& weight, const Tensor& factors, const Tensor& row_labels,
                        const Tensor& col_labels) {
   check_cpu(factors, "factors");
-  check_dense(factors, "factors");
-  REQUIRE(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 &&
-              factors.size(0) == factors.size(1) && factors.size(0) >= 2,
-          "factors must be a square float64 matrix with a row for each cluster and one more, got shape ",
-          shape_of(factors));
+  check_factors(factors);
   const int64_t count = factors.size(0);
   Tensor out = torch::stable::empty_like(weight);
   const Problem problem = make_problem({&weight, &out}, row_labels, col_labels, count - 1);

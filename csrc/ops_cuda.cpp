@@ -194,11 +194,7 @@ Tensor block_inner_cuda(const Tensor& weight, const std::optional<Tensor>& other
 Tensor block_scale_cuda(const Tensor& weight, const Tensor& factors, const Tensor& row_labels,
                         const Tensor& col_labels) {
   check_device(factors, weight, "factors");
-  check_dense(factors, "factors");
-  REQUIRE(factors.scalar_type() == ScalarType::Double && factors.dim() == 2 &&
-              factors.size(0) == factors.size(1) && factors.size(0) >= 2,
-          "factors must be a square float64 matrix with a row for each cluster and one more, got shape ",
-          shape_of(factors));
+  check_factors(factors);
   Tensor out = torch::stable::empty_like(weight);
   bool transposed;
   Matrix matrix = matrix_of(weight, weight, &out, row_labels, col_labels, factors.size(0) - 1, &transposed);
