@@ -5,6 +5,7 @@ from .energy import block_energy, block_inner, block_scale, clusterability, enme
 from .energy_loss import EnmeshmentLoss
 from .library import backend
 from .partition import Partition, load_partitions, save_partitions
+from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
 from .version import __version__
 
 __all__ = [
@@ -20,5 +21,8 @@ __all__ = [
     "clusterability",
     "enmeshment",
     "load_partitions",
+    "normalized_cut",
     "save_partitions",
+    "spectral_cluster",
+    "spectral_cocluster",
 ]

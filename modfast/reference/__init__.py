@@ -21,7 +21,7 @@ from .energy import (
     labelled_enmeshment,
     split_energies,
 )
-from .spectral import spectral_cocluster
+from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
 
 __all__ = [
     "accumulate_enmeshment_grad_",
@@ -38,6 +38,8 @@ __all__ = [
     "labelled_block_inner",
     "labelled_block_scale",
     "labelled_enmeshment",
+    "normalized_cut",
+    "spectral_cluster",
     "spectral_cocluster",
     "split_energies",
 ]

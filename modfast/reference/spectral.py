@@ -1,11 +1,13 @@
-"""The specification of spectral co-clustering, in plain PyTorch.
+"""The specification of spectral clustering, of weights and of graphs, in plain PyTorch.
 
 Method: I. S. Dhillon, "Co-clustering documents and words using bipartite spectral graph partitioning",
-KDD 2001, with the normalisation of Ng, Jordan and Weiss, "On spectral clustering", NIPS 2001.
+KDD 2001, with the normalisation of Ng, Jordan and Weiss, "On spectral clustering", NIPS 2001, then single
+moves that lower the normalised cut of Shi and Malik, "Normalized cuts and image segmentation", PAMI 2000.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
@@ -29,7 +31,8 @@ def spectral_cocluster(
 
     Rows and columns are the two sides of a bipartite graph with similarities ``A``. The top
     ``num_clusters`` singular vectors of ``D_row^-1/2 A D_col^-1/2`` embed both sides in one space, where
-    k-means clusters them together: cluster ``c`` of the rows belongs to cluster ``c`` of the columns.
+    k-means clusters them together: cluster ``c`` of the rows belongs to cluster ``c`` of the columns. Then
+    single rows and columns change their cluster as long as that lowers the normalised cut.
 
     Args:
         weight: dense, ``(out, in, *kernel)``, of any real dtype, on any device; computed in float64 on the
@@ -71,19 +74,169 @@ def spectral_cocluster(
         rounding = torch.finfo(weight.dtype if weight.is_floating_point() else torch.float64).eps
         points = _embedding(similarity[tied_rows][:, tied_cols], num_clusters, max(rounding, 1e-12))
         labels = _kmeans(points, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        labels = _numbered_as_met(
+            refine(bipartite(similarity[tied_rows][:, tied_cols]), labels, num_clusters)
+        )
         row_labels[tied_rows], col_labels[tied_cols] = labels.tensor_split([int(tied_rows.sum())])
     return Partition(row_labels, col_labels, num_clusters).to(weight.device)
 
 
-def _check_weight(weight: object) -> None:
+def spectral_cluster(adjacency: Tensor, num_clusters: int, *, n_init: int = 10, seed: int = 0) -> Tensor:
+    """Clusters of an undirected graph: the same for a symmetric matrix of similarities.
+
+    The embedding is of the eigenvectors of ``D^-1/2 A D^-1/2`` with the ``num_clusters`` largest
+    eigenvalues. Arguments, errors and what else holds as for :func:`spectral_cocluster`.
+
+    Args:
+        adjacency: dense, symmetric, ``(n, n)``, not negative.
+        num_clusters: from 1 to ``n``.
+        n_init: as there.
+        seed: as there.
+
+    Returns:
+        ``(n,)``, int64, on the adjacency's device; -1 for a node without edges.
+
+    Raises:
+        TypeError, ValueError: as there, and for a matrix that is not symmetric.
+
+    Example:
+        >>> two_pairs = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) + 0.1
+        >>> spectral_cluster(two_pairs, 2)
+        tensor([0, 0, 1, 1])
+    """
+    similarity = _graph(adjacency)
+    _check_integer("num_clusters", num_clusters, 1, len(similarity), f" for {len(similarity)} nodes")
+    _check_integer("n_init", n_init, 1, 2**31 - 1)
+    _check_integer("seed", seed, 0, 2**63 - 1)
+    labels = torch.full((len(similarity),), -1)
+    tied = similarity.sum(1) > 0
+    if tied.any():
+        similarity = similarity[tied][:, tied]
+        scale = similarity.sum(1).rsqrt()
+        values, vectors = torch.linalg.eigh(scale[:, None] * similarity * scale)
+        kept = values[-num_clusters:] > 1e-12
+        points = _on_sphere(scale[:, None] * vectors[:, -num_clusters:][:, kept], similarity.sum())
+        found = _kmeans(points, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        labels[tied] = _numbered_as_met(refine(similarity, found, num_clusters))
+    return labels.to(adjacency.device)
+
+
+def normalized_cut(
+    adjacency: Tensor, labels: Tensor | Partition | Sequence[int], *, affinity: str = "abs"
+) -> float:
+    """The normalised cut: for each cluster the share of its ties that leave it, added up.
+
+    ``sum over clusters c of cut(c) / volume(c)``: the volume is the sum of the degrees of its nodes, the
+    cut is the volume less what ties two nodes of the cluster (each tie counts at both of its ends).
+
+    Args:
+        adjacency: a dense symmetric graph ``(n, n)``, not negative; with a ``Partition`` a dense weight
+            ``(out, in, *kernel)``, whose rows and columns are the nodes.
+        labels: ``(n,)`` integers, -1 for "in no cluster", or a ``Partition`` of the weight.
+        affinity: the similarity of a weight, as for :func:`spectral_cocluster`.
+
+    Returns:
+        From 0 to the number of clusters. A cluster without any tie, an empty one for example, adds 0.
+
+    Raises:
+        TypeError, ValueError: as for :func:`spectral_cluster`; labels of another length.
+
+    Example:
+        >>> normalized_cut(torch.tensor([[4.0, 1.0], [1.0, 1.0]]), Partition([0, 1], [0, 1], 2))
+        0.7
+    """
+    if isinstance(labels, Partition):
+        _check_weight(adjacency)
+        if labels.shape != tuple(adjacency.shape[:2]):
+            raise ValueError(f"labels must fit shape {tuple(adjacency.shape[:2])}, got {labels.shape}")
+        similarity = bipartite(_similarity(adjacency, affinity))
+        joint, count = torch.cat([labels.row_labels, labels.col_labels]).cpu(), labels.num_clusters
+    else:
+        similarity, joint = _graph(adjacency), torch.as_tensor(labels).cpu()
+        if joint.shape != (len(similarity),):
+            raise ValueError(f"labels must have shape ({len(similarity)},), got {tuple(joint.shape)}")
+        count = max(int(joint.max()) + 1, 1)
+    inside, volume = _inside_and_volume(similarity, joint, count)
+    return float(((volume - inside) / volume)[volume > 0].sum())
+
+
+def bipartite(similarity: Tensor) -> Tensor:
+    """The graph of a matrix: its rows, then its columns, as nodes. ``(m, n)`` to ``(m + n, m + n)``."""
+    rows, cols = similarity.shape
+    graph = similarity.new_zeros(rows + cols, rows + cols)
+    graph[:rows, rows:], graph[rows:, :rows] = similarity, similarity.T
+    return graph
+
+
+def refine(similarity: Tensor, labels: Tensor, num_clusters: int, max_sweeps: int = 20) -> Tensor:
+    """Moves one node after the other to where it lowers the normalised cut most; none becomes empty.
+
+    Args:
+        similarity: ``(n, n)``, symmetric, not negative.
+        labels: ``(n,)`` in ``[0, num_clusters)``.
+        num_clusters: how many there are; an empty one stays empty.
+        max_sweeps: over all nodes, after which it ends even if another move would help.
+
+    Returns:
+        New labels.
+    """
+    labels = labels.clone()
+    inside, volume = _inside_and_volume(similarity, labels, num_clusters)
+    sizes = torch.bincount(labels, minlength=num_clusters)
+    degrees, loops = similarity.sum(1), similarity.diagonal()
+    for _ in range(max_sweeps):
+        moved = False
+        for node in range(len(labels)):
+            own = int(labels[node])
+            if sizes[own] == 1:
+                continue
+            ties = torch.zeros(num_clusters, dtype=similarity.dtype).index_add(0, labels, similarity[node])
+            ties[own] -= loops[node]
+            # The share inside of a cluster that the node joins, and of the one that it leaves.
+            with_it = (inside + 2 * ties + loops[node]) / (volume + degrees[node])
+            without = (inside[own] - 2 * ties[own] - loops[node]) / (volume[own] - degrees[node])
+            gain = with_it - inside / volume.clamp(min=torch.finfo(volume.dtype).tiny)
+            gain[sizes == 0] = -torch.inf
+            gain[own] = inside[own] / volume[own] - without
+            best = int(gain.argmax())
+            if best == own or gain[best] <= gain[own] + 1e-12:
+                continue
+            for cluster, sign in ((own, -1), (best, 1)):
+                inside[cluster] += sign * (2 * ties[cluster] + loops[node])
+                volume[cluster] += sign * degrees[node]
+                sizes[cluster] += sign
+            labels[node], moved = best, True
+        if not moved:
+            break
+    return labels
+
+
+def _inside_and_volume(similarity: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """For each cluster what ties its nodes to each other, and the sum of their degrees."""
+    member = (labels[:, None] == torch.arange(num_clusters)).to(similarity.dtype)
+    return (member * (similarity @ member)).sum(0), member.T @ similarity.sum(1)
+
+
+def _graph(adjacency: Tensor) -> Tensor:
+    """The similarities of a graph's nodes: float64, symmetric."""
+    _check_weight(adjacency, "adjacency")
+    if adjacency.dim() != 2 or adjacency.shape[0] != adjacency.shape[1]:
+        raise ValueError(f"adjacency must have shape (n, n), got {tuple(adjacency.shape)}")
+    similarity = _similarity(adjacency, "given", "adjacency")
+    if not torch.allclose(similarity, similarity.T, rtol=1e-5, atol=0.0):
+        raise ValueError("adjacency must be symmetric")
+    return (similarity + similarity.T) / 2
+
+
+def _check_weight(weight: object, name: str = "weight") -> None:
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
     if weight.is_complex():
-        raise TypeError(f"weight must be real, got {weight.dtype}")
+        raise TypeError(f"{name} must be real, got {weight.dtype}")
     if weight.layout != torch.strided:
-        raise ValueError(f"weight must be dense, got layout {weight.layout}")
+        raise ValueError(f"{name} must be dense, got layout {weight.layout}")
     if weight.dim() < 2 or weight.numel() == 0:
-        raise ValueError(f"weight must have shape (out, in, *kernel), none 0, got {tuple(weight.shape)}")
+        raise ValueError(f"{name} must have shape (out, in, *kernel), none 0, got {tuple(weight.shape)}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int, where: str = "") -> None:
@@ -91,7 +244,7 @@ def _check_integer(name: str, value: object, low: int, high: int, where: str = "
         raise ValueError(f"{name} must be an integer in [{low}, {high}]{where}, got {value!r}")
 
 
-def _similarity(weight: Tensor, affinity: str) -> Tensor:
+def _similarity(weight: Tensor, affinity: str, name: str = "weight") -> Tensor:
     """The similarities of rows and columns, kernels summed: float64, ``(out, in)``, none negative."""
     if affinity not in _AFFINITIES:
         raise ValueError(f"affinity must be one of {_AFFINITIES}, got {affinity!r}")
@@ -100,7 +253,7 @@ def _similarity(weight: Tensor, affinity: str) -> Tensor:
     if bad.any():
         place = tuple(bad.nonzero()[0].tolist())
         allowed = "finite and, as a given similarity, not negative" if affinity == "given" else "finite"
-        raise ValueError(f"weight must be {allowed}, got {values[place].item()} at {place}")
+        raise ValueError(f"{name} must be {allowed}, got {values[place].item()} at {place}")
     # The clusters do not depend on the scale, but a square or a sum of very large numbers would be infinite.
     largest = values.abs().max()
     values = values / torch.where(largest == 0, 1.0, largest)
@@ -123,13 +276,18 @@ def _embedding(similarity: Tensor, num_clusters: int, rounding: float) -> Tensor
     # mixes them; further vectors hold noise. Vectors of singular value 0 say nothing about the matrix.
     kept = int((values[:num_clusters] > rounding).sum())
     points = torch.cat([row_scale[:, None] * left[:, :kept], col_scale[:, None] * right[:kept].T])
+    return _on_sphere(points, similarity.sum())
+
+
+def _on_sphere(points: Tensor, total: Tensor) -> Tensor:
+    """The points at distance one from the origin, given the sum of all similarities."""
     # The nodes of a cluster lie in one direction from the origin, at a distance of about the inverse root
     # of its total similarity: without the scaling to length one, k-means would divide the small, far
     # clusters and join the large, near ones. The length is never below the inverse root of the whole
     # similarity, but where there are more separate parts than vectors: a part that has none of them stays
     # at the origin, a place of its own, rather than in the direction of a rounding error.
     lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
-    shortest = similarity.sum().rsqrt() * 1e-8
+    shortest = total.rsqrt() * 1e-8
     return points / torch.where(lengths > shortest, lengths, torch.inf)
 
 
@@ -140,7 +298,7 @@ def _kmeans(points: Tensor, num_clusters: int, n_init: int, generator: torch.Gen
         labels, cost = _lloyd(points, _first_centres(points, num_clusters, generator))
         if cost < best_cost:
             best_labels, best_cost = labels, cost
-    return _numbered_as_met(best_labels)
+    return best_labels
 
 
 def _first_centres(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
