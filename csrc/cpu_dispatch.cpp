@@ -41,4 +41,12 @@ const Lines& lines_in_use() {
   return chosen;
 }
 
+const SpectralLines& spectral_lines_in_use() {
+#if defined(__x86_64__)
+  if (&lines_in_use() == &lines_avx512) return spectral_lines_avx512;
+  if (&lines_in_use() == &lines_avx2) return spectral_lines_avx2;
+#endif
+  return spectral_lines_baseline;
+}
+
 }  // namespace modfast

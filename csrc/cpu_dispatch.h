@@ -2,6 +2,7 @@
 #pragma once
 
 #include "energy_lines.h"
+#include "spectral_lines.h"
 
 #include <string>
 #include <vector>
@@ -14,5 +15,7 @@ std::vector<const Lines*> available_lines();
 // The fastest of them, or the one named by the environment variable MODFAST_CPU.
 // Throws std::runtime_error when that variable names no available level.
 const Lines& lines_in_use();
+// The same level's loops of the spectral family.
+const SpectralLines& spectral_lines_in_use();
 
 }  // namespace modfast

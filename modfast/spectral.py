@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import spectral_operators as ops
+from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors, row_scale
+from .krylov import block_width
 from .partition import Partition
+from .similarity import Similarity, SparseSimilarity, as_matrix, compress, read_similarity
+
+# Sweeps of single moves over all nodes; they end by themselves, as a rule after two or three.
+_MAX_SWEEPS = 20
+
+# Lloyd's iterations, which end by themselves as well.
+_MAX_LLOYD = 300
+
+
+class ConvergenceWarning(UserWarning):
+    """An eigensolver stopped before it was as exact as asked."""
 
 
 @overload
@@ -48,27 +63,115 @@ def spectral_cocluster(
     seed: int = 0,
     return_info: bool = False,
 ) -> Partition | tuple[Partition, dict[str, Any]]:
-    """Clusters of rows and columns that are tied to each other more than to the rest."""
+    """Clusters of rows and columns that are tied to each other more than to the rest.
+
+    Rows and columns are the two sides of a bipartite graph with similarities ``A``. The top
+    ``num_clusters`` singular vectors of ``D_row^-1/2 A D_col^-1/2`` embed both sides in one space, where
+    k-means clusters them together: cluster ``c`` of the rows belongs to cluster ``c`` of the columns. Then
+    single rows and columns change their cluster as long as that lowers the normalised cut.
+
+    Args:
+        weight: ``(out, in, *kernel)``: a dense tensor of any real dtype, on the CPU or a GPU, or a NumPy
+            array; or ``(out, in)``: a ``torch.sparse_csr`` or ``sparse_coo`` tensor or a SciPy sparse matrix. The
+            similarities at a kernel's positions are added. No copy is made of a 2-D floating-point weight
+            whose rows or columns are contiguous.
+        num_clusters: from 1 to the smaller of ``out`` and ``in``.
+        affinity: the similarity: ``"abs"``, ``|weight|``; ``"square"``, ``weight^2``; ``"given"``,
+            ``weight`` itself, which must not be negative (an accumulated gradient, for example).
+        n_init: how many times k-means starts anew; the tightest result is kept. Beyond 32,768 rows and
+            columns the starts are made on a sample of so many.
+        tol: when a singular triplet ``(s, u, v)`` of the normalised similarity ``N`` has converged:
+            ``|N^T u - s v| <= tol s``. From 1e-5 up the solver works in float32, unless the singular values
+            are so small that this takes float64. A matrix with a side of at most 128 is decomposed exactly.
+        max_iter: passes over the matrix, at most, in either precision.
+        seed: of the solver's start and of k-means. The same seed gives the same labels, for any number of
+            threads.
+        return_info: also return how the solution was found.
+
+    Returns:
+        The partition, on the weight's device. Clusters are numbered in the order in which the rows, then
+        the columns, first show them. Rows and columns of zeros are in no cluster, -1. A cluster is empty
+        only if fewer than ``num_clusters`` nodes differ: a constant or rank-one weight is one cluster.
+        It may consist of rows only or of columns only.
+
+        With ``return_info`` also a dict: ``singular_values``, the largest of N (the first is 1), and
+        ``residuals``, ``|N^T u - s v|``, both float64 ``(num_clusters,)``; ``passes`` over the matrix by the
+        solver; ``converged``; ``seconds``.
+
+    Raises:
+        TypeError: ``weight`` is none of those, or complex.
+        ValueError: ``weight`` is empty, has fewer than two dimensions, holds NaN or infinity or, as a
+            given similarity, a negative number; any other argument is out of range.
+
+    Warns:
+        ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
+
+    Source: I. S. Dhillon, "Co-clustering documents and words using bipartite spectral graph partitioning",
+    KDD 2001; A. Y. Ng, M. I. Jordan and Y. Weiss, "On spectral clustering", NIPS 2001.
+
+    Example:
+        >>> weight = torch.tensor([[5.0, 0.1, 4.0], [0.1, -3.0, 0.2], [6.0, 0.2, -5.0]])
+        >>> partition = spectral_cocluster(weight, 2)
+        >>> partition.row_labels.tolist(), partition.col_labels.tolist()
+        ([0, 1, 0], [0, 1, 0])
+    """
     start = time.perf_counter()
-    partition = reference.spectral_cocluster(
-        weight, num_clusters, affinity=affinity, n_init=n_init, seed=seed
-    )
-    if not return_info:
-        return partition
-    similarity = (
-        weight.detach().double().abs().flatten(2).sum(2) if weight.dim() > 2 else weight.abs().double()
-    )
-    normalised = similarity / (similarity.sum(1, keepdim=True) * similarity.sum(0)).sqrt()
-    values = torch.linalg.svdvals(normalised)[:num_clusters]
-    return partition, {
-        "singular_values": values,
-        "residuals": torch.zeros_like(values),
-        "passes": 1,
-        "converged": True,
-        "seconds": time.perf_counter() - start,
-    }
+    matrix = as_matrix(weight, "weight")
+    # Stored by columns? The rows of its transpose are contiguous.
+    turned = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.stride(0) == 1 != matrix.stride(1)
+    similarity = read_similarity(matrix.T if isinstance(matrix, Tensor) and turned else matrix, affinity)
+    sides = similarity.shape
+    _check_integer("num_clusters", num_clusters, 1, min(sides), f" for shape {tuple(matrix.shape[:2])}")
+    _check_solver(n_init, tol, max_iter, seed)
+
+    degrees = similarity.sums()
+    labels = [torch.full((size,), -1) for size in sides]
+    tied = [(each > 0).cpu() for each in degrees]
+    found = None
+    if tied[0].any():
+        # What the rounding of the weights may change in a singular value, the first of which is 1.
+        rounding = torch.finfo(matrix.dtype if matrix.dtype.is_floating_point else torch.float64).eps
+        found = embed_matrix(
+            similarity,
+            degrees,
+            int(num_clusters),
+            tol=float(tol),
+            max_iter=int(max_iter),
+            seed=int(seed),
+            rounding=max(rounding, 1e-12),
+        )
+        joint = _cluster(found, int(num_clusters), int(n_init), int(seed))
+        labels[0][tied[0]], labels[1][tied[1]] = joint.tensor_split([int(tied[0].sum())])
+        labels = _refine_sides(similarity, degrees, labels, int(num_clusters), found.dtype)
+    joint = _numbered_as_met(torch.cat(labels[::-1] if turned else labels))
+    row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
+    partition = Partition(row_labels, col_labels, int(num_clusters)).to(matrix.device)
+    info = _info("singular_values", found, int(num_clusters), start)
+    return (partition, info) if return_info else partition
 
 
+@overload
+def spectral_cluster(
+    adjacency: Any,
+    num_clusters: int,
+    *,
+    n_init: int = ...,
+    tol: float = ...,
+    max_iter: int = ...,
+    seed: int = ...,
+    return_info: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def spectral_cluster(
+    adjacency: Any,
+    num_clusters: int,
+    *,
+    n_init: int = ...,
+    tol: float = ...,
+    max_iter: int = ...,
+    seed: int = ...,
+    return_info: Literal[True],
+) -> tuple[Tensor, dict[str, Any]]: ...
 def spectral_cluster(
     adjacency: Any,
     num_clusters: int,
@@ -78,25 +181,299 @@ def spectral_cluster(
     max_iter: int = 100,
     seed: int = 0,
     return_info: bool = False,
-) -> Any:
-    """Clusters of an undirected weighted graph."""
+) -> Tensor | tuple[Tensor, dict[str, Any]]:
+    """Clusters of an undirected weighted graph.
+
+    The nodes are embedded by the eigenvectors of ``D^-1/2 A D^-1/2`` with the ``num_clusters`` largest
+    eigenvalues; then as for :func:`spectral_cocluster`, to which the arguments correspond.
+
+    Args:
+        adjacency: ``(n, n)``, symmetric, not negative: a ``torch.sparse_csr`` or ``sparse_coo`` tensor, a
+            SciPy sparse matrix, a dense tensor or a NumPy array. A dense one is made sparse.
+        num_clusters: from 1 to ``n``.
+        n_init: how many times k-means starts anew.
+        tol: when an eigenpair ``(l, v)`` has converged: ``|N v - l v| <= tol``, N being normalised.
+        max_iter: passes over the graph, at most.
+        seed: of the solver's start and of k-means.
+        return_info: also return how the solution was found.
+
+    Returns:
+        ``(n,)``, int64, on the adjacency's device: clusters numbered by their first node, -1 for a node
+        without edges. With ``return_info`` also a dict as there, with ``eigenvalues``, the largest of N, in
+        place of the singular values.
+
+    Raises:
+        TypeError: ``adjacency`` is none of those, or complex.
+        ValueError: it is not square or not symmetric, holds NaN, infinity or a negative number; any other
+            argument is out of range.
+
+    Warns:
+        ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
+
+    Source: A. Y. Ng, M. I. Jordan and Y. Weiss, "On spectral clustering", NIPS 2001; J. Shi and J. Malik,
+    "Normalized cuts and image segmentation", PAMI 2000.
+
+    Example:
+        >>> two_pairs = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) + 0.1
+        >>> spectral_cluster(two_pairs, 2)
+        tensor([0, 0, 1, 1])
+    """
     start = time.perf_counter()
-    dense = adjacency.to_dense() if adjacency.layout != torch.strided else adjacency
-    labels = reference.spectral_cluster(dense, num_clusters, n_init=n_init, seed=seed)
-    if not return_info:
-        return labels
-    return labels, {
-        "eigenvalues": torch.ones(num_clusters),
-        "residuals": torch.zeros(num_clusters),
-        "passes": 1,
-        "converged": True,
-        "seconds": time.perf_counter() - start,
-    }
+    similarity, degrees = _read_graph(adjacency)
+    nodes = similarity.shape[0]
+    _check_integer("num_clusters", num_clusters, 1, nodes, f" for {nodes} nodes")
+    _check_solver(n_init, tol, max_iter, seed)
+    labels = torch.full((nodes,), -1)
+    tied = (degrees > 0).cpu()
+    found = None
+    if tied.any():
+        found = embed_graph(
+            similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
+        )
+        labels[tied] = _cluster(found, int(num_clusters), int(n_init), int(seed))
+        labels = ops.move_graph(
+            *_on_cpu(similarity),
+            degrees.cpu(),
+            labels,
+            int(num_clusters),
+            _least(torch.float64),
+            _MAX_SWEEPS,
+        )
+    labels = _numbered_as_met(labels).to(similarity.device)
+    info = _info("eigenvalues", found, int(num_clusters), start)
+    return (labels, info) if return_info else labels
 
 
 def normalized_cut(
     adjacency: Any, labels: Tensor | Partition | Sequence[int], *, affinity: str = "abs"
 ) -> float:
-    """The normalised cut: for each cluster the share of its ties that leave it, added up."""
-    dense = adjacency.to_dense() if adjacency.layout != torch.strided else adjacency
-    return reference.normalized_cut(dense, labels, affinity=affinity)
+    """The normalised cut: for each cluster the share of its ties that leave it, added up.
+
+    ``sum over clusters c of cut(c) / volume(c)``: the volume is the sum of the degrees of its nodes, the
+    cut is the volume less what ties two nodes of the cluster (each tie counts at both of its ends).
+
+    Args:
+        adjacency: a graph as for :func:`spectral_cluster`; with a ``Partition``, a weight as for
+            :func:`spectral_cocluster`, whose rows and columns are the nodes.
+        labels: ``(n,)`` integers, -1 for "in no cluster", or a ``Partition`` of the weight.
+        affinity: the similarity of a weight, ``"abs"``, ``"square"`` or ``"given"``.
+
+    Returns:
+        From 0 to the number of clusters. A cluster without any tie, an empty one for example, adds 0.
+
+    Raises:
+        TypeError, ValueError: as those functions; labels of another length or below -1.
+
+    Source: J. Shi and J. Malik, "Normalized cuts and image segmentation", PAMI 2000.
+
+    Example:
+        >>> round(normalized_cut(torch.tensor([[4.0, 1.0], [1.0, 1.0]]), Partition([0, 1], [0, 1], 2)), 6)
+        0.7
+    """
+    if isinstance(labels, Partition):
+        similarity = read_similarity(as_matrix(adjacency, "adjacency"), affinity, "adjacency")
+        if labels.shape != similarity.shape:
+            raise ValueError(f"labels must fit shape {similarity.shape}, got a partition of {labels.shape}")
+        of_rows, of_cols = labels.row_labels, labels.col_labels
+        degrees = similarity.sums()
+        inside, volume, _ = _sides_cut(
+            similarity, degrees, [of_rows.cpu(), of_cols.cpu()], labels.num_clusters, torch.float64
+        )
+    else:
+        similarity, _ = _read_graph(adjacency)
+        checked = _node_labels(labels, similarity.shape[0])
+        inside, volume = ops.graph_cut(*_on_cpu(similarity), checked, max(int(checked.max()) + 1, 1))
+    return float(((volume - inside) / volume)[volume > 0].sum())
+
+
+def graph_embedding(
+    adjacency: Any, num_vectors: int, *, tol: float = 1e-3, max_iter: int = 100, seed: int = 0
+) -> Tensor:
+    """``D^-1/2`` times the eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
+
+    Arguments and errors as for :func:`spectral_cluster`.
+
+    Returns:
+        ``(n, num_vectors)``, float64; the first is constant on a connected graph. 0 for a node without edges.
+
+    Example:
+        >>> graph_embedding(torch.ones(3, 3), 1).std().item() < 1e-6
+        True
+    """
+    similarity, degrees = _read_graph(adjacency)
+    nodes = similarity.shape[0]
+    _check_integer("num_vectors", num_vectors, 1, nodes, f" for {nodes} nodes")
+    _check_solver(1, tol, max_iter, seed)
+    vectors, found, _ = graph_eigenvectors(
+        similarity, degrees, int(num_vectors), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
+    )
+    _warn_unless(found.converged, found.products, found.residuals)
+    return row_scale(degrees)[:, None] * vectors[:, : int(num_vectors)].to(torch.float64)
+
+
+# --- Arguments
+
+
+def _check_integer(name: str, value: object, low: int, high: int, where: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}]{where}, got {value!r}")
+
+
+def _check_solver(n_init: object, tol: object, max_iter: object, seed: object) -> None:
+    _check_integer("n_init", n_init, 1, 2**31 - 1)
+    _check_integer("max_iter", max_iter, 1, 2**31 - 1)
+    _check_integer("seed", seed, 0, 2**63 - 1)
+    if isinstance(tol, bool) or not isinstance(tol, Real) or not 0 < float(tol) < 1:
+        raise ValueError(f"tol must be a number between 0 and 1, both excluded, got {tol!r}")
+
+
+def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
+    """A graph's similarities, and the degrees of its nodes."""
+    matrix = as_matrix(adjacency, "adjacency")
+    if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"adjacency must have shape (n, n), got {tuple(matrix.shape)}")
+    similarity = read_similarity(matrix, "given", "adjacency")
+    if isinstance(matrix, Tensor):  # a bad entry has been named by its place
+        similarity = read_similarity(compress(matrix), "given", "adjacency")
+    assert isinstance(similarity, SparseSimilarity)
+    # A and its transpose agree on a random vector if and, almost surely, only if they are the same.
+    nodes = similarity.shape[0]
+    probe = torch.rand(nodes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe = (probe + 0.5).to(similarity.device)
+    forward, backward = similarity.sums(probe, probe)
+    if not torch.allclose(forward, backward, rtol=1e-5, atol=0.0):
+        node = int(((forward - backward).abs() / (forward + backward).clamp(min=1e-300)).argmax())
+        raise ValueError(f"adjacency must be symmetric; row and column {node} differ")
+    degrees, _ = similarity.sums()
+    return similarity, degrees
+
+
+def _node_labels(labels: Tensor | Sequence[int], nodes: int) -> Tensor:
+    try:
+        tensor = labels.detach().cpu() if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels must be integers, one for each node, got {labels!r}") from error
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got dtype {tensor.dtype}")
+    if tensor.shape != (nodes,):
+        raise ValueError(f"labels must have shape ({nodes},), got {tuple(tensor.shape)}")
+    if int(tensor.min()) < -1:
+        raise ValueError(f"labels must be -1 or more, got {int(tensor.min())}")
+    return tensor.to(torch.int64).contiguous()
+
+
+def _on_cpu(similarity: SparseSimilarity) -> tuple[Tensor, Tensor, Tensor, float]:
+    return similarity.starts.cpu(), similarity.indices.cpu(), similarity.values.cpu(), similarity.scale
+
+
+def _info(name: str, found: Embedding | None, count: int, start: float) -> dict[str, Any]:
+    """How a solution was found; warns where the solver stopped early."""
+    if found is not None:
+        _warn_unless(found.converged, found.passes, found.residuals)
+    zeros = torch.zeros(count, dtype=torch.float64)
+    return {
+        name: zeros if found is None else found.values,
+        "residuals": zeros if found is None else found.residuals,
+        "passes": 0 if found is None else found.passes,
+        "converged": True if found is None else found.converged,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _warn_unless(converged: bool, passes: int, residuals: Tensor) -> None:
+    if not converged:
+        warnings.warn(
+            f"the eigensolver stopped after {passes} passes with residuals up to "
+            f"{float(residuals.max()):.1e}; raise max_iter or tol",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+# --- From places to clusters
+
+
+def _cluster(found: Embedding, num_clusters: int, n_init: int, seed: int) -> Tensor:
+    """The labels of the embedded nodes."""
+    same_place = 1e-6 if found.dtype == torch.float64 else 1e-4
+    labels, _ = ops.k_means(found.points.contiguous(), num_clusters, n_init, seed, _MAX_LLOYD, same_place)
+    return labels
+
+
+def _numbered_as_met(labels: Tensor) -> Tensor:
+    """The same clusters, numbered by their first node; -1 stays."""
+    tied = labels >= 0
+    used, of_used = labels[tied].unique(return_inverse=True)
+    places = torch.arange(len(of_used))
+    first = torch.full((len(used),), len(of_used)).scatter_reduce(0, of_used, places, "amin")
+    numbers = torch.empty_like(first)
+    numbers[first.argsort()] = torch.arange(len(used))
+    result = labels.clone()
+    result[tied] = numbers[of_used]
+    return result
+
+
+def _least(dtype: torch.dtype) -> float:
+    """By how much a move must lower the normalised cut, lest rounding move nodes to and fro."""
+    return 1e-6 if dtype == torch.float32 else 1e-12
+
+
+def _members(labels: Tensor, num_clusters: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(n, block width)``: 1 where a node is in a cluster."""
+    members = torch.zeros(len(labels), block_width(num_clusters), dtype=dtype)
+    tied = (labels >= 0).nonzero().flatten()
+    members[tied, labels[tied]] = 1.0
+    return members.to(device)
+
+
+def _sides_cut(
+    similarity: Similarity,
+    degrees: tuple[Tensor, Tensor],
+    labels: list[Tensor],
+    num_clusters: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """What lies inside each cluster of rows and columns, its volume, and the ties of rows and of columns."""
+    rows, cols = (_members(each, num_clusters, dtype, similarity.device) for each in labels)
+    ties = [each.to("cpu", torch.float64) for each in similarity.product(right=cols, left=rows)]
+    inside, volume = torch.zeros(2, num_clusters, dtype=torch.float64)
+    for side, of_side in enumerate(labels):
+        tied = of_side >= 0
+        volume.index_add_(0, of_side[tied], degrees[side].cpu()[tied])
+    tied = labels[0] >= 0
+    inside.index_add_(0, labels[0][tied], 2.0 * ties[0][tied, labels[0][tied]])
+    return inside, volume, ties
+
+
+def _refine_sides(
+    similarity: Similarity,
+    degrees: tuple[Tensor, Tensor],
+    labels: list[Tensor],
+    num_clusters: int,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Moves rows, then columns, to where each lowers the normalised cut, until none moves.
+
+    Rows are not tied to each other, so that one product tells the ties of all of them, whoever moves.
+    """
+    inside, volume, ties = _sides_cut(similarity, degrees, labels, num_clusters, dtype)
+    sizes = torch.bincount(torch.cat([each[each >= 0] for each in labels]), minlength=num_clusters)
+    on_cpu = [each.cpu() for each in degrees]
+    labels, current = list(labels), [True, True]
+    for turn in range(2 * _MAX_SWEEPS):
+        side, other = turn % 2, 1 - turn % 2
+        if not current[side]:
+            members = _members(labels[other], num_clusters, dtype, similarity.device)
+            product = (
+                similarity.product(right=members)[0] if side == 0 else similarity.product(left=members)[1]
+            )
+            ties[side] = product.to("cpu", torch.float64)
+            current[side] = True
+        elif turn > 1:
+            break
+        moved, inside, volume, sizes = ops.move_side(
+            labels[side], inside, volume, sizes, ties[side], on_cpu[side], _least(dtype)
+        )
+        current[other] = current[other] and torch.equal(moved, labels[side])
+        labels[side] = moved
+    return labels

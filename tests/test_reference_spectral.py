@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modfast import Partition
 from modfast.reference import clusterability, spectral_cocluster
-from modfast.reference.spectral import _embedding, _first_centres, _kmeans, _lloyd, _similarity
+from modfast.reference.spectral import _embedding, _kmeans, _similarity, first_centres, lloyd
 
 
 def assert_recovers(weight: Tensor, truth: Partition, **options: Any) -> Partition:
@@ -236,7 +236,7 @@ def test_any_weight(rows: int, cols: int, data: st.DataObject, share: float, see
 def test_an_emptied_cluster_gets_the_farthest_point() -> None:
     # Both far centres lose every point to the near one.
     points = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
-    labels, cost = _lloyd(points, torch.tensor([[0.4], [50.0], [60.0]], dtype=torch.float64))
+    labels, cost = lloyd(points, torch.tensor([[0.4], [50.0], [60.0]], dtype=torch.float64))
     assert sorted(torch.bincount(labels, minlength=3).tolist()) == [1, 1, 1]
     assert cost == 0.0
 
@@ -244,7 +244,7 @@ def test_an_emptied_cluster_gets_the_farthest_point() -> None:
 def test_equal_points_are_never_two_centres() -> None:
     points = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0], [1e-12, 1.0]], dtype=torch.float64)
     for seed in range(10):
-        centres = _first_centres(points, 4, torch.Generator().manual_seed(seed))
+        centres = first_centres(points, 4, torch.Generator().manual_seed(seed))
         assert len(centres) == 2
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ def normalized_cut(
         if joint.shape != (len(similarity),):
             raise ValueError(f"labels must have shape ({len(similarity)},), got {tuple(joint.shape)}")
         count = max(int(joint.max()) + 1, 1)
-    inside, volume = _inside_and_volume(similarity, joint, count)
+    inside, volume = inside_and_volume(similarity, joint, count)
     return float(((volume - inside) / volume)[volume > 0].sum())
 
 
@@ -168,7 +169,46 @@ def bipartite(similarity: Tensor) -> Tensor:
     return graph
 
 
-def refine(similarity: Tensor, labels: Tensor, num_clusters: int, max_sweeps: int = 20) -> Tensor:
+class Clusters(NamedTuple):
+    """The clusters of a graph as its normalised cut sees them: what lies inside, the volume, the size."""
+
+    inside: Tensor
+    volume: Tensor
+    sizes: Tensor
+
+    def move(self, own: int, ties: Tensor, degree: Tensor, loop: Tensor, least: float) -> int:
+        """The cluster to which one node moves from its own: where it lowers the normalised cut most.
+
+        Args:
+            own: the node's cluster.
+            ties: ``(k,)``, of the node to each cluster, itself left out.
+            degree: of the node.
+            loop: its tie to itself.
+            least: by how much the cut must fall.
+        """
+        inside, volume, sizes = self
+        if sizes[own] == 1:
+            return own
+        # The share inside of a cluster that the node joins, and of the one that it leaves.
+        joined = (inside + 2 * ties + loop) / (volume + degree)
+        gain = joined - inside / volume.clamp(min=torch.finfo(volume.dtype).tiny)
+        gain[(sizes == 0) | (ties == 0)] = -torch.inf
+        left = (inside[own] - 2 * ties[own] - loop) / (volume[own] - degree)
+        stays = inside[own] / volume[own] - left
+        gain[own] = -torch.inf
+        best = int(gain.argmax())
+        if gain[best] <= stays + least:
+            return own
+        for cluster, sign in ((own, -1), (best, 1)):
+            inside[cluster] += sign * (2 * ties[cluster] + loop)
+            volume[cluster] += sign * degree
+            sizes[cluster] += sign
+        return best
+
+
+def refine(
+    similarity: Tensor, labels: Tensor, num_clusters: int, max_sweeps: int = 20, least: float = 1e-12
+) -> Tensor:
     """Moves one node after the other to where it lowers the normalised cut most; none becomes empty.
 
     Args:
@@ -176,42 +216,29 @@ def refine(similarity: Tensor, labels: Tensor, num_clusters: int, max_sweeps: in
         labels: ``(n,)`` in ``[0, num_clusters)``.
         num_clusters: how many there are; an empty one stays empty.
         max_sweeps: over all nodes, after which it ends even if another move would help.
+        least: by how much a move must lower the cut.
 
     Returns:
         New labels.
     """
     labels = labels.clone()
-    inside, volume = _inside_and_volume(similarity, labels, num_clusters)
-    sizes = torch.bincount(labels, minlength=num_clusters)
+    clusters = Clusters(
+        *inside_and_volume(similarity, labels, num_clusters), torch.bincount(labels, minlength=num_clusters)
+    )
     degrees, loops = similarity.sum(1), similarity.diagonal()
     for _ in range(max_sweeps):
-        moved = False
+        before = labels.clone()
         for node in range(len(labels)):
             own = int(labels[node])
-            if sizes[own] == 1:
-                continue
             ties = torch.zeros(num_clusters, dtype=similarity.dtype).index_add(0, labels, similarity[node])
             ties[own] -= loops[node]
-            # The share inside of a cluster that the node joins, and of the one that it leaves.
-            with_it = (inside + 2 * ties + loops[node]) / (volume + degrees[node])
-            without = (inside[own] - 2 * ties[own] - loops[node]) / (volume[own] - degrees[node])
-            gain = with_it - inside / volume.clamp(min=torch.finfo(volume.dtype).tiny)
-            gain[sizes == 0] = -torch.inf
-            gain[own] = inside[own] / volume[own] - without
-            best = int(gain.argmax())
-            if best == own or gain[best] <= gain[own] + 1e-12:
-                continue
-            for cluster, sign in ((own, -1), (best, 1)):
-                inside[cluster] += sign * (2 * ties[cluster] + loops[node])
-                volume[cluster] += sign * degrees[node]
-                sizes[cluster] += sign
-            labels[node], moved = best, True
-        if not moved:
+            labels[node] = clusters.move(own, ties, degrees[node], loops[node], least)
+        if torch.equal(labels, before):
             break
     return labels
 
 
-def _inside_and_volume(similarity: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+def inside_and_volume(similarity: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     """For each cluster what ties its nodes to each other, and the sum of their degrees."""
     member = (labels[:, None] == torch.arange(num_clusters)).to(similarity.dtype)
     return (member * (similarity @ member)).sum(0), member.T @ similarity.sum(1)
@@ -295,13 +322,15 @@ def _kmeans(points: Tensor, num_clusters: int, n_init: int, generator: torch.Gen
     """The labels, of ``n_init`` starts, with the least sum of squared distances from the clusters' means."""
     best_labels, best_cost = torch.zeros(len(points), dtype=torch.int64), torch.inf
     for _ in range(n_init):
-        labels, cost = _lloyd(points, _first_centres(points, num_clusters, generator))
+        labels, cost = lloyd(points, first_centres(points, num_clusters, generator))
         if cost < best_cost:
             best_labels, best_cost = labels, cost
     return best_labels
 
 
-def _first_centres(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
+def first_centres(
+    points: Tensor, num_clusters: int, generator: torch.Generator, same_place: float = _SAME_PLACE
+) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by squared distance.
 
     Returns:
@@ -310,19 +339,19 @@ def _first_centres(points: Tensor, num_clusters: int, generator: torch.Generator
     first = int(torch.randint(len(points), (), generator=generator))
     centres = points[first : first + 1]
     squares = _squared_distances(points, centres).amin(1)
-    while len(centres) < num_clusters and squares.max() > _SAME_PLACE**2:
+    while len(centres) < num_clusters and squares.max() > same_place**2:
         # A point that differs from a centre by rounding only must not be drawn as another centre.
-        chances = torch.where(squares > _SAME_PLACE**2, squares, 0.0)
+        chances = torch.where(squares > same_place**2, squares, 0.0)
         centres = torch.cat([centres, points[torch.multinomial(chances, 1, generator=generator)]])
         squares = torch.minimum(squares, _squared_distances(points, centres[-1:]).amin(1))
     return centres
 
 
-def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
+def lloyd(points: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD) -> tuple[Tensor, float]:
     """Lloyd's iterations to their end; no cluster is empty in the result."""
     count = len(centres)
     labels = torch.full((len(points),), -1)
-    for _ in range(_MAX_LLOYD):
+    for _ in range(max_iter):
         squares = _squared_distances(points, centres)
         previous, labels = labels, squares.argmin(1)
         for empty in (torch.bincount(labels, minlength=count) == 0).nonzero().flatten():

@@ -1,0 +1,55 @@
+// The inner loops of the spectral family, compiled once for each instruction set. Unlike those of the
+// energies they use fused multiply-add where there is one, so that levels differ in the last bits.
+#pragma once
+
+#include "spectral.h"
+
+namespace modfast {
+
+// C is what is computed in, float or double; every width is a multiple of kLanes.
+template <class C>
+struct SpectralLinesOf {
+  // out = the similarities of n contiguous weights
+  void (*similarities)(const void* weights, DType dtype, int64_t n, Similarity similarity, C* out);
+  // z (rows, width) += a x: a (rows, n) with rows stride apart, x (n, width)
+  void (*forward)(const C* a, int64_t stride, int64_t rows, int64_t n, const C* x, int64_t width, C* z);
+  // y (n, width) += a^T z
+  void (*backward)(const C* a, int64_t stride, int64_t rows, int64_t n, const C* z, int64_t width, C* y);
+  // z (rows end - begin, width) = a x, and y += a^T z, for rows of a sparse matrix
+  void (*sparse_forward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,
+                         int64_t width, C* z);
+  void (*sparse_backward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
+                          const C* z, int64_t width, C* y);
+  // products (v_width, width) += v^T w over n rows
+  void (*inner)(const C* v, int64_t v_width, const C* w, int64_t width, int64_t n, double* products);
+  // out (n, width) += v factors, with factors (v_width, width)
+  void (*add)(const C* v, int64_t v_width, const C* factors, int64_t width, int64_t n, C* out);
+};
+
+struct SpectralLines {
+  SpectralLinesOf<float> of_float;
+  SpectralLinesOf<double> of_double;
+  // cols[j] += left * a[j]; returns the sum of a[j] * right[j]; ones stand for no right
+  double (*sums)(const double* a, int64_t n, double left, const double* right, double* cols);
+  // squares (clusters) = squared distances of a point from centres (dims, stride), clusters along a row
+  void (*squared_distances)(const float* point, const float* centres, int64_t dims, int64_t stride,
+                            float* squares);
+  // out = sign(w) (row_term + col_terms - 2 row_vector^T col_vectors), col_vectors (width, n); see spectral.h
+  void (*edge_gradient)(const double* weights, double row_term, const double* col_terms,
+                        const double* row_vector, const double* col_vectors, int64_t stride, int64_t width,
+                        int64_t n, double* out);
+
+  template <class C>
+  const SpectralLinesOf<C>& of() const {
+    if constexpr (std::is_same_v<C, float>) return of_float;
+    if constexpr (std::is_same_v<C, double>) return of_double;
+  }
+};
+
+extern const SpectralLines spectral_lines_baseline;
+#if defined(__x86_64__)
+extern const SpectralLines spectral_lines_avx2;
+extern const SpectralLines spectral_lines_avx512;
+#endif
+
+}  // namespace modfast

@@ -1,0 +1,397 @@
+// The spectral family's operators on the CPU: schemas, argument checks, registration.
+#include "binding.h"
+#include "parallel.h"
+#include "spectral.h"
+
+#include <atomic>
+#include <cmath>
+#include <optional>
+#include <tuple>
+
+namespace modfast {
+namespace {
+
+void parallel_for(int64_t count, int64_t grain, LoopBody body, void* context) {
+  torch::stable::parallel_for(0, count, grain,
+                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+void check_cpu(const Tensor& tensor, const char* name) {
+  REQUIRE(tensor.is_cpu(), name, " must be on the CPU");
+}
+
+// Contiguous, of this type, and of this shape, in which -1 stands for any size.
+const Tensor& checked(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
+                      const char* name) {
+  check_cpu(tensor, name);
+  check_dense(tensor, name);
+  REQUIRE(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
+          torch::headeronly::toString(tensor.scalar_type()));
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous();
+  for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
+    const int64_t size = shape.begin()[d];
+    fits = size == -1 || tensor.size(d) == size;
+  }
+  REQUIRE(fits, name, " must be contiguous, of another shape than ", shape_of(tensor));
+  return tensor;
+}
+
+template <class T>
+const T* data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+Similarity similarity_of(int64_t affinity, double scale) {
+  REQUIRE(0 <= affinity && affinity <= 2, "affinity must be 0 (abs), 1 (square) or 2 (given), got ",
+          affinity);
+  REQUIRE(std::isfinite(scale), "scale must be finite, got ", scale);
+  return {static_cast<Affinity>(affinity), scale};
+}
+
+DenseMatrix dense_of(const Tensor& weight) {
+  check_cpu(weight, "weight");
+  check_dense(weight, "weight");
+  DenseMatrix matrix;
+  matrix.dtype = dtype_of(weight, "weight");
+  REQUIRE(weight.dim() == 2, "weight must have two dimensions, got shape ", shape_of(weight));
+  REQUIRE(weight.size(1) <= 1 || weight.stride(1) == 1, "weight's rows must be contiguous");
+  matrix.data = weight.const_data_ptr();
+  matrix.rows = weight.size(0);
+  matrix.cols = weight.size(1);
+  matrix.row_stride = weight.stride(0);
+  return matrix;
+}
+
+// Whether all numbers from the first to the last are in [0, limit).
+template <class I>
+bool all_below(const I* numbers, int64_t count, int64_t limit) {
+  std::atomic<bool> good{true};
+  for_each_chunk(parallel_for, count, 1 << 16, [&](int64_t begin, int64_t end) {
+    I least = 0, most = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      least = std::min(least, numbers[i]);
+      most = std::max(most, numbers[i]);
+    }
+    if (least < 0 || most >= limit) good = false;
+  });
+  return good || count == 0;
+}
+
+template <class I>
+void check_rows(const Tensor& starts, const Tensor& indices, int64_t rows, int64_t cols) {
+  const I* from = data_of<I>(starts);
+  REQUIRE(from[0] == 0 && from[rows] == indices.size(0), "starts must begin with 0 and end with ",
+          indices.size(0));
+  std::atomic<bool> rising{true};
+  for_each_chunk(parallel_for, rows, 1 << 16, [&](int64_t begin, int64_t end) {
+    bool good = true;
+    for (int64_t i = begin; i < end; ++i) good &= from[i] <= from[i + 1];
+    if (!good) rising = false;
+  });
+  REQUIRE(rising, "starts must not fall");
+  REQUIRE(all_below(data_of<I>(indices), indices.size(0), cols), "indices must be in [0, ", cols, ")");
+}
+
+SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor& values, int64_t cols) {
+  const ScalarType index = indices.scalar_type();
+  REQUIRE(index == ScalarType::Long || index == ScalarType::Int, "indices must be int32 or int64");
+  checked(starts, index, {-1}, "starts");
+  checked(indices, index, {-1}, "indices");
+  const ScalarType value = values.scalar_type();
+  REQUIRE(value == ScalarType::Float || value == ScalarType::Double, "values must be float32 or float64");
+  checked(values, value, {indices.size(0)}, "values");
+  REQUIRE(starts.size(0) >= 1, "starts must hold at least one number");
+  SparseMatrix matrix;
+  matrix.wide = index == ScalarType::Long;
+  matrix.starts = starts.const_data_ptr();
+  matrix.indices = indices.const_data_ptr();
+  matrix.values = values.const_data_ptr();
+  matrix.dtype = dtype_of(values, "values");
+  matrix.rows = starts.size(0) - 1;
+  matrix.cols = cols;
+  matrix.wide ? check_rows<int64_t>(starts, indices, matrix.rows, cols)
+              : check_rows<int32_t>(starts, indices, matrix.rows, cols);
+  return matrix;
+}
+
+const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const char* name) {
+  return probe ? data_of<double>(checked(*probe, ScalarType::Double, {size}, name)) : nullptr;
+}
+
+template <class Matrix>
+std::tuple<Tensor, Tensor> sums_of(const Matrix& matrix, Similarity similarity, const Tensor& like,
+                                   const std::optional<Tensor>& right, const std::optional<Tensor>& left) {
+  Tensor rows = torch::stable::new_empty(like, {matrix.rows}, ScalarType::Double);
+  Tensor cols = torch::stable::new_empty(like, {matrix.cols}, ScalarType::Double);
+  similarity_sums(matrix, similarity, probe_of(right, matrix.cols, "right"),
+                  probe_of(left, matrix.rows, "left"), mutable_data_of<double>(rows),
+                  mutable_data_of<double>(cols), parallel_for);
+  return {rows, cols};
+}
+
+// float for a float32 tensor, double for a float64 one.
+template <class F>
+auto with_compute(const Tensor& block, const char* name, const F& f) {
+  if (block.scalar_type() == ScalarType::Float) return f(float{});
+  REQUIRE(block.scalar_type() == ScalarType::Double, name, " must be float32 or float64");
+  return f(double{});
+}
+
+int64_t width_of(const Tensor& block, const char* name) {
+  REQUIRE(block.dim() == 2 && block.size(1) % kLanes == 0 && block.size(1) > 0, name,
+          " must have a width that is a multiple of ", kLanes, ", got shape ", shape_of(block));
+  return block.size(1);
+}
+
+template <class Matrix>
+std::tuple<Tensor, Tensor> product_of(const Matrix& matrix, Similarity similarity,
+                                      const std::optional<Tensor>& right, const std::optional<Tensor>& left,
+                                      const std::optional<Tensor>& row_weights) {
+  REQUIRE(right || left, "right or left must be given");
+  REQUIRE(!(row_weights && (left || !right)), "row_weights go with right, without left");
+  const Tensor& given = right ? *right : *left;
+  const ScalarType type = given.scalar_type();
+  return with_compute(given, "the block", [&](auto compute) -> std::tuple<Tensor, Tensor> {
+    using C = decltype(compute);
+    Blocks<C> blocks;
+    blocks.width = width_of(given, "the block");
+    if (right) blocks.right = data_of<C>(checked(*right, type, {matrix.cols, blocks.width}, "right"));
+    if (left) blocks.left = data_of<C>(checked(*left, type, {matrix.rows, blocks.width}, "left"));
+    if (row_weights)
+      blocks.row_weights = data_of<C>(checked(*row_weights, type, {matrix.rows}, "row_weights"));
+    const bool back = left || row_weights;
+    Tensor forward = torch::stable::new_empty(given, {right ? matrix.rows : 0, blocks.width});
+    Tensor backward = torch::stable::new_empty(given, {back ? matrix.cols : 0, blocks.width});
+    if (right) blocks.forward = mutable_data_of<C>(forward);
+    if (back) blocks.backward = mutable_data_of<C>(backward);
+    similarity_product(matrix, similarity, blocks, parallel_for);
+    return {forward, backward};
+  });
+}
+
+std::tuple<Tensor, Tensor> similarity_sums_cpu(Tensor weight, int64_t affinity, double scale) {
+  return sums_of(dense_of(weight), similarity_of(affinity, scale), weight, {}, {});
+}
+
+std::tuple<Tensor, Tensor> similarity_product_cpu(Tensor weight, int64_t affinity, double scale,
+                                                  std::optional<Tensor> right, std::optional<Tensor> left,
+                                                  std::optional<Tensor> row_weights) {
+  return product_of(dense_of(weight), similarity_of(affinity, scale), right, left, row_weights);
+}
+
+std::tuple<Tensor, Tensor> sparse_similarity_sums_cpu(Tensor starts, Tensor indices, Tensor values,
+                                                      int64_t cols, int64_t affinity, double scale,
+                                                      std::optional<Tensor> right,
+                                                      std::optional<Tensor> left) {
+  return sums_of(sparse_of(starts, indices, values, cols), similarity_of(affinity, scale), values, right,
+                 left);
+}
+
+std::tuple<Tensor, Tensor> sparse_similarity_product_cpu(Tensor starts, Tensor indices, Tensor values,
+                                                         int64_t cols, int64_t affinity, double scale,
+                                                         std::optional<Tensor> right,
+                                                         std::optional<Tensor> left,
+                                                         std::optional<Tensor> row_weights) {
+  return product_of(sparse_of(starts, indices, values, cols), similarity_of(affinity, scale), right, left,
+                    row_weights);
+}
+
+template <class C>
+Basis<C> basis_of(const std::vector<Tensor>& blocks, ScalarType type, int64_t length) {
+  REQUIRE(!blocks.empty(), "basis must hold at least one block");
+  Basis<C> basis;
+  basis.length = length;
+  for (const Tensor& block : blocks) {
+    basis.widths.push_back(width_of(block, "basis"));
+    basis.blocks.push_back(mutable_data_of<C>(checked(block, type, {length, -1}, "basis")));
+  }
+  return basis;
+}
+
+Tensor basis_inner_cpu(std::vector<Tensor> basis, Tensor block) {
+  return with_compute(block, "block", [&](auto compute) {
+    using C = decltype(compute);
+    const int64_t width = width_of(block, "block");
+    checked(block, block.scalar_type(), {-1, width}, "block");
+    const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0));
+    Tensor products = torch::stable::new_empty(block, {vectors.width(), width}, ScalarType::Double);
+    basis_inner(vectors, data_of<C>(block), width, mutable_data_of<double>(products), parallel_for);
+    return products;
+  });
+}
+
+void basis_add_cpu(Tensor block, std::vector<Tensor> basis, Tensor factors) {
+  with_compute(block, "block", [&](auto compute) {
+    using C = decltype(compute);
+    const int64_t width = width_of(block, "block");
+    checked(block, block.scalar_type(), {-1, width}, "block");
+    const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0));
+    checked(factors, ScalarType::Double, {vectors.width(), width}, "factors");
+    basis_add(vectors, data_of<double>(factors), mutable_data_of<C>(block), width, parallel_for);
+  });
+}
+
+void basis_rotate_cpu(std::vector<Tensor> basis, Tensor factors) {
+  REQUIRE(!basis.empty(), "basis must hold at least one block");
+  with_compute(basis[0], "basis", [&](auto compute) {
+    using C = decltype(compute);
+    width_of(basis[0], "basis");
+    const auto vectors = basis_of<C>(basis, basis[0].scalar_type(), basis[0].size(0));
+    const int64_t width = width_of(factors, "factors");
+    checked(factors, ScalarType::Double, {vectors.width(), width}, "factors");
+    int64_t covered = 0;
+    for (size_t b = 0; b < vectors.widths.size() && covered < width; ++b) covered += vectors.widths[b];
+    REQUIRE(covered == width, "factors must be as wide as some of the first blocks together, got ", width);
+    basis_rotate(vectors, data_of<double>(factors), width, parallel_for);
+  });
+}
+
+std::tuple<Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_clusters, int64_t n_init, int64_t seed,
+                                       int64_t max_iter, double same_place) {
+  checked(points, ScalarType::Float, {-1, -1}, "points");
+  REQUIRE(points.size(0) >= 1, "points must hold at least one");
+  REQUIRE(num_clusters >= 1 && n_init >= 1 && max_iter >= 1,
+          "num_clusters, n_init and max_iter must be positive, got ", num_clusters, ", ", n_init, ", ",
+          max_iter);
+  REQUIRE(same_place >= 0, "same_place must not be negative, got ", same_place);
+  KMeans problem;
+  problem.points = points.size(0);
+  problem.dims = points.size(1);
+  problem.clusters = std::min(num_clusters, problem.points);
+  problem.starts = n_init;
+  problem.max_iterations = max_iter;
+  problem.seed = static_cast<uint64_t>(seed);
+  problem.same_place = same_place;
+  Tensor labels = torch::stable::new_empty(points, {problem.points}, ScalarType::Long);
+  Tensor cost = torch::stable::new_empty(points, {1}, ScalarType::Double);
+  *mutable_data_of<double>(cost) =
+      k_means(problem, data_of<float>(points), mutable_data_of<int64_t>(labels), parallel_for);
+  return {labels, cost};
+}
+
+void check_node_labels(const Tensor& labels, int64_t nodes, int64_t num_clusters) {
+  check_num_clusters(num_clusters);
+  checked(labels, ScalarType::Long, {nodes}, "labels");
+  const auto* label = data_of<int64_t>(labels);
+  for (int64_t i = 0; i < nodes; ++i) {
+    REQUIRE(-1 <= label[i] && label[i] < num_clusters, "labels[", i, "] is ", label[i], ", allowed is -1 to ",
+            num_clusters - 1);
+  }
+}
+
+template <class T>
+Tensor copy_of(const Tensor& tensor) {
+  Tensor copy = torch::stable::empty_like(tensor);
+  std::copy_n(data_of<T>(tensor), tensor.numel(), mutable_data_of<T>(copy));
+  return copy;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor inside, Tensor volume,
+                                                         Tensor sizes, Tensor ties, Tensor degrees,
+                                                         double least) {
+  const int64_t nodes = labels.size(0), clusters = inside.size(0);
+  check_node_labels(labels, nodes, clusters);
+  checked(inside, ScalarType::Double, {clusters}, "inside");
+  checked(volume, ScalarType::Double, {clusters}, "volume");
+  checked(sizes, ScalarType::Long, {clusters}, "sizes");
+  checked(degrees, ScalarType::Double, {nodes}, "degrees");
+  checked(ties, ScalarType::Double, {nodes, -1}, "ties");
+  REQUIRE(ties.size(1) >= clusters, "ties must have a column for each cluster, got shape ", shape_of(ties));
+  Cut cut;
+  cut.inside.assign(data_of<double>(inside), data_of<double>(inside) + clusters);
+  cut.volume.assign(data_of<double>(volume), data_of<double>(volume) + clusters);
+  cut.sizes.assign(data_of<int64_t>(sizes), data_of<int64_t>(sizes) + clusters);
+  Tensor moved = copy_of<int64_t>(labels);
+  move_side(nodes, data_of<double>(ties), ties.size(1), data_of<double>(degrees), least,
+            mutable_data_of<int64_t>(moved), &cut);
+  Tensor new_inside = torch::stable::empty_like(inside), new_volume = torch::stable::empty_like(volume);
+  Tensor new_sizes = torch::stable::empty_like(sizes);
+  std::copy_n(cut.inside.data(), clusters, mutable_data_of<double>(new_inside));
+  std::copy_n(cut.volume.data(), clusters, mutable_data_of<double>(new_volume));
+  std::copy_n(cut.sizes.data(), clusters, mutable_data_of<int64_t>(new_sizes));
+  return {moved, new_inside, new_volume, new_sizes};
+}
+
+Tensor move_graph_cpu(Tensor starts, Tensor indices, Tensor values, double scale, Tensor degrees,
+                      Tensor labels, int64_t num_clusters, double least, int64_t max_sweeps) {
+  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  check_node_labels(labels, graph.rows, num_clusters);
+  checked(degrees, ScalarType::Double, {graph.rows}, "degrees");
+  Tensor moved = copy_of<int64_t>(labels);
+  move_graph(graph, similarity_of(2, scale), data_of<double>(degrees), num_clusters, least, max_sweeps,
+             mutable_data_of<int64_t>(moved), parallel_for);
+  return moved;
+}
+
+std::tuple<Tensor, Tensor> graph_cut_cpu(Tensor starts, Tensor indices, Tensor values, double scale,
+                                         Tensor labels, int64_t num_clusters) {
+  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  check_node_labels(labels, graph.rows, num_clusters);
+  const Cut cut =
+      graph_cut(graph, similarity_of(2, scale), num_clusters, data_of<int64_t>(labels), parallel_for);
+  Tensor inside = torch::stable::new_empty(values, {num_clusters}, ScalarType::Double);
+  Tensor volume = torch::stable::new_empty(values, {num_clusters}, ScalarType::Double);
+  std::copy_n(cut.inside.data(), num_clusters, mutable_data_of<double>(inside));
+  std::copy_n(cut.volume.data(), num_clusters, mutable_data_of<double>(volume));
+  return {inside, volume};
+}
+
+Tensor edge_gradient_cpu(Tensor weight, Tensor row_terms, Tensor col_terms, Tensor row_vectors,
+                         Tensor col_vectors) {
+  const DenseMatrix matrix = dense_of(weight);
+  checked(row_terms, ScalarType::Double, {matrix.rows}, "row_terms");
+  checked(col_terms, ScalarType::Double, {matrix.cols}, "col_terms");
+  checked(row_vectors, ScalarType::Double, {matrix.rows, -1}, "row_vectors");
+  checked(col_vectors, ScalarType::Double, {matrix.cols, row_vectors.size(1)}, "col_vectors");
+  Tensor grad = torch::stable::new_empty(weight, {matrix.rows, matrix.cols});
+  edge_gradient(matrix, data_of<double>(row_terms), data_of<double>(col_terms), data_of<double>(row_vectors),
+                data_of<double>(col_vectors), row_vectors.size(1), grad.data_ptr(), parallel_for);
+  return grad;
+}
+
+}  // namespace
+}  // namespace modfast
+
+// clang-format off
+STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
+  m.def("similarity_sums(Tensor weight, int affinity, float scale) -> (Tensor, Tensor)");
+  m.def("similarity_product(Tensor weight, int affinity, float scale, Tensor? right, Tensor? left, "
+        "Tensor? row_weights) -> (Tensor, Tensor)");
+  m.def("sparse_similarity_sums(Tensor starts, Tensor indices, Tensor values, int cols, int affinity, "
+        "float scale, Tensor? right, Tensor? left) -> (Tensor, Tensor)");
+  m.def("sparse_similarity_product(Tensor starts, Tensor indices, Tensor values, int cols, int affinity, "
+        "float scale, Tensor? right, Tensor? left, Tensor? row_weights) -> (Tensor, Tensor)");
+  m.def("basis_inner(Tensor[] basis, Tensor block) -> Tensor");
+  m.def("basis_add_(Tensor(a!) block, Tensor[] basis, Tensor factors) -> ()");
+  m.def("basis_rotate_(Tensor(a!)[] basis, Tensor factors) -> ()");
+  m.def("k_means(Tensor points, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
+        "-> (Tensor, Tensor)");
+  m.def("move_side(Tensor labels, Tensor inside, Tensor volume, Tensor sizes, Tensor ties, Tensor degrees, "
+        "float least) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("move_graph(Tensor starts, Tensor indices, Tensor values, float scale, Tensor degrees, Tensor labels, "
+        "int num_clusters, float least, int max_sweeps) -> Tensor");
+  m.def("graph_cut(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "
+        "int num_clusters) -> (Tensor, Tensor)");
+  m.def("edge_gradient(Tensor weight, Tensor row_terms, Tensor col_terms, Tensor row_vectors, "
+        "Tensor col_vectors) -> Tensor");
+}
+// clang-format on
+
+STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
+  m.impl("similarity_sums", TORCH_BOX(&modfast::similarity_sums_cpu));
+  m.impl("similarity_product", TORCH_BOX(&modfast::similarity_product_cpu));
+  m.impl("sparse_similarity_sums", TORCH_BOX(&modfast::sparse_similarity_sums_cpu));
+  m.impl("sparse_similarity_product", TORCH_BOX(&modfast::sparse_similarity_product_cpu));
+  m.impl("basis_inner", TORCH_BOX(&modfast::basis_inner_cpu));
+  m.impl("basis_add_", TORCH_BOX(&modfast::basis_add_cpu));
+  m.impl("basis_rotate_", TORCH_BOX(&modfast::basis_rotate_cpu));
+  m.impl("k_means", TORCH_BOX(&modfast::k_means_cpu));
+  m.impl("move_side", TORCH_BOX(&modfast::move_side_cpu));
+  m.impl("move_graph", TORCH_BOX(&modfast::move_graph_cpu));
+  m.impl("graph_cut", TORCH_BOX(&modfast::graph_cut_cpu));
+  m.impl("edge_gradient", TORCH_BOX(&modfast::edge_gradient_cpu));
+}

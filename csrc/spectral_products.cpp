@@ -1,0 +1,234 @@
+#include "cpu_dispatch.h"
+#include "parallel.h"
+#include "spectral.h"
+
+#include <cstddef>
+
+namespace modfast {
+namespace {
+
+constexpr int64_t kRowsAtOnce = 8;      // of a dense matrix, whose similarities are kept in the cache
+constexpr int64_t kSparseRows = 64;     // of a sparse one, between going forward and going back
+constexpr int64_t kForwardRows = 1024;  // of a sparse one, where there is no way back
+constexpr int64_t kColsOfChunk = 2048;
+
+// A matrix in strips of rows. What a strip adds to the columns it collects by itself; these collections are
+// added up in order. Enough strips for many threads, but few enough that the collections stay small beside
+// the matrix.
+struct Strips {
+  int64_t rows, each;
+
+  Strips(int64_t rows, int64_t at_least) : rows(rows), each(std::max(at_least, (rows + 63) / 64)) {}
+  int64_t count() const { return (rows + each - 1) / each; }
+};
+
+Strips strips_of(const DenseMatrix& matrix, int64_t width) {
+  return {matrix.rows, std::max<int64_t>(64, 8 * width)};
+}
+int64_t entries_of(const SparseMatrix& matrix) {
+  return matrix.wide ? static_cast<const int64_t*>(matrix.starts)[matrix.rows]
+                     : static_cast<const int32_t*>(matrix.starts)[matrix.rows];
+}
+Strips strips_of(const SparseMatrix& matrix, int64_t width) {
+  // All collections together hold at most as many numbers as the matrix has entries, half of these for
+  // floats.
+  const int64_t fit = entries_of(matrix) / std::max<int64_t>(1, matrix.cols * width);
+  const int64_t count = std::clamp<int64_t>(fit, 1, 64);
+  return {matrix.rows, std::max(kSparseRows, (matrix.rows + count - 1) / count)};
+}
+
+// Calls collect(begin, end, columns) for each strip, columns being width numbers for each column, zero at
+// first; result is their sum.
+template <class C, class F>
+void collect_columns(const Strips& strips, int64_t numbers, C* result, ParallelFor parallel_for,
+                     const F& collect) {
+  std::vector<C> collected((strips.count() > 1) ? static_cast<size_t>(strips.count() - 1) * numbers : 0);
+  for_each_chunk(parallel_for, strips.rows, strips.each, [&](int64_t begin, int64_t end) {
+    const int64_t strip = begin / strips.each;
+    C* to = strip == 0 ? result : collected.data() + (strip - 1) * numbers;
+    if (strip == 0) std::fill(to, to + numbers, C(0));
+    collect(begin, end, to);
+  });
+  if (strips.rows == 0) std::fill(result, result + numbers, C(0));
+  for_each_chunk(parallel_for, numbers, kColsOfChunk, [&](int64_t begin, int64_t end) {
+    for (int64_t strip = 1; strip < strips.count(); ++strip) {
+      const C* from = collected.data() + (strip - 1) * numbers;
+      for (int64_t j = begin; j < end; ++j) result[j] += from[j];
+    }
+  });
+}
+
+const char* row_of(const DenseMatrix& matrix, int64_t row) {
+  const int64_t bytes = matrix.dtype == DType::float64 ? 8 : matrix.dtype == DType::float32 ? 4 : 2;
+  return static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes;
+}
+
+template <class I, class T>
+void sparse_sums(const SparseMatrix& matrix, Similarity similarity, int64_t begin, int64_t end,
+                 const double* right, const double* left, double* row_sums, double* cols) {
+  const I *starts = static_cast<const I*>(matrix.starts), *indices = static_cast<const I*>(matrix.indices);
+  const T* values = static_cast<const T*>(matrix.values);
+  for (int64_t i = begin; i < end; ++i) {
+    double sum = 0;
+    for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
+      const double w = values[e] * similarity.scale;
+      const double a = similarity.affinity == Affinity::abs      ? std::abs(w)
+                       : similarity.affinity == Affinity::square ? w * w
+                                                                 : w;
+      sum += right ? a * right[indices[e]] : a;
+      cols[indices[e]] += left ? a * left[i] : a;
+    }
+    row_sums[i] = sum;
+  }
+}
+
+}  // namespace
+
+void similarity_sums(const DenseMatrix& matrix, Similarity similarity, const double* right,
+                     const double* left, double* row_sums, double* col_sums, ParallelFor parallel_for) {
+  const auto& lines = spectral_lines_in_use();
+  collect_columns(strips_of(matrix, 1), matrix.cols, col_sums, parallel_for,
+                  [&](int64_t begin, int64_t end, double* cols) {
+                    std::vector<double> row(matrix.cols);
+                    for (int64_t i = begin; i < end; ++i) {
+                      lines.of_double.similarities(row_of(matrix, i), matrix.dtype, matrix.cols, similarity,
+                                                   row.data());
+                      row_sums[i] = lines.sums(row.data(), matrix.cols, left ? left[i] : 1.0, right, cols);
+                    }
+                  });
+}
+
+void similarity_sums(const SparseMatrix& matrix, Similarity similarity, const double* right,
+                     const double* left, double* row_sums, double* col_sums, ParallelFor parallel_for) {
+  const auto sums = matrix.wide ? matrix.dtype == DType::float64 ? sparse_sums<int64_t, double>
+                                                                 : sparse_sums<int64_t, float>
+                    : matrix.dtype == DType::float64 ? sparse_sums<int32_t, double>
+                                                     : sparse_sums<int32_t, float>;
+  collect_columns(strips_of(matrix, 1), matrix.cols, col_sums, parallel_for,
+                  [&](int64_t begin, int64_t end, double* cols) {
+                    sums(matrix, similarity, begin, end, right, left, row_sums, cols);
+                  });
+}
+
+namespace {
+
+// What goes back from rows [begin, end): left itself, or the forward product times the rows' weights.
+template <class C>
+const C* to_go_back(const Blocks<C>& blocks, int64_t begin, int64_t end, std::vector<C>* weighted) {
+  const int64_t width = blocks.width;
+  if (blocks.left) return blocks.left + begin * width;
+  weighted->resize((end - begin) * width);
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t k = 0; k < width; ++k) {
+      (*weighted)[(i - begin) * width + k] = blocks.row_weights[i] * blocks.forward[i * width + k];
+    }
+  }
+  return weighted->data();
+}
+
+}  // namespace
+
+template <class C>
+void similarity_product(const DenseMatrix& matrix, Similarity similarity, const Blocks<C>& blocks,
+                        ParallelFor parallel_for) {
+  const auto& lines = spectral_lines_in_use().of<C>();
+  const int64_t cols = matrix.cols, width = blocks.width;
+  const auto pass = [&](int64_t begin, int64_t end, C* backward) {
+    // Rows start on a cache line of their own, and not a power of two apart, which would crowd few sets of
+    // it.
+    const int64_t stride = (cols + 15) / 16 * 16 + 16;
+    std::vector<C> rows(kRowsAtOnce * stride), weighted;
+    for (int64_t i = begin; i < end; i += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, end - i);
+      for (int64_t r = 0; r < count; ++r) {
+        lines.similarities(row_of(matrix, i + r), matrix.dtype, cols, similarity, rows.data() + r * stride);
+      }
+      if (blocks.right) {
+        C* forward = blocks.forward + i * width;
+        std::fill(forward, forward + count * width, C(0));
+        lines.forward(rows.data(), stride, count, cols, blocks.right, width, forward);
+      }
+      if (backward) {
+        lines.backward(rows.data(), stride, count, cols, to_go_back(blocks, i, i + count, &weighted), width,
+                       backward);
+      }
+    }
+  };
+  if (blocks.backward) {
+    collect_columns(strips_of(matrix, width), cols * width, blocks.backward, parallel_for, pass);
+  } else {
+    const Strips strips = strips_of(matrix, 1);
+    for_each_chunk(parallel_for, matrix.rows, strips.each,
+                   [&](int64_t begin, int64_t end) { pass(begin, end, static_cast<C*>(nullptr)); });
+  }
+}
+
+template <class C>
+void similarity_product(const SparseMatrix& matrix, Similarity similarity, const Blocks<C>& blocks,
+                        ParallelFor parallel_for) {
+  const auto& lines = spectral_lines_in_use().of<C>();
+  const int64_t width = blocks.width;
+  if (!blocks.backward) {
+    return for_each_chunk(parallel_for, matrix.rows, kForwardRows, [&](int64_t begin, int64_t end) {
+      lines.sparse_forward(matrix, similarity, begin, end, blocks.right, width,
+                           blocks.forward + begin * width);
+    });
+  }
+  collect_columns(strips_of(matrix, width), matrix.cols * width, blocks.backward, parallel_for,
+                  [&](int64_t first, int64_t last, C* backward) {
+                    std::vector<C> weighted;
+                    for (int64_t i = first; i < last; i += kSparseRows) {
+                      const int64_t end = std::min(last, i + kSparseRows);
+                      if (blocks.right) {
+                        lines.sparse_forward(matrix, similarity, i, end, blocks.right, width,
+                                             blocks.forward + i * width);
+                      }
+                      lines.sparse_backward(matrix, similarity, i, end, to_go_back(blocks, i, end, &weighted),
+                                            width, backward);
+                    }
+                  });
+}
+
+template void similarity_product(const DenseMatrix&, Similarity, const Blocks<float>&, ParallelFor);
+template void similarity_product(const DenseMatrix&, Similarity, const Blocks<double>&, ParallelFor);
+template void similarity_product(const SparseMatrix&, Similarity, const Blocks<float>&, ParallelFor);
+template void similarity_product(const SparseMatrix&, Similarity, const Blocks<double>&, ParallelFor);
+
+void edge_gradient(const DenseMatrix& weight, const double* row_terms, const double* col_terms,
+                   const double* row_vectors, const double* col_vectors, int64_t width, void* grad,
+                   ParallelFor parallel_for) {
+  const auto& lines = spectral_lines_in_use();
+  // Vectors of columns lie along the columns, as the weights do.
+  const int64_t cols = weight.cols;
+  std::vector<double> along(width * cols);
+  for (int64_t j = 0; j < cols; ++j) {
+    for (int64_t e = 0; e < width; ++e) along[e * cols + j] = col_vectors[j * width + e];
+  }
+  for_each_chunk(parallel_for, weight.rows, 16, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kPart = 1024;  // of a row, in the first-level cache
+    double weights[kPart], made[kPart];
+    for (int64_t j = 0; j < cols; j += kPart) {
+      const int64_t n = std::min(kPart, cols - j);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t bytes = weight.dtype == DType::float64 ? 8 : weight.dtype == DType::float32 ? 4 : 2;
+        lines.of_double.similarities(row_of(weight, i) + j * bytes, weight.dtype, n, {Affinity::given, 1.0},
+                                     weights);
+        lines.edge_gradient(weights, row_terms[i], col_terms + j, row_vectors + i * width, along.data() + j,
+                            cols, width, n, made);
+        const int64_t place = i * cols + j;
+        switch (weight.dtype) {
+          case DType::float32: std::copy(made, made + n, static_cast<float*>(grad) + place); break;
+          case DType::float64: std::copy(made, made + n, static_cast<double*>(grad) + place); break;
+          case DType::float16:
+            for (int64_t c = 0; c < n; ++c) narrow(float(made[c]), static_cast<Half*>(grad)[place + c]);
+            break;
+          case DType::bfloat16:
+            for (int64_t c = 0; c < n; ++c) narrow(float(made[c]), static_cast<BFloat*>(grad)[place + c]);
+            break;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace modfast

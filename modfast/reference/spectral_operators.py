@@ -1,0 +1,173 @@
+"""The specification of the operators behind spectral clustering, in plain PyTorch.
+
+Arguments and results are those of :mod:`modfast.spectral_operators`, where they are described.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _similarity(weight: Tensor, affinity: int, scale: float, dtype: torch.dtype) -> Tensor:
+    values = (weight.to(torch.float64) * scale).to(dtype)
+    return (values.abs(), values.square(), values)[affinity]
+
+
+def _dense(starts: Tensor, indices: Tensor, values: Tensor, cols: int) -> Tensor:
+    return torch.sparse_csr_tensor(starts, indices, values, (len(starts) - 1, cols)).to_dense()
+
+
+def similarity_sums(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The sums of rows and of columns."""
+    values = _similarity(weight, affinity, scale, torch.float64)
+    return values.sum(1), values.sum(0)
+
+
+def similarity_product(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A right, and A^T left or A^T (row_weights * (A right))."""
+    given = right if right is not None else left
+    assert given is not None
+    values = _similarity(weight, affinity, scale, given.dtype)
+    nothing = given.new_empty(0, given.shape[1])
+    forward = nothing if right is None else values @ right
+    if row_weights is not None:
+        left = row_weights[:, None] * forward
+    return forward, nothing if left is None else values.T @ left
+
+
+def sparse_similarity_sums(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None = None,
+    left: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A right and A^T left, ones where they are not given."""
+    dense = _similarity(_dense(starts, indices, values, cols), affinity, scale, torch.float64)
+    forward = dense.sum(1) if right is None else dense @ right
+    return forward, dense.sum(0) if left is None else dense.T @ left
+
+
+def sparse_similarity_product(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """That of the dense matrix."""
+    dense = _dense(starts, indices, values, cols)
+    return similarity_product(dense, affinity, scale, right, left, row_weights)
+
+
+def basis_inner(basis: list[Tensor], block: Tensor) -> Tensor:
+    """V^T W."""
+    return (torch.cat(basis, 1).T @ block).to(torch.float64)
+
+
+def basis_add_(block: Tensor, basis: list[Tensor], factors: Tensor) -> None:
+    """W += V factors."""
+    block += torch.cat(basis, 1) @ factors.to(block)
+
+
+def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
+    """The first vectors of V become V factors."""
+    rotated = torch.cat(basis, 1) @ factors.to(basis[0])
+    for block in basis:
+        if rotated.shape[1] == 0:
+            break
+        block.copy_(rotated[:, : block.shape[1]])
+        rotated = rotated[:, block.shape[1] :]
+
+
+def k_means(
+    points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
+) -> tuple[Tensor, Tensor]:
+    """The tightest of so many starts."""
+    from .spectral import first_centres, lloyd
+
+    generator = torch.Generator().manual_seed(seed)
+    values = points.to(torch.float64)
+    found = [
+        lloyd(values, first_centres(values, num_clusters, generator, same_place), max_iter)
+        for _ in range(n_init)
+    ]
+    labels, cost = min(found, key=lambda each: each[1])
+    return labels, torch.tensor([cost], dtype=torch.float64)
+
+
+def move_side(
+    labels: Tensor,
+    inside: Tensor,
+    volume: Tensor,
+    sizes: Tensor,
+    ties: Tensor,
+    degrees: Tensor,
+    least: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One sweep over the nodes."""
+    from .spectral import Clusters
+
+    labels = labels.clone()
+    clusters = Clusters(inside.clone(), volume.clone(), sizes.clone())
+    for node in range(len(labels)):
+        own = int(labels[node])
+        if own >= 0:
+            labels[node] = clusters.move(
+                own, ties[node, : len(inside)], degrees[node], ties.new_zeros(()), least
+            )
+    return labels, clusters.inside, clusters.volume, clusters.sizes
+
+
+def move_graph(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    degrees: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    """Sweeps over the nodes."""
+    from .spectral import refine
+
+    tied = labels >= 0
+    similarity = _dense(starts, indices, values, len(labels)).to(torch.float64) * scale
+    moved = labels.clone()
+    moved[tied] = refine(similarity[tied][:, tied], labels[tied], num_clusters, max_sweeps, least)
+    return moved
+
+
+def graph_cut(
+    starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
+) -> tuple[Tensor, Tensor]:
+    """What lies inside each cluster, and its volume."""
+    from .spectral import inside_and_volume
+
+    similarity = _dense(starts, indices, values, len(labels)).to(torch.float64) * scale
+    return inside_and_volume(similarity, labels, num_clusters)
+
+
+def edge_gradient(
+    weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
+) -> Tensor:
+    """sign(W[i, j]) (row_terms[i] + col_terms[j] - 2 row_vectors[i] . col_vectors[j])."""
+    terms = row_terms[:, None] + col_terms - 2.0 * row_vectors @ col_vectors.T
+    return (weight.sign().to(torch.float64) * terms).to(weight.dtype)

@@ -1,0 +1,249 @@
+"""Matrices of similarities, dense and sparse, as spectral clustering sees them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import spectral_operators as ops
+from .spectral_operators import AFFINITIES
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class DenseSimilarity:
+    """``|scale W|``, ``(scale W)^2`` or ``scale W`` of a dense weight, never stored."""
+
+    weight: Tensor  # (rows, cols), its rows contiguous
+    affinity: int
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.weight.device
+
+    @property
+    def entries(self) -> int:
+        """How many numbers it has."""
+        return self.weight.numel()
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Of rows and of columns, float64."""
+        return ops.similarity_sums(self.weight, self.affinity, self.scale)
+
+    def product(
+        self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
+        return ops.similarity_product(self.weight, self.affinity, self.scale, right, left, row_weights)
+
+
+@dataclass(frozen=True)
+class SparseSimilarity:
+    """The same of a sparse weight in compressed rows."""
+
+    starts: Tensor  # (rows + 1,), int32 or int64
+    indices: Tensor  # (entries,), of the same type
+    values: Tensor  # (entries,), float32 or float64
+    cols: int
+    affinity: int
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.starts) - 1, self.cols
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.values.device
+
+    @property
+    def entries(self) -> int:
+        """How many numbers it has."""
+        return len(self.values)
+
+    def sums(self, right: Tensor | None = None, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of rows and of columns, float64; with vectors ``A right`` and ``A^T left``."""
+        return ops.sparse_similarity_sums(
+            self.starts, self.indices, self.values, self.cols, self.affinity, self.scale, right, left
+        )
+
+    def product(
+        self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
+        return ops.sparse_similarity_product(
+            self.starts,
+            self.indices,
+            self.values,
+            self.cols,
+            self.affinity,
+            self.scale,
+            right,
+            left,
+            row_weights,
+        )
+
+
+Similarity: TypeAlias = DenseSimilarity | SparseSimilarity
+
+
+class CompressedRows(NamedTuple):
+    """A sparse matrix: entry e of row i, ``starts[i] <= e < starts[i + 1]``, is in column ``indices[e]``."""
+
+    starts: Tensor
+    indices: Tensor
+    values: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.values.device
+
+
+def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
+    """What a user may have: a tensor of any layout, a NumPy array, a SciPy sparse matrix."""
+    if isinstance(weight, Tensor):
+        return weight.detach() if weight.layout == torch.strided else _from_sparse(weight.detach(), name)
+    if isinstance(weight, np.ndarray):
+        return _from_numpy(weight, name)
+    if hasattr(weight, "tocsr"):
+        return _from_scipy(weight, name)
+    raise TypeError(
+        f"{name} must be a torch.Tensor, a NumPy array or a SciPy sparse matrix, got {type(weight).__name__}"
+    )
+
+
+def compress(dense: Tensor) -> CompressedRows:
+    """The entries of a dense matrix that are not zero."""
+    rows, cols = dense.nonzero(as_tuple=True)
+    return _compressed(rows, cols, dense[rows, cols], (dense.shape[0], dense.shape[1]))
+
+
+def _compressed(rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> CompressedRows:
+    """From the place of each entry, row by row."""
+    counts = torch.bincount(rows, minlength=shape[0])
+    return CompressedRows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), cols, values, shape)
+
+
+def _from_sparse(weight: Tensor, name: str) -> CompressedRows:
+    if weight.dim() != 2:
+        raise ValueError(f"a sparse {name} must have shape (rows, columns), got {tuple(weight.shape)}")
+    shape = (weight.shape[0], weight.shape[1])
+    if weight.layout == torch.sparse_coo:
+        weight = weight.coalesce()
+        if weight.dense_dim() == 0:
+            rows, cols = weight.indices()
+            return _compressed(rows, cols, weight.values(), shape)
+    elif weight.layout == torch.sparse_csr and weight.values().dim() == 1:
+        return CompressedRows(weight.crow_indices(), weight.col_indices(), weight.values(), shape)
+    raise ValueError(
+        f"a sparse {name} must have layout torch.sparse_csr or torch.sparse_coo with a number for each "
+        f"entry, got {weight.layout}"
+    )
+
+
+def _from_numpy(weight: np.ndarray[Any, Any], name: str) -> Tensor:
+    # PyTorch shares the memory of what it may write to, in the order in which it lies.
+    shared = weight if weight.flags.writeable and min(weight.strides, default=0) >= 0 else weight.copy()
+    try:
+        return torch.from_numpy(shared)
+    except TypeError as error:
+        raise TypeError(f"{name} must hold real numbers, got dtype {weight.dtype}") from error
+
+
+def _from_scipy(weight: Any, name: str) -> CompressedRows:
+    matrix = weight.tocsr()
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    starts, indices, values = (
+        _from_numpy(part, name) for part in (matrix.indptr, matrix.indices, matrix.data)
+    )
+    return CompressedRows(starts, indices, values, (int(matrix.shape[0]), int(matrix.shape[1])))
+
+
+def read_similarity(matrix: Tensor | CompressedRows, affinity: str, name: str = "weight") -> Similarity:
+    """The similarities of a weight, checked.
+
+    Raises:
+        TypeError: it is complex.
+        ValueError: it is empty or has fewer than two dimensions, holds NaN, infinity or, as a given
+            similarity, a negative number; the affinity is unknown.
+    """
+    if affinity not in AFFINITIES:
+        raise ValueError(f"affinity must be one of {AFFINITIES}, got {affinity!r}")
+    if matrix.dtype.is_complex:
+        raise TypeError(f"{name} must be real, got {matrix.dtype}")
+    if len(matrix.shape) < 2 or 0 in matrix.shape:
+        raise ValueError(f"{name} must have shape (out, in, *kernel), none 0, got {tuple(matrix.shape)}")
+    if isinstance(matrix, CompressedRows):
+        return _read_sparse(matrix, affinity, name)
+    return _read_dense(matrix, affinity, name)
+
+
+def _read_dense(weight: Tensor, affinity: str, name: str) -> DenseSimilarity:
+    if weight.dtype not in _FLOATS:
+        weight = weight.to(torch.float64)
+    scale = _scale(weight, affinity, name)
+    if weight.dim() > 2:
+        # The similarities at a kernel's positions are added.
+        planes = weight.flatten(2).to(torch.float64) * scale
+        weight = (planes.square() if affinity == "square" else planes.abs()).sum(2)
+        affinity, scale = "given", 1.0
+    if weight.stride(1) != 1:
+        weight = weight.contiguous()
+    return DenseSimilarity(weight, AFFINITIES.index(affinity), scale)
+
+
+def _read_sparse(matrix: CompressedRows, affinity: str, name: str) -> SparseSimilarity:
+    starts, indices, values, (_, cols) = matrix
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.to(torch.float32 if values.dtype in _FLOATS else torch.float64)
+    if starts.dtype != indices.dtype:
+        starts = starts.to(indices.dtype)
+    scale = _scale(values, affinity, f"{name}'s values") if len(values) else 1.0
+    return SparseSimilarity(
+        starts.contiguous(),
+        indices.contiguous(),
+        values.contiguous(),
+        cols,
+        AFFINITIES.index(affinity),
+        scale,
+    )
+
+
+def _scale(values: Tensor, affinity: str, name: str) -> float:
+    """A power of two that brings the largest number near one; raises for numbers that are not allowed."""
+    low, high = (float(extreme) for extreme in torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)) or (affinity == "given" and low < 0):
+        bad = ~values.isfinite() | (values < 0) if affinity == "given" else ~values.isfinite()
+        place = tuple(bad.nonzero()[0].tolist())
+        allowed = "finite and, as a given similarity, not negative" if affinity == "given" else "finite"
+        raise ValueError(f"{name} must be {allowed}, got {values[place].item()} at {place}")
+    largest = max(-low, high)
+    if largest == 0:
+        return 1.0
+    # As a number of the narrower type that it is multiplied in.
+    most = 1000 if values.dtype == torch.float64 else 126
+    return 2.0 ** -min(max(math.frexp(largest)[1], -most), most)

@@ -1,0 +1,176 @@
+"""The compiled operators of spectral clustering, and what stands in for them elsewhere.
+
+The products with a matrix of similarities run on the matrix's device. What follows them is small beside the
+matrix: sums over a basis of vectors, which on a GPU are PyTorch's own products of matrices, and the clusters
+themselves, which are found on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .library import BACKEND
+from .reference import spectral_operators as plain
+
+AFFINITIES = ("abs", "square", "given")
+
+# Blocks of vectors are a multiple of this wide; csrc/spectral.h.
+LANES = 8
+
+_OPS: Any = torch.ops.modfast if BACKEND == "compiled" else plain
+
+
+def similarity_sums(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The sums of the rows and of the columns of a dense matrix of similarities, float64."""
+    rows, cols = _OPS.similarity_sums(weight, affinity, scale)
+    return rows, cols
+
+
+def similarity_product(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass over the weight.
+
+    Args:
+        weight: ``(rows, cols)``, its rows contiguous.
+        affinity: index into ``AFFINITIES``: A is ``|scale W|``, ``(scale W)^2`` or ``scale W``.
+        scale: a number that brings the weights near one.
+        right: ``(cols, width)``, float32 or float64, in which all is computed; width a multiple of
+            ``LANES``. Without it there is no forward product.
+        left: ``(rows, width)``.
+        row_weights: ``(rows,)``, in place of left.
+
+    Returns:
+        ``(rows, width)`` and ``(cols, width)``; what was not asked for has no rows.
+    """
+    forward, backward = _OPS.similarity_product(weight, affinity, scale, right, left, row_weights)
+    return forward, backward
+
+
+def sparse_similarity_sums(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None = None,
+    left: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same for compressed sparse rows; given probes, ``A right`` and ``A^T left`` in place of sums."""
+    forward, backward = _OPS.sparse_similarity_sums(
+        starts, indices, values, cols, affinity, scale, right, left
+    )
+    return forward, backward
+
+
+def sparse_similarity_product(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`similarity_product`, for compressed sparse rows."""
+    forward, backward = _OPS.sparse_similarity_product(
+        starts, indices, values, cols, affinity, scale, right, left, row_weights
+    )
+    return forward, backward
+
+
+def basis_inner(basis: list[Tensor], block: Tensor) -> Tensor:
+    """``V^T W``, float64, for a basis V in blocks ``(n, width)`` side by side."""
+    ops = _OPS if block.device.type == "cpu" else plain
+    products: Tensor = ops.basis_inner(basis, block)
+    return products
+
+
+def basis_add_(block: Tensor, basis: list[Tensor], factors: Tensor) -> None:
+    """``W += V factors``."""
+    (_OPS if block.device.type == "cpu" else plain).basis_add_(block, basis, factors.contiguous())
+
+
+def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
+    """The first vectors of the basis become ``V factors``."""
+    (_OPS if factors.device.type == "cpu" else plain).basis_rotate_(basis, factors.contiguous())
+
+
+def k_means(
+    points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
+) -> tuple[Tensor, Tensor]:
+    """Labels of float32 points ``(n, dims)`` on the CPU, and their sum of squared distances ``(1,)``."""
+    labels, cost = _OPS.k_means(points, num_clusters, n_init, seed, max_iter, same_place)
+    return labels, cost
+
+
+def move_side(
+    labels: Tensor,
+    inside: Tensor,
+    volume: Tensor,
+    sizes: Tensor,
+    ties: Tensor,
+    degrees: Tensor,
+    least: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Moves nodes that have no ties to each other to where each lowers the normalised cut most.
+
+    Args:
+        labels: ``(n,)``; -1 stays.
+        inside: ``(k,)``, what ties the nodes of each cluster of the graph to each other.
+        volume: ``(k,)``, the sum of their degrees.
+        sizes: ``(k,)``, their number.
+        ties: float64 ``(n, k or more)``, of each node to each cluster.
+        degrees: ``(n,)``.
+        least: by how much a move must lower the cut.
+
+    Returns:
+        The first four as they are after the moves.
+    """
+    moved, inside, volume, sizes = _OPS.move_side(labels, inside, volume, sizes, ties, degrees, least)
+    return moved, inside, volume, sizes
+
+
+def move_graph(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    degrees: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    """The same for the nodes of a symmetric graph, sweep after sweep until none moves; new labels."""
+    moved: Tensor = _OPS.move_graph(
+        starts, indices, values, scale, degrees, labels, num_clusters, least, max_sweeps
+    )
+    return moved
+
+
+def graph_cut(
+    starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
+) -> tuple[Tensor, Tensor]:
+    """For each cluster what ties its nodes to each other, and the sum of their degrees."""
+    inside, volume = _OPS.graph_cut(starts, indices, values, scale, labels, num_clusters)
+    return inside, volume
+
+
+def edge_gradient(
+    weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
+) -> Tensor:
+    """``sign(W[i, j]) (row_terms[i] + col_terms[j] - 2 row_vectors[i] . col_vectors[j])``."""
+    grad: Tensor = _OPS.edge_gradient(weight, row_terms, col_terms, row_vectors, col_vectors)
+    return grad
