@@ -17,6 +17,9 @@ from torch import Tensor
 
 from .spectral_operators import LANES, basis_add_, basis_inner, basis_rotate_
 
+# Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
+_MAX_ROUNDS = 5
+
 
 class Eigen(NamedTuple):
     """Some of a matrix's eigenvalues and eigenvectors, largest first."""
@@ -124,37 +127,42 @@ def _orthonormal(
 ) -> tuple[Tensor | None, Tensor]:
     """An orthonormal block, at right angles to the basis: ``block = Q R`` less what lay in the basis.
 
-    By eigenvectors of ``W^T W`` (A. Stathopoulos and K. Wu, SIAM J. Sci. Comput. 23, 2002), twice. Directions
-    shorter than ``least`` are replaced by random ones, for which R has zeros.
+    By eigenvectors of ``W^T W`` (A. Stathopoulos and K. Wu, SIAM J. Sci. Comput. 23, 2002), again and again:
+    a direction much shorter than the longest is known badly, is stretched only so far, and is known better
+    by the next round. Directions of length zero are replaced by random ones, for which R has zeros.
 
     Args:
         block: is overwritten.
         basis: orthonormal blocks.
-        least: see above.
+        least: lengths up to this come from rounding.
         generator: of the random directions.
         inner: what of the block lay in the basis; what is still found there is added.
 
     Returns:
-        Q, or None if all directions are that short; and R.
+        Q, or None if no direction is longer than that; and R.
     """
     width = block.shape[1]
     coupling = torch.eye(width, dtype=torch.float64)
-    for attempt in range(2):
+    for attempt in range(_MAX_ROUNDS):
         with one_thread():
             squares, rotation = torch.linalg.eigh(basis_inner([block], block).cpu())
-        good = squares > least**2
-        if attempt == 0 and not good.any():
+        longest = float(squares[-1])
+        if attempt == 0 and longest <= least**2:
             return None, torch.zeros(width, width, dtype=torch.float64)
-        lengths = torch.where(good, squares, 1.0).sqrt()
-        coupling = (torch.where(good, lengths, 0.0)[:, None] * rotation.T) @ coupling
-        basis_rotate_([block], torch.where(good, rotation / lengths, 0.0).to(block.device))
-        if not good.all():
-            _fill(block, basis, ~good, generator)
-        elif attempt == 0 and basis:
+        lengths = squares.clamp(min=least * longest).sqrt()
+        coupling = (lengths[:, None] * rotation.T) @ coupling
+        basis_rotate_([block], (rotation / lengths).to(block.device))
+        if attempt > 0 and float(squares[0]) > 0.5:
+            break
+        if basis:
             rest = basis_inner(basis, block)
             basis_add_(block, basis, -rest)
             if inner is not None:
                 inner += rest @ coupling.to(rest.device)
+    else:
+        empty = squares < 0.5
+        coupling[empty] = 0.0
+        _fill(block, basis, empty, generator)
     return block, coupling
 
 

@@ -72,9 +72,9 @@ def spectral_cocluster(
 
     Args:
         weight: ``(out, in, *kernel)``: a dense tensor of any real dtype, on the CPU or a GPU, or a NumPy
-            array; or ``(out, in)``: a ``torch.sparse_csr`` or ``sparse_coo`` tensor or a SciPy sparse matrix. The
-            similarities at a kernel's positions are added. No copy is made of a 2-D floating-point weight
-            whose rows or columns are contiguous.
+            array; or ``(out, in)``: a ``torch.sparse_csr`` or ``sparse_coo`` tensor or a SciPy sparse matrix.
+            The similarities at a kernel's positions are added. No copy is made of a 2-D floating-point
+            weight whose rows or columns are contiguous.
         num_clusters: from 1 to the smaller of ``out`` and ``in``.
         affinity: the similarity: ``"abs"``, ``|weight|``; ``"square"``, ``weight^2``; ``"given"``,
             ``weight`` itself, which must not be negative (an accumulated gradient, for example).
