@@ -103,24 +103,44 @@ def _matching(layers: Sequence[Layer], pattern: str, argument: str) -> list[int]
         i for i, pair in enumerate(names) if any(fnmatchcase(name, pattern) for name in pair)
     ]
     if not matched:
-        known = ", ".join(repr(layer.name) for layer in layers) or "none"
-        raise ValueError(f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {known}")
+        raise ValueError(
+            f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {_names(layers)}"
+        )
     return matched
 
 
-def match_layers(model: nn.Module, patterns: Sequence[str] | str) -> list[Layer]:
-    """The layers that any of the names or globs matches, in the model's order.
+def match_layers(
+    model: nn.Module, patterns: Sequence[str] | str, *, in_given_order: bool = False
+) -> list[Layer]:
+    """The layers that any of the names or globs matches, in the model's order or that of the patterns.
 
     Raises:
         ValueError: a pattern matches none.
     """
     layers = find_layers(model)
-    chosen = {
+    chosen = [
         index
         for pattern in ([patterns] if isinstance(patterns, str) else patterns)
         for index in _matching(layers, pattern, "layers")
-    }
-    return [layers[index] for index in sorted(chosen)]
+    ]
+    return [layers[index] for index in (dict.fromkeys(chosen) if in_given_order else sorted(set(chosen)))]
+
+
+def find_layer(model: nn.Module, name: str, argument: str) -> Layer:
+    """The layer of this name, or whose weight has it.
+
+    Raises:
+        ValueError: there is none; the message names ``argument``.
+    """
+    layers = find_layers(model)
+    for layer in layers:
+        if name in (layer.name, layer.parameter_name):
+            return layer
+    raise ValueError(f"{argument}: {name!r} is no layer with a weight matrix; there are: {_names(layers)}")
+
+
+def _names(layers: Sequence[Layer]) -> str:
+    return ", ".join(repr(layer.name) for layer in layers) or "none"
 
 
 def partitioned_layers(
@@ -139,8 +159,9 @@ def partitioned_layers(
             raise TypeError(f"partitions[{name!r}] must be a Partition, got {type(partition).__name__}")
         matched = [i for i, layer in enumerate(layers) if name in (layer.name, layer.parameter_name)]
         if not matched:
-            known = ", ".join(repr(layer.name) for layer in layers) or "none"
-            raise ValueError(f"partitions: {name!r} is no layer with a weight matrix; there are: {known}")
+            raise ValueError(
+                f"partitions: {name!r} is no layer with a weight matrix; there are: {_names(layers)}"
+            )
         if matched[0] in chosen:
             raise ValueError(f"partitions: {name!r} is named twice")
         check_fit(layers[matched[0]], partition)

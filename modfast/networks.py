@@ -1,0 +1,193 @@
+"""A whole network: as a graph, its clusters layer by layer, and how its loss depends on one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .chain import find_chain, graph_of, nodes_of
+from .layers import find_layer
+from .partition import Labels, Partition, _labels
+
+
+def network_graph(model: nn.Module, layers: Sequence[str] | str | None = None) -> Tensor:
+    """The whole network as one sparse undirected graph.
+
+    The nodes are the inputs of the first layer, then the outputs of each layer in order: the neurons of a
+    linear layer, the channels of a convolution. Each layer ties its outputs to its inputs by ``|W|``; a
+    kernel's positions are summed. Where a convolution's channels are flattened for a linear layer, a
+    channel's positions are summed as well. Zero weights tie nothing and are not stored.
+
+    The layers are taken for a chain, each reading the one before: PyTorch does not say how a model joins its
+    layers. A batch norm registered after a layer and before the next, with as many features as the layer has
+    outputs, is folded in: it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. Biases,
+    activations, other normalisations and skip connections are left out.
+
+    Args:
+        model: the network. ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` (grouped ones too)
+            and ``transformers``' ``Conv1D`` are its layers.
+        layers: names of layers or parameters, or globs of them (``"features.*"``), in the order of the
+            chain; the layers of one glob in the model's order. By default every layer in the model's order.
+
+    Returns:
+        ``torch.sparse_csr``, ``(n, n)``, symmetric, not negative; float64 if a weight is, else float32;
+        int64 indices; on the device of the first layer. :func:`network_nodes` tells which node is which.
+
+    Raises:
+        ValueError: the model has no layer, ``layers`` names none or one of another kind, a layer does not
+            fit the one before it, several batch norms follow one layer, or a weight is empty or not finite.
+        TypeError: ``model`` is no ``nn.Module``.
+
+    Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> model[0].weight.data = torch.tensor([[3.0, -4.0]])
+        >>> model[1].weight.data = torch.tensor([[5.0]])
+        >>> network_graph(model).to_dense()
+        tensor([[0., 0., 3., 0.],
+                [0., 0., 4., 0.],
+                [3., 4., 0., 5.],
+                [0., 0., 5., 0.]])
+    """
+    return graph_of(find_chain(model, layers))
+
+
+def network_nodes(model: nn.Module, layers: Sequence[str] | str | None = None) -> dict[str, slice]:
+    """Where in :func:`network_graph` each layer's outputs lie.
+
+    Args:
+        model: as there.
+        layers: as there.
+
+    Returns:
+        Layer name to nodes, in the graph's order; first of all ``".input"``, the inputs of the first layer
+        (no layer can have that name).
+
+    Raises:
+        ValueError, TypeError: as there.
+
+    Example:
+        >>> network_nodes(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+        {'.input': slice(0, 2, None), '0': slice(2, 5, None), '2': slice(5, 6, None)}
+    """
+    return nodes_of(find_chain(model, layers))
+
+
+def network_partitions(
+    model: nn.Module, labels: Labels, layers: Sequence[str] | str | None = None
+) -> dict[str, Partition]:
+    """The partition of each layer's weight, from clusters of the whole network.
+
+    Args:
+        model: as for :func:`network_graph`.
+        labels: the cluster of each node of that graph: integers, -1 for "in no cluster". A tensor, list or
+            numpy array.
+        layers: as for :func:`network_graph`.
+
+    Returns:
+        Layer name to :class:`Partition`, as :class:`EnmeshmentLoss` and :func:`save_partitions` take it. All
+        have the same number of clusters, the largest label + 1. After a flatten a channel's positions share
+        its label. Grouped convolutions are left out: a column of theirs is another channel in each group.
+
+    Raises:
+        ValueError: as for :func:`network_graph`; labels of another number or kind, or below -1.
+        TypeError: as for :func:`network_graph`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> partitions = network_partitions(model, [0, 1, 0, 1, 1])
+        >>> partitions["2"].row_labels, partitions["2"].col_labels
+        (tensor([1]), tensor([0, 1]))
+    """
+    chain = find_chain(model, layers)
+    nodes = nodes_of(chain)
+    total = list(nodes.values())[-1].stop
+    given = _labels("labels", labels, 2**31 - 2)
+    if len(given) != total:
+        raise ValueError(f"labels must be {total}, one for each node of the network, got {len(given)}")
+    count = max(int(given.max()) + 1, 1)
+    partitions = {}
+    for link, (before, after) in zip(chain, pairwise(nodes.values()), strict=True):
+        if link.groups == 1:
+            positions = link.weight.shape[1] // link.inputs
+            partitions[link.layer.name] = Partition(
+                given[after], given[before].repeat_interleave(positions), count
+            )
+    return partitions
+
+
+def gradient_affinity(
+    model: nn.Module,
+    layer: str,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Tensor],
+) -> Tensor:
+    """How much a loss, over batches, depends on each weight of a layer: ``|sum of dL/dW|``.
+
+    A similarity of rows and columns for ``spectral_cocluster(..., affinity="given")``, in place of ``|W|``.
+
+    The model runs as it is, in training or evaluation mode, and is left as it was: no ``.grad`` and no
+    ``requires_grad`` changes. The weight may be frozen. Nothing is moved to another device.
+
+    Args:
+        model: is called as ``model(inputs)``.
+        layer: the name of the layer (``"fc2"``) or of its weight (``"fc2.weight"``).
+        batches: pairs ``(inputs, targets)``, on the model's device: a ``DataLoader``, for example.
+        loss: is called as ``loss(outputs, targets)`` and returns a scalar, as
+            ``torch.nn.functional.cross_entropy`` does.
+
+    Returns:
+        ``(out, in, *kernel)``, also where the weight is stored transposed; float64 for a float64 weight, else
+        float32; on the weight's device, detached.
+
+    Raises:
+        ValueError: no such layer, or one whose weight is computed (parametrised); no batches; the loss is
+            no scalar, does not depend on the layer, or its gradient is NaN or infinite.
+        TypeError: ``model`` is no ``nn.Module``; an element of ``batches`` is no pair.
+
+    Source: arXiv 2409.15747 and 2502.02470, whose similarities are this one and ``|W|``.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> batches = [(torch.tensor([[1.0, 2.0]]), 1.0), (torch.tensor([[0.0, -5.0]]), 1.0)]
+        >>> gradient_affinity(model, "", batches, lambda outputs, targets: (targets * outputs).sum())
+        tensor([[1., 3.]])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    chosen = find_layer(model, layer, "layer")
+    if chosen.attribute not in chosen.module._parameters:
+        raise ValueError(
+            f"layer: {layer!r} has a computed (parametrised) weight, which no gradient is kept of"
+        )
+    # It takes the parameter's place, so that a frozen one has a gradient too, and no .grad is touched.
+    weight = chosen.stored().detach().requires_grad_()
+    total = torch.zeros_like(
+        weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
+    )
+    count = 0
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(f"batches must hold pairs (inputs, targets), got {type(batch).__name__}")
+        inputs, targets = batch
+        with torch.enable_grad():
+            outputs = torch.func.functional_call(model, {chosen.parameter_name: weight}, (inputs,))
+            value = loss(outputs, targets)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"loss must return a scalar tensor, got {given}")
+        gradient = torch.autograd.grad(value, weight, allow_unused=True)[0] if value.requires_grad else None
+        if gradient is None:
+            raise ValueError(f"loss does not depend on the weight of layer {layer!r}")
+        total += gradient
+        count += 1
+    if count == 0:
+        raise ValueError("batches holds no batch")
+    if not total.isfinite().all():
+        raise ValueError(f"the gradient of the loss in layer {layer!r} must be finite, got NaN or infinity")
+    return chosen.oriented(total).abs()

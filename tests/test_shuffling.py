@@ -1,0 +1,253 @@
+"""The shuffle test: what it finds, what it shuffles, and its threads."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modfast import shuffling
+from modfast.shuffling import shuffle_test
+
+
+def modular(sizes: list[int], seed: int = 0, spread: float = 0.0) -> nn.Sequential:
+    """Linear layers of two modules each, even and odd neurons; ``spread`` times the weight between them."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
+    for layer in layers:
+        same = (torch.arange(layer.out_features)[:, None] + torch.arange(layer.in_features)) % 2 == 0
+        layer.weight.data = torch.randn(same.shape) * torch.where(same, 1.0, spread)
+    return nn.Sequential(*layers)
+
+
+def test_modules_stand_out() -> None:
+    model = modular([8, 8, 8], spread=0.05)
+    result = shuffle_test(model, 2, 19, n_init=2)
+    assert result.z_score < -4
+    assert result.p_value == 1 / 20
+    assert result.normalized_cut < 0.2 < result.shuffled.min()
+    assert result.shuffled.shape == (19,)
+    assert result.shuffled.dtype == torch.float64
+
+
+def test_a_random_network_does_not() -> None:
+    result = shuffle_test(modular([8, 8, 8], spread=1.0), 2, 19, n_init=2)
+    assert abs(result.z_score) < 2
+    assert result.p_value > 0.1
+
+
+def test_statistics() -> None:
+    result = shuffle_test(modular([6, 6], spread=0.5), 2, 7, n_init=1)
+    values = result.shuffled.numpy()
+    assert result.mean == pytest.approx(np.mean(values))
+    assert result.std == pytest.approx(np.std(values, ddof=1))
+    assert result.z_score == pytest.approx((result.normalized_cut - np.mean(values)) / np.std(values, ddof=1))
+    assert result.p_value == (1 + sum(value <= result.normalized_cut for value in values)) / 8
+
+
+def test_equal_weights_have_no_score() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.data.fill_(1.0)
+    result = shuffle_test(model, 2, 3)
+    assert result.shuffled.unique().tolist() == [result.normalized_cut]
+    assert math.isnan(result.z_score)
+    assert result.p_value == 1.0
+
+
+def test_seeds_and_workers() -> None:
+    model = modular([6, 6, 4], spread=0.5)
+    first = shuffle_test(model, 2, 6, seed=3, workers=1, n_init=1)
+    second = shuffle_test(model, 2, 6, seed=3, workers=2, n_init=1)
+    assert torch.equal(first.shuffled, second.shuffled)
+    assert first._replace(shuffled=None) == second._replace(shuffled=None)
+    assert first.shuffled.unique().numel() > 1
+    # A shuffle depends on its number alone, not on how many there are, and not on its neighbour's seed.
+    assert torch.equal(shuffle_test(model, 2, 3, seed=3, n_init=1).shuffled, first.shuffled[:3])
+    other = shuffle_test(model, 2, 6, seed=4, n_init=1)
+    assert not set(other.shuffled.tolist()) & set(first.shuffled.tolist())
+
+
+def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(8, 3), nn.Conv1d(3, 6, 2, groups=3)
+    )
+    model[3].weight.data[0] = 0.0
+    chain = shuffling.find_chain(model, None)
+    shuffled = [shuffling._shuffled(chain, 0, number) for number in range(2)]
+    for links in shuffled:
+        for link, own in zip(links, chain, strict=True):
+            assert link.weight.shape == own.weight.shape
+            assert not torch.equal(link.weight, own.weight)
+            torch.testing.assert_close(
+                link.weight.flatten().sort().values, own.weight.flatten().sort().values, rtol=0, atol=0
+            )
+            assert (link.norm, link.groups, link.inputs) == (own.norm, own.groups, own.inputs)
+    assert not torch.equal(shuffled[0][0].weight, shuffled[1][0].weight)
+    # What is clustered is these.
+    seen = []
+
+    def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
+        seen.append(graph.to_dense())
+        return torch.arange(len(graph.to_dense())) % num_clusters
+
+    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    shuffle_test(model, 2, 2, workers=1)
+    for graph, links in zip(seen, [chain, *shuffled], strict=True):
+        torch.testing.assert_close(graph, shuffling.graph_of(links).to_dense(), rtol=0, atol=0)
+
+
+def test_every_entry_goes_everywhere() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.data = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    chain = shuffling.find_chain(model, None)
+    orders = {
+        tuple(shuffling._shuffled(chain, 0, number)[0].weight.flatten().tolist()) for number in range(400)
+    }
+    assert len(orders) == 24
+
+
+def test_the_model_and_the_random_state_stay() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    shuffle_test(model, 2, 2, n_init=1)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_layers_are_passed_on() -> None:
+    model = nn.ModuleDict({"b": nn.Linear(4, 4), "a": nn.Linear(6, 4)})
+    with pytest.raises(ValueError, match="'a' takes 6 inputs"):
+        shuffle_test(model, 2, 2)
+    assert shuffle_test(model, 2, 2, layers=["a", "b"], n_init=1).shuffled.shape == (2,)
+
+
+def test_progress() -> None:
+    calls = []
+    shuffle_test(modular([4, 4]), 2, 5, n_init=1, progress=lambda *call: calls.append(call))
+    assert calls == [(done, 5) for done in range(1, 6)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads(threads: int, set_threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_threads(threads)
+    within, real = [], shuffling.spectral_cluster
+
+    def cluster(*given: Any, **options: Any) -> Tensor:
+        within.append((torch.get_num_threads(), threading.current_thread()))
+        return real(*given, **options)
+
+    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    shuffle_test(modular([4, 4]), 2, 8, n_init=1)
+    assert {count for count, _ in within} == {1}
+    assert len({thread for _, thread in within}) <= threads
+    assert not any(thread.is_alive() for _, thread in within)
+    assert torch.get_num_threads() == threads
+    afterwards = []
+    thread = threading.Thread(target=lambda: afterwards.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert afterwards == [threads]
+
+
+def test_shuffles_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, calls = threading.Barrier(2, timeout=30), iter([None])
+
+    def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
+        if next(calls, graph) is not None:  # the network itself is clustered first, alone
+            together.wait()
+        return torch.arange(graph.shape[0]) % num_clusters
+
+    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    shuffle_test(modular([4, 4]), 2, 4, workers=2)
+
+
+@pytest.mark.parametrize("fails", [1, 4])
+def test_an_error_ends_the_test(fails: int, monkeypatch: pytest.MonkeyPatch, set_threads: Any) -> None:
+    set_threads(2)
+    calls = []
+
+    def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
+        calls.append(None)
+        if len(calls) == fails:
+            raise RuntimeError("no memory")
+        time.sleep(0.01)
+        return torch.arange(graph.shape[0]) % num_clusters
+
+    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    with pytest.raises(RuntimeError, match="no memory"):
+        shuffle_test(modular([4, 4]), 2, 500, workers=2)
+    assert len(calls) < 50
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_in_progress_ends_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], shuffling.spectral_cluster
+
+    def cluster(*given: Any, **options: Any) -> Tensor:
+        calls.append(None)
+        return real(*given, **options)
+
+    def progress(done: int, total: int) -> None:
+        raise OSError("closed")
+
+    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    with pytest.raises(OSError, match="closed"):
+        shuffle_test(modular([8, 8, 8], spread=1.0), 2, 500, workers=2, progress=progress)
+    assert len(calls) < 50
+
+
+def test_an_interrupt_ends_the_test(monkeypatch: pytest.MonkeyPatch, set_threads: Any) -> None:
+    set_threads(2)
+    calls = []
+
+    def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
+        calls.append(threading.current_thread())
+        if len(calls) == 6:  # by then both threads have long been started
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.05)
+        return torch.arange(graph.shape[0]) % num_clusters
+
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals arrive in the main thread")
+    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    with pytest.raises(KeyboardInterrupt):
+        shuffle_test(modular([4, 4]), 2, 500, workers=2)
+    assert len(calls) < 20
+    assert not any(thread.is_alive() for thread in calls)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_shuffles": 1}, ValueError, "num_shuffles must be at least 2, got 1"),
+        ({"num_shuffles": 0}, ValueError, "num_shuffles must be a positive integer, got 0"),
+        ({"num_shuffles": 2.0}, ValueError, "num_shuffles must be a positive integer"),
+        ({"num_clusters": 0}, ValueError, "num_clusters"),
+        ({"num_clusters": 9}, ValueError, "num_clusters"),
+        ({"workers": 0}, ValueError, "workers must be a positive integer, got 0"),
+        ({"seed": -1}, ValueError, "seed must be an integer in"),
+        ({"seed": 2**63}, ValueError, "seed must be an integer in"),
+        ({"seed": 1.5}, ValueError, "seed must be an integer in"),
+        ({"n_init": 0}, ValueError, "n_init"),
+        ({"return_info": True}, TypeError, r"got \['return_info'\]"),
+        ({"restarts": 3}, TypeError, r"got \['restarts'\]"),
+        ({"layers": ["fc9"]}, ValueError, "'fc9' matches no layer"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {"num_clusters": 2, "num_shuffles": 2} | arguments
+    with pytest.raises(error, match=message):
+        shuffle_test(nn.Linear(4, 4), **given)
