@@ -92,13 +92,17 @@ template <class C>
 void basis_rotate(const Basis<C>& basis, const double* factors, int64_t width, ParallelFor parallel_for);
 
 // k-means: the tightest of several k-means++ starts (on a sample where there are many points), then Lloyd's
-// iterations on all points. Places closer than same_place are one. Returns the sum of squared distances.
+// iterations on all points. Places closer than same_place are one.
 struct KMeans {
   int64_t points = 0, dims = 0, clusters = 0, starts = 0, max_iterations = 0;
   uint64_t seed = 0;
   double same_place = 0;
 };
-double k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for);
+struct Tightness {
+  double cost = 0;  // the sum of squared distances from the clusters' means
+  int64_t iterations = 0;
+};
+Tightness k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for);
 
 // The clusters of a graph, as its normalised cut sees them; nodes of label -1 are in none.
 struct Cut {

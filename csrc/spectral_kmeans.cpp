@@ -102,14 +102,15 @@ void fill_empty(const float* points, int64_t count, int64_t dims, int64_t* label
   }
 }
 
-// Lloyd's iterations, until no point changes its cluster. Returns the cost.
-double lloyd(const float* points, int64_t count, Centres* centres, int64_t max_iterations, int64_t* labels,
-             ParallelFor parallel_for) {
+// Lloyd's iterations, until no point changes its cluster.
+Tightness lloyd(const float* points, int64_t count, Centres* centres, int64_t max_iterations, int64_t* labels,
+                ParallelFor parallel_for) {
   const int64_t dims = centres->dims, chunks = (count + kPointsOfChunk - 1) / kPointsOfChunk;
   std::vector<float> squares(count);
   std::fill(labels, labels + count, -1);
-  double cost = 0;
-  for (int64_t iteration = 0; iteration < max_iterations; ++iteration) {
+  Tightness result;
+  for (; result.iterations < max_iterations;) {
+    ++result.iterations;
     std::vector<Sums> of_chunk(chunks, Sums(dims, centres->count));
     for_each_chunk(parallel_for, count, kPointsOfChunk, [&](int64_t begin, int64_t end) {
       assign(points, begin, end, *centres, labels, squares.data(), &of_chunk[begin / kPointsOfChunk]);
@@ -117,7 +118,7 @@ double lloyd(const float* points, int64_t count, Centres* centres, int64_t max_i
     Sums sums(dims, centres->count);
     for (const Sums& each : of_chunk) sums.add(each);
     fill_empty(points, count, dims, labels, squares.data(), &sums);
-    cost = sums.cost;
+    result.cost = sums.cost;
     if (sums.moved == 0) break;
     std::vector<float> mean(dims);
     for (int64_t c = 0; c < centres->count; ++c) {
@@ -128,7 +129,7 @@ double lloyd(const float* points, int64_t count, Centres* centres, int64_t max_i
       centres->set(c, mean.data());
     }
   }
-  return cost;
+  return result;
 }
 
 // k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by squared distance.
@@ -167,7 +168,7 @@ void serially(int64_t count, int64_t, LoopBody body, void* context) { body(0, co
 
 }  // namespace
 
-double k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for) {
+Tightness k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for) {
   const int64_t count = problem.points, dims = problem.dims;
   // One point from each of so many stretches.
   const int64_t tried = std::min(count, kSample);
@@ -183,21 +184,23 @@ double k_means(const KMeans& problem, const float* points, int64_t* labels, Para
     from = sample.data();
   }
   std::vector<Centres> found(problem.starts, Centres(dims, problem.clusters));
-  std::vector<double> costs(problem.starts);
+  std::vector<Tightness> results(problem.starts);
   std::vector<std::vector<int64_t>> of_sample(problem.starts);
   for_each_chunk(parallel_for, problem.starts, 1, [&](int64_t start, int64_t) {
     Random random{problem.seed ^ (0xd1342543de82ef95u * static_cast<uint64_t>(start + 1))};
     found[start] = first_centres(problem, from, tried, random);
     of_sample[start].resize(tried);
-    costs[start] =
+    results[start] =
         lloyd(from, tried, &found[start], problem.max_iterations, of_sample[start].data(), serially);
   });
-  const auto best = std::min_element(costs.begin(), costs.end()) - costs.begin();
+  const auto best = std::min_element(results.begin(), results.end(),
+                                     [](const auto& a, const auto& b) { return a.cost < b.cost; }) -
+                    results.begin();
   if (tried < count) {
     return lloyd(points, count, &found[best], problem.max_iterations, labels, parallel_for);
   }
   std::copy(of_sample[best].begin(), of_sample[best].end(), labels);
-  return costs[best];
+  return results[best];
 }
 
 }  // namespace modfast

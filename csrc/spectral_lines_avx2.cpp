@@ -3,7 +3,8 @@
 
 #include "spectral_lines.h"
 
-// The compiler warns that wide vectors would be passed differently under other options; none leaves this file.
+// The compiler warns that wide vectors would be passed differently under other options; none leaves this
+// file.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif

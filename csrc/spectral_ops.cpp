@@ -250,8 +250,8 @@ void basis_rotate_cpu(std::vector<Tensor> basis, Tensor factors) {
   });
 }
 
-std::tuple<Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_clusters, int64_t n_init, int64_t seed,
-                                       int64_t max_iter, double same_place) {
+std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_clusters, int64_t n_init,
+                                               int64_t seed, int64_t max_iter, double same_place) {
   checked(points, ScalarType::Float, {-1, -1}, "points");
   REQUIRE(points.size(0) >= 1, "points must hold at least one");
   REQUIRE(num_clusters >= 1 && n_init >= 1 && max_iter >= 1,
@@ -268,9 +268,12 @@ std::tuple<Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_clusters, int6
   problem.same_place = same_place;
   Tensor labels = torch::stable::new_empty(points, {problem.points}, ScalarType::Long);
   Tensor cost = torch::stable::new_empty(points, {1}, ScalarType::Double);
-  *mutable_data_of<double>(cost) =
+  Tensor iterations = torch::stable::new_empty(points, {1}, ScalarType::Long);
+  const Tightness found =
       k_means(problem, data_of<float>(points), mutable_data_of<int64_t>(labels), parallel_for);
-  return {labels, cost};
+  *mutable_data_of<double>(cost) = found.cost;
+  *mutable_data_of<int64_t>(iterations) = found.iterations;
+  return {labels, cost, iterations};
 }
 
 void check_node_labels(const Tensor& labels, int64_t nodes, int64_t num_clusters) {
@@ -369,7 +372,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("basis_add_(Tensor(a!) block, Tensor[] basis, Tensor factors) -> ()");
   m.def("basis_rotate_(Tensor(a!)[] basis, Tensor factors) -> ()");
   m.def("k_means(Tensor points, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
-        "-> (Tensor, Tensor)");
+        "-> (Tensor, Tensor, Tensor)");
   m.def("move_side(Tensor labels, Tensor inside, Tensor volume, Tensor sizes, Tensor ties, Tensor degrees, "
         "float least) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("move_graph(Tensor starts, Tensor indices, Tensor values, float scale, Tensor degrees, Tensor labels, "

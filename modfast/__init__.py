@@ -4,13 +4,17 @@ from .circuits import class_accuracy, cluster_accuracy
 from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy_loss import EnmeshmentLoss
 from .library import backend
+from .networks import gradient_affinity, network_graph, network_nodes, network_partitions
 from .partition import Partition, load_partitions, save_partitions
-from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
+from .shuffling import ShuffleTest, shuffle_test
+from .spectral import ConvergenceWarning, normalized_cut, spectral_cluster, spectral_cocluster
 from .version import __version__
 
 __all__ = [
+    "ConvergenceWarning",
     "EnmeshmentLoss",
     "Partition",
+    "ShuffleTest",
     "__version__",
     "backend",
     "block_energy",
@@ -20,9 +24,14 @@ __all__ = [
     "cluster_accuracy",
     "clusterability",
     "enmeshment",
+    "gradient_affinity",
     "load_partitions",
+    "network_graph",
+    "network_nodes",
+    "network_partitions",
     "normalized_cut",
     "save_partitions",
+    "shuffle_test",
     "spectral_cluster",
     "spectral_cocluster",
 ]

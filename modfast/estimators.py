@@ -227,8 +227,10 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
             self.labels_ = labels.numpy()
             if self.verbose:
                 print(
-                    f"{info['passes']} passes over the graph in {info['seconds']:.3g} s, "
-                    f"largest residual {float(max(info['residuals'], default=0.0)):.1e}"
+                    f"Initialization complete: {info['passes']} passes over the graph, "
+                    f"largest residual {float(max(info['residuals'], default=0.0)):.1e}\n"
+                    f"Iteration {info['iterations']}, inertia {info['inertia']:.6g}: "
+                    f"the last of k-means, after {info['seconds']:.3g} s"
                 )
         else:
             self.labels_ = self._labels_by_scikit_learn(graph, random_state, options)

@@ -96,7 +96,8 @@ def spectral_cocluster(
 
         With ``return_info`` also a dict: ``singular_values``, the largest of N (the first is 1), and
         ``residuals``, ``|N^T u - s v|``, both float64 ``(num_clusters,)``; ``passes`` over the matrix by the
-        solver; ``converged``; ``seconds``.
+        solver; ``converged``; of k-means, ``inertia``, the sum of squared distances of the embedded nodes
+        from their cluster's mean, and ``iterations`` of the tightest start; ``seconds``.
 
     Raises:
         TypeError: ``weight`` is none of those, or complex.
@@ -127,7 +128,7 @@ def spectral_cocluster(
     degrees = similarity.sums()
     labels = [torch.full((size,), -1) for size in sides]
     tied = [(each > 0).cpu() for each in degrees]
-    found = None
+    found, tightness = None, {"inertia": 0.0, "iterations": 0}
     if tied[0].any():
         # What the rounding of the weights may change in a singular value, the first of which is 1.
         rounding = torch.finfo(matrix.dtype if matrix.dtype.is_floating_point else torch.float64).eps
@@ -140,13 +141,13 @@ def spectral_cocluster(
             seed=int(seed),
             rounding=max(rounding, 1e-12),
         )
-        joint = _cluster(found, int(num_clusters), int(n_init), int(seed))
+        joint, tightness = _cluster(found, int(num_clusters), int(n_init), int(seed))
         labels[0][tied[0]], labels[1][tied[1]] = joint.tensor_split([int(tied[0].sum())])
         labels = _refine_sides(similarity, degrees, labels, int(num_clusters), found.dtype)
     joint = _numbered_as_met(torch.cat(labels[::-1] if turned else labels))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
     partition = Partition(row_labels, col_labels, int(num_clusters)).to(matrix.device)
-    info = _info("singular_values", found, int(num_clusters), start)
+    info = _info("singular_values", found, int(num_clusters), start) | tightness
     return (partition, info) if return_info else partition
 
 
@@ -225,12 +226,12 @@ def spectral_cluster(
     _check_solver(n_init, tol, max_iter, seed)
     labels = torch.full((nodes,), -1)
     tied = (degrees > 0).cpu()
-    found = None
+    found, tightness = None, {"inertia": 0.0, "iterations": 0}
     if tied.any():
         found = embed_graph(
             similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
         )
-        labels[tied] = _cluster(found, int(num_clusters), int(n_init), int(seed))
+        labels[tied], tightness = _cluster(found, int(num_clusters), int(n_init), int(seed))
         labels = ops.move_graph(
             *_on_cpu(similarity),
             degrees.cpu(),
@@ -240,7 +241,7 @@ def spectral_cluster(
             _MAX_SWEEPS,
         )
     labels = _numbered_as_met(labels).to(similarity.device)
-    info = _info("eigenvalues", found, int(num_clusters), start)
+    info = _info("eigenvalues", found, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 
 
@@ -393,11 +394,13 @@ def _warn_unless(converged: bool, passes: int, residuals: Tensor) -> None:
 # --- From places to clusters
 
 
-def _cluster(found: Embedding, num_clusters: int, n_init: int, seed: int) -> Tensor:
-    """The labels of the embedded nodes."""
+def _cluster(found: Embedding, num_clusters: int, n_init: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """The labels of the embedded nodes, and how tight their clusters are."""
     same_place = 1e-6 if found.dtype == torch.float64 else 1e-4
-    labels, _ = ops.k_means(found.points.contiguous(), num_clusters, n_init, seed, _MAX_LLOYD, same_place)
-    return labels
+    labels, cost, iterations = ops.k_means(
+        found.points.contiguous(), num_clusters, n_init, seed, _MAX_LLOYD, same_place
+    )
+    return labels, {"inertia": float(cost), "iterations": int(iterations)}
 
 
 def _numbered_as_met(labels: Tensor) -> Tensor:

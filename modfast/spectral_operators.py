@@ -109,10 +109,14 @@ def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
 
 def k_means(
     points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
-) -> tuple[Tensor, Tensor]:
-    """Labels of float32 points ``(n, dims)`` on the CPU, and their sum of squared distances ``(1,)``."""
-    labels, cost = _OPS.k_means(points, num_clusters, n_init, seed, max_iter, same_place)
-    return labels, cost
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels of float32 points ``(n, dims)`` on the CPU, of the tightest of so many starts.
+
+    Also the sum of their squared distances from their means, ``(1,)``, and the number of Lloyd's iterations,
+    ``(1,)``.
+    """
+    labels, cost, iterations = _OPS.k_means(points, num_clusters, n_init, seed, max_iter, same_place)
+    return labels, cost, iterations
 
 
 def move_side(

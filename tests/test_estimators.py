@@ -26,12 +26,6 @@ import modfast
 from modfast import estimators
 from modfast.estimators import SpectralClustering, SpectralCoclustering
 
-# Tests of scikit-learn's that cannot pass, and why.
-CANNOT_PASS = {
-    "test_scikit_learns_verbose[kmeans]": "expects the words in which scikit-learn's k-means tells of each "
-    "of its iterations; modfast's k-means is part of the solver and tells of its result only",
-}
-
 SPARSE = [scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, scipy.sparse.coo_matrix, scipy.sparse.csr_array]
 
 
@@ -65,13 +59,6 @@ globals().update(scikit_learns_tests("test_spectral", SpectralClustering))
 def global_random_seed() -> int:
     """What scikit-learn's tests call it; this is its own choice, and any from 0 to 99 is to do."""
     return 42
-
-
-@pytest.fixture(autouse=True)
-def expect_what_cannot_pass(request: pytest.FixtureRequest) -> None:
-    if request.node.name in CANNOT_PASS:
-        reason = CANNOT_PASS[request.node.name]
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError))
 
 
 def test_scikit_learns_tests_are_found() -> None:

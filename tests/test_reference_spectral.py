@@ -236,7 +236,7 @@ def test_any_weight(rows: int, cols: int, data: st.DataObject, share: float, see
 def test_an_emptied_cluster_gets_the_farthest_point() -> None:
     # Both far centres lose every point to the near one.
     points = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
-    labels, cost = lloyd(points, torch.tensor([[0.4], [50.0], [60.0]], dtype=torch.float64))
+    labels, cost, _ = lloyd(points, torch.tensor([[0.4], [50.0], [60.0]], dtype=torch.float64))
     assert sorted(torch.bincount(labels, minlength=3).tolist()) == [1, 1, 1]
     assert cost == 0.0
 

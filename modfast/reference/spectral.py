@@ -322,7 +322,7 @@ def _kmeans(points: Tensor, num_clusters: int, n_init: int, generator: torch.Gen
     """The labels, of ``n_init`` starts, with the least sum of squared distances from the clusters' means."""
     best_labels, best_cost = torch.zeros(len(points), dtype=torch.int64), torch.inf
     for _ in range(n_init):
-        labels, cost = lloyd(points, first_centres(points, num_clusters, generator))
+        labels, cost, _ = lloyd(points, first_centres(points, num_clusters, generator))
         if cost < best_cost:
             best_labels, best_cost = labels, cost
     return best_labels
@@ -347,11 +347,13 @@ def first_centres(
     return centres
 
 
-def lloyd(points: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD) -> tuple[Tensor, float]:
+def lloyd(points: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD) -> tuple[Tensor, float, int]:
     """Lloyd's iterations to their end; no cluster is empty in the result."""
     count = len(centres)
     labels = torch.full((len(points),), -1)
-    for _ in range(max_iter):
+    iteration = 0
+    while iteration < max_iter:
+        iteration += 1
         squares = _squared_distances(points, centres)
         previous, labels = labels, squares.argmin(1)
         for empty in (torch.bincount(labels, minlength=count) == 0).nonzero().flatten():
@@ -363,7 +365,7 @@ def lloyd(points: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD) -> tuple[
         centres = torch.zeros_like(centres).index_add(0, labels, points) / sizes[:, None]
         if torch.equal(labels, previous):
             break
-    return labels, float((points - centres[labels]).square().sum())
+    return labels, float((points - centres[labels]).square().sum()), iteration
 
 
 def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
 
 def k_means(
     points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The tightest of so many starts."""
     from .spectral import first_centres, lloyd
 
@@ -107,8 +107,8 @@ def k_means(
         lloyd(values, first_centres(values, num_clusters, generator, same_place), max_iter)
         for _ in range(n_init)
     ]
-    labels, cost = min(found, key=lambda each: each[1])
-    return labels, torch.tensor([cost], dtype=torch.float64)
+    labels, cost, iterations = min(found, key=lambda each: each[1])
+    return labels, torch.tensor([cost], dtype=torch.float64), torch.tensor([iterations])
 
 
 def move_side(
