@@ -3,6 +3,7 @@
 from .circuits import class_accuracy, cluster_accuracy
 from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy_loss import EnmeshmentLoss
+from .laplacian import laplacian_eigenvalues
 from .library import backend
 from .networks import gradient_affinity, network_graph, network_nodes, network_partitions
 from .partition import Partition, load_partitions, save_partitions
@@ -25,6 +26,7 @@ __all__ = [
     "clusterability",
     "enmeshment",
     "gradient_affinity",
+    "laplacian_eigenvalues",
     "load_partitions",
     "network_graph",
     "network_nodes",

@@ -45,6 +45,74 @@ def row_scale(degrees: Tensor) -> Tensor:
     return torch.where(degrees > 0, degrees.rsqrt(), 0.0)
 
 
+class Singular(NamedTuple):
+    """Top singular vectors of a matrix's normalised similarities, and how they were found."""
+
+    left: Tensor  # (rows, count), float64
+    values: Tensor  # (count,), float64, on the CPU
+    right: Tensor  # (cols, count), float64
+    residuals: Tensor  # (count,)
+    passes: int
+    converged: bool
+    dtype: torch.dtype  # that was computed in
+    zero: float  # values up to this come from rounding
+
+
+def singular_vectors(
+    similarity: Similarity,
+    degrees: tuple[Tensor, Tensor],
+    count: int,
+    *,
+    tol: float,
+    max_iter: int,
+    seed: int,
+) -> Singular:
+    """The top singular vectors of ``D_row^-1/2 A D_col^-1/2``.
+
+    Args:
+        similarity: A.
+        degrees: the sums of its rows and of its columns.
+        count: how many singular vectors.
+        tol: a singular triplet ``(s, u, v)`` has converged when ``|A^T u - s v| <= tol s``.
+        max_iter: how many passes over the matrix at most.
+        seed: of the start.
+    """
+    row_scales, col_scales = (row_scale(each) for each in degrees)
+    if _is_small(min(similarity.shape), count):
+        left, values, right = _all_singular_vectors(similarity, row_scales, col_scales, count)
+        return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
+    generator = torch.Generator().manual_seed(seed)
+
+    def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
+        scale = col_scales.to(dtype)[:, None]
+        row_weights = row_scales.square().to(dtype)
+
+        def product(block: Tensor) -> Tensor:
+            _, back = similarity.product(right=block * scale, row_weights=row_weights)
+            return back.mul_(scale)
+
+        return largest_eigenvectors(
+            product,
+            _start(degrees[1], count, dtype, generator),
+            count,
+            tolerance=lambda values: tol * values.clamp(min=_FLOAT64_ZERO**2),
+            max_products=max_iter,
+            capacity=_capacity(similarity.entries, similarity.shape[1], count),
+            generator=generator,
+            enough=enough,
+        )
+
+    found, dtype, passes = _in_precision(solve, degrees, tol)
+    values = found.values.clamp(min=0.0).sqrt()
+    at_least = values.clamp(min=_FLOAT64_ZERO)
+    right = found.vectors[:, :count].to(torch.float64)
+    forward, _ = similarity.product(right=found.vectors * col_scales.to(dtype)[:, None])
+    left = forward[:, :count].to(torch.float64) * row_scales[:, None] / at_least.to(forward.device)
+    return Singular(
+        left, values, right, found.residuals / at_least, passes + 1, found.converged, dtype, _FLOAT64_ZERO
+    )
+
+
 def embed_matrix(
     similarity: Similarity,
     degrees: tuple[Tensor, Tensor],
@@ -55,61 +123,18 @@ def embed_matrix(
     seed: int,
     rounding: float,
 ) -> Embedding:
-    """Rows and columns of a matrix by the top singular vectors of ``D_row^-1/2 A D_col^-1/2``.
-
-    Args:
-        similarity: A.
-        degrees: the sums of its rows and of its columns.
-        count: how many singular vectors.
-        tol: a singular triplet ``(s, u, v)`` has converged when ``|A^T u - s v| <= tol s``.
-        max_iter: how many passes over the matrix at most.
-        seed: of the start.
-        rounding: singular values up to this are zero.
-    """
-    row_scales, col_scales = (row_scale(each) for each in degrees)
-    generator = torch.Generator().manual_seed(seed)
-    if _is_small(min(similarity.shape), count):
-        left, values, right = _singular_vectors(similarity, row_scales, col_scales, count)
-        residuals, passes, converged = torch.zeros_like(values), 1, True
-        dtype = torch.float64
-    else:
-
-        def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
-            scale = col_scales.to(dtype)[:, None]
-            row_weights = row_scales.square().to(dtype)
-
-            def product(block: Tensor) -> Tensor:
-                _, back = similarity.product(right=block * scale, row_weights=row_weights)
-                return back.mul_(scale)
-
-            return largest_eigenvectors(
-                product,
-                _start(degrees[1], count, dtype, generator),
-                count,
-                tolerance=lambda values: tol * values.clamp(min=_FLOAT64_ZERO**2),
-                max_products=max_iter,
-                capacity=_capacity(similarity, similarity.shape[1], count, dtype),
-                generator=generator,
-                enough=enough,
-            )
-
-        found, dtype, passes = _in_precision(solve, degrees, tol)
-        values = found.values.clamp(min=0.0).sqrt()
-        residuals = found.residuals / values.clamp(min=_FLOAT64_ZERO)
-        converged, rounding = found.converged, max(rounding, _FLOAT64_ZERO)
-        right = found.vectors[:, :count].to(torch.float64)
-        forward, _ = similarity.product(right=found.vectors * col_scales.to(dtype)[:, None])
-        passes += 1
-        left = forward[:, :count].to(torch.float64) * row_scales[:, None]
-        left /= values.to(left.device).clamp(min=_FLOAT64_ZERO)
-    kept = int((values > rounding).sum())
+    """Rows and columns of a matrix by its :func:`singular_vectors`; values up to ``rounding`` are zero."""
+    found = singular_vectors(similarity, degrees, count, tol=tol, max_iter=max_iter, seed=seed)
+    # Vectors of singular value 0 say nothing about the matrix.
+    kept = int((found.values > max(rounding, found.zero)).sum())
     points = torch.cat(
         [
-            (row_scales[:, None] * left[:, :kept])[degrees[0] > 0],
-            (col_scales[:, None] * right[:, :kept])[degrees[1] > 0],
+            (row_scale(of_side)[:, None] * vectors[:, :kept])[of_side > 0]
+            for of_side, vectors in zip(degrees, (found.left, found.right), strict=True)
         ]
     )
-    return Embedding(_on_sphere(points, degrees[0].sum(), dtype), values, residuals, passes, converged, dtype)
+    points = _on_sphere(points, degrees[0].sum(), found.dtype)
+    return Embedding(points, found.values, found.residuals, found.passes, found.converged, found.dtype)
 
 
 def embed_graph(
@@ -132,29 +157,59 @@ def graph_eigenvectors(
     similarity: SparseSimilarity, degrees: Tensor, count: int, *, tol: float, max_iter: int, seed: int
 ) -> tuple[Tensor, Eigen, torch.dtype]:
     """The eigenvectors ``(n, count or more)`` behind :func:`embed_graph`, and what was computed in."""
-    nodes, scales = similarity.shape[0], row_scale(degrees)
-    generator = torch.Generator().manual_seed(seed)
+    return normalised_eigenvectors(
+        lambda block: similarity.product(right=block)[0],
+        degrees,
+        count,
+        similarity.entries,
+        tol=tol,
+        max_iter=max_iter,
+        seed=seed,
+    )
+
+
+def normalised_eigenvectors(
+    product: Callable[[Tensor], Tensor],
+    degrees: Tensor,
+    count: int,
+    entries: int,
+    *,
+    tol: float,
+    max_iter: int,
+    seed: int,
+) -> tuple[Tensor, Eigen, torch.dtype]:
+    """The eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
+
+    Args:
+        product: ``(n, width)`` to A times that, a new tensor.
+        degrees: ``(n,)``, the sums of A's rows.
+        count: how many.
+        entries: of A.
+        tol: ``|N v - l v|`` is at most this, N being the normalised matrix.
+        max_iter: products at most.
+        seed: of the start.
+
+    Returns:
+        ``(n, count or more)``; how they were found; what was computed in.
+    """
+    nodes, scales = len(degrees), row_scale(degrees)
     if _is_small(nodes, count):
-        dense, _ = similarity.product(right=_identity(nodes, similarity.device))
+        dense = product(_identity(nodes, degrees.device))[:, :nodes]
         with one_thread():
-            values, vectors = torch.linalg.eigh((scales[:, None] * dense[:, :nodes] * scales).cpu())
-        values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count].to(similarity.device)
+            values, vectors = torch.linalg.eigh((scales[:, None] * dense * scales).cpu())
+        values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count].to(degrees.device)
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
+    generator = torch.Generator().manual_seed(seed)
 
     def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
         scale = scales.to(dtype)[:, None]
-
-        def product(block: Tensor) -> Tensor:
-            forward, _ = similarity.product(right=block * scale)
-            return forward.mul_(scale)
-
         return largest_eigenvectors(
-            product,
+            lambda block: product(block * scale).mul_(scale),
             _start(degrees, count, dtype, generator),
             count,
             tolerance=lambda values: torch.full_like(values, tol),
             max_products=max_iter,
-            capacity=_capacity(similarity, nodes, count, dtype),
+            capacity=_capacity(entries, nodes, count),
             generator=generator,
         )
 
@@ -170,7 +225,7 @@ def _identity(size: int, device: torch.device) -> Tensor:
     return torch.eye(size, block_width(size), dtype=torch.float64, device=device)
 
 
-def _singular_vectors(
+def _all_singular_vectors(
     similarity: Similarity, row_scales: Tensor, col_scales: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of the whole matrix, in float64: left, values, right."""
@@ -196,10 +251,10 @@ def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Gen
     return normalised
 
 
-def _capacity(similarity: Similarity, length: int, count: int, dtype: torch.dtype) -> int:
+def _capacity(entries: int, length: int, count: int) -> int:
     """How many vectors the basis may hold: half of what the matrix takes, within reason."""
     width = block_width(count)
-    blocks = similarity.entries // (2 * length * width)
+    blocks = entries // (2 * length * width)
     return width * min(max(blocks, 4), 12, max(length // width - 1, 3))
 
 

@@ -176,5 +176,7 @@ def edge_gradient(
     weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
 ) -> Tensor:
     """``sign(W[i, j]) (row_terms[i] + col_terms[j] - 2 row_vectors[i] . col_vectors[j])``."""
-    grad: Tensor = _OPS.edge_gradient(weight, row_terms, col_terms, row_vectors, col_vectors)
+    grad: Tensor = _OPS.edge_gradient(
+        weight, row_terms, col_terms, row_vectors.contiguous(), col_vectors.contiguous()
+    )
     return grad

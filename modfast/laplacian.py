@@ -1,0 +1,180 @@
+"""The small eigenvalues of a network's Laplacian, differentiable: no normalised cut is below their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import spectral_operators as ops
+from .embedding import normalised_eigenvectors, row_scale, singular_vectors
+from .similarity import DenseSimilarity, read_similarity
+from .spectral import _check_integer, _check_solver, _warn_unless
+
+
+def laplacian_eigenvalues(
+    weights: Tensor | Sequence[Tensor], k: int, *, tol: float = 1e-6, max_iter: int = 300, seed: int = 0
+) -> Tensor:
+    """The ``k`` smallest eigenvalues of ``L y = l D y``, from 0 up: the sum bounds every normalised cut.
+
+    The graph's nodes are the columns of the first weight and the rows of each, tied by ``|W|``; D holds their
+    degrees and ``L = D - A``. No normalised cut into k clusters is below the sum of the eigenvalues, so that
+    a network trained to lower it becomes one that can be cut. For an eigenpair with ``y^T D y = 1`` the
+    derivative is ``dl / da_ij = (y_i - y_j)^2 - l (y_i^2 + y_j^2)``, computed in one pass over the weights.
+
+    Args:
+        weights: one weight or the weights of successive layers, each ``(out, in, *kernel)``, dense float32,
+            float64, float16 or bfloat16, all on one device, each reading what the one before puts out. A
+            kernel's positions are added.
+        k: from 1 to the least number of nodes that a layer reads or puts out.
+        tol: of the eigenvectors: ``|N v - s v|`` is at most this (for one weight ``tol s``), N being
+            ``D^-1/2 A D^-1/2``. The derivative has about this error, divided by the gap to the next
+            eigenvalue.
+        max_iter: passes over the weights, at most.
+        seed: of the solver's start.
+
+    Returns:
+        ``(k,)``, ascending, float64 if a weight is, else float32; differentiable once. Of eigenvalues that
+        repeat, only functions that treat them alike, as their sum, have a derivative. Nodes without ties are
+        left out.
+
+    Raises:
+        TypeError: weights are no tensors, or of another dtype.
+        ValueError: they do not fit each other, hold NaN or infinity or nothing but zeros; another argument
+            is out of range.
+
+    Warns:
+        ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
+
+    Source: J. Shi and J. Malik, "Normalized cuts and image segmentation", PAMI 2000; as a regulariser:
+    D. Filan et al., "Clusterability in Neural Networks", arXiv 2103.03386.
+
+    Example:
+        >>> weight = torch.tensor([[3.0, 1.0], [1.0, 3.0]], requires_grad=True)
+        >>> values = laplacian_eigenvalues(weight, 2)
+        >>> values.detach().round(decimals=4) + 0.0
+        tensor([0.0000, 0.5000])
+        >>> values.sum().backward()
+        >>> weight.grad.round(decimals=4)
+        tensor([[-0.0625,  0.1875],
+                [ 0.1875, -0.0625]])
+    """
+    layers = [weights] if isinstance(weights, Tensor) else list(weights)
+    _check_layers(layers)
+    _check_integer("k", k, 1, min(min(layer.shape[:2]) for layer in layers), " for these weights")
+    _check_solver(1, tol, max_iter, seed)
+    values: Tensor = _Eigenvalues.apply(int(k), float(tol), int(max_iter), int(seed), *layers)
+    double = any(layer.dtype == torch.float64 for layer in layers)
+    return values.to(torch.float64 if double else torch.float32)
+
+
+def _check_layers(layers: list[Any]) -> None:
+    if not layers:
+        raise ValueError("weights must hold at least one weight, got none")
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Tensor) or layer.layout != torch.strided or not layer.is_floating_point():
+            got = f"{layer.dtype}, {layer.layout}" if isinstance(layer, Tensor) else type(layer).__name__
+            raise TypeError(f"weights[{index}] must be a dense floating-point tensor, got {got}")
+        if layer.dim() < 2 or layer.numel() == 0:
+            raise ValueError(
+                f"weights[{index}] must have shape (out, in, *kernel), none 0, got {tuple(layer.shape)}"
+            )
+        if index > 0 and layer.shape[1] != layers[index - 1].shape[0]:
+            raise ValueError(
+                f"weights[{index}] must read what weights[{index - 1}] puts out: it has {layer.shape[1]} "
+                f"columns for {layers[index - 1].shape[0]} rows"
+            )
+        if layer.device != layers[0].device:
+            raise ValueError(f"weights must be on one device, got {layers[0].device} and {layer.device}")
+
+
+class _Eigenvalues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, k: int, tol: float, max_iter: int, seed: int, *layers: Tensor) -> Tensor:
+        chain = []
+        for index, layer in enumerate(layers):
+            # The similarities at a kernel's positions are added, which keeps the unit of the weights.
+            matrix = layer if layer.dim() == 2 else layer.to(torch.float64).flatten(2).abs().sum(2)
+            similarity = read_similarity(matrix, "abs", f"weights[{index}]")
+            assert isinstance(similarity, DenseSimilarity)
+            chain.append(similarity)
+        # All layers in one unit, in which the largest weight is near one.
+        smallest = min(each.scale for each in chain)
+        chain = [replace(each, scale=smallest) for each in chain]
+        places, similar = _places(chain, k, tol, max_iter, seed)
+        ctx.save_for_backward(*layers, *places, similar)
+        ctx.chain, ctx.scale = chain, smallest
+        return (1.0 - similar).clamp(min=0.0).to(layers[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(ctx.chain)
+        layers, places = ctx.saved_tensors[:count], ctx.saved_tensors[count:-1]
+        similar = ctx.saved_tensors[-1].to(grad.device)
+        slopes = grad.to(torch.float64) * ctx.scale
+        grads: list[Tensor | None] = []
+        for index, layer in enumerate(layers):
+            if not ctx.needs_input_grad[4 + index]:
+                grads.append(None)
+                continue
+            rows, cols = places[index + 1], places[index]
+            edges = ops.edge_gradient(
+                ctx.chain[index].weight,
+                rows.square() @ (slopes * similar),
+                cols.square() @ (slopes * similar),
+                rows * slopes,
+                cols,
+            )
+            # The similarities of a kernel have been added: what holds for the sum holds for each position.
+            grads.append(edges if layer.dim() == 2 else _spread(edges, layer))
+        return None, None, None, None, *grads
+
+
+def _spread(edges: Tensor, layer: Tensor) -> Tensor:
+    return (edges.view(*edges.shape, *[1] * (layer.dim() - 2)) * layer.sign()).to(layer.dtype)
+
+
+def _places(
+    chain: list[DenseSimilarity], k: int, tol: float, max_iter: int, seed: int
+) -> tuple[list[Tensor], Tensor]:
+    """The eigenvectors y, ``(nodes, k)`` for the inputs and for each layer's outputs, and the ``1 - l``."""
+    sums = [each.sums() for each in chain]
+    degrees = [sums[0][1]]
+    degrees += [sums[index][0] + sums[index + 1][1] for index in range(len(chain) - 1)]
+    degrees.append(sums[-1][0])
+    if not any(bool((each > 0).any()) for each in degrees):
+        raise ValueError("weights must not be all zero")
+    if len(chain) == 1:
+        # The eigenvalues of the graph of a matrix are its singular values, and these with a minus.
+        found = singular_vectors(chain[0], (degrees[1], degrees[0]), k, tol=tol, max_iter=max_iter, seed=seed)
+        _warn_unless(found.converged, found.passes, found.residuals)
+        vectors, values = [found.right * 0.5**0.5, found.left * 0.5**0.5], found.values
+    else:
+        joint, eigen, _ = normalised_eigenvectors(
+            lambda block: _chain_product(chain, degrees, block),
+            torch.cat(degrees),
+            k,
+            sum(each.entries for each in chain),
+            tol=tol,
+            max_iter=max_iter,
+            seed=seed,
+        )
+        _warn_unless(eigen.converged, eigen.products, eigen.residuals)
+        joint = joint[:, :k].to(torch.float64)
+        vectors, values = list(joint.split([len(each) for each in degrees])), eigen.values
+    scaled = [row_scale(of_nodes)[:, None] * each for of_nodes, each in zip(degrees, vectors, strict=True)]
+    return scaled, values
+
+
+def _chain_product(chain: list[DenseSimilarity], degrees: list[Tensor], block: Tensor) -> Tensor:
+    """The graph's similarities times a block: each layer ties the nodes that it reads and puts out."""
+    parts = block.split([len(each) for each in degrees])
+    sums = [torch.zeros_like(part) for part in parts]
+    for index, layer in enumerate(chain):
+        forward, backward = layer.product(right=parts[index].contiguous(), left=parts[index + 1].contiguous())
+        sums[index + 1] += forward
+        sums[index] += backward
+    return torch.cat(sums)
