@@ -32,7 +32,8 @@ struct DenseMatrix {
 };
 
 // Compressed sparse rows: entry e of row i, starts[i] <= e < starts[i + 1], is values[e] in column
-// indices[e]. The caller has checked both: what they point to is read and written.
+// indices[e]. The caller has checked the starts. Indices are checked as they are used: what meets one outside
+// of [0, cols) throws std::out_of_range.
 struct SparseMatrix {
   const void* starts = nullptr;
   const void* indices = nullptr;
@@ -42,7 +43,8 @@ struct SparseMatrix {
   int64_t rows = 0, cols = 0;
 };
 
-// The sums of A's rows and columns, in float64. With probes (one for each column and row): A right, left A.
+// The sums of A's rows and columns, in float64; either may be null. With probes (one for each column and
+// row): A right, left A.
 void similarity_sums(const DenseMatrix& matrix, Similarity similarity, const double* right,
                      const double* left, double* row_sums, double* col_sums, ParallelFor parallel_for);
 void similarity_sums(const SparseMatrix& matrix, Similarity similarity, const double* right,
@@ -65,6 +67,10 @@ void similarity_product(const DenseMatrix& matrix, Similarity similarity, const 
 template <class C>
 void similarity_product(const SparseMatrix& matrix, Similarity similarity, const Blocks<C>& blocks,
                         ParallelFor parallel_for);
+// out = row_weights * (A right), for a graph.
+template <class C>
+void graph_product(const SparseMatrix& graph, Similarity similarity, const C* right, const C* row_weights,
+                   int64_t width, C* out, ParallelFor parallel_for);
 
 // Several blocks of vectors, side by side, of one length.
 template <class C>
@@ -79,15 +85,12 @@ struct Basis {
   }
 };
 
-// products (basis.width(), width) = basis^T block
+// products (basis.width(), width) = basis^T (weights * block); no weights stand for ones.
 template <class C>
-void basis_inner(const Basis<C>& basis, const C* block, int64_t width, double* products,
+void basis_inner(const Basis<C>& basis, const C* block, const C* weights, int64_t width, double* products,
                  ParallelFor parallel_for);
-// block += basis factors, with factors (basis.width(), width)
-template <class C>
-void basis_add(const Basis<C>& basis, const double* factors, C* block, int64_t width,
-               ParallelFor parallel_for);
-// The first width vectors of the basis become basis factors; width is that of some of its first blocks.
+// The first width vectors of the basis become basis factors, with factors (basis.width(), width); width is
+// that of some of its first blocks.
 template <class C>
 void basis_rotate(const Basis<C>& basis, const double* factors, int64_t width, ParallelFor parallel_for);
 
@@ -104,7 +107,8 @@ struct Tightness {
 };
 Tightness k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for);
 
-// The clusters of a graph, as its normalised cut sees them; nodes of label -1 are in none.
+// The clusters of a graph, as its normalised cut sees them; nodes of label -1 are in none. For a graph, all
+// indices have been checked.
 struct Cut {
   std::vector<double> inside, volume;  // of each cluster
   std::vector<int64_t> sizes;
@@ -115,8 +119,8 @@ struct Cut {
 int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees, double least,
                   int64_t* labels, Cut* cut);
 // The same for the nodes of a symmetric graph, sweep after sweep until none moves.
-int64_t move_graph(const SparseMatrix& graph, Similarity similarity, const double* degrees, int64_t clusters,
-                   double least, int64_t max_sweeps, int64_t* labels, ParallelFor parallel_for);
+int64_t move_graph(const SparseMatrix& graph, Similarity similarity, int64_t clusters, double least,
+                   int64_t max_sweeps, int64_t* labels, ParallelFor parallel_for);
 Cut graph_cut(const SparseMatrix& graph, Similarity similarity, int64_t clusters, const int64_t* labels,
               ParallelFor parallel_for);
 

@@ -10,7 +10,7 @@ constexpr int64_t kRowsOfChunk = 2048;  // a block's share of a chunk stays in t
 }  // namespace
 
 template <class C>
-void basis_inner(const Basis<C>& basis, const C* block, int64_t width, double* products,
+void basis_inner(const Basis<C>& basis, const C* block, const C* weights, int64_t width, double* products,
                  ParallelFor parallel_for) {
   const auto& lines = spectral_lines_in_use().of<C>();
   const int64_t numbers = basis.width() * width;
@@ -24,8 +24,8 @@ void basis_inner(const Basis<C>& basis, const C* block, int64_t width, double* p
       const int64_t count = std::min(kRowsOfChunk, last - begin);
       double* to = of_chunk;
       for (size_t b = 0; b < basis.blocks.size(); ++b) {
-        lines.inner(basis.blocks[b] + begin * basis.widths[b], basis.widths[b], block + begin * width, width,
-                    count, to);
+        lines.inner(basis.blocks[b] + begin * basis.widths[b], basis.widths[b], block + begin * width,
+                    weights ? weights + begin : nullptr, width, count, to);
         to += basis.widths[b] * width;
       }
     }
@@ -34,21 +34,6 @@ void basis_inner(const Basis<C>& basis, const C* block, int64_t width, double* p
   for (int64_t c = 0; c < chunks; ++c) {
     for (int64_t k = 0; k < numbers; ++k) products[k] += collected[c * numbers + k];
   }
-}
-
-template <class C>
-void basis_add(const Basis<C>& basis, const double* factors, C* block, int64_t width,
-               ParallelFor parallel_for) {
-  const auto& lines = spectral_lines_in_use().of<C>();
-  const std::vector<C> table(factors, factors + basis.width() * width);
-  for_each_chunk(parallel_for, basis.length, kRowsOfChunk, [&](int64_t begin, int64_t end) {
-    const C* from = table.data();
-    for (size_t b = 0; b < basis.blocks.size(); ++b) {
-      lines.add(basis.blocks[b] + begin * basis.widths[b], basis.widths[b], from, width, end - begin,
-                block + begin * width);
-      from += basis.widths[b] * width;
-    }
-  });
 }
 
 template <class C>
@@ -74,10 +59,8 @@ void basis_rotate(const Basis<C>& basis, const double* factors, int64_t width, P
   });
 }
 
-template void basis_inner(const Basis<float>&, const float*, int64_t, double*, ParallelFor);
-template void basis_inner(const Basis<double>&, const double*, int64_t, double*, ParallelFor);
-template void basis_add(const Basis<float>&, const double*, float*, int64_t, ParallelFor);
-template void basis_add(const Basis<double>&, const double*, double*, int64_t, ParallelFor);
+template void basis_inner(const Basis<float>&, const float*, const float*, int64_t, double*, ParallelFor);
+template void basis_inner(const Basis<double>&, const double*, const double*, int64_t, double*, ParallelFor);
 template void basis_rotate(const Basis<float>&, const double*, int64_t, ParallelFor);
 template void basis_rotate(const Basis<double>&, const double*, int64_t, ParallelFor);
 

@@ -15,13 +15,15 @@ struct SpectralLinesOf {
   void (*forward)(const C* a, int64_t stride, int64_t rows, int64_t n, const C* x, int64_t width, C* z);
   // y (n, width) += a^T z
   void (*backward)(const C* a, int64_t stride, int64_t rows, int64_t n, const C* z, int64_t width, C* y);
-  // z (rows end - begin, width) = a x, and y += a^T z, for rows of a sparse matrix
-  void (*sparse_forward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,
+  // z (rows end - begin, width) = a x, and y += a^T z, for rows of a sparse matrix; false if an index is out
+  // of range, where they stop
+  bool (*sparse_forward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,
                          int64_t width, C* z);
-  void (*sparse_backward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
+  bool (*sparse_backward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
                           const C* z, int64_t width, C* y);
-  // products (v_width, width) += v^T w over n rows
-  void (*inner)(const C* v, int64_t v_width, const C* w, int64_t width, int64_t n, double* products);
+  // products (v_width, width) += v^T (weights * w) over n rows; no weights stand for ones
+  void (*inner)(const C* v, int64_t v_width, const C* w, const C* weights, int64_t width, int64_t n,
+                double* products);
   // out (n, width) += v factors, with factors (v_width, width)
   void (*add)(const C* v, int64_t v_width, const C* factors, int64_t width, int64_t n, C* out);
 };

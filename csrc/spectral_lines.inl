@@ -243,38 +243,43 @@ inline C similarity_of(T value, Affinity affinity, T scale) {
 }
 
 template <class C, class I, class T, class S>
-inline void sparse_forward_part(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
+inline bool sparse_forward_part(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
                                 const C* x, int64_t width, C* z) {
   typedef typename Vec<C, S::lanes>::Type V;
   const I *starts = static_cast<const I*>(a.starts), *indices = static_cast<const I*>(a.indices);
   const T* values = static_cast<const T*>(a.values);
   const T scale = static_cast<T>(similarity.scale);
   const int64_t last = starts[end];
+  const uint64_t cols = a.cols;
   for (int64_t i = begin; i < end; ++i) {
     V sums[S::vectors] = {};
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
       if (e + kAhead < last) __builtin_prefetch(x + indices[e + kAhead] * width);
+      if (static_cast<uint64_t>(indices[e]) >= cols) return false;
       const V as = spread<V>(similarity_of<C>(values[e], similarity.affinity, scale));
       const C* from = x + indices[e] * width;
       for (int v = 0; v < S::vectors; ++v) sums[v] = fused<C>(as, load_vec<V>(from + v * S::lanes), sums[v]);
     }
     for (int v = 0; v < S::vectors; ++v) store_vec(sums[v], z + (i - begin) * width + v * S::lanes);
   }
+  return true;
 }
 
 template <class C, class I, class T, class S>
-inline void sparse_backward_part(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
+inline bool sparse_backward_part(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
                                  const C* z, int64_t width, C* y) {
   typedef typename Vec<C, S::lanes>::Type V;
   const I *starts = static_cast<const I*>(a.starts), *indices = static_cast<const I*>(a.indices);
   const T* values = static_cast<const T*>(a.values);
   const T scale = static_cast<T>(similarity.scale);
   const int64_t last = starts[end];
+  const uint64_t cols = a.cols;
   for (int64_t i = begin; i < end; ++i) {
     V zs[S::vectors];
     for (int v = 0; v < S::vectors; ++v) zs[v] = load_vec<V>(z + (i - begin) * width + v * S::lanes);
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
       if (e + kAhead < last) __builtin_prefetch(y + indices[e + kAhead] * width, 1);
+      if (static_cast<uint64_t>(indices[e]) >= cols) return false;
       const V as = spread<V>(similarity_of<C>(values[e], similarity.affinity, scale));
       C* to = y + indices[e] * width;
       for (int v = 0; v < S::vectors; ++v) {
@@ -282,6 +287,7 @@ inline void sparse_backward_part(const SparseMatrix& a, Similarity similarity, i
       }
     }
   }
+  return true;
 }
 
 // Calls f(index, value) with a number of each of the matrix's types.
@@ -295,25 +301,29 @@ inline void with_sparse_types(const SparseMatrix& a, const F& f) {
 }
 
 template <class C>
-void sparse_forward(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,
+bool sparse_forward(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,
                     int64_t width, C* z) {
+  bool good = true;
   with_sparse_types(a, [&](auto index, auto value) {
     for_parts<C>(width, [&](auto shape, int64_t part) {
-      sparse_forward_part<C, decltype(index), decltype(value), decltype(shape)>(a, similarity, begin, end,
-                                                                                x + part, width, z + part);
+      good = good && sparse_forward_part<C, decltype(index), decltype(value), decltype(shape)>(
+                         a, similarity, begin, end, x + part, width, z + part);
     });
   });
+  return good;
 }
 
 template <class C>
-void sparse_backward(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* z,
+bool sparse_backward(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* z,
                      int64_t width, C* y) {
+  bool good = true;
   with_sparse_types(a, [&](auto index, auto value) {
     for_parts<C>(width, [&](auto shape, int64_t part) {
-      sparse_backward_part<C, decltype(index), decltype(value), decltype(shape)>(a, similarity, begin, end,
-                                                                                 z + part, width, y + part);
+      good = good && sparse_backward_part<C, decltype(index), decltype(value), decltype(shape)>(
+                         a, similarity, begin, end, z + part, width, y + part);
     });
   });
+  return good;
 }
 
 // Sums in C over so many rows before they are added up in float64.
@@ -321,7 +331,8 @@ constexpr int64_t kRowsOfSum = 64;
 constexpr int kGroup = 4;  // vectors of v at once
 
 template <class C>
-void inner(const C* v, int64_t v_width, const C* w, int64_t width, int64_t n, double* products) {
+void inner(const C* v, int64_t v_width, const C* w, const C* weights, int64_t width, int64_t n,
+           double* products) {
   for_parts<C>(width, [&](auto shape, int64_t part) {
     using S = decltype(shape);
     typedef typename Vec<C, S::lanes>::Type V;
@@ -332,6 +343,10 @@ void inner(const C* v, int64_t v_width, const C* w, int64_t width, int64_t n, do
         for (int64_t i = first; i < last; ++i) {
           V ws[S::vectors];
           for (int k = 0; k < S::vectors; ++k) ws[k] = load_vec<V>(w + i * width + part + k * S::lanes);
+          if (weights) {
+            const V each = spread<V>(weights[i]);
+            for (int k = 0; k < S::vectors; ++k) ws[k] *= each;
+          }
           for (int r = 0; r < kGroup; ++r) {
             const V vs = spread<V>(v[i * v_width + a + r]);
             for (int k = 0; k < S::vectors; ++k) sums[r][k] = fused<C>(vs, ws[k], sums[r][k]);

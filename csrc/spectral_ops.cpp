@@ -82,7 +82,7 @@ bool all_below(const I* numbers, int64_t count, int64_t limit) {
 }
 
 template <class I>
-void check_rows(const Tensor& starts, const Tensor& indices, int64_t rows, int64_t cols) {
+void check_starts(const Tensor& starts, const Tensor& indices, int64_t rows) {
   const I* from = data_of<I>(starts);
   REQUIRE(from[0] == 0 && from[rows] == indices.size(0), "starts must begin with 0 and end with ",
           indices.size(0));
@@ -93,7 +93,6 @@ void check_rows(const Tensor& starts, const Tensor& indices, int64_t rows, int64
     if (!good) rising = false;
   });
   REQUIRE(rising, "starts must not fall");
-  REQUIRE(all_below(data_of<I>(indices), indices.size(0), cols), "indices must be in [0, ", cols, ")");
 }
 
 SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor& values, int64_t cols) {
@@ -113,9 +112,20 @@ SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor
   matrix.dtype = dtype_of(values, "values");
   matrix.rows = starts.size(0) - 1;
   matrix.cols = cols;
-  matrix.wide ? check_rows<int64_t>(starts, indices, matrix.rows, cols)
-              : check_rows<int32_t>(starts, indices, matrix.rows, cols);
+  matrix.wide ? check_starts<int64_t>(starts, indices, matrix.rows)
+              : check_starts<int32_t>(starts, indices, matrix.rows);
   return matrix;
+}
+
+// A square one, whose indices are checked as well.
+SparseMatrix graph_of(const Tensor& starts, const Tensor& indices, const Tensor& values) {
+  REQUIRE(starts.dim() == 1 && starts.size(0) >= 1, "starts must hold at least one number");
+  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  const int64_t entries = indices.size(0);
+  REQUIRE(graph.wide ? all_below(data_of<int64_t>(indices), entries, graph.cols)
+                     : all_below(data_of<int32_t>(indices), entries, graph.cols),
+          "indices must be in [0, ", graph.cols, ")");
+  return graph;
 }
 
 const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const char* name) {
@@ -124,12 +134,13 @@ const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const c
 
 template <class Matrix>
 std::tuple<Tensor, Tensor> sums_of(const Matrix& matrix, Similarity similarity, const Tensor& like,
-                                   const std::optional<Tensor>& right, const std::optional<Tensor>& left) {
+                                   const std::optional<Tensor>& right, const std::optional<Tensor>& left,
+                                   bool of_cols) {
   Tensor rows = torch::stable::new_empty(like, {matrix.rows}, ScalarType::Double);
-  Tensor cols = torch::stable::new_empty(like, {matrix.cols}, ScalarType::Double);
+  Tensor cols = torch::stable::new_empty(like, {of_cols ? matrix.cols : 0}, ScalarType::Double);
   similarity_sums(matrix, similarity, probe_of(right, matrix.cols, "right"),
                   probe_of(left, matrix.rows, "left"), mutable_data_of<double>(rows),
-                  mutable_data_of<double>(cols), parallel_for);
+                  of_cols ? mutable_data_of<double>(cols) : nullptr, parallel_for);
   return {rows, cols};
 }
 
@@ -174,7 +185,7 @@ std::tuple<Tensor, Tensor> product_of(const Matrix& matrix, Similarity similarit
 }
 
 std::tuple<Tensor, Tensor> similarity_sums_cpu(Tensor weight, int64_t affinity, double scale) {
-  return sums_of(dense_of(weight), similarity_of(affinity, scale), weight, {}, {});
+  return sums_of(dense_of(weight), similarity_of(affinity, scale), weight, {}, {}, true);
 }
 
 std::tuple<Tensor, Tensor> similarity_product_cpu(Tensor weight, int64_t affinity, double scale,
@@ -185,10 +196,10 @@ std::tuple<Tensor, Tensor> similarity_product_cpu(Tensor weight, int64_t affinit
 
 std::tuple<Tensor, Tensor> sparse_similarity_sums_cpu(Tensor starts, Tensor indices, Tensor values,
                                                       int64_t cols, int64_t affinity, double scale,
-                                                      std::optional<Tensor> right,
-                                                      std::optional<Tensor> left) {
+                                                      std::optional<Tensor> right, std::optional<Tensor> left,
+                                                      bool of_cols) {
   return sums_of(sparse_of(starts, indices, values, cols), similarity_of(affinity, scale), values, right,
-                 left);
+                 left, of_cols);
 }
 
 std::tuple<Tensor, Tensor> sparse_similarity_product_cpu(Tensor starts, Tensor indices, Tensor values,
@@ -212,26 +223,34 @@ Basis<C> basis_of(const std::vector<Tensor>& blocks, ScalarType type, int64_t le
   return basis;
 }
 
-Tensor basis_inner_cpu(std::vector<Tensor> basis, Tensor block) {
+void graph_product_cpu(Tensor out, Tensor starts, Tensor indices, Tensor values, double scale, Tensor right,
+                       Tensor row_weights) {
+  REQUIRE(starts.dim() == 1 && starts.size(0) >= 1, "starts must hold at least one number");
+  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  with_compute(right, "right", [&](auto compute) {
+    using C = decltype(compute);
+    const ScalarType type = right.scalar_type();
+    const int64_t width = width_of(right, "right");
+    checked(right, type, {graph.rows, width}, "right");
+    checked(out, type, {graph.rows, width}, "out");
+    checked(row_weights, type, {graph.rows}, "row_weights");
+    REQUIRE(out.data_ptr() != right.data_ptr(), "out must not be right");
+    graph_product(graph, similarity_of(2, scale), data_of<C>(right), data_of<C>(row_weights), width,
+                  mutable_data_of<C>(out), parallel_for);
+  });
+}
+
+Tensor basis_inner_cpu(std::vector<Tensor> basis, Tensor block, std::optional<Tensor> weights) {
   return with_compute(block, "block", [&](auto compute) {
     using C = decltype(compute);
     const int64_t width = width_of(block, "block");
     checked(block, block.scalar_type(), {-1, width}, "block");
     const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0));
     Tensor products = torch::stable::new_empty(block, {vectors.width(), width}, ScalarType::Double);
-    basis_inner(vectors, data_of<C>(block), width, mutable_data_of<double>(products), parallel_for);
+    const C* weight =
+        weights ? data_of<C>(checked(*weights, block.scalar_type(), {vectors.length}, "weights")) : nullptr;
+    basis_inner(vectors, data_of<C>(block), weight, width, mutable_data_of<double>(products), parallel_for);
     return products;
-  });
-}
-
-void basis_add_cpu(Tensor block, std::vector<Tensor> basis, Tensor factors) {
-  with_compute(block, "block", [&](auto compute) {
-    using C = decltype(compute);
-    const int64_t width = width_of(block, "block");
-    checked(block, block.scalar_type(), {-1, width}, "block");
-    const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0));
-    checked(factors, ScalarType::Double, {vectors.width(), width}, "factors");
-    basis_add(vectors, data_of<double>(factors), mutable_data_of<C>(block), width, parallel_for);
   });
 }
 
@@ -319,20 +338,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor i
   return {moved, new_inside, new_volume, new_sizes};
 }
 
-Tensor move_graph_cpu(Tensor starts, Tensor indices, Tensor values, double scale, Tensor degrees,
-                      Tensor labels, int64_t num_clusters, double least, int64_t max_sweeps) {
-  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+Tensor move_graph_cpu(Tensor starts, Tensor indices, Tensor values, double scale, Tensor labels,
+                      int64_t num_clusters, double least, int64_t max_sweeps) {
+  const SparseMatrix graph = graph_of(starts, indices, values);
   check_node_labels(labels, graph.rows, num_clusters);
-  checked(degrees, ScalarType::Double, {graph.rows}, "degrees");
   Tensor moved = copy_of<int64_t>(labels);
-  move_graph(graph, similarity_of(2, scale), data_of<double>(degrees), num_clusters, least, max_sweeps,
-             mutable_data_of<int64_t>(moved), parallel_for);
+  move_graph(graph, similarity_of(2, scale), num_clusters, least, max_sweeps, mutable_data_of<int64_t>(moved),
+             parallel_for);
   return moved;
 }
 
 std::tuple<Tensor, Tensor> graph_cut_cpu(Tensor starts, Tensor indices, Tensor values, double scale,
                                          Tensor labels, int64_t num_clusters) {
-  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  const SparseMatrix graph = graph_of(starts, indices, values);
   check_node_labels(labels, graph.rows, num_clusters);
   const Cut cut =
       graph_cut(graph, similarity_of(2, scale), num_clusters, data_of<int64_t>(labels), parallel_for);
@@ -365,17 +383,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("similarity_product(Tensor weight, int affinity, float scale, Tensor? right, Tensor? left, "
         "Tensor? row_weights) -> (Tensor, Tensor)");
   m.def("sparse_similarity_sums(Tensor starts, Tensor indices, Tensor values, int cols, int affinity, "
-        "float scale, Tensor? right, Tensor? left) -> (Tensor, Tensor)");
+        "float scale, Tensor? right, Tensor? left, bool of_cols) -> (Tensor, Tensor)");
   m.def("sparse_similarity_product(Tensor starts, Tensor indices, Tensor values, int cols, int affinity, "
         "float scale, Tensor? right, Tensor? left, Tensor? row_weights) -> (Tensor, Tensor)");
-  m.def("basis_inner(Tensor[] basis, Tensor block) -> Tensor");
-  m.def("basis_add_(Tensor(a!) block, Tensor[] basis, Tensor factors) -> ()");
+  m.def("graph_product_(Tensor(a!) out, Tensor starts, Tensor indices, Tensor values, float scale, "
+        "Tensor right, Tensor row_weights) -> ()");
+  m.def("basis_inner(Tensor[] basis, Tensor block, Tensor? weights) -> Tensor");
   m.def("basis_rotate_(Tensor(a!)[] basis, Tensor factors) -> ()");
   m.def("k_means(Tensor points, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
         "-> (Tensor, Tensor, Tensor)");
   m.def("move_side(Tensor labels, Tensor inside, Tensor volume, Tensor sizes, Tensor ties, Tensor degrees, "
         "float least) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("move_graph(Tensor starts, Tensor indices, Tensor values, float scale, Tensor degrees, Tensor labels, "
+  m.def("move_graph(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "
         "int num_clusters, float least, int max_sweeps) -> Tensor");
   m.def("graph_cut(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "
         "int num_clusters) -> (Tensor, Tensor)");
@@ -390,7 +409,7 @@ STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
   m.impl("sparse_similarity_sums", TORCH_BOX(&modfast::sparse_similarity_sums_cpu));
   m.impl("sparse_similarity_product", TORCH_BOX(&modfast::sparse_similarity_product_cpu));
   m.impl("basis_inner", TORCH_BOX(&modfast::basis_inner_cpu));
-  m.impl("basis_add_", TORCH_BOX(&modfast::basis_add_cpu));
+  m.impl("graph_product_", TORCH_BOX(&modfast::graph_product_cpu));
   m.impl("basis_rotate_", TORCH_BOX(&modfast::basis_rotate_cpu));
   m.impl("k_means", TORCH_BOX(&modfast::k_means_cpu));
   m.impl("move_side", TORCH_BOX(&modfast::move_side_cpu));

@@ -2,7 +2,9 @@
 #include "parallel.h"
 #include "spectral.h"
 
+#include <atomic>
 #include <cstddef>
+#include <stdexcept>
 
 namespace modfast {
 namespace {
@@ -63,23 +65,39 @@ const char* row_of(const DenseMatrix& matrix, int64_t row) {
   return static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes;
 }
 
+// Set by any thread that meets an index that is out of range.
+struct OutOfRange {
+  std::atomic<bool> met{false};
+  void require(bool good) {
+    if (!good) met = true;
+  }
+  void raise() const {
+    if (met) throw std::out_of_range("indices must be at least 0 and less than the number of columns");
+  }
+};
+
 template <class I, class T>
-void sparse_sums(const SparseMatrix& matrix, Similarity similarity, int64_t begin, int64_t end,
+bool sparse_sums(const SparseMatrix& matrix, Similarity similarity, int64_t begin, int64_t end,
                  const double* right, const double* left, double* row_sums, double* cols) {
+  constexpr int64_t kAhead = 24;
   const I *starts = static_cast<const I*>(matrix.starts), *indices = static_cast<const I*>(matrix.indices);
   const T* values = static_cast<const T*>(matrix.values);
+  const int64_t last = starts[end];
   for (int64_t i = begin; i < end; ++i) {
     double sum = 0;
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
+      if (cols && e + kAhead < last) __builtin_prefetch(cols + indices[e + kAhead], 1);
+      if (static_cast<uint64_t>(indices[e]) >= static_cast<uint64_t>(matrix.cols)) return false;
       const double w = values[e] * similarity.scale;
       const double a = similarity.affinity == Affinity::abs      ? std::abs(w)
                        : similarity.affinity == Affinity::square ? w * w
                                                                  : w;
       sum += right ? a * right[indices[e]] : a;
-      cols[indices[e]] += left ? a * left[i] : a;
+      if (cols) cols[indices[e]] += left ? a * left[i] : a;
     }
-    row_sums[i] = sum;
+    if (row_sums) row_sums[i] = sum;
   }
+  return true;
 }
 
 }  // namespace
@@ -104,10 +122,17 @@ void similarity_sums(const SparseMatrix& matrix, Similarity similarity, const do
                                                                  : sparse_sums<int64_t, float>
                     : matrix.dtype == DType::float64 ? sparse_sums<int32_t, double>
                                                      : sparse_sums<int32_t, float>;
-  collect_columns(strips_of(matrix, 1), matrix.cols, col_sums, parallel_for,
-                  [&](int64_t begin, int64_t end, double* cols) {
-                    sums(matrix, similarity, begin, end, right, left, row_sums, cols);
-                  });
+  OutOfRange indices;
+  const auto pass = [&](int64_t begin, int64_t end, double* cols) {
+    indices.require(sums(matrix, similarity, begin, end, right, left, row_sums, cols));
+  };
+  if (col_sums) {
+    collect_columns(strips_of(matrix, 1), matrix.cols, col_sums, parallel_for, pass);
+  } else {
+    for_each_chunk(parallel_for, matrix.rows, kForwardRows,
+                   [&](int64_t begin, int64_t end) { pass(begin, end, nullptr); });
+  }
+  indices.raise();
 }
 
 namespace {
@@ -168,27 +193,48 @@ void similarity_product(const SparseMatrix& matrix, Similarity similarity, const
                         ParallelFor parallel_for) {
   const auto& lines = spectral_lines_in_use().of<C>();
   const int64_t width = blocks.width;
-  if (!blocks.backward) {
-    return for_each_chunk(parallel_for, matrix.rows, kForwardRows, [&](int64_t begin, int64_t end) {
-      lines.sparse_forward(matrix, similarity, begin, end, blocks.right, width,
-                           blocks.forward + begin * width);
-    });
+  OutOfRange indices;
+  const auto go = [&](int64_t begin, int64_t end) {
+    indices.require(lines.sparse_forward(matrix, similarity, begin, end, blocks.right, width,
+                                         blocks.forward + begin * width));
+  };
+  const auto go_and_return = [&](int64_t first, int64_t last, C* backward) {
+    std::vector<C> weighted;
+    for (int64_t i = first; i < last; i += kSparseRows) {
+      const int64_t end = std::min(last, i + kSparseRows);
+      if (blocks.right) go(i, end);
+      indices.require(lines.sparse_backward(matrix, similarity, i, end, to_go_back(blocks, i, end, &weighted),
+                                            width, backward));
+    }
+  };
+  if (blocks.backward) {
+    collect_columns(strips_of(matrix, width), matrix.cols * width, blocks.backward, parallel_for,
+                    go_and_return);
+  } else {
+    for_each_chunk(parallel_for, matrix.rows, kForwardRows, go);
   }
-  collect_columns(strips_of(matrix, width), matrix.cols * width, blocks.backward, parallel_for,
-                  [&](int64_t first, int64_t last, C* backward) {
-                    std::vector<C> weighted;
-                    for (int64_t i = first; i < last; i += kSparseRows) {
-                      const int64_t end = std::min(last, i + kSparseRows);
-                      if (blocks.right) {
-                        lines.sparse_forward(matrix, similarity, i, end, blocks.right, width,
-                                             blocks.forward + i * width);
-                      }
-                      lines.sparse_backward(matrix, similarity, i, end, to_go_back(blocks, i, end, &weighted),
-                                            width, backward);
-                    }
-                  });
+  indices.raise();
 }
 
+template <class C>
+void graph_product(const SparseMatrix& graph, Similarity similarity, const C* right, const C* row_weights,
+                   int64_t width, C* out, ParallelFor parallel_for) {
+  const auto& lines = spectral_lines_in_use().of<C>();
+  OutOfRange indices;
+  for_each_chunk(parallel_for, graph.rows, kForwardRows, [&](int64_t begin, int64_t end) {
+    C* to = out + begin * width;
+    indices.require(lines.sparse_forward(graph, similarity, begin, end, right, width, to));
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t k = 0; k < width; ++k) *to++ *= row_weights[i];
+    }
+  });
+  indices.raise();
+}
+
+template void graph_product(const SparseMatrix&, Similarity, const float*, const float*, int64_t, float*,
+                            ParallelFor);
+template void graph_product(const SparseMatrix&, Similarity, const double*, const double*, int64_t, double*,
+                            ParallelFor);
 template void similarity_product(const DenseMatrix&, Similarity, const Blocks<float>&, ParallelFor);
 template void similarity_product(const DenseMatrix&, Similarity, const Blocks<double>&, ParallelFor);
 template void similarity_product(const SparseMatrix&, Similarity, const Blocks<float>&, ParallelFor);

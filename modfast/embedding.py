@@ -40,17 +40,17 @@ class Embedding(NamedTuple):
     dtype: torch.dtype  # that was computed in
 
 
-def row_scale(degrees: Tensor) -> Tensor:
-    """``degrees^-1/2``, 0 for a node without ties."""
-    return torch.where(degrees > 0, degrees.rsqrt(), 0.0)
+def inverse(degrees: Tensor) -> Tensor:
+    """``1 / degrees``, 0 for a node without ties."""
+    return torch.where(degrees > 0, degrees.reciprocal(), 0.0)
 
 
 class Singular(NamedTuple):
     """Top singular vectors of a matrix's normalised similarities, and how they were found."""
 
-    left: Tensor  # (rows, count), float64
+    left: Tensor  # D_row^-1/2 times the left ones, (rows, count), float64
     values: Tensor  # (count,), float64, on the CPU
-    right: Tensor  # (cols, count), float64
+    right: Tensor  # D_col^-1/2 times the right ones, (cols, count), float64
     residuals: Tensor  # (count,)
     passes: int
     converged: bool
@@ -77,39 +77,51 @@ def singular_vectors(
         max_iter: how many passes over the matrix at most.
         seed: of the start.
     """
-    row_scales, col_scales = (row_scale(each) for each in degrees)
+    tied = [each > 0 for each in degrees]
+    if _is_small(min(int(each.sum()) for each in tied), count) and not all(each.all() for each in tied):
+        part = similarity.part(*tied)
+        found = singular_vectors(
+            part, part.sums(), min(count, *part.shape), tol=tol, max_iter=max_iter, seed=seed
+        )
+        left, right = (
+            _spread(vectors, of_side, count)
+            for vectors, of_side in zip((found.left, found.right), tied, strict=True)
+        )
+        values, residuals = (_padded(each, count) for each in (found.values, found.residuals))
+        return found._replace(left=left, values=values, right=right, residuals=residuals)
+    row_weights, col_weights = (inverse(each) for each in degrees)
     if _is_small(min(similarity.shape), count):
-        left, values, right = _all_singular_vectors(similarity, row_scales, col_scales, count)
+        left, values, right = _all_singular_vectors(similarity, row_weights, col_weights, count)
         return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
     generator = torch.Generator().manual_seed(seed)
 
     def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
-        scale = col_scales.to(dtype)[:, None]
-        row_weights = row_scales.square().to(dtype)
+        of_rows, of_cols = row_weights.to(dtype), col_weights.to(dtype)[:, None]
 
-        def product(block: Tensor) -> Tensor:
-            _, back = similarity.product(right=block * scale, row_weights=row_weights)
-            return back.mul_(scale)
+        def product(block: Tensor, out: Tensor) -> None:
+            _, back = similarity.product(right=block, row_weights=of_rows)
+            torch.mul(back, of_cols, out=out)
 
         return largest_eigenvectors(
             product,
+            degrees[1].to(dtype),
             _start(degrees[1], count, dtype, generator),
             count,
             tolerance=lambda values: tol * values.clamp(min=_FLOAT64_ZERO**2),
             max_products=max_iter,
-            capacity=_capacity(similarity.entries, similarity.shape[1], count),
+            capacity=_capacity(similarity.entries, int(tied[1].sum()), count),
             generator=generator,
             enough=enough,
         )
 
-    found, dtype, passes = _in_precision(solve, degrees, tol)
-    values = found.values.clamp(min=0.0).sqrt()
+    eigen, dtype, passes = _in_precision(solve, degrees, tol)
+    values = eigen.values.clamp(min=0.0).sqrt()
     at_least = values.clamp(min=_FLOAT64_ZERO)
-    right = found.vectors[:, :count].to(torch.float64)
-    forward, _ = similarity.product(right=found.vectors * col_scales.to(dtype)[:, None])
-    left = forward[:, :count].to(torch.float64) * row_scales[:, None] / at_least.to(forward.device)
+    right = eigen.vectors[:, :count].to(torch.float64)
+    forward, _ = similarity.product(right=eigen.vectors)
+    left = forward[:, :count].to(torch.float64) * row_weights[:, None] / at_least.to(forward.device)
     return Singular(
-        left, values, right, found.residuals / at_least, passes + 1, found.converged, dtype, _FLOAT64_ZERO
+        left, values, right, eigen.residuals / at_least, passes + 1, eigen.converged, dtype, _FLOAT64_ZERO
     )
 
 
@@ -129,7 +141,7 @@ def embed_matrix(
     kept = int((found.values > max(rounding, found.zero)).sum())
     points = torch.cat(
         [
-            (row_scale(of_side)[:, None] * vectors[:, :kept])[of_side > 0]
+            vectors[:, :kept][of_side > 0]
             for of_side, vectors in zip(degrees, (found.left, found.right), strict=True)
         ]
     )
@@ -148,7 +160,8 @@ def embed_graph(
         similarity, degrees, count, tol=tol, max_iter=max_iter, seed=seed
     )
     kept = int((found.values > 1e-12).sum())
-    points = (row_scale(degrees).to(vectors.dtype)[:, None] * vectors[:, :kept])[degrees > 0]
+    tied = degrees > 0
+    points = vectors[:, :kept] if bool(tied.all()) else vectors[tied, :kept]
     points = _on_sphere(points, degrees.sum(), dtype)
     return Embedding(points, found.values, found.residuals, found.products, found.converged, dtype)
 
@@ -156,9 +169,18 @@ def embed_graph(
 def graph_eigenvectors(
     similarity: SparseSimilarity, degrees: Tensor, count: int, *, tol: float, max_iter: int, seed: int
 ) -> tuple[Tensor, Eigen, torch.dtype]:
-    """The eigenvectors ``(n, count or more)`` behind :func:`embed_graph`, and what was computed in."""
+    """The eigenvectors behind :func:`embed_graph`, as :func:`normalised_eigenvectors` returns them."""
+    tied = degrees > 0
+    if _is_small(int(tied.sum()), count) and not bool(tied.all()):
+        part = similarity.part(tied, tied)
+        vectors, found, dtype = graph_eigenvectors(
+            part, degrees[tied], min(count, part.cols), tol=tol, max_iter=max_iter, seed=seed
+        )
+        values, residuals = (_padded(each, count) for each in (found.values, found.residuals))
+        return _spread(vectors, tied, count), found._replace(values=values, residuals=residuals), dtype
+    weights = inverse(degrees)
     return normalised_eigenvectors(
-        lambda block: similarity.product(right=block)[0],
+        lambda block, out: similarity.product_into(out, block, weights.to(block.dtype)),
         degrees,
         count,
         similarity.entries,
@@ -169,7 +191,7 @@ def graph_eigenvectors(
 
 
 def normalised_eigenvectors(
-    product: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor, Tensor], None],
     degrees: Tensor,
     count: int,
     entries: int,
@@ -178,10 +200,10 @@ def normalised_eigenvectors(
     max_iter: int,
     seed: int,
 ) -> tuple[Tensor, Eigen, torch.dtype]:
-    """The eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
+    """``D^-1/2`` times the eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
 
     Args:
-        product: ``(n, width)`` to A times that, a new tensor.
+        product: writes ``D^-1 A`` times its first argument ``(n, width)`` to its second.
         degrees: ``(n,)``, the sums of A's rows.
         count: how many.
         entries: of A.
@@ -192,19 +214,25 @@ def normalised_eigenvectors(
     Returns:
         ``(n, count or more)``; how they were found; what was computed in.
     """
-    nodes, scales = len(degrees), row_scale(degrees)
+    tied = degrees > 0
+    nodes = int(tied.sum())
     if _is_small(nodes, count):
-        dense = product(_identity(nodes, degrees.device))[:, :nodes]
+        unit = torch.zeros(len(degrees), block_width(nodes), dtype=torch.float64, device=degrees.device)
+        unit[tied, :nodes] = torch.eye(nodes, dtype=torch.float64, device=degrees.device)
+        product(unit, dense := torch.empty_like(unit))
+        roots = degrees[tied].sqrt()
+        normalised = roots[:, None] * dense[tied, :nodes] / roots
         with one_thread():
-            values, vectors = torch.linalg.eigh((scales[:, None] * dense * scales).cpu())
-        values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count].to(degrees.device)
+            values, vectors = torch.linalg.eigh(((normalised + normalised.T) / 2).cpu())
+        values, vectors = _padded(values.flip(0)[:count], count), vectors.flip(1).to(degrees.device)
+        vectors = _spread(vectors / roots[:, None], tied, count)
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
     generator = torch.Generator().manual_seed(seed)
 
     def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
-        scale = scales.to(dtype)[:, None]
         return largest_eigenvectors(
-            lambda block: product(block * scale).mul_(scale),
+            product,
+            degrees.to(dtype),
             _start(degrees, count, dtype, generator),
             count,
             tolerance=lambda values: torch.full_like(values, tol),
@@ -217,6 +245,17 @@ def normalised_eigenvectors(
     return found.vectors, found, dtype
 
 
+def _spread(vectors: Tensor, tied: Tensor, count: int) -> Tensor:
+    """The first vectors, of nodes that have ties, with zeros for the others and for vectors that are missing."""
+    result = vectors.new_zeros(len(tied), count)
+    result[tied, : vectors.shape[1]] = vectors[:, :count]
+    return result
+
+
+def _padded(values: Tensor, count: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(count - len(values))])
+
+
 def _is_small(side: int, count: int) -> bool:
     return side <= max(_EXACT, 4 * block_width(count))
 
@@ -226,7 +265,7 @@ def _identity(size: int, device: torch.device) -> Tensor:
 
 
 def _all_singular_vectors(
-    similarity: Similarity, row_scales: Tensor, col_scales: Tensor, count: int
+    similarity: Similarity, row_weights: Tensor, col_weights: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of the whole matrix, in float64: left, values, right."""
     rows, cols = similarity.shape
@@ -234,21 +273,21 @@ def _all_singular_vectors(
         dense = similarity.product(right=_identity(cols, similarity.device))[0][:, :cols]
     else:
         dense = similarity.product(left=_identity(rows, similarity.device))[1][:, :rows].T
+    of_rows, of_cols = row_weights.sqrt()[:, None], col_weights.sqrt()[:, None]
     with one_thread():
-        left, values, right = torch.linalg.svd(
-            (row_scales[:, None] * dense * col_scales).cpu(), full_matrices=False
-        )
+        left, values, right = torch.linalg.svd((of_rows * dense * of_cols.T).cpu(), full_matrices=False)
     device = similarity.device
-    return left[:, :count].to(device), values[:count], right[:count].T.to(device)
+    return of_rows * left[:, :count].to(device), values[:count], of_cols * right[:count].T.to(device)
 
 
 def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Random vectors beside the first eigenvector, which is known: the roots of the degrees."""
-    block = random_block(len(degrees), block_width(count), generator, degrees.to(dtype))
-    block *= (degrees > 0)[:, None]
-    block[:, 0] = degrees.sqrt()
-    normalised: Tensor = block / torch.linalg.vector_norm(block, dim=0)
-    return normalised
+    """Random vectors beside the first eigenvector, which is known: a constant."""
+    scales = inverse(degrees).sqrt().to(dtype)[:, None]
+    block = random_block(len(degrees), block_width(count), generator, scales).mul_(scales)
+    block[:, 0] = scales[:, 0] > 0
+    # Of length one, so that none outweighs the others.
+    lengths = torch.linalg.vector_norm(degrees.to(dtype).sqrt()[:, None] * block, dim=0)
+    return block.div_(lengths)
 
 
 def _capacity(entries: int, length: int, count: int) -> int:

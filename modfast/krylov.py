@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .spectral_operators import LANES, basis_add_, basis_inner, basis_rotate_
+from .spectral_operators import LANES, basis_inner, basis_rotate_
 
 # Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
 _MAX_ROUNDS = 5
@@ -56,7 +56,8 @@ def random_block(rows: int, cols: int, generator: torch.Generator, like: Tensor)
 
 
 def largest_eigenvectors(
-    product: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor, Tensor], None],
+    weights: Tensor,
     start: Tensor,
     count: int,
     *,
@@ -66,34 +67,37 @@ def largest_eigenvectors(
     generator: torch.Generator,
     enough: Callable[[Tensor], bool] | None = None,
 ) -> Eigen:
-    """Eigenvectors of a symmetric matrix M of norm about one.
+    """Eigenvectors of a matrix M that is symmetric in a weighted inner product, of norm about one.
+
+    With ``<x, y> = sum of weights x y``, eigenvectors are orthonormal and M satisfies ``<M x, y> = <x, M y>``.
+    That is what normalising a matrix of similarities by its degrees comes to, when the vectors and not the
+    matrix are scaled: ``D^-1 A`` for ``D^-1/2 A D^-1/2``.
 
     Args:
-        product: ``(n, width)`` to M times that, a new tensor.
+        product: writes M times its first argument ``(n, width)`` to its second.
+        weights: ``(n,)``, not negative; where they are 0, M x has to be 0.
         start: ``(n, width)``, at least as wide as ``count``, a multiple of ``LANES``; is overwritten.
         count: how many eigenvectors are wanted.
         tolerance: from the wanted Ritz values to the residual that is allowed for each.
         max_products: stop after so many, converged or not.
-        capacity: of the basis, in vectors: three times the start's width or more, at most n less that width.
+        capacity: of the basis, in vectors: three times the start's width or more, n less that width at most.
         generator: of directions that replace those in which the matrix has nothing more to offer.
         enough: asked about the Ritz values after each product; True ends without convergence.
     """
     width = start.shape[1]
     # Components below this are rounding.
-    least = 1e-6 if start.dtype == torch.float32 else 1e-14
-    block, _ = _orthonormal(start, [], least, generator)
+    rounding = 1e-6 if start.dtype == torch.float32 else 1e-14
+    block, _, _ = _orthonormal(start, [], weights, rounding, generator)
     assert block is not None
-    basis = [block]
+    basis, spare = [block], list[Tensor]()
     projected = torch.zeros(capacity, capacity, dtype=torch.float64)
     products = 0
     while True:
-        size = sum(each.shape[1] for each in basis)
-        following = product(basis[-1])
+        size = width * len(basis)
+        following = spare.pop() if spare else torch.empty_like(start)
+        product(basis[-1], following)
         products += 1
-        inner = basis_inner(basis, following)
-        basis_add_(following, basis, -inner)
-        block, coupling = _orthonormal(following, basis, least, generator, inner)
-        inner = inner.cpu()
+        block, inner, coupling = _orthonormal(following, basis, weights, rounding, generator)
         projected[:size, size - width : size] = inner
         projected[size - width : size, :size] = inner.T
         corner = inner[size - width :]
@@ -102,16 +106,17 @@ def largest_eigenvectors(
             values, rotation = torch.linalg.eigh(projected[:size, :size])
         values, rotation = values.flip(0), rotation.flip(1)
         wanted = values[:count]
-        residuals = torch.linalg.vector_norm(coupling.cpu() @ rotation[size - width :, :count], dim=0)
-        converged = size >= count and bool((residuals <= tolerance(wanted)).all())
+        residuals = torch.linalg.vector_norm(coupling @ rotation[size - width :, :count], dim=0)
+        converged = block is None or (size >= count and bool((residuals <= tolerance(wanted)).all()))
         stopped = enough is not None and size >= 3 * width and enough(wanted)
-        if converged or block is None or products >= max_products or stopped:
+        if block is None or converged or products >= max_products or stopped:
             basis_rotate_(basis, rotation[:, :width].to(start.device))
-            return Eigen(wanted, basis[0], residuals, products, converged or block is None)
+            return Eigen(wanted, basis[0], residuals, products, converged)
         if size + width > capacity:
             # Half of the basis, its best, stays; the new block remains coupled to it.
             kept = max(width, size // 2 // width * width)
             basis_rotate_(basis, rotation[:, :kept].to(start.device))
+            spare += basis[kept // width :]
             del basis[kept // width :]
             projected.zero_()
             projected[:kept, :kept] = values[:kept].diag()
@@ -119,13 +124,9 @@ def largest_eigenvectors(
 
 
 def _orthonormal(
-    block: Tensor,
-    basis: list[Tensor],
-    least: float,
-    generator: torch.Generator,
-    inner: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor]:
-    """An orthonormal block, at right angles to the basis: ``block = Q R`` less what lay in the basis.
+    block: Tensor, basis: list[Tensor], weights: Tensor, rounding: float, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """An orthonormal block Q, at right angles to the basis V: ``block = V H + Q R``.
 
     By eigenvectors of ``W^T W`` (A. Stathopoulos and K. Wu, SIAM J. Sci. Comput. 23, 2002), again and again:
     a direction much shorter than the longest is known badly, is stretched only so far, and is known better
@@ -134,47 +135,73 @@ def _orthonormal(
     Args:
         block: is overwritten.
         basis: orthonormal blocks.
-        least: lengths up to this come from rounding.
+        weights: of the inner product.
+        rounding: lengths up to this come from rounding.
         generator: of the random directions.
-        inner: what of the block lay in the basis; what is still found there is added.
 
     Returns:
-        Q, or None if no direction is longer than that; and R.
+        Q, or None if no direction is longer than that; H and R.
     """
     width = block.shape[1]
+    along = torch.zeros(width * len(basis), width, dtype=torch.float64)
     coupling = torch.eye(width, dtype=torch.float64)
+    empty = torch.ones(width, dtype=torch.bool)
     for attempt in range(_MAX_ROUNDS):
+        products = basis_inner([block, *basis], block, weights).cpu()
+        gram, inner = products[:width], products[width:]
+        along += inner @ coupling
+        if attempt > 0 and _is_identity(gram, inner, rounding):
+            return block, along, coupling
+        # What remains once the part in the basis has been taken off.
+        gram = gram - inner.T @ inner
         with one_thread():
-            squares, rotation = torch.linalg.eigh(basis_inner([block], block).cpu())
+            squares, rotation = torch.linalg.eigh((gram + gram.T) / 2)
         longest = float(squares[-1])
-        if attempt == 0 and longest <= least**2:
-            return None, torch.zeros(width, width, dtype=torch.float64)
-        lengths = squares.clamp(min=least * longest).sqrt()
+        if attempt == 0 and longest <= max(rounding**2, rounding * float(products[:width].diag().max())):
+            # So little is left that only the difference itself can tell how much.
+            basis_rotate_(
+                [block, *basis], torch.cat([torch.eye(width, dtype=torch.float64), -inner]).to(block.device)
+            )
+            gram = basis_inner([block], block, weights).cpu()
+            inner = torch.zeros_like(inner)
+            with one_thread():
+                squares, rotation = torch.linalg.eigh(gram)
+            longest = float(squares[-1])
+            if longest <= rounding**2:
+                return None, along, torch.zeros_like(coupling)
+        lengths = squares.clamp(min=rounding * longest).sqrt()
+        factors = rotation / lengths
+        basis_rotate_([block, *basis], torch.cat([factors, -inner @ factors]).to(block.device))
         coupling = (lengths[:, None] * rotation.T) @ coupling
-        basis_rotate_([block], (rotation / lengths).to(block.device))
-        if attempt > 0 and float(squares[0]) > 0.5:
-            break
-        if basis:
-            rest = basis_inner(basis, block)
-            basis_add_(block, basis, -rest)
-            if inner is not None:
-                inner += rest @ coupling.to(rest.device)
-    else:
         empty = squares < 0.5
+    if empty.any():
         coupling[empty] = 0.0
-        _fill(block, basis, empty, generator)
-    return block, coupling
+        _fill(block, basis, weights, empty, generator)
+    return block, along, coupling
 
 
-def _fill(block: Tensor, basis: list[Tensor], empty: Tensor, generator: torch.Generator) -> None:
+def _is_identity(gram: Tensor, inner: Tensor, rounding: float) -> bool:
+    """Whether a block is orthonormal, and at right angles to the basis, but for rounding."""
+    away = (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max()
+    across = inner.abs().max() if inner.numel() > 0 else 0.0
+    return float(away) <= 10 * rounding and float(across) <= 10 * rounding
+
+
+def _fill(
+    block: Tensor, basis: list[Tensor], weights: Tensor, empty: Tensor, generator: torch.Generator
+) -> None:
     """Puts random directions at right angles to the basis and to each other into empty columns of a block."""
     columns = empty.nonzero().flatten().tolist()
     fresh = torch.zeros_like(block)
-    fresh[:, columns] = random_block(len(block), len(columns), generator, block)
+    fresh[:, columns] = random_block(len(block), len(columns), generator, block) * (weights > 0)[:, None]
+    block[:, columns] = 0.0
     for _ in range(3):
-        basis_add_(fresh, [*basis, block], -basis_inner([*basis, block], fresh))
+        inner = basis_inner([block, *basis], fresh, weights)
+        unit = torch.eye(block.shape[1], dtype=torch.float64, device=inner.device)
+        basis_rotate_([fresh, block, *basis], torch.cat([unit, -inner]))
         for place, column in enumerate(columns):
             for before in columns[:place]:
-                fresh[:, column] -= (fresh[:, before] @ fresh[:, column]) * fresh[:, before]
-            fresh[:, column] /= torch.linalg.vector_norm(fresh[:, column])
+                overlap = (weights * fresh[:, before]) @ fresh[:, column]
+                fresh[:, column] -= overlap * fresh[:, before]
+            fresh[:, column] /= ((weights * fresh[:, column]) @ fresh[:, column]).sqrt()
     block[:, columns] = fresh[:, columns]

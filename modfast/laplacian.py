@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
-from .embedding import normalised_eigenvectors, row_scale, singular_vectors
+from .embedding import inverse, normalised_eigenvectors, singular_vectors
 from .similarity import DenseSimilarity, read_similarity
 from .spectral import _check_integer, _check_solver, _warn_unless
 
@@ -151,10 +151,10 @@ def _places(
         # The eigenvalues of the graph of a matrix are its singular values, and these with a minus.
         found = singular_vectors(chain[0], (degrees[1], degrees[0]), k, tol=tol, max_iter=max_iter, seed=seed)
         _warn_unless(found.converged, found.passes, found.residuals)
-        vectors, values = [found.right * 0.5**0.5, found.left * 0.5**0.5], found.values
+        places, values = [found.right * 0.5**0.5, found.left * 0.5**0.5], found.values
     else:
         joint, eigen, _ = normalised_eigenvectors(
-            lambda block: _chain_product(chain, degrees, block),
+            lambda block, out: _chain_product(chain, degrees, block, out),
             torch.cat(degrees),
             k,
             sum(each.entries for each in chain),
@@ -164,17 +164,16 @@ def _places(
         )
         _warn_unless(eigen.converged, eigen.products, eigen.residuals)
         joint = joint[:, :k].to(torch.float64)
-        vectors, values = list(joint.split([len(each) for each in degrees])), eigen.values
-    scaled = [row_scale(of_nodes)[:, None] * each for of_nodes, each in zip(degrees, vectors, strict=True)]
-    return scaled, values
+        places, values = list(joint.split([len(each) for each in degrees])), eigen.values
+    return places, values
 
 
-def _chain_product(chain: list[DenseSimilarity], degrees: list[Tensor], block: Tensor) -> Tensor:
-    """The graph's similarities times a block: each layer ties the nodes that it reads and puts out."""
-    parts = block.split([len(each) for each in degrees])
-    sums = [torch.zeros_like(part) for part in parts]
+def _chain_product(chain: list[DenseSimilarity], degrees: list[Tensor], block: Tensor, out: Tensor) -> None:
+    """``D^-1 A`` times a block: each layer ties the nodes that it reads and puts out."""
+    sizes = [len(each) for each in degrees]
+    parts, sums = block.split(sizes), out.zero_().split(sizes)
     for index, layer in enumerate(chain):
-        forward, backward = layer.product(right=parts[index].contiguous(), left=parts[index + 1].contiguous())
-        sums[index + 1] += forward
-        sums[index] += backward
-    return torch.cat(sums)
+        forward, backward = layer.product(right=parts[index], left=parts[index + 1])
+        sums[index + 1].add_(forward)
+        sums[index].add_(backward)
+    out *= inverse(torch.cat(degrees)).to(out.dtype)[:, None]

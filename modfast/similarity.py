@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -38,6 +38,10 @@ class DenseSimilarity:
     def entries(self) -> int:
         """How many numbers it has."""
         return self.weight.numel()
+
+    def part(self, rows: Tensor, cols: Tensor) -> DenseSimilarity:
+        """Only these rows and columns, of bool masks."""
+        return replace(self, weight=self.weight[rows][:, cols].contiguous())
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """Of rows and of columns, float64."""
@@ -76,11 +80,40 @@ class SparseSimilarity:
         """How many numbers it has."""
         return len(self.values)
 
-    def sums(self, right: Tensor | None = None, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Of rows and of columns, float64; with vectors ``A right`` and ``A^T left``."""
-        return ops.sparse_similarity_sums(
-            self.starts, self.indices, self.values, self.cols, self.affinity, self.scale, right, left
+    def part(self, rows: Tensor, cols: Tensor) -> SparseSimilarity:
+        """Only these rows and columns, of bool masks; the others hold zeros at most."""
+        kept = rows.repeat_interleave(self.starts.diff().long()) & cols[self.indices.long()]
+        # Where an entry comes to lie when those before it are gone; a row without any begins where it ends.
+        places = torch.cat([kept.new_zeros(1), kept]).cumsum(0).to(self.starts.dtype)
+        new_places = cols.cumsum(0) - 1
+        return replace(
+            self,
+            starts=places[self.starts.long()][torch.cat([rows.new_ones(1), rows])],
+            indices=new_places[self.indices[kept].long()].to(self.indices),
+            values=self.values[kept],
+            cols=int(cols.sum()),
         )
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Of rows and of columns, float64."""
+        return self._sums(None, None, True)
+
+    def row_sums(self) -> Tensor:
+        """Of rows only."""
+        return self._sums(None, None, False)[0]
+
+    def probe(self, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """``A right`` and ``A^T left``, float64, of one vector each."""
+        return self._sums(right, left, True)
+
+    def _sums(self, right: Tensor | None, left: Tensor | None, of_cols: bool) -> tuple[Tensor, Tensor]:
+        return ops.sparse_similarity_sums(
+            self.starts, self.indices, self.values, self.cols, self.affinity, self.scale, right, left, of_cols
+        )
+
+    def product_into(self, out: Tensor, right: Tensor, row_weights: Tensor) -> None:
+        """``out = row_weights * (A right)``, for a square matrix of given similarities."""
+        ops.graph_product_(out, self.starts, self.indices, self.values, self.scale, right, row_weights)
 
     def product(
         self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None

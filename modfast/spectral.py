@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
-from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors, row_scale
+from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .krylov import block_width
 from .partition import Partition
 from .similarity import Similarity, SparseSimilarity, as_matrix, compress, read_similarity
@@ -144,7 +144,7 @@ def spectral_cocluster(
         joint, tightness = _cluster(found, int(num_clusters), int(n_init), int(seed))
         labels[0][tied[0]], labels[1][tied[1]] = joint.tensor_split([int(tied[0].sum())])
         labels = _refine_sides(similarity, degrees, labels, int(num_clusters), found.dtype)
-    joint = _numbered_as_met(torch.cat(labels[::-1] if turned else labels))
+    joint = _numbered_as_met(torch.cat(labels[::-1] if turned else labels), int(num_clusters))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
     partition = Partition(row_labels, col_labels, int(num_clusters)).to(matrix.device)
     info = _info("singular_values", found, int(num_clusters), start) | tightness
@@ -233,14 +233,9 @@ def spectral_cluster(
         )
         labels[tied], tightness = _cluster(found, int(num_clusters), int(n_init), int(seed))
         labels = ops.move_graph(
-            *_on_cpu(similarity),
-            degrees.cpu(),
-            labels,
-            int(num_clusters),
-            _least(torch.float64),
-            _MAX_SWEEPS,
+            *_on_cpu(similarity), labels, int(num_clusters), _least(torch.float64), _MAX_SWEEPS
         )
-    labels = _numbered_as_met(labels).to(similarity.device)
+    labels = _numbered_as_met(labels, int(num_clusters)).to(similarity.device)
     info = _info("eigenvalues", found, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 
@@ -309,7 +304,8 @@ def graph_embedding(
         similarity, degrees, int(num_vectors), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
     )
     _warn_unless(found.converged, found.products, found.residuals)
-    return row_scale(degrees)[:, None] * vectors[:, : int(num_vectors)].to(torch.float64)
+    places = vectors[:, : int(num_vectors)].to(torch.float64)
+    return torch.where(degrees[:, None] > 0, places, 0.0)
 
 
 # --- Arguments
@@ -341,12 +337,11 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     nodes = similarity.shape[0]
     probe = torch.rand(nodes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     probe = (probe + 0.5).to(similarity.device)
-    forward, backward = similarity.sums(probe, probe)
+    forward, backward = similarity.probe(probe, probe)
     if not torch.allclose(forward, backward, rtol=1e-5, atol=0.0):
         node = int(((forward - backward).abs() / (forward + backward).clamp(min=1e-300)).argmax())
         raise ValueError(f"adjacency must be symmetric; row and column {node} differ")
-    degrees, _ = similarity.sums()
-    return similarity, degrees
+    return similarity, similarity.row_sums()
 
 
 def _node_labels(labels: Tensor | Sequence[int], nodes: int) -> Tensor:
@@ -403,17 +398,17 @@ def _cluster(found: Embedding, num_clusters: int, n_init: int, seed: int) -> tup
     return labels, {"inertia": float(cost), "iterations": int(iterations)}
 
 
-def _numbered_as_met(labels: Tensor) -> Tensor:
+def _numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
     """The same clusters, numbered by their first node; -1 stays."""
     tied = labels >= 0
-    used, of_used = labels[tied].unique(return_inverse=True)
-    places = torch.arange(len(of_used))
-    first = torch.full((len(used),), len(of_used)).scatter_reduce(0, of_used, places, "amin")
-    numbers = torch.empty_like(first)
-    numbers[first.argsort()] = torch.arange(len(used))
-    result = labels.clone()
-    result[tied] = numbers[of_used]
-    return result
+    nodes = len(labels)
+    # Nodes without a cluster count for one more.
+    places = torch.where(tied, labels, num_clusters)
+    first = torch.full((num_clusters + 1,), nodes).scatter_reduce(0, places, torch.arange(nodes), "amin")
+    numbers = torch.empty(num_clusters + 1, dtype=torch.int64)
+    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters)
+    numbers[num_clusters] = -1
+    return numbers[places]
 
 
 def _least(dtype: torch.dtype) -> float:

@@ -64,10 +64,14 @@ def sparse_similarity_sums(
     scale: float,
     right: Tensor | None = None,
     left: Tensor | None = None,
+    of_cols: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The same for compressed sparse rows; given probes, ``A right`` and ``A^T left`` in place of sums."""
+    """The same for compressed sparse rows.
+
+    Given probes it is ``A right`` and ``A^T left`` in place of sums. Without ``of_cols`` the second is empty.
+    """
     forward, backward = _OPS.sparse_similarity_sums(
-        starts, indices, values, cols, affinity, scale, right, left
+        starts, indices, values, cols, affinity, scale, right, left, of_cols
     )
     return forward, backward
 
@@ -90,21 +94,35 @@ def sparse_similarity_product(
     return forward, backward
 
 
-def basis_inner(basis: list[Tensor], block: Tensor) -> Tensor:
-    """``V^T W``, float64, for a basis V in blocks ``(n, width)`` side by side."""
+def graph_product_(
+    out: Tensor,
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    right: Tensor,
+    row_weights: Tensor,
+) -> None:
+    """``out = row_weights * (scale A right)`` for a square sparse matrix."""
+    if out.device.type == "cpu":
+        _OPS.graph_product_(out, starts, indices, values, scale, right, row_weights)
+    else:
+        forward, _ = sparse_similarity_product(
+            starts, indices, values, len(starts) - 1, 2, scale, right, None, None
+        )
+        torch.mul(forward, row_weights[:, None], out=out)
+
+
+def basis_inner(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
+    """``V^T (weights * W)``, float64, for a basis V in blocks ``(n, width)`` side by side; or ``V^T W``."""
     ops = _OPS if block.device.type == "cpu" else plain
-    products: Tensor = ops.basis_inner(basis, block)
+    products: Tensor = ops.basis_inner(basis, block, weights)
     return products
 
 
-def basis_add_(block: Tensor, basis: list[Tensor], factors: Tensor) -> None:
-    """``W += V factors``."""
-    (_OPS if block.device.type == "cpu" else plain).basis_add_(block, basis, factors.contiguous())
-
-
 def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
-    """The first vectors of the basis become ``V factors``."""
-    (_OPS if factors.device.type == "cpu" else plain).basis_rotate_(basis, factors.contiguous())
+    """The first vectors of the basis become ``V factors``, and fill some of its first blocks."""
+    (_OPS if basis[0].device.type == "cpu" else plain).basis_rotate_(basis, factors.contiguous())
 
 
 def k_means(
@@ -151,16 +169,13 @@ def move_graph(
     indices: Tensor,
     values: Tensor,
     scale: float,
-    degrees: Tensor,
     labels: Tensor,
     num_clusters: int,
     least: float,
     max_sweeps: int,
 ) -> Tensor:
     """The same for the nodes of a symmetric graph, sweep after sweep until none moves; new labels."""
-    moved: Tensor = _OPS.move_graph(
-        starts, indices, values, scale, degrees, labels, num_clusters, least, max_sweeps
-    )
+    moved: Tensor = _OPS.move_graph(starts, indices, values, scale, labels, num_clusters, least, max_sweeps)
     return moved
 
 

@@ -52,10 +52,13 @@ def sparse_similarity_sums(
     scale: float,
     right: Tensor | None = None,
     left: Tensor | None = None,
+    of_cols: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """A right and A^T left, ones where they are not given."""
     dense = _similarity(_dense(starts, indices, values, cols), affinity, scale, torch.float64)
     forward = dense.sum(1) if right is None else dense @ right
+    if not of_cols:
+        return forward, forward.new_empty(0)
     return forward, dense.sum(0) if left is None else dense.T @ left
 
 
@@ -75,14 +78,24 @@ def sparse_similarity_product(
     return similarity_product(dense, affinity, scale, right, left, row_weights)
 
 
-def basis_inner(basis: list[Tensor], block: Tensor) -> Tensor:
-    """V^T W."""
-    return (torch.cat(basis, 1).T @ block).to(torch.float64)
+def graph_product_(
+    out: Tensor,
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    right: Tensor,
+    row_weights: Tensor,
+) -> None:
+    """row_weights * (scale A right)."""
+    dense = _similarity(_dense(starts, indices, values, len(starts) - 1), 2, scale, right.dtype)
+    out.copy_(row_weights[:, None] * (dense @ right))
 
 
-def basis_add_(block: Tensor, basis: list[Tensor], factors: Tensor) -> None:
-    """W += V factors."""
-    block += torch.cat(basis, 1) @ factors.to(block)
+def basis_inner(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
+    """V^T (weights * W)."""
+    weighted = block if weights is None else weights[:, None] * block
+    return (torch.cat(basis, 1).T @ weighted).to(torch.float64)
 
 
 def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
@@ -139,7 +152,6 @@ def move_graph(
     indices: Tensor,
     values: Tensor,
     scale: float,
-    degrees: Tensor,
     labels: Tensor,
     num_clusters: int,
     least: float,
