@@ -124,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
         "--n-init", type=int, default=10, metavar="N", help="starts of k-means, the best is kept; default: 10"
     )
     cluster.add_argument(
+        "--shuffles",
+        type=int,
+        default=19,
+        metavar="N",
+        help="random orders of the weights whose gaps the chosen one must exceed; default: 19",
+    )
+    cluster.add_argument(
         "--tol",
         type=float,
         default=1e-3,
@@ -317,6 +324,7 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
         layers=None if options.layers is None else tuple(options.layers),
         affinity=options.affinity,
         n_init=options.n_init,
+        shuffles=options.shuffles,
         tol=options.tol,
         seed=options.seed,
         device=options.device,

@@ -9,8 +9,8 @@ vectors, of which the clusters are made, by at most about ``e / (s_k - s_(k+1))`
 1972). A ratio would be largest among the last values, where noise is divided by smaller noise.
 
 Some gap is always the largest, and in any weights the search finds clusters better than chance. So the
-evidence is shown beside what the same search finds in the same weights shuffled: a gap no larger than the
-largest of theirs says nothing.
+evidence is shown beside what the same search finds in the same weights shuffled. Without structure, a gap
+above all those of ``n`` shuffles has a probability of ``1 / (n + 1)``; a gap below one of them says nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class ClusterConfig:
 
     Attributes:
         num_clusters: the numbers of clusters to try.
+        shuffles: how many times the weights are shuffled, to see what gap arises without structure.
         layers: names or globs of the layers; None is every weight matrix.
         affinity: the similarity, "abs" or "square"; see :func:`modfast.spectral_cocluster`.
         n_init: starts of k-means, of which the best is kept.
@@ -70,6 +71,7 @@ class ClusterConfig:
     layers: tuple[str, ...] | None = None
     affinity: str = "abs"
     n_init: int = 10
+    shuffles: int = 19
     tol: float = 1e-3
     seed: int = 0
     device: str = "auto"
@@ -85,6 +87,7 @@ class ClusterConfig:
         require("num_clusters", bool(counts) and counts[0] >= 1 and ascending, "ascending, from 1 on")
         require("affinity", self.affinity in _AFFINITIES, f"one of {_AFFINITIES}")
         require("n_init", self.n_init >= 1, "at least 1")
+        require("shuffles", self.shuffles >= 1, "at least 1")
         require("tol", math.isfinite(self.tol) and self.tol > 0, "a finite number above 0")
         require("seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
         require("threads", self.threads is None or self.threads >= 1, "at least 1")
@@ -183,13 +186,14 @@ def cluster_layer(
 
     Returns:
         A record that JSON can hold, and the partition for each number of clusters. The record has ``shape``,
-        ``left_out`` (numbers of clusters), ``chosen`` (one of them, or None for a weight of zeros or one with
-        too few neurons), ``singular_values`` (one more than the largest number of clusters, where there is
-        one more), ``shuffled`` (what the same search finds in the same weights shuffled: ``singular_values``,
-        and of the chosen number ``clusterability`` and ``normalized_cut``) and ``clusters``, a list with for
-        each number ``num_clusters``, ``clusterability``, ``normalized_cut``, ``by_chance`` (these two in
-        expectation, for weights without structure in clusters of these sizes), ``gap`` (None where there is
-        no further singular value), ``sizes`` (rows and columns), ``converged`` and ``seconds``.
+        ``left_out`` (numbers of clusters), ``chosen`` (one of them, or None for a weight of zeros or one
+        with too few neurons), ``singular_values`` (one more than the largest number of clusters, where there
+        is one more), ``shuffled`` (what the same search finds in the same weights shuffled:
+        ``largest_gaps``, one for each shuffle, and of the first one ``singular_values``, ``clusterability``
+        and ``normalized_cut``, these for the chosen number) and ``clusters``, a list with for each number
+        ``num_clusters``, ``clusterability``, ``normalized_cut``, ``by_chance`` (these two in expectation,
+        for weights without structure in clusters of these sizes), ``gap`` (None where there is no further
+        singular value), ``sizes`` (rows and columns), ``converged`` and ``seconds``.
 
     Example:
         >>> weight = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4), torch.ones(4, 4)) + 0.1
@@ -253,10 +257,22 @@ def cluster_layer(
         each["gap"] = gaps[each["num_clusters"]]
     record["chosen"] = choose_count(gaps)
 
-    shuffled = _shuffled(weight, config.seed)
-    _, info = cocluster(shuffled, most, 1)
+    generator = torch.Generator().manual_seed(config.seed)
+    shuffled = _shuffled(weight, generator)
     found, _ = cocluster(shuffled, record["chosen"], config.n_init)
-    record["shuffled"] = {"singular_values": info["singular_values"].tolist(), **measures(shuffled, found)}
+    spectra = []
+    for again in range(config.shuffles):
+        _, info = cocluster(_shuffled(weight, generator) if again else shuffled, most, 1)
+        spectra.append(info["singular_values"].tolist())
+    largest = [
+        max((gap for gap in eigengaps(each, counts).values() if gap is not None), default=None)
+        for each in spectra
+    ]
+    record["shuffled"] = {
+        "largest_gaps": [gap for gap in largest if gap is not None],
+        "singular_values": spectra[0],
+        **measures(shuffled, found),
+    }
     return record, partitions
 
 
@@ -281,9 +297,9 @@ def by_chance(partition: Partition) -> dict[str, float]:
     }
 
 
-def _shuffled(weight: Tensor, seed: int) -> Tensor:
+def _shuffled(weight: Tensor, generator: torch.Generator) -> Tensor:
     """The same weights in a random order, a kernel's together."""
-    order = torch.randperm(weight.shape[0] * weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(weight.shape[0] * weight.shape[1], generator=generator)
     return weight.flatten(0, 1)[order.to(weight.device)].view(weight.shape)
 
 
@@ -396,7 +412,7 @@ def _finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Recor
         raise ValueError(f"{folder} holds no clustering to resume")
     if list(saved["config"]["weights"].items()) != list(wanted["weights"].items()):
         raise ValueError(f"{folder} was made with other weights: cluster these into another folder")
-    for part in ("num_clusters", "affinity", "n_init", "tol", "seed"):
+    for part in ("num_clusters", "affinity", "n_init", "shuffles", "tol", "seed"):
         if saved["config"][part] != wanted[part]:
             raise ValueError(
                 f"{folder} was made with another {part}: {saved['config'][part]!r}, not {wanted[part]!r}"

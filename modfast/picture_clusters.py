@@ -65,6 +65,7 @@ def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapp
         >>> chance = {"clusterability": 0.5, "normalized_cut": 1.0}
         >>> record = {"shape": [8, 8], "chosen": 2, "clusters": [{**measures, "by_chance": chance}]}
         >>> shuffled = {"clusterability": 0.6, "normalized_cut": 0.9, "singular_values": [1.0, 0.3, 0.2]}
+        >>> shuffled |= {"largest_gaps": [0.1]}
         >>> record |= {"singular_values": [1.0, 0.8, 0.2], "shuffled": shuffled}
         >>> [made.name for made in draw_clusterability(Path(tempfile.mkdtemp()) / "c.png", {"fc": record})]
         ['c.png']
@@ -113,10 +114,8 @@ def gap_text(record: Mapping[str, Any]) -> str:
 
 
 def shuffled_gap(record: Mapping[str, Any]) -> float | None:
-    """The largest gap of the shuffled weights over the numbers of clusters that were tried."""
-    values = record["shuffled"]["singular_values"]
-    tried = [each["num_clusters"] for each in record["clusters"]]
-    return max((values[k - 1] - values[k] for k in tried if k < len(values)), default=None)
+    """The largest gap in any shuffle of the weights, over the numbers of clusters that were tried."""
+    return max(record["shuffled"]["largest_gaps"], default=None)
 
 
 def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:

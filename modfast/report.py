@@ -232,6 +232,7 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
         >>> measures = {"num_clusters": 2, "clusterability": 0.9, "normalized_cut": 0.2, "by_chance": chance}
         >>> record = {"chosen": 2, "clusters": [{**measures, "gap": 0.6, "converged": True}]}
         >>> shuffled = {"clusterability": 0.6, "normalized_cut": 0.9, "singular_values": [1.0, 0.3, 0.2]}
+        >>> shuffled |= {"largest_gaps": [0.1]}
         >>> record |= {"singular_values": [1.0, 0.8, 0.2], "shuffled": shuffled}
         >>> cluster_table({"clustering": {"fc2": record}, "finished": True}).row_count
         2
@@ -264,9 +265,12 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
                 text = "-" if largest is None else f"<= {largest:.3f}"
                 table.add_row(*_cluster_cells("  shuffled", each, record["shuffled"], values, "  ", text))
         table.add_section()
-    notes.append("shuffled: what the same search finds in the same weights in a random order")
+    shuffles = max((len(each["shuffled"]["largest_gaps"]) for each in records.values()), default=0)
+    notes.append(
+        f"shuffled: found in the same weights in a random order; the largest gap of {shuffles} such orders"
+    )
     if unclear:
-        notes.append("? chosen, but its gap is no larger than one of the shuffled weights")
+        notes.append("? chosen, but its gap is no larger than that of shuffled weights")
     if unconverged:
         notes.append("! the singular vectors have not converged")
     notes.append("by chance: expected of weights without structure in clusters of the same sizes")
