@@ -86,7 +86,10 @@ bool sparse_sums(const SparseMatrix& matrix, Similarity similarity, int64_t begi
   for (int64_t i = begin; i < end; ++i) {
     double sum = 0;
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
-      if (cols && e + kAhead < last) __builtin_prefetch(cols + indices[e + kAhead], 1);
+      if (e + kAhead < last) {
+        if (cols) __builtin_prefetch(cols + indices[e + kAhead], 1);
+        if (right) __builtin_prefetch(right + indices[e + kAhead]);
+      }
       if (static_cast<uint64_t>(indices[e]) >= static_cast<uint64_t>(matrix.cols)) return false;
       const double w = values[e] * similarity.scale;
       const double a = similarity.affinity == Affinity::abs      ? std::abs(w)

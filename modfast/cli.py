@@ -1,4 +1,4 @@
-"""The command line: ``modfast train``, ``modfast reproduce`` and ``modfast report``."""
+"""The command line: ``modfast train``, ``reproduce``, ``cluster`` and ``report``."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _DIGITS_EPOCHS = (60, 60)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="modfast",
-        description="Train neural networks that fall apart into modules, and show what came of it.",
+        description="Train neural networks that fall apart into modules, find the modules, and show them.",
     )
     parser.add_argument("--version", action="version", version=f"modfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False)
+    work = argparse.ArgumentParser(add_help=False)
+    work.add_argument("--out", required=True, metavar="DIR", help="folder for results, pictures, checkpoints")
+    work.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    work.add_argument(
+        "--threads", type=int, metavar="N", help="threads on the CPU (default: PyTorch's choice)"
+    )
+    work.add_argument("--resume", action="store_true", help="continue a run that was stopped or killed")
+    work.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
+
+    common = argparse.ArgumentParser(add_help=False, parents=[work])
     common.add_argument(
         "--data",
         default="digits",
         help="digits (default), cifar10, mnist, imagefolder:PATH or fake; see modfast.data.load_dataset",
     )
-    common.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for results, pictures, checkpoints"
-    )
-    common.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
-    common.add_argument(
-        "--threads", type=int, metavar="N", help="threads on the CPU (default: PyTorch's choice)"
-    )
-    common.add_argument("--resume", action="store_true", help="continue a run that was stopped or killed")
-    common.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
     common.add_argument("--model", default="auto", help="auto (default), cnn, mlp or package.module:callable")
     common.add_argument(
         "--layers",
@@ -94,12 +94,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduce.set_defaults(run=_reproduce)
 
+    cluster = commands.add_parser(
+        "cluster",
+        parents=[work],
+        help="find the clusters of a network's layers",
+        description="Cluster each layer's weights spectrally, for many numbers of clusters k. The k with the "
+        "largest gap between singular values is chosen; its clusters are saved for train --partitions.",
+    )
+    cluster.add_argument(
+        "model",
+        metavar="MODEL",
+        help="what train wrote (folder or checkpoint), a file with a state_dict (.pt, .pth, .safetensors), "
+        "or package.module:callable",
+    )
+    cluster.add_argument(
+        "-k", "--clusters", default="2..20", metavar="K", help="as 4, 2..20 (default) or 2,4,8"
+    )
+    cluster.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="names or globs (default: every weight matrix)"
+    )
+    cluster.add_argument(
+        "--affinity",
+        default="abs",
+        choices=["abs", "square"],
+        help="similarity: |weight| (default), weight^2",
+    )
+    cluster.add_argument("--seed", type=int, default=0, help="default: 0")
+    cluster.add_argument(
+        "--n-init", type=int, default=10, metavar="N", help="starts of k-means, the best is kept; default: 10"
+    )
+    cluster.add_argument(
+        "--shuffles",
+        type=int,
+        default=19,
+        metavar="N",
+        help="random orders of the weights whose gaps the chosen one must exceed; default: 19",
+    )
+    cluster.add_argument(
+        "--tol",
+        type=float,
+        default=1e-3,
+        metavar="T",
+        help="of the singular vectors' residuals; default: 0.001",
+    )
+    cluster.add_argument(
+        "--data", help="call MODEL, a callable, with the image shape and number of classes of this data set"
+    )
+    cluster.set_defaults(run=_cluster)
+
     report = commands.add_parser(
         "report",
         help="show a finished folder again",
         description="Print the table of a finished folder and draw its pictures again.",
     )
-    report.add_argument("out", metavar="DIR", help="what train or reproduce wrote")
+    report.add_argument("out", metavar="DIR", help="what train, reproduce or cluster wrote")
     report.set_defaults(run=_report)
     return parser
 
@@ -126,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
     except KeyboardInterrupt:
         if ranks.is_first:
-            print("\nmodfast: interrupted; the finished epochs are kept, --resume continues", file=sys.stderr)
+            print("\nmodfast: interrupted; what was finished is kept, --resume continues", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if not _is_expected(error):
@@ -257,19 +305,70 @@ def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
         display.table(results_table(results), folder)
 
 
+def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
+    from .cluster import ClusterConfig, check_out, check_weights, cluster_model, parse_counts
+    from .display import Display
+    from .experiment import prepare_folder
+    from .report import cluster_table
+    from .train import choose_device
+    from .weights import read_weights
+
+    sizes = None
+    if options.data is not None:
+        dataset = _load(options, ranks)
+        sizes = (dataset.image_shape, dataset.num_classes)
+    if not ranks.is_first:  # there is nothing to share
+        return
+    config = ClusterConfig(
+        num_clusters=parse_counts(options.clusters),
+        layers=None if options.layers is None else tuple(options.layers),
+        affinity=options.affinity,
+        n_init=options.n_init,
+        shuffles=options.shuffles,
+        tol=options.tol,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+    )
+    # What is wrong with the model or the options is said before a folder is made or an old one emptied.
+    choose_device(config.device)
+    weights = read_weights(options.model, config.layers, sizes=sizes, seed=config.seed)
+    check_weights(weights, config.num_clusters)
+    check_out(options.model, options.out)
+    folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
+    with Display() as display:
+        results = cluster_model(
+            weights,
+            config,
+            folder,
+            model=options.model,
+            sizes=sizes,
+            resume=options.resume,
+            on_step=display.on_clustering,
+            on_layer=display.on_layer,
+        )
+        display.table(cluster_table(results), folder)
+
+
 def _report(options: argparse.Namespace, ranks: Ranks) -> None:
     if ranks.is_first:  # there is nothing to share
         _show(Path(options.out))
 
 
 def _show(folder: Path) -> None:
+    from .cluster import redraw_clustering
     from .display import Display
     from .experiment import KINDS, draw_reproduction, draw_run, read_results
-    from .report import results_table, run_table
+    from .report import cluster_table, results_table, run_table
 
     results = read_results(folder)
     with Display() as display:
-        if all(kind in results for kind in KINDS):
+        if "clustering" in results:
+            reason = redraw_clustering(folder)
+            if reason is not None:
+                display.note(reason)
+            display.table(cluster_table(results), folder)
+        elif all(kind in results for kind in KINDS):
             draw_reproduction(folder)
             display.table(results_table(results), folder)
         else:

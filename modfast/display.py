@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from .experiment import Progress
+from .report import ranges
 from .train import Record
 
 
@@ -115,6 +116,32 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
+
+    def on_clustering(self, layer: str, num_clusters: int, done: int, total: int) -> None:
+        """Show which clustering of a network's layers is being made."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total, completed=done, unit="clusterings")
+        self._bar.update(self._task, description=f"{layer}, k {num_clusters}", completed=done)
+
+    def on_layer(self, layer: str, record: Record) -> None:
+        """Print a line for a layer whose clusterings are made."""
+        shape = " x ".join(str(size) for size in record["shape"])
+        parts = [f"{layer} ({shape})"]
+        if record["chosen"] is not None:
+            (best,) = [each for each in record["clusters"] if each["num_clusters"] == record["chosen"]]
+            seconds = sum(each["seconds"] for each in record["clusters"])
+            parts += [f"k {record['chosen']}", f"clusterability {best['clusterability']:.3f}"]
+            parts += [f"normalised cut {best['normalized_cut']:.3f}", f"{seconds:.2f} s"]
+        too_many = [k for k in record["left_out"] if k > min(record["shape"][:2])]
+        if too_many:
+            parts.append(f"left out: k {ranges(too_many)}, more than its smaller side")
+        if len(too_many) < len(record["left_out"]):
+            parts.append("left out: all its weights are zero")
+        self.note("  ".join(parts))
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._bar.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def table(self, table: Any, folder: Path) -> None:
         """Print a results table and where the files are."""

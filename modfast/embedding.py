@@ -246,7 +246,7 @@ def normalised_eigenvectors(
 
 
 def _spread(vectors: Tensor, tied: Tensor, count: int) -> Tensor:
-    """The first vectors, of nodes that have ties, with zeros for the others and for vectors that are missing."""
+    """The first vectors, of nodes that have ties; zeros for the others and for vectors that are missing."""
     result = vectors.new_zeros(len(tied), count)
     result[tied, : vectors.shape[1]] = vectors[:, :count]
     return result

@@ -202,7 +202,8 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(results, dict) or not ("history" in results or all(kind in results for kind in KINDS)):
+    known = ({"history"}, {"clustering"}, set(KINDS))
+    if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
         raise ValueError(f"{path} is no result of modfast")
     return results
 

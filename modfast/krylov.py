@@ -69,9 +69,9 @@ def largest_eigenvectors(
 ) -> Eigen:
     """Eigenvectors of a matrix M that is symmetric in a weighted inner product, of norm about one.
 
-    With ``<x, y> = sum of weights x y``, eigenvectors are orthonormal and M satisfies ``<M x, y> = <x, M y>``.
-    That is what normalising a matrix of similarities by its degrees comes to, when the vectors and not the
-    matrix are scaled: ``D^-1 A`` for ``D^-1/2 A D^-1/2``.
+    With ``<x, y> = sum of weights x y``, eigenvectors are orthonormal and ``<M x, y> = <x, M y>``. That is
+    what normalising a matrix of similarities by its degrees comes to, when the vectors and not the matrix
+    are scaled: ``D^-1 A`` for ``D^-1/2 A D^-1/2``.
 
     Args:
         product: writes M times its first argument ``(n, width)`` to its second.

@@ -94,18 +94,20 @@ def linear_layers(model: nn.Module) -> list[Layer]:
     return list(found.values())
 
 
-def _matching(layers: Sequence[Layer], pattern: str, argument: str) -> list[int]:
-    """The indices of the layers whose name, or whose weight's, ``pattern`` matches."""
-    names = [(layer.name, layer.parameter_name) for layer in layers]
+def match_names(names: Sequence[tuple[str, str]], pattern: str, argument: str) -> list[int]:
+    """The indices of the layers whose name, or whose weight's (the second of a pair), ``pattern`` matches.
+
+    Raises:
+        ValueError: it matches none.
+    """
     # A name may hold brackets, so it is compared before it is read as a glob.
     matched = [i for i, pair in enumerate(names) if pattern in pair]
     matched = matched or [
         i for i, pair in enumerate(names) if any(fnmatchcase(name, pattern) for name in pair)
     ]
     if not matched:
-        raise ValueError(
-            f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {_names(layers)}"
-        )
+        known = ", ".join(repr(name) for name, _ in names) or "none"
+        raise ValueError(f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {known}")
     return matched
 
 
@@ -118,10 +120,11 @@ def match_layers(
         ValueError: a pattern matches none.
     """
     layers = find_layers(model)
+    names = [(layer.name, layer.parameter_name) for layer in layers]
     chosen = [
         index
         for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-        for index in _matching(layers, pattern, "layers")
+        for index in match_names(names, pattern, "layers")
     ]
     return [layers[index] for index in (dict.fromkeys(chosen) if in_given_order else sorted(set(chosen)))]
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,16 +144,32 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
         return CNN(shape, num_classes)
     if name == "mlp":
         return MLP(shape, num_classes)
+    return _call(name, f"one of {MODELS}", image_shape=shape, num_classes=num_classes)
+
+
+def import_model(name: str) -> nn.Module:
+    """Make the model that ``"package.module:callable"`` gives when it is called without arguments.
+
+    Raises:
+        ValueError: ``name`` has another form or cannot be imported.
+        TypeError: What it refers to cannot be called like this or does not return an `nn.Module`.
+
+    Example:
+        >>> type(import_model("modfast.models:MLP")).__name__
+        'MLP'
+    """
+    return _call(name, "package.module:callable")
+
+
+def _call(name: str, allowed: str, **arguments: Any) -> nn.Module:
     module_name, separator, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not (separator and module_name and attribute) or module_name.startswith("."):
-        raise ValueError(f"model name must be one of {MODELS}; got {name!r}")
+        raise ValueError(f"model name must be {allowed}; got {name!r}")
     with _current_folder_importable():
-        return _build_custom(name, module_name, attribute, shape, num_classes)
+        return _call_attribute(name, module_name, attribute, arguments)
 
 
-def _build_custom(
-    name: str, module_name: str, attribute: str, image_shape: tuple[int, int, int], num_classes: int
-) -> nn.Module:
+def _call_attribute(name: str, module_name: str, attribute: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
@@ -162,12 +179,11 @@ def _build_custom(
     if not callable(factory):
         raise TypeError(f"model name {name!r}: must name a callable, but is a {type(factory).__name__}")
     try:
-        inspect.signature(factory).bind(image_shape=image_shape, num_classes=num_classes)
+        inspect.signature(factory).bind(**arguments)
     except TypeError as error:
-        raise TypeError(
-            f"model name {name!r}: must accept the keyword arguments image_shape and num_classes ({error})"
-        ) from error
-    model = factory(image_shape=image_shape, num_classes=num_classes)
+        accepted = f"the keyword arguments {' and '.join(arguments)}" if arguments else "no arguments"
+        raise TypeError(f"model name {name!r}: must accept {accepted} ({error})") from error
+    model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
     return model

@@ -1,12 +1,12 @@
-"""The picture of the weights: each layer before and after training, sorted by cluster."""
+"""Pictures of weights: each layer twice, before and after training or before and after sorting."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,29 +26,49 @@ MOST_COLUMNS = 256
 MOST_ROWS = 128
 
 
-def _magnitude(name: str, moment: str, weight: Tensor, partition: Partition) -> NDArray[np.float64]:
-    """|weight| as (out, in) float64, a convolution's kernel reduced to its Euclidean norm."""
+class Panel(NamedTuple):
+    """A weight to draw.
+
+    Attributes:
+        magnitude: (out, in), as :func:`magnitude` gives it.
+        partition: by whose clusters it is sorted; None draws it as it is stored.
+        title: two lines at most.
+        unit: what a row is: a neuron, or a convolution's channel.
+    """
+
+    magnitude: NDArray[np.float64]
+    partition: Partition | None
+    title: str
+    unit: str
+
+
+def magnitude(argument: str, weight: Tensor, partition: Partition) -> NDArray[np.float64]:
+    """|weight| as (out, in) float64, a convolution's kernel reduced to its Euclidean norm.
+
+    Raises:
+        ValueError: naming ``argument``: the partition does not fit it, or it is not finite.
+    """
     if weight.ndim < 2 or tuple(weight.shape[:2]) != tuple(partition.shape):
         raise ValueError(
-            f"{moment}[{name!r}] must have the partition's shape {tuple(partition.shape)} in its first two "
+            f"{argument} must have the partition's shape {tuple(partition.shape)} in its first two "
             f"dimensions, got {tuple(weight.shape)}"
         )
     values = weight.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{moment}[{name!r}] must be finite, got NaN or infinity in it")
+        raise ValueError(f"{argument} must be finite, got NaN or infinity in it")
     if values.ndim > 2:
         values = torch.linalg.vector_norm(values.flatten(2), dim=2)
-    magnitude: NDArray[np.float64] = values.abs().numpy()
-    return magnitude
+    result: NDArray[np.float64] = values.abs().numpy()
+    return result
 
 
-def _clusterability(magnitude: NDArray[np.float64], partition: Partition) -> float:
+def _clusterability(values: NDArray[np.float64], partition: Partition) -> float:
     """Share of squared weight inside clusters; 1 for an all-zero weight, which crosses nothing."""
-    largest = float(magnitude.max(initial=0.0))
+    largest = float(values.max(initial=0.0))
     if largest == 0.0:
         return 1.0
     # The share does not depend on the scale, and at scale 1 squares neither overflow nor vanish.
-    squares = (magnitude / largest) ** 2
+    squares = (values / largest) ** 2
     inside = squares[partition.mask().cpu().numpy()]
     return float(inside.sum() / squares.sum())
 
@@ -69,9 +89,9 @@ def _cell_edges(starts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.concatenate([*pieces, starts[-1:]]).astype(np.int64)
 
 
-def _axis_label(side: str, unit: str, edges: NDArray[np.int64]) -> str:
-    group = int(np.diff(edges).max())
-    label = f"{side} {unit}, by cluster"
+def _axis_label(side: str, panel: Panel, edges: NDArray[np.int64]) -> str:
+    group, unit = int(np.diff(edges).max()), panel.unit
+    label = f"{side} {unit}, {'as stored' if panel.partition is None else 'by cluster'}"
     return label if group == 1 else f"{label}\n(a cell is the maximum of up to {group} {unit}s)"
 
 
@@ -131,56 +151,89 @@ def draw_weights(
         if 0 in partition.shape:
             raise ValueError(f"partitions[{name!r}] must have rows and columns, got shape {partition.shape}")
 
-    heights = [min(max(3.6 * p.shape[0] / p.shape[1], 1.8), 3.6) for p in partitions.values()]
+    pairs = []
+    for name, partition in partitions.items():
+        panels = []
+        for moment, weights in (("before", before), ("after", after)):
+            weight = weights[name]
+            values = magnitude(f"{moment}[{name!r}]", weight, partition)
+            shape = " x ".join(str(size) for size in weight.shape)
+            title = (
+                f"{name_end(name)} ({shape}) {moment} training\n"
+                f"clusterability {_clusterability(values, partition):.3f}"
+            )
+            panels.append(Panel(values, partition, title, "neuron" if weight.ndim == 2 else "channel"))
+        pairs.append((panels[0], panels[1]))
+    draw_pairs(path, pairs)
+
+
+def draw_pairs(
+    path: str | os.PathLike[str], pairs: Sequence[tuple[Panel, Panel]], heading: str | None = None
+) -> None:
+    """Draw pairs of weights, each pair a row with one colour scale.
+
+    Args:
+        path: PNG file to write.
+        pairs: left and right panel of each row; the two have one shape, neither side of it 0.
+        heading: above all of it.
+    """
+    shapes = [left.magnitude.shape for left, _ in pairs]
+    heights = [min(max(3.6 * rows / columns, 1.8), 3.6) for rows, columns in shapes]
     figure = new_figure(sum(heights) + 1.0 * len(heights))
     panels = figure.subplots(len(heights), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for (name, partition), (left, right) in zip(partitions.items(), panels, strict=True):
-        _draw_layer(figure, (left, right), name, before[name], after[name], partition)
+    for pair, axes in zip(pairs, panels, strict=True):
+        _draw_pair(figure, axes, pair)
+    if heading is not None:
+        figure.suptitle(heading, fontsize=10)
     save_figure(figure, path)
 
 
-def _draw_layer(
-    figure: Figure,
-    panels: tuple[Axes, Axes],
-    name: str,
-    before: Tensor,
-    after: Tensor,
-    partition: Partition,
-) -> None:
-    row_order, col_order = partition.row_order().cpu(), partition.col_order().cpu()
-    row_labels = partition.row_labels.cpu()[row_order].numpy()
-    col_labels = partition.col_labels.cpu()[col_order].numpy()
-    row_starts, col_starts = _cluster_starts(row_labels), _cluster_starts(col_labels)
-    row_edges, col_edges = _cell_edges(row_starts, MOST_ROWS), _cell_edges(col_starts, MOST_COLUMNS)
+class _Cells(NamedTuple):
+    """What is drawn of a panel: the largest weight of each cell, and where cells and clusters begin."""
 
-    cells, shares = [], []
-    for moment, weight in (("before", before), ("after", after)):
-        magnitude = _magnitude(name, moment, weight, partition)
-        shares.append(_clusterability(magnitude, partition))
-        ordered = magnitude[row_order.numpy()][:, col_order.numpy()]
-        rows = np.maximum.reduceat(ordered, row_edges[:-1], axis=0)
-        cells.append(np.maximum.reduceat(rows, col_edges[:-1], axis=1))
+    values: NDArray[np.float64]
+    edges: tuple[NDArray[np.int64], NDArray[np.int64]]
+    starts: tuple[NDArray[np.int64], NDArray[np.int64]]
+    labels: tuple[NDArray[np.int64], NDArray[np.int64]]
 
-    drawn = np.concatenate([cell.ravel() for cell in cells])
+
+def _cells(panel: Panel) -> _Cells:
+    ordered = panel.magnitude
+    if panel.partition is None:
+        rows, cols = (np.zeros(size, dtype=np.int64) for size in ordered.shape)
+    else:
+        row_order, col_order = panel.partition.row_order().cpu(), panel.partition.col_order().cpu()
+        rows = panel.partition.row_labels.cpu()[row_order].numpy()
+        cols = panel.partition.col_labels.cpu()[col_order].numpy()
+        ordered = ordered[row_order.numpy()][:, col_order.numpy()]
+    starts = (_cluster_starts(rows), _cluster_starts(cols))
+    edges = (_cell_edges(starts[0], MOST_ROWS), _cell_edges(starts[1], MOST_COLUMNS))
+    values = np.maximum.reduceat(ordered, edges[0][:-1], axis=0)
+    values = np.maximum.reduceat(values, edges[1][:-1], axis=1)
+    return _Cells(values, edges, starts, (rows, cols))
+
+
+def _draw_pair(figure: Figure, axes_pair: Sequence[Axes], pair: tuple[Panel, Panel]) -> None:
+    cells = [_cells(panel) for panel in pair]
+    drawn = np.concatenate([each.values.ravel() for each in cells])
     largest = float(drawn.max())
     # A few outliers would leave everything else dark; few non-zero weights must still be seen.
     top = float(np.percentile(drawn, 99.5)) or largest or 1.0
-    shape = " x ".join(str(size) for size in after.shape)
-    unit = "neuron" if after.ndim == 2 else "channel"
-    for axes, cell, share, moment in zip(panels, cells, shares, ("before", "after"), strict=True):
-        mesh = axes.pcolormesh(col_edges, row_edges, cell, cmap="viridis", vmin=0.0, vmax=top)
+    for axes, panel, each in zip(axes_pair, pair, cells, strict=True):
+        (row_edges, col_edges), (row_starts, col_starts) = each.edges, each.starts
+        mesh = axes.pcolormesh(col_edges, row_edges, each.values, cmap="viridis", vmin=0.0, vmax=top)
         axes.invert_yaxis()
         for border in row_starts[1:-1]:
             axes.axhline(border, color="white", linewidth=0.6)
         for border in col_starts[1:-1]:
             axes.axvline(border, color="white", linewidth=0.6)
-        axes.set_xticks(*_cluster_ticks(col_starts, col_labels))
-        axes.set_yticks(*_cluster_ticks(row_starts, row_labels))
+        if panel.partition is not None:
+            axes.set_xticks(*_cluster_ticks(col_starts, each.labels[1]))
+            axes.set_yticks(*_cluster_ticks(row_starts, each.labels[0]))
         axes.tick_params(length=0, labelsize=8)
-        axes.set_xlabel(_axis_label("input", unit, col_edges), fontsize=9)
-        axes.set_title(
-            f"{name_end(name)} ({shape}) {moment} training\nclusterability {share:.3f}", fontsize=10
-        )
-    panels[0].set_ylabel(_axis_label("output", unit, row_edges), fontsize=9)
-    bar = figure.colorbar(mesh, ax=panels, extend="max" if largest > top else "neither", pad=0.01)
-    bar.set_label("|weight|" if after.ndim == 2 else "|weight|, norm over kernel", fontsize=9)
+        axes.set_xlabel(_axis_label("input", panel, col_edges), fontsize=9)
+        axes.set_title(panel.title, fontsize=10)
+        if panel is pair[0] or panel.partition is not pair[0].partition:
+            axes.set_ylabel(_axis_label("output", panel, row_edges), fontsize=9)
+    bar = figure.colorbar(mesh, ax=axes_pair, extend="max" if largest > top else "neither", pad=0.01)
+    bar.set_label("|weight|" if pair[0].unit == "neuron" else "|weight|, norm over kernel", fontsize=9)

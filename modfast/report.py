@@ -15,17 +15,20 @@ import torch
 from rich.table import Table
 
 from modfast.picture_classes import draw_class_accuracy
+from modfast.picture_clusters import shuffled_gap
 from modfast.picture_weights import draw_weights
 from modfast.pictures import draw_comparison, draw_curves
 from modfast.statistics import mean_interval, paired_interval
 from modfast.version import __version__
 
 __all__ = [
+    "cluster_table",
     "draw_class_accuracy",
     "draw_comparison",
     "draw_curves",
     "draw_weights",
     "environment",
+    "ranges",
     "results_table",
     "run_table",
     "summarize",
@@ -209,6 +212,104 @@ def run_table(results: Mapping[str, Any]) -> Table:
     table.add_row("Time per epoch (s)", _cell(seconds, None, 3))
     table.add_row("Epochs", str(len(history)))
     return table
+
+
+MOST_ROWS = 100
+
+
+def cluster_table(results: Mapping[str, Any]) -> Table:
+    """The table that ends ``modfast cluster``: each layer and number of clusters, the chosen ones marked.
+
+    Args:
+        results: ``clustering``, layer name to what :func:`modfast.cluster.cluster_layer` records, and
+            ``finished``.
+
+    Returns:
+        A table for ``rich.print``; of more than 100 rows only those of the chosen numbers.
+
+    Example:
+        >>> chance = {"clusterability": 0.5, "normalized_cut": 1.0}
+        >>> measures = {"num_clusters": 2, "clusterability": 0.9, "normalized_cut": 0.2, "by_chance": chance}
+        >>> record = {"chosen": 2, "clusters": [{**measures, "gap": 0.6, "converged": True}]}
+        >>> shuffled = {"clusterability": 0.6, "normalized_cut": 0.9, "singular_values": [1.0, 0.3, 0.2]}
+        >>> shuffled |= {"largest_gaps": [0.1]}
+        >>> record |= {"singular_values": [1.0, 0.8, 0.2], "shuffled": shuffled}
+        >>> cluster_table({"clustering": {"fc2": record}, "finished": True}).row_count
+        2
+    """
+    records = {name: each for name, each in results["clustering"].items() if each["chosen"] is not None}
+    shortened = sum(len(each["clusters"]) for each in records.values()) > MOST_ROWS
+    notes = ["* chosen: the largest gap s_k - s_(k+1) of singular values"]
+    table = Table()
+    table.add_column("Layer", overflow="fold")
+    for heading in ("k", "Clusterability\n(by chance)", "Normalised cut\n(by chance)", "s_k", "Gap"):
+        table.add_column(heading, justify="right")
+    unclear = unconverged = False
+    for name, record in records.items():
+        largest = shuffled_gap(record)
+        shown = [
+            each for each in record["clusters"] if not shortened or each["num_clusters"] == record["chosen"]
+        ]
+        for each in shown:
+            is_chosen, gap, mark = each["num_clusters"] == record["chosen"], each["gap"], "  "
+            if is_chosen:
+                is_unclear = gap is None or largest is None or gap <= largest
+                mark, unclear = " ?" if is_unclear else " *", unclear or is_unclear
+            unconverged = unconverged or not each["converged"]
+            label = name if each is shown[0] else ""
+            mark = mark if each["converged"] else f"!{mark}"
+            text = "-" if gap is None else f"{gap:.3f}"
+            table.add_row(*_cluster_cells(label, each, each, record["singular_values"], mark, text))
+            if is_chosen:
+                values = record["shuffled"]["singular_values"]
+                text = "-" if largest is None else f"<= {largest:.3f}"
+                table.add_row(*_cluster_cells("  shuffled", each, record["shuffled"], values, "  ", text))
+        table.add_section()
+    shuffles = max((len(each["shuffled"]["largest_gaps"]) for each in records.values()), default=0)
+    notes.append(
+        f"shuffled: found in the same weights in a random order; the largest gap of {shuffles} such orders"
+    )
+    if unclear:
+        notes.append("? chosen, but its gap is no larger than that of shuffled weights")
+    if unconverged:
+        notes.append("! the singular vectors have not converged")
+    notes.append("by chance: expected of weights without structure in clusters of the same sizes")
+    if shortened:
+        notes.append("the other numbers of clusters are in results.json")
+    if not results["finished"]:
+        notes.append("not all layers are finished: --resume continues")
+    table.caption, table.caption_justify = "\n".join(notes), "left"
+    return table
+
+
+def _cluster_cells(
+    label: str,
+    clustering: Mapping[str, Any],
+    found: Mapping[str, float],
+    singular_values: Sequence[float],
+    mark: str,
+    gap: str,
+) -> list[str]:
+    k, chance = clustering["num_clusters"], clustering["by_chance"]
+    measures = [f"{found[each]:.3f} ({chance[each]:.3f})" for each in ("clusterability", "normalized_cut")]
+    value = f"{singular_values[k - 1]:.3f}" if k <= len(singular_values) else "-"
+    return [label, f"{k}{mark}", *measures, value, gap]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers in short.
+
+    Example:
+        >>> ranges([2, 4, 5, 6])
+        '2, 4..6'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def _setting(config: Mapping[str, Any]) -> str | None:

@@ -146,7 +146,8 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
+    """Set the number of PyTorch's threads on the CPU while in the context; None leaves it."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -213,7 +214,7 @@ def train(
         1
     """
     ranks = Ranks(group)
-    with _threads(config.threads):
+    with using_threads(config.threads):
         run = ranks.every(lambda: _start(model, dataset, config, partitions))
         if ranks.size > 1:
             _check_alike(ranks, run, dataset, out=out is not None, resume=resume)

@@ -1,0 +1,492 @@
+"""The clusters of a network's layers, for many numbers of clusters: the work of ``modfast cluster``.
+
+The number of clusters of a layer is chosen by its *eigengap*, the largest ``s_k - s_(k+1)`` of the singular
+values ``s_1 = 1 >= s_2 >= ...`` of ``D_row^-1/2 A D_col^-1/2``, where ``A`` is the similarity and the ``D``
+hold its row and column sums. ``k`` clusters without ties between them have ``s_k = 1`` and, as long as none
+of them falls apart, ``s_(k+1) < 1``. The difference is absolute, not relative to ``s_k``: the first value is
+1 whatever the scale of the weights, and a change of the matrix of size ``e`` turns the ``k`` singular
+vectors, of which the clusters are made, by at most about ``e / (s_k - s_(k+1))`` (Davis and Kahan 1970, Wedin
+1972). A ratio would be largest among the last values, where noise is divided by smaller noise.
+
+Some gap is always the largest, and in any weights the search finds clusters better than chance. So the
+evidence is shown beside what the same search finds in the same weights shuffled. Without structure, a gap
+above all those of ``n`` shuffles has a probability of ``1 / (n + 1)``; a gap below one of them says nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .energy import clusterability
+from .experiment import PARTITIONS, RESULTS, read_results
+from .files import write_json
+from .partition import Partition, load_partitions, save_partitions
+from .picture_clusters import draw_clusterability, draw_matrices
+from .report import environment
+from .spectral import normalized_cut, spectral_cocluster
+from .train import CHECKPOINT, Record, TrainingError, choose_device, using_threads
+from .weights import find_checkpoint, read_weights
+
+_AFFINITIES = ("abs", "square")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """All that decides which clusters are found.
+
+    Attributes:
+        num_clusters: the numbers of clusters to try.
+        shuffles: how many times the weights are shuffled, to see what gap arises without structure.
+        layers: names or globs of the layers; None is every weight matrix.
+        affinity: the similarity, "abs" or "square"; see :func:`modfast.spectral_cocluster`.
+        n_init: starts of k-means, of which the best is kept.
+        tol: when a singular vector counts as found.
+        seed: of these starts, of the shuffling, and of a model that is made rather than read.
+        device: "auto" takes a CUDA device if there is one that this build has kernels for.
+        threads: of PyTorch on the CPU; None leaves them.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> ClusterConfig(num_clusters=(4,)).affinity
+        'abs'
+    """
+
+    num_clusters: tuple[int, ...] = tuple(range(2, 21))
+    layers: tuple[str, ...] | None = None
+    affinity: str = "abs"
+    n_init: int = 10
+    shuffles: int = 19
+    tol: float = 1e-3
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        def require(name: str, holds: bool, allowed: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+        counts = self.num_clusters
+        ascending = all(low < high for low, high in pairwise(counts))
+        require("num_clusters", bool(counts) and counts[0] >= 1 and ascending, "ascending, from 1 on")
+        require("affinity", self.affinity in _AFFINITIES, f"one of {_AFFINITIES}")
+        require("n_init", self.n_init >= 1, "at least 1")
+        require("shuffles", self.shuffles >= 1, "at least 1")
+        require("tol", math.isfinite(self.tol) and self.tol > 0, "a finite number above 0")
+        require("seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
+        require("threads", self.threads is None or self.threads >= 1, "at least 1")
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """The numbers of clusters that ``4``, ``2..20`` or ``2,4,8..10`` stands for, ascending, each once.
+
+    Raises:
+        ValueError: it has another form, names none, or one below 1.
+
+    Example:
+        >>> parse_counts("8,2..4")
+        (2, 3, 4, 8)
+    """
+    counts: set[int] = set()
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        try:
+            low = int(first)
+            high = int(last) if dots else low
+        except ValueError:
+            low, high = 0, 0
+        if not 1 <= low <= high < 2**31 - 1:
+            raise ValueError(f"clusters must be like 4, 2..20 or 2,4,8, each at least 1, got {text!r}")
+        counts.update(range(low, high + 1))
+    return tuple(sorted(counts))
+
+
+def eigengaps(singular_values: Sequence[float], num_clusters: Sequence[int]) -> dict[int, float | None]:
+    """``s_k - s_(k+1)`` for each ``k``; None where the matrix has no further value to compare with.
+
+    Example:
+        >>> eigengaps([1.0, 0.75, 0.25], [1, 2, 3])
+        {1: 0.25, 2: 0.5, 3: None}
+    """
+    # Beyond the smaller side a value would be 0 for any matrix, and the gap before it no finding.
+    return {
+        k: singular_values[k - 1] - singular_values[k] if k < len(singular_values) else None
+        for k in num_clusters
+    }
+
+
+def choose_count(gaps: Mapping[int, float | None]) -> int:
+    """The ``k`` with the largest gap, the smallest such one; the first ``k`` if none has a gap.
+
+    Example:
+        >>> choose_count({2: 0.1, 3: 0.5, 4: None})
+        3
+    """
+    return max(gaps, key=lambda k: (-1.0 if gaps[k] is None else gaps[k], -k))
+
+
+def check_weights(weights: Mapping[str, Tensor], num_clusters: Sequence[int]) -> None:
+    """Raises unless every weight is finite and at least one of them can be divided into so many clusters.
+
+    Raises:
+        ValueError: naming the layer, or the numbers of clusters.
+    """
+    for name, weight in weights.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"layer {name!r} must have finite weights, got NaN or infinity")
+    sides = {name: min(weight.shape[:2]) for name, weight in weights.items()}
+    largest = max(sides, key=lambda name: sides[name])
+    if num_clusters[0] > sides[largest]:
+        raise ValueError(
+            f"clusters must be at most {sides[largest]}, the most neurons or channels on the smaller side "
+            f"of a layer ({largest!r}), got {num_clusters[0]} at least"
+        )
+    if not any(bool(weight.any()) for name, weight in weights.items() if sides[name] >= num_clusters[0]):
+        raise ValueError("layers: all weights are zero, there is nothing to cluster")
+
+
+def check_out(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Raises if writing results to ``out`` could replace the model that they are about.
+
+    Raises:
+        ValueError: the model lies in that folder.
+    """
+    checkpoint = find_checkpoint(model)
+    if checkpoint is None or checkpoint.name != CHECKPOINT:
+        return  # no file that a command would write or remove
+    if Path(out).resolve() in checkpoint.resolve().parents:
+        raise ValueError(f"out must be another folder than the model's, {model} lies in {out}")
+
+
+def cluster_layer(
+    weight: Tensor, config: ClusterConfig, on_step: Callable[[int], None] | None = None
+) -> tuple[Record, dict[int, Partition]]:
+    """Cluster one weight for every number of clusters, and choose one of these.
+
+    Args:
+        weight: ``(out, in, *kernel)``, dense float32, float64, float16 or bfloat16, finite.
+        config: how; a number of clusters above the weight's smaller side is left out.
+        on_step: called with each number of clusters before its turn.
+
+    Returns:
+        A record that JSON can hold, and the partition for each number of clusters. The record has ``shape``,
+        ``left_out`` (numbers of clusters), ``chosen`` (one of them, or None for a weight of zeros or one
+        with too few neurons), ``singular_values`` (one more than the largest number of clusters, where there
+        is one more), ``shuffled`` (what the same search finds in the same weights shuffled:
+        ``largest_gaps``, one for each shuffle, and of the first one ``singular_values``, ``clusterability``
+        and ``normalized_cut``, these for the chosen number) and ``clusters``, a list with for each number
+        ``num_clusters``, ``clusterability``, ``normalized_cut``, ``by_chance`` (these two in expectation,
+        for weights without structure in clusters of these sizes), ``gap`` (None where there is no further
+        singular value), ``sizes`` (rows and columns), ``converged`` and ``seconds``.
+
+    Example:
+        >>> weight = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4), torch.ones(4, 4)) + 0.1
+        >>> record, partitions = cluster_layer(weight, ClusterConfig(num_clusters=(2, 3, 4)))
+        >>> record["chosen"], partitions[3].row_labels.tolist()
+        (3, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    """
+    side = min(weight.shape[:2])
+    counts = [k for k in config.num_clusters if k <= side] if bool(weight.any()) else []
+    record: Record = {
+        "shape": list(weight.shape),
+        "left_out": [k for k in config.num_clusters if k not in counts],
+        "chosen": None,
+        "singular_values": [],
+        "shuffled": {},
+        "clusters": [],
+    }
+    partitions: dict[int, Partition] = {}
+    if not counts:
+        return record, partitions
+
+    def cocluster(matrix: Tensor, k: int, n_init: int) -> tuple[Partition, dict[str, Any]]:
+        return spectral_cocluster(
+            matrix,
+            k,
+            affinity=config.affinity,
+            n_init=n_init,
+            tol=config.tol,
+            seed=config.seed,
+            return_info=True,
+        )
+
+    def measures(matrix: Tensor, partition: Partition) -> dict[str, float]:
+        return {
+            "clusterability": float(clusterability(matrix, partition)),
+            "normalized_cut": normalized_cut(matrix, partition, affinity=config.affinity),
+        }
+
+    for k in counts:
+        if on_step is not None:
+            on_step(k)
+        began = time.perf_counter()
+        partitions[k], info = cocluster(weight, k, config.n_init)
+        record["clusters"].append(
+            {
+                "num_clusters": k,
+                **measures(weight, partitions[k]),
+                "by_chance": by_chance(partitions[k]),
+                "sizes": partitions[k].sizes().tolist(),
+                "converged": bool(info["converged"]),
+                "seconds": time.perf_counter() - began,
+            }
+        )
+    # The last gap needs one value more than there are clusters.
+    most = min(counts[-1] + 1, side)
+    if most > counts[-1]:
+        _, info = cocluster(weight, most, 1)
+    record["singular_values"] = info["singular_values"].tolist()
+    gaps = eigengaps(record["singular_values"], counts)
+    for each in record["clusters"]:
+        each["gap"] = gaps[each["num_clusters"]]
+    record["chosen"] = choose_count(gaps)
+
+    generator = torch.Generator().manual_seed(config.seed)
+    shuffled = _shuffled(weight, generator)
+    found, _ = cocluster(shuffled, record["chosen"], config.n_init)
+    spectra = []
+    for again in range(config.shuffles):
+        _, info = cocluster(_shuffled(weight, generator) if again else shuffled, most, 1)
+        spectra.append(info["singular_values"].tolist())
+    largest = [
+        max((gap for gap in eigengaps(each, counts).values() if gap is not None), default=None)
+        for each in spectra
+    ]
+    record["shuffled"] = {
+        "largest_gaps": [gap for gap in largest if gap is not None],
+        "singular_values": spectra[0],
+        **measures(shuffled, found),
+    }
+    return record, partitions
+
+
+def by_chance(partition: Partition) -> dict[str, float]:
+    """What weights without structure would have, in expectation, in clusters of these sizes.
+
+    Clusterability is the share of the matrix that lies inside clusters, ``1/k`` for ``k`` equal ones; the
+    normalised cut is that of a constant matrix, ``k - 1`` for equal ones. Rows and columns in no cluster
+    are taken to be zero.
+
+    Example:
+        >>> by_chance(Partition.blocks((8, 4), 4))
+        {'clusterability': 0.25, 'normalized_cut': 3.0}
+    """
+    shares = partition.sizes().to("cpu", torch.float64)
+    shares = shares / shares.sum(0).clamp(min=1.0)
+    inside, volume = 2.0 * shares.prod(1), shares.sum(1)
+    held = volume > 0
+    return {
+        "clusterability": float(shares.prod(1).sum()),
+        "normalized_cut": float((1.0 - inside[held] / volume[held]).sum()),
+    }
+
+
+def _shuffled(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """The same weights in a random order, a kernel's together."""
+    order = torch.randperm(weight.shape[0] * weight.shape[1], generator=generator)
+    return weight.flatten(0, 1)[order.to(weight.device)].view(weight.shape)
+
+
+def cluster_model(
+    weights: Mapping[str, Tensor],
+    config: ClusterConfig,
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    sizes: tuple[Sequence[int], int] | None = None,
+    resume: bool = False,
+    on_step: Callable[[str, int, int, int], None] | None = None,
+    on_layer: Callable[[str, Record], None] | None = None,
+) -> dict[str, Any]:
+    """Cluster every layer into a folder: ``results.json``, partitions and pictures.
+
+    After each layer ``results.json`` and its partitions (``layers/``) are written, whole or not at all; at
+    the end ``partitions.npz`` (each layer's chosen clusters), ``partitions_k02.npz`` and so on (each layer's
+    clusters for one number of them), ``clusterability.png`` and ``matrices.png``.
+
+    Args:
+        weights: layer name to weight, as :func:`modfast.weights.read_weights` gives them.
+        config: how.
+        out: the folder; made if absent.
+        model: where the weights are from, to find them again for ``modfast report``.
+        sizes: image shape and number of classes, if the model was made with them.
+        resume: keep the layers that ``out`` has already.
+        on_step: called with layer, number of clusters, clusterings done and their total, before each.
+        on_layer: called with each finished layer's name and record.
+
+    Returns:
+        What ``results.json`` holds: ``clustering`` (layer name to what :func:`cluster_layer` records),
+        ``finished``, ``config`` and ``environment``.
+
+    Raises:
+        ValueError: as :func:`check_weights` does; or the results in ``out`` are of other weights or settings.
+    """
+    check_weights(weights, config.num_clusters)
+    device, folder = choose_device(config.device), Path(out)
+    results: dict[str, Any] = {"clustering": {}, "finished": False}
+    results["config"] = _settings(weights, config, model, sizes)
+    results["environment"] = environment()
+    if resume and (folder / RESULTS).exists():
+        results["clustering"] = _finished_layers(folder, results["config"])
+    else:
+        for old in (*folder.glob("layers/*.npz"), *folder.glob("partitions_k*.npz")):
+            old.unlink()
+    # A process that was killed while it wrote a file leaves the unfinished one behind.
+    for leftover in (*folder.glob(".*-*.json"), *folder.glob(".*-*.npz"), *folder.glob("layers/.*-*.npz")):
+        leftover.unlink()
+
+    fitting = {
+        name: sum(k <= min(weight.shape[:2]) for k in config.num_clusters) for name, weight in weights.items()
+    }
+    done = sum(fitting[name] for name in results["clustering"])
+    with using_threads(config.threads):
+        for index, (name, weight) in enumerate(weights.items()):
+            if name in results["clustering"]:
+                continue
+
+            def step(k: int, name: str = name, before: int = done) -> None:
+                if on_step is not None:
+                    on_step(name, k, before + config.num_clusters.index(k), sum(fitting.values()))
+
+            record, partitions = cluster_layer(weight.to(device), config, step)
+            save_partitions(_partitions_file(folder, index), {str(k): each for k, each in partitions.items()})
+            results["clustering"][name] = record
+            write_json(folder / RESULTS, results)
+            done += fitting[name]
+            if on_layer is not None:
+                on_layer(name, record)
+
+    _save_by_count(folder, results)
+    draw_clustering(folder, results, weights)
+    results["finished"] = True
+    write_json(folder / RESULTS, results)
+    return results
+
+
+def _settings(
+    weights: Mapping[str, Tensor],
+    config: ClusterConfig,
+    model: str | None,
+    sizes: tuple[Sequence[int], int] | None,
+) -> dict[str, Any]:
+    checkpoint = None if model is None else find_checkpoint(model)
+    return {
+        **asdict(config),
+        "num_clusters": list(config.num_clusters),
+        "layers": None if config.layers is None else list(config.layers),
+        "model": model if checkpoint is None else str(checkpoint.resolve()),
+        "sizes": None if sizes is None else [list(sizes[0]), sizes[1]],
+        "weights": {name: _fingerprint(weight) for name, weight in weights.items()},
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _fingerprint(weight: Tensor) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over shape, dtype and values."""
+    digest = hashlib.sha256(json.dumps([list(weight.shape), str(weight.dtype)]).encode())
+    # NumPy knows no bfloat16; bytes it does.
+    digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record]:
+    """The layers that need not be clustered again."""
+    saved = read_results(folder)
+    if "clustering" not in saved:
+        raise ValueError(f"{folder} holds no clustering to resume")
+    if list(saved["config"]["weights"].items()) != list(wanted["weights"].items()):
+        raise ValueError(f"{folder} was made with other weights: cluster these into another folder")
+    for part in ("num_clusters", "affinity", "n_init", "shuffles", "tol", "seed"):
+        if saved["config"][part] != wanted[part]:
+            raise ValueError(
+                f"{folder} was made with another {part}: {saved['config'][part]!r}, not {wanted[part]!r}"
+            )
+    finished: dict[str, Record] = saved["clustering"]
+    return finished
+
+
+def _partitions_file(folder: Path, index: int) -> Path:
+    return folder / "layers" / f"{index:03}.npz"
+
+
+def _load_layers(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[int, Partition]]:
+    """Every finished layer's partitions by number of clusters."""
+    return {
+        name: {int(k): each for k, each in load_partitions(_partitions_file(folder, index)).items()}
+        for index, name in enumerate(results["config"]["weights"])
+        if name in results["clustering"]
+    }
+
+
+def _save_by_count(folder: Path, results: Mapping[str, Any]) -> None:
+    layers = _load_layers(folder, results)
+    save_partitions(folder / PARTITIONS, _chosen(results, layers))
+    for k in results["config"]["num_clusters"]:
+        mapping = {name: partitions[k] for name, partitions in layers.items() if k in partitions}
+        if mapping:
+            save_partitions(folder / f"partitions_k{k:02}.npz", mapping)
+
+
+def _chosen(
+    results: Mapping[str, Any], layers: Mapping[str, Mapping[int, Partition]]
+) -> dict[str, Partition]:
+    records = results["clustering"]
+    return {
+        name: partitions[records[name]["chosen"]]
+        for name, partitions in layers.items()
+        if records[name]["chosen"] is not None
+    }
+
+
+def draw_clustering(
+    folder: str | os.PathLike[str], results: Mapping[str, Any], weights: Mapping[str, Tensor] | None
+) -> list[Path]:
+    """Draw a clustering's pictures beside its files; returns their paths. Without weights no matrices."""
+    folder = Path(folder)
+    chosen = _chosen(results, _load_layers(folder, results))
+    records = {name: results["clustering"][name] for name in chosen}
+    made = draw_clusterability(folder / "clusterability.png", records)
+    if weights is not None:
+        made += draw_matrices(folder / "matrices.png", {name: weights[name] for name in chosen}, chosen)
+    return made
+
+
+def redraw_clustering(folder: str | os.PathLike[str]) -> str | None:
+    """Draw a folder's pictures again, the weights being read from where they were.
+
+    Returns:
+        Why the matrices could not be drawn again, or None.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`modfast.experiment.read_results` does.
+    """
+    results = read_results(folder)
+    config = results["config"]
+    weights, reason = None, "it is not known where the weights are from"
+    if config["model"] is not None:
+        try:
+            weights = read_weights(
+                config["model"], config["layers"], sizes=config["sizes"], seed=config["seed"]
+            )
+        except (ValueError, OSError, ImportError, TrainingError) as error:
+            reason = str(error)
+    if weights is not None and {n: _fingerprint(w) for n, w in weights.items()} != config["weights"]:
+        weights, reason = None, f"{config['model']} holds other weights now"
+    draw_clustering(folder, results, weights)
+    return None if weights is not None else f"matrices.png is left as it was: {reason}"

@@ -1,0 +1,201 @@
+"""Pictures of a clustering: its measures over the number of clusters, and the weights sorted by cluster.
+
+A network of many layers gets several pictures of some layers each, ``name.png``, ``name_2.png`` and so on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from modfast.energy import clusterability
+from modfast.partition import Partition
+from modfast.picture_style import name_end, new_figure, save_figure
+from modfast.picture_weights import Panel, draw_pairs, magnitude
+
+# Layers to a picture: with more it would be taller than a screen shows without shrinking the text.
+MOST_CURVES = 8
+MOST_MATRICES = 5
+
+_FOUND, _CHANCE, _CHOSEN = "#0072B2", "#666666", "#D55E00"
+_SHUFFLED: dict[str, Any] = {"color": "black", "marker": "+", "markersize": 7, "linestyle": "none"}
+
+
+def _pages(
+    path: str | os.PathLike[str], names: Sequence[str], most: int
+) -> list[tuple[Path, Sequence[str], str | None]]:
+    """The files to draw, each with its layers and a heading; files of more pages than these are removed."""
+    path = Path(path)
+    pages: list[tuple[Path, Sequence[str], str | None]] = []
+    for first in range(0, len(names), most):
+        number = first // most + 1
+        page = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
+        shown = names[first : first + most]
+        heading = f"layers {first + 1} to {first + len(shown)} of {len(names)}"
+        pages.append((page, shown, heading if len(names) > most else None))
+    current = {page for page, _, _ in pages}
+    for old in path.parent.glob(f"{path.stem}_*{path.suffix}"):
+        if old not in current:
+            old.unlink()
+    return pages
+
+
+def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """Draw clusterability, normalised cut and singular values, one row of panels for each layer.
+
+    Args:
+        path: PNG file to write; more than 8 layers go on in further files beside it.
+        records: layer name to what :func:`modfast.cluster.cluster_layer` records, with a chosen number.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: there is no layer.
+
+    Example:
+        >>> import tempfile
+        >>> measures = {"clusterability": 0.9, "normalized_cut": 0.2, "num_clusters": 2, "gap": 0.6}
+        >>> chance = {"clusterability": 0.5, "normalized_cut": 1.0}
+        >>> record = {"shape": [8, 8], "chosen": 2, "clusters": [{**measures, "by_chance": chance}]}
+        >>> shuffled = {"clusterability": 0.6, "normalized_cut": 0.9, "singular_values": [1.0, 0.3, 0.2]}
+        >>> shuffled |= {"largest_gaps": [0.1]}
+        >>> record |= {"singular_values": [1.0, 0.8, 0.2], "shuffled": shuffled}
+        >>> [made.name for made in draw_clusterability(Path(tempfile.mkdtemp()) / "c.png", {"fc": record})]
+        ['c.png']
+    """
+    if not records:
+        raise ValueError("records must hold at least one layer, got none")
+    made = []
+    for page, names, heading in _pages(path, list(records), MOST_CURVES):
+        figure = new_figure(2.25 * len(names) + 0.9)
+        rows = figure.subplots(len(names), 3, squeeze=False)
+        for name, axes in zip(names, rows, strict=True):
+            _draw_measure(axes[0], records[name], "clusterability")
+            _draw_measure(axes[1], records[name], "normalized_cut")
+            _draw_singular_values(axes[2], records[name])
+            shape = " x ".join(str(size) for size in records[name]["shape"])
+            axes[0].set_title(f"{name_end(name, 28)} ({shape})\nclusterability", fontsize=9)
+            axes[1].set_title("normalised cut", fontsize=9)
+            axes[2].set_title(gap_text(records[name]), fontsize=9)
+        for axes in rows.flat:
+            axes.grid(alpha=0.3)
+            axes.tick_params(labelsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes, label in zip(
+            rows[-1], ("number of clusters k",) * 2 + ("singular value number",), strict=True
+        ):
+            axes.set_xlabel(label, fontsize=9)
+        handles, labels = [], []
+        for axes in rows[0][[0, 2]]:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.append(handle)
+                labels.append(label)
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, title=heading)
+        save_figure(figure, page)
+        made.append(page)
+    return made
+
+
+def gap_text(record: Mapping[str, Any]) -> str:
+    """The chosen number of clusters with its evidence, in a few words."""
+    shuffled = shuffled_gap(record)
+    gaps = {each["num_clusters"]: each["gap"] for each in record["clusters"]}
+    gap = gaps[record["chosen"]]
+    if gap is None or shuffled is None:
+        return f"singular values (k = {record['chosen']}: no gap to show)"
+    return f"singular values, gap {gap:.3f} at k = {record['chosen']}\n(shuffled: at most {shuffled:.3f})"
+
+
+def shuffled_gap(record: Mapping[str, Any]) -> float | None:
+    """The largest gap in any shuffle of the weights, over the numbers of clusters that were tried."""
+    return max(record["shuffled"]["largest_gaps"], default=None)
+
+
+def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:
+    counts = [each["num_clusters"] for each in record["clusters"]]
+    found = [each[measure] for each in record["clusters"]]
+    axes.plot(counts, found, color=_FOUND, marker="o", markersize=3, label="this layer")
+    chance = [each["by_chance"][measure] for each in record["clusters"]]
+    label = "expected without structure, same cluster sizes"
+    axes.plot(counts, chance, color=_CHANCE, linestyle="--", marker="x", markersize=3, label=label)
+    axes.axvline(record["chosen"], color=_CHOSEN, linewidth=1.2, label="chosen k (largest gap)")
+    shuffled = record["shuffled"][measure]
+    axes.plot([record["chosen"]], [shuffled], **_SHUFFLED, label="found in the same weights, shuffled")
+    if measure == "clusterability":
+        equal = [1 / k for k in counts]
+        axes.plot(counts, equal, color=_CHANCE, linestyle=":", linewidth=1, label="1/k")
+        axes.set_ylim(0.0, 1.04)
+    else:
+        axes.set_ylim(bottom=0.0)
+
+
+def _draw_singular_values(axes: Axes, record: Mapping[str, Any]) -> None:
+    values, shuffled = record["singular_values"], record["shuffled"]["singular_values"]
+    # The first value is 1 for any weights; it would only press the others together.
+    first = min(record["clusters"][0]["num_clusters"], 2, len(values))
+    places = range(first, len(values) + 1)
+    axes.plot(places, values[first - 1 :], color=_FOUND, marker="o", markersize=3, linestyle="none")
+    axes.plot(places, shuffled[first - 1 : len(values)], **_SHUFFLED)
+    axes.set_ylim(0.0, 1.08 * max(*values[first - 1 :], *shuffled[first - 1 :]))
+    chosen = record["chosen"]
+    if chosen < len(values):
+        axes.axhspan(
+            values[chosen], values[chosen - 1], color=_CHOSEN, alpha=0.25, linewidth=0, label="the gap"
+        )
+        axes.axvline(chosen + 0.5, color=_CHOSEN, linewidth=1.2)
+
+
+def draw_matrices(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], partitions: Mapping[str, Partition]
+) -> list[Path]:
+    """Draw each layer's |weight| as it is stored, and sorted by cluster with lines between the clusters.
+
+    Args:
+        path: PNG file to write; more than 5 layers go on in further files beside it.
+        weights: layer name to weight, (out, in, *kernel).
+        partitions: layer name to the partition of that weight.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: there is no layer, or a weight does not fit its partition or is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> path = Path(tempfile.mkdtemp()) / "m.png"
+        >>> weight, partition = torch.ones(8, 8), Partition.blocks((8, 8), 2)
+        >>> [made.name for made in draw_matrices(path, {"fc": weight}, {"fc": partition})]
+        ['m.png']
+    """
+    if not partitions:
+        raise ValueError("partitions must name at least one layer, got none")
+    made = []
+    for page, names, heading in _pages(path, list(partitions), MOST_MATRICES):
+        pairs = []
+        for name in names:
+            weight, partition = weights[name], partitions[name]
+            values = magnitude(f"weights[{name!r}]", weight, partition)
+            unit = "neuron" if weight.ndim == 2 else "channel"
+            shape = " x ".join(str(size) for size in weight.shape)
+            title = f"{name_end(name)} ({shape})\n"
+            plural = "s" if partition.num_clusters > 1 else ""
+            share = float(clusterability(weight, partition))
+            sorting = f"sorted into {partition.num_clusters} cluster{plural}, clusterability {share:.3f}"
+            pairs.append(
+                (
+                    Panel(values, None, title + "as stored", unit),
+                    Panel(values, partition, title + sorting, unit),
+                )
+            )
+        draw_pairs(page, pairs, heading)
+        made.append(page)
+    return made
