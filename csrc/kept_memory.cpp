@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -60,11 +61,19 @@ void* take_block(size_t bytes) {
   const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   void* block = std::aligned_alloc(kHugePage, whole);
   if (block == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  // Large pages take fewer faults; where they are not to be had, ordinary ones do.
-  madvise(block, whole, MADV_HUGEPAGE);
-#endif
+  prefer_large_pages(block, whole);
   return block;
+}
+
+void prefer_large_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  // Of what lies in between multiples of their size.
+  const auto begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
 }
 
 void give_block(void* block, size_t bytes) {

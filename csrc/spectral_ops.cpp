@@ -1,5 +1,6 @@
 // The spectral family's operators on the CPU: schemas, argument checks, registration.
 #include "binding.h"
+#include "kept_memory.h"
 #include "parallel.h"
 #include "spectral.h"
 
@@ -235,6 +236,8 @@ void graph_product_cpu(Tensor out, Tensor starts, Tensor indices, Tensor values,
     checked(out, type, {graph.rows, width}, "out");
     checked(row_weights, type, {graph.rows}, "row_weights");
     REQUIRE(out.data_ptr() != right.data_ptr(), "out must not be right");
+    // The next product reads it from all over.
+    prefer_large_pages(out.data_ptr(), static_cast<size_t>(out.numel()) * sizeof(C));
     graph_product(graph, similarity_of(2, scale), data_of<C>(right), data_of<C>(row_weights), width,
                   mutable_data_of<C>(out), parallel_for);
   });
