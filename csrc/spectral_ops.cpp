@@ -317,7 +317,7 @@ Tensor copy_of(const Tensor& tensor) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor inside, Tensor volume,
                                                          Tensor sizes, Tensor ties, Tensor degrees,
-                                                         double least) {
+                                                         double least, int64_t max_sweeps) {
   const int64_t nodes = labels.size(0), clusters = inside.size(0);
   check_node_labels(labels, nodes, clusters);
   checked(inside, ScalarType::Double, {clusters}, "inside");
@@ -331,7 +331,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor i
   cut.volume.assign(data_of<double>(volume), data_of<double>(volume) + clusters);
   cut.sizes.assign(data_of<int64_t>(sizes), data_of<int64_t>(sizes) + clusters);
   Tensor moved = copy_of<int64_t>(labels);
-  move_side(nodes, data_of<double>(ties), ties.size(1), data_of<double>(degrees), least,
+  move_side(nodes, data_of<double>(ties), ties.size(1), data_of<double>(degrees), least, max_sweeps,
             mutable_data_of<int64_t>(moved), &cut);
   Tensor new_inside = torch::stable::empty_like(inside), new_volume = torch::stable::empty_like(volume);
   Tensor new_sizes = torch::stable::empty_like(sizes);
@@ -396,7 +396,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("k_means(Tensor points, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
         "-> (Tensor, Tensor, Tensor)");
   m.def("move_side(Tensor labels, Tensor inside, Tensor volume, Tensor sizes, Tensor ties, Tensor degrees, "
-        "float least) -> (Tensor, Tensor, Tensor, Tensor)");
+        "float least, int max_sweeps) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("move_graph(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "
         "int num_clusters, float least, int max_sweeps) -> Tensor");
   m.def("graph_cut(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "

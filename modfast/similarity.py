@@ -255,6 +255,13 @@ def _read_sparse(matrix: CompressedRows, affinity: str, name: str) -> SparseSimi
         values = values.to(torch.float32 if values.dtype in _FLOATS else torch.float64)
     if starts.dtype != indices.dtype:
         starts = starts.to(indices.dtype)
+    entries = len(values)
+    if int(starts[0]) != 0 or int(starts[-1]) != entries or bool((starts.diff() < 0).any()):
+        raise ValueError(f"a sparse {name}'s row starts must rise from 0 to {entries}, its number of entries")
+    low, high = (int(extreme) for extreme in torch.aminmax(indices)) if entries else (0, 0)
+    if low < 0 or high >= cols:
+        bad = low if low < 0 else high
+        raise ValueError(f"a sparse {name}'s column indices must be in [0, {cols - 1}], got {bad}")
     scale = _scale(values, affinity, f"{name}'s values") if len(values) else 1.0
     return SparseSimilarity(
         starts.contiguous(),

@@ -470,7 +470,7 @@ def _refine_sides(
         elif turn > 1:
             break
         moved, inside, volume, sizes = ops.move_side(
-            labels[side], inside, volume, sizes, ties[side], on_cpu[side], _least(dtype)
+            labels[side], inside, volume, sizes, ties[side], on_cpu[side], _least(dtype), _MAX_SWEEPS
         )
         current[other] = current[other] and torch.equal(moved, labels[side])
         labels[side] = moved

@@ -145,6 +145,7 @@ def move_side(
     ties: Tensor,
     degrees: Tensor,
     least: float,
+    max_sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Moves nodes that have no ties to each other to where each lowers the normalised cut most.
 
@@ -156,11 +157,14 @@ def move_side(
         ties: float64 ``(n, k or more)``, of each node to each cluster.
         degrees: ``(n,)``.
         least: by how much a move must lower the cut.
+        max_sweeps: over all nodes, after which it ends even if another move would help.
 
     Returns:
         The first four as they are after the moves.
     """
-    moved, inside, volume, sizes = _OPS.move_side(labels, inside, volume, sizes, ties, degrees, least)
+    moved, inside, volume, sizes = _OPS.move_side(
+        labels, inside, volume, sizes, ties, degrees, least, max_sweeps
+    )
     return moved, inside, volume, sizes
 
 

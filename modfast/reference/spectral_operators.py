@@ -132,18 +132,22 @@ def move_side(
     ties: Tensor,
     degrees: Tensor,
     least: float,
+    max_sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One sweep over the nodes."""
+    """Sweeps over the nodes of one side."""
     from .spectral import Clusters
 
     labels = labels.clone()
     clusters = Clusters(inside.clone(), volume.clone(), sizes.clone())
-    for node in range(len(labels)):
-        own = int(labels[node])
-        if own >= 0:
+    for _ in range(max_sweeps):
+        before = labels.clone()
+        for node in (labels >= 0).nonzero().flatten().tolist():
+            ties_of_node = ties[node, : len(inside)]
             labels[node] = clusters.move(
-                own, ties[node, : len(inside)], degrees[node], ties.new_zeros(()), least
+                int(labels[node]), ties_of_node, degrees[node], ties.new_zeros(()), least
             )
+        if torch.equal(labels, before):
+            break
     return labels, clusters.inside, clusters.volume, clusters.sizes
 
 
