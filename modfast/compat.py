@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import energy
 from .partition import Partition, _positive_integer
-from .reference import spectral_cocluster
+from .spectral import spectral_cocluster
 
 Clusters: TypeAlias = Mapping[int, Sequence[int] | np.ndarray[Any, Any] | Tensor]
 
@@ -117,7 +117,7 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
         ValueError: ``layer`` is not dense, has fewer than two dimensions, or holds NaN or infinity; ``k`` is
             out of range.
 
-    Source: arXiv 2409.15747; the embedding is specified in :mod:`modfast.reference.spectral`.
+    Source: arXiv 2409.15747; the embedding is specified in :func:`modfast.spectral_cocluster`.
 
     Example:
         >>> layer = torch.tensor([[5.0, 0.1, 4.0], [0.1, -3.0, 0.2], [6.0, 0.2, -5.0]])

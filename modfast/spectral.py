@@ -304,7 +304,8 @@ def graph_embedding(
         similarity, degrees, int(num_vectors), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
     )
     _warn_unless(found.converged, found.products, found.residuals)
-    places = vectors[:, : int(num_vectors)].to(torch.float64)
+    # The similarities' unit is not the adjacency's.
+    places = vectors[:, : int(num_vectors)].to(torch.float64) * similarity.scale**0.5
     return torch.where(degrees[:, None] > 0, places, 0.0)
 
 

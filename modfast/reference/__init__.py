@@ -21,6 +21,7 @@ from .energy import (
     labelled_enmeshment,
     split_energies,
 )
+from .laplacian import laplacian_eigenvalues
 from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "labelled_block_inner",
     "labelled_block_scale",
     "labelled_enmeshment",
+    "laplacian_eigenvalues",
     "normalized_cut",
     "spectral_cluster",
     "spectral_cocluster",

@@ -15,7 +15,9 @@ def _similarity(weight: Tensor, affinity: int, scale: float, dtype: torch.dtype)
 
 
 def _dense(starts: Tensor, indices: Tensor, values: Tensor, cols: int) -> Tensor:
-    return torch.sparse_csr_tensor(starts, indices, values, (len(starts) - 1, cols)).to_dense()
+    dense = values.new_zeros(len(starts) - 1, cols)
+    rows = torch.arange(len(dense)).repeat_interleave(starts.diff().long())
+    return dense.index_put_((rows, indices.long()), values, accumulate=True)
 
 
 def similarity_sums(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
