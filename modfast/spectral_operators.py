@@ -199,3 +199,143 @@ def edge_gradient(
         weight, row_terms, col_terms, row_vectors.contiguous(), col_vectors.contiguous()
     )
     return grad
+
+
+# --- Shapes, for whoever traces these operators
+
+
+@torch.library.register_fake("modfast::similarity_sums")
+def _similarity_sums_fake(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
+    rows, cols = weight.shape
+    return weight.new_empty(rows, dtype=torch.float64), weight.new_empty(cols, dtype=torch.float64)
+
+
+def _products_fake(
+    rows: int, cols: int, right: Tensor | None, left: Tensor | None, row_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    given = right if right is not None else left
+    assert given is not None
+    backward = left is not None or row_weights is not None
+    width = given.shape[1]
+    return given.new_empty(rows if right is not None else 0, width), given.new_empty(
+        cols if backward else 0, width
+    )
+
+
+@torch.library.register_fake("modfast::similarity_product")
+def _similarity_product_fake(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _products_fake(weight.shape[0], weight.shape[1], right, left, row_weights)
+
+
+@torch.library.register_fake("modfast::sparse_similarity_sums")
+def _sparse_similarity_sums_fake(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    of_cols: bool,
+) -> tuple[Tensor, Tensor]:
+    rows = starts.shape[0] - 1
+    sums = values.new_empty(rows, dtype=torch.float64)
+    return sums, values.new_empty(cols if of_cols else 0, dtype=torch.float64)
+
+
+@torch.library.register_fake("modfast::sparse_similarity_product")
+def _sparse_similarity_product_fake(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _products_fake(starts.shape[0] - 1, cols, right, left, row_weights)
+
+
+@torch.library.register_fake("modfast::graph_product_")
+def _graph_product_fake(
+    out: Tensor,
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    right: Tensor,
+    row_weights: Tensor,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("modfast::basis_inner")
+def _basis_inner_fake(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
+    return block.new_empty(sum(each.shape[1] for each in basis), block.shape[1], dtype=torch.float64)
+
+
+@torch.library.register_fake("modfast::basis_rotate_")
+def _basis_rotate_fake(basis: list[Tensor], factors: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("modfast::k_means")
+def _k_means_fake(
+    points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    labels = points.new_empty(points.shape[0], dtype=torch.int64)
+    return labels, points.new_empty(1, dtype=torch.float64), points.new_empty(1, dtype=torch.int64)
+
+
+@torch.library.register_fake("modfast::move_side")
+def _move_side_fake(
+    labels: Tensor,
+    inside: Tensor,
+    volume: Tensor,
+    sizes: Tensor,
+    ties: Tensor,
+    degrees: Tensor,
+    least: float,
+    max_sweeps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    moved, inside, volume, sizes = (torch.empty_like(each) for each in (labels, inside, volume, sizes))
+    return moved, inside, volume, sizes
+
+
+@torch.library.register_fake("modfast::move_graph")
+def _move_graph_fake(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    labels: Tensor,
+    num_clusters: int,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    return torch.empty_like(labels)
+
+
+@torch.library.register_fake("modfast::graph_cut")
+def _graph_cut_fake(
+    starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
+) -> tuple[Tensor, Tensor]:
+    inside = values.new_empty(num_clusters, dtype=torch.float64)
+    return inside, torch.empty_like(inside)
+
+
+@torch.library.register_fake("modfast::edge_gradient")
+def _edge_gradient_fake(
+    weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
+) -> Tensor:
+    return weight.new_empty(weight.shape)

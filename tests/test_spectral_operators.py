@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-import modfast
 from modfast import backend
 from modfast.reference import spectral_operators as plain
 
@@ -355,5 +353,52 @@ def test_bad_arguments(message: str) -> None:
         calls()[message]()
 
 
-def test_this_is_the_library_under_test() -> None:
-    assert os.path.dirname(modfast.__file__).endswith("modfast")
+def test_opcheck() -> None:
+    """Schemas, shapes under tracing, and what is written, as PyTorch's own checks see them."""
+    weight, right, left = torch.randn(5, 7), torch.randn(7, 8), torch.randn(5, 8)
+    graph = torch.rand(6, 6).round(decimals=1)
+    parts, block, labels = sparse_parts(graph + graph.T), torch.randn(6, 8), torch.tensor([0, 1, 0, 1, 0, 1])
+    halves = torch.ones(2, dtype=torch.float64)
+    samples: dict[str, list[tuple[Any, ...]]] = {
+        "similarity_sums": [(weight, 0, 1.0)],
+        "similarity_product": [
+            (weight, 0, 1.0, right, left, None),
+            (weight, 1, 1.0, right, None, torch.rand(5)),
+            (weight, 2, 1.0, None, left, None),
+        ],
+        "sparse_similarity_sums": [
+            (*parts, 6, 0, 1.0, None, None, True),
+            (*parts, 6, 0, 1.0, None, None, False),
+        ],
+        "sparse_similarity_product": [(*parts, 6, 0, 1.0, block, None, torch.rand(6))],
+        "graph_product_": [(torch.empty(6, 8), *parts, 1.0, block, torch.rand(6))],
+        "basis_inner": [([block, torch.randn(6, 16)], block, torch.rand(6))],
+        "basis_rotate_": [([block.clone(), torch.randn(6, 8)], torch.randn(16, 8, dtype=torch.float64))],
+        "k_means": [(torch.randn(9, 2), 2, 2, 0, 10, 1e-6)],
+        "move_side": [
+            (
+                labels,
+                halves,
+                halves * 9,
+                torch.tensor([3, 3]),
+                torch.rand(6, 2).double(),
+                torch.rand(6).double(),
+                0.0,
+                2,
+            )
+        ],
+        "move_graph": [(*parts, 1.0, labels, 2, 1e-6, 3)],
+        "graph_cut": [(*parts, 1.0, labels, 2)],
+        "edge_gradient": [
+            (
+                weight,
+                torch.rand(5).double(),
+                torch.rand(7).double(),
+                torch.rand(5, 2).double(),
+                torch.rand(7, 2).double(),
+            )
+        ],
+    }
+    for name, given in samples.items():
+        for arguments in given:
+            torch.library.opcheck(getattr(ops, name).default, arguments)
