@@ -28,12 +28,15 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def add_options(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """The options of every table."""
+    """The options of everything that is timed."""
     parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), metavar="N")
     parser.add_argument(
         "--repeats", type=at_least(1), default=repeats, metavar="N", help=f"rounds; default {repeats}"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results, quartiles included")
+
+
+def add_page_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the table between its markers")
 
 
@@ -63,7 +66,7 @@ def show(title: str, caption: str, headings: Sequence[str], rows: Sequence[Seque
     for row in rows:
         table.add_row(*row)
     # Into a pipe or a log rich would fold the table to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    Console(width=None if sys.stdout.isatty() else 190).print(table)
 
 
 def as_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

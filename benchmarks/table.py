@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pages import (
     add_options,
+    add_page_option,
     as_markdown,
     at_least,
     check_page,
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     add_options(parser, repeats=11)
+    add_page_option(parser)
     parser.add_argument(
         "--rotate",
         type=at_least(0),
