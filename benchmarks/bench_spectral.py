@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
 from rounds import seconds_of
-from spectral_cases import GRAPHS, WEIGHTS, GraphCase, WeightCase, block_model, plant
+from spectral_cases import GRAPHS, WEIGHTS, Case, WeightCase, block_model, plant
 from spectral_peers import (
+    EXPERT,
     FLOOR,
     GRAPH_PEERS,
     OURS,
+    SCIKIT_LEARN_NODES,
     WEIGHT_PEERS,
     Contestant,
     graph_contestants,
     weight_contestants,
 )
 
+PAIRS: list[tuple[Case, str]] = [(case, name) for case in WEIGHTS for name in (OURS, *WEIGHT_PEERS, FLOOR)]
+for graph in GRAPHS:
+    peers = GRAPH_PEERS if graph.nodes <= SCIKIT_LEARN_NODES else [EXPERT]
+    PAIRS += [(graph, name) for name in (OURS, *peers)]
 
-@pytest.fixture(scope="module", params=[*WEIGHTS, *GRAPHS], ids=str)
-def case(request: pytest.FixtureRequest) -> WeightCase | GraphCase:
-    found: WeightCase | GraphCase = request.param
-    return found
 
-
-@pytest.fixture(scope="module")
-def calls(case: WeightCase | GraphCase) -> Iterator[dict[str, Contestant]]:
+# Of one case at a time: the largest graph and what is made of it take a gigabyte.
+@lru_cache(maxsize=1)
+def contestants(case: Case) -> dict[str, Contestant]:
     if isinstance(case, WeightCase):
-        found = weight_contestants(plant(case))
-    else:
-        adjacency, _ = block_model(case)
-        found = graph_contestants(adjacency, case.clusters)
-    yield found
-    # Emptied afterwards, as the largest graph and what is made of it take a gigabyte.
-    found.clear()
+        return weight_contestants(plant(case))
+    adjacency, _ = block_model(case)
+    return graph_contestants(adjacency, case.clusters)
 
 
-@pytest.mark.parametrize("name", list(dict.fromkeys([OURS, *WEIGHT_PEERS, FLOOR, *GRAPH_PEERS])))
-def test_clusters(
-    name: str, case: WeightCase | GraphCase, calls: dict[str, Contestant], benchmark: Any
-) -> None:
-    if name not in calls:
-        pytest.skip("not a contestant here")
+@pytest.mark.parametrize(("case", "name"), PAIRS, ids=str)
+def test_clusters(case: Case, name: str, benchmark: Any) -> None:
+    call = contestants(case)[name]
     benchmark.group = f"spectral clustering, {case}"
-    first = seconds_of(calls[name])
-    # A thousand calls of the floor take less time than a look at the clock should.
-    benchmark.pedantic(calls[name], rounds=1 if first > 2 else 5, iterations=1 if first > 1e-3 else 100)
+    first = seconds_of(call)
+    # What takes less than a look at the clock resolves is called many times for each.
+    benchmark.pedantic(call, rounds=1 if first > 2 else 5, iterations=1 if first > 1e-3 else 100)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import argparse
+import re
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -41,6 +43,8 @@ class GraphCase(NamedTuple):
         return f"{self.nodes:,} nodes, k {self.clusters}"
 
 
+Case: TypeAlias = WeightCase | GraphCase
+
 WEIGHTS = [
     WeightCase(2048, 512, 4),
     WeightCase(3072, 768, 8),
@@ -52,6 +56,20 @@ WEIGHTS = [
     WeightCase(4096, 4096, 16, pruned="random"),
 ]
 GRAPHS = [GraphCase(nodes, 8) for nodes in (2_000, 20_000, 100_000, 1_000_000)]
+
+
+def as_cases(text: str) -> list[Case]:
+    groups: dict[str, list[Case]] = {"weights": [*WEIGHTS], "graphs": [*GRAPHS]}
+    if text in groups:
+        return groups[text]
+    if re.fullmatch(r"\d+x\d+(x\d+)?", text):
+        *sizes, clusters = map(int, text.split("x"))
+        if 0 < clusters <= min(sizes) // 2:
+            return [WeightCase(*sizes, clusters) if len(sizes) == 2 else GraphCase(*sizes, clusters)]
+    raise argparse.ArgumentTypeError(
+        "must be weights, graphs, ROWSxCOLUMNSxCLUSTERS or NODESxCLUSTERS with room for the clusters, "
+        f"got {text!r}"
+    )
 
 
 class Planted(NamedTuple):

@@ -46,6 +46,8 @@ def published(similarity: Labels, k: int) -> tuple[Labels, Labels]:
 
 
 def scikit_learn(similarity: Any, k: int, *, svd_method: str) -> tuple[Labels, Labels]:
+    # ARPACK returns the smallest first, and scikit-learn 1.9 discards the first as if it were the largest: it
+    # keeps the vector that tells nothing and loses one that does.
     model = SpectralCoclustering(k, svd_method=svd_method, random_state=0).fit(similarity)
     return model.row_labels_, model.column_labels_
 

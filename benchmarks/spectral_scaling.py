@@ -141,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/spectral_scaling.png"), metavar="FILE")
     add_options(parser, repeats=5)
     options = parser.parse_args(arguments)
-    if not options.decades > 0:
-        parser.error(f"--decades must be above 0, got {options.decades}")
+    if not 1 <= options.decades <= 5:
+        parser.error(f"--decades must be from 1 to 5, got {options.decades}")
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
         **what_times_depend_on(),
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "series": [],
     }
     # Two to a decade.
-    steps = np.linspace(0.0, options.decades, max(2, round(2 * options.decades) + 1))
+    steps = np.linspace(0.0, options.decades, round(2 * options.decades) + 1)
     progress = Progress(console=Console(stderr=True), auto_refresh=False)
     with threadpool_limits(options.threads), progress:
         for series in SERIES:

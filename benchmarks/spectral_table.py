@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import peak_memory
 import scipy
@@ -26,7 +25,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rounds import in_rounds, quartiles
 from sklearn.metrics import adjusted_rand_score
-from spectral_cases import GRAPHS, WEIGHTS, GraphCase, WeightCase, block_model, bytes_of, plant
+from spectral_cases import (
+    GRAPHS,
+    WEIGHTS,
+    Case,
+    GraphCase,
+    WeightCase,
+    as_cases,
+    block_model,
+    bytes_of,
+    plant,
+)
 from spectral_peers import (
     EXPERT,
     FLOOR,
@@ -43,8 +52,6 @@ from threadpoolctl import threadpool_limits
 
 from modfast import Partition, clusterability
 from modfast.files import write_json
-
-Case: TypeAlias = WeightCase | GraphCase
 
 # Whoever takes longer is timed once.
 SLOW_SECONDS = 5.0
@@ -212,20 +219,6 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 # --- From the command line
-
-
-def as_cases(text: str) -> list[Case]:
-    groups: dict[str, list[Case]] = {"weights": [*WEIGHTS], "graphs": [*GRAPHS]}
-    if text in groups:
-        return groups[text]
-    if re.fullmatch(r"\d+x\d+(x\d+)?", text):
-        *sizes, clusters = map(int, text.split("x"))
-        if 0 < clusters <= min(sizes) // 2:
-            return [WeightCase(*sizes, clusters) if len(sizes) == 2 else GraphCase(*sizes, clusters)]
-    raise argparse.ArgumentTypeError(
-        "must be weights, graphs, ROWSxCOLUMNSxCLUSTERS or NODESxCLUSTERS with room for the clusters, "
-        f"got {text!r}"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
