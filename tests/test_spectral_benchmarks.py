@@ -280,7 +280,9 @@ class TestPeakMemory:
     def test_tells_what_went_wrong(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         memory = load("peak_memory")
         monkeypatch.setattr(sys, "executable", "ls")  # to which the options mean nothing
-        with pytest.raises(RuntimeError, match=r"the peak of nobody with 100 nodes, k 2 was not measured:\n."):
+        with pytest.raises(
+            RuntimeError, match=r"the peak of nobody with 100 nodes, k 2 was not measured:\n."
+        ):
             memory.peak_of(memory.GraphCase(100, 2), "nobody", 1)
 
 
