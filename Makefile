@@ -39,9 +39,10 @@ demo: setup ## train a plain and a modular network on real digits, into out/demo
 test: setup ## run the tests (and the examples in the docstrings)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --benchmark-disable
 
-bench: setup ## time the loss against its peers and the floor, as a table
+bench: setup ## time each family against its peers and the floor, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
 	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
+	$(BIN)/python benchmarks/spectral_table.py --json out/bench/spectral.json
 
 # A machine with a GPU may have its own PyTorch and no way to download another: these two install nothing.
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace

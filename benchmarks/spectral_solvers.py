@@ -1,0 +1,259 @@
+"""Counts the passes that eigensolvers make over planted matrices and a graph. See README.md here.
+
+The choice of modfast's solver rests on this: passes are most of the time, and depend on no machine. Every
+solver gets the same product with a block of vectors, in float32, the same start and the same stopping rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pages import add_page_option, as_markdown, check_page, put_into_page, show
+from rich.console import Console
+from rich.progress import Progress
+from scipy.sparse.linalg import LinearOperator, lobpcg
+from spectral_cases import Case, GraphCase, WeightCase, as_cases, block_model, plant
+from torch import Tensor
+
+from modfast.embedding import row_scale
+from modfast.krylov import block_width, largest_eigenvectors
+from modfast.similarity import Similarity, as_matrix, read_similarity
+
+TOL = 1e-3
+MAX_PASSES = 300
+CASES: list[Case] = [
+    WeightCase(2048, 512, 4),
+    WeightCase(3072, 768, 8),
+    WeightCase(4096, 4096, 16, spread=0.5),
+    WeightCase(3072, 768, 8, heavy=True),
+    WeightCase(3072, 768, 6, unequal=True),
+    GraphCase(20_000, 8),
+]
+
+
+class Problem:
+    """A symmetric matrix of norm one, known by its products; counts them.
+
+    For a weight it is ``N^T N`` of the normalised similarities N, whose eigenvalues are the squares of the
+    singular values; for a graph the normalised adjacency.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.count = case.clusters
+        self.passes = 0
+        if isinstance(case, WeightCase):
+            self._similarity: Similarity = read_similarity(plant(case).weight, "abs")
+            row_degrees, degrees = self._similarity.sums()
+            self._row_weights: Tensor | None = row_scale(row_degrees).square().float()
+        else:
+            adjacency, _ = block_model(case)
+            self._similarity = read_similarity(as_matrix(adjacency, "adjacency"), "given")
+            degrees, _ = self._similarity.sums()
+            self._row_weights = None
+        self.of_weight = self._row_weights is not None
+        self._scale = row_scale(degrees).float()[:, None]
+        self._first = degrees.sqrt().float()
+        self.size = len(degrees)
+
+    def product(self, block: Tensor) -> Tensor:
+        self.passes += 1
+        right = (block * self._scale).contiguous()
+        # A block of any width, in one pass: the operators want full lanes.
+        padded = torch.nn.functional.pad(right, (0, block_width(block.shape[1]) - block.shape[1]))
+        forward, back = self._similarity.product(right=padded, row_weights=self._row_weights)
+        found = forward if self._row_weights is None else back
+        return found[:, : block.shape[1]] * self._scale
+
+    def tolerance(self, values: Tensor) -> Tensor:
+        """The residual that modfast allows for each eigenvalue."""
+        return TOL * values if self.of_weight else torch.full_like(values, TOL)
+
+    def start(self, width: int) -> Tensor:
+        """Random vectors beside the first eigenvector, which is known."""
+        block = torch.randn(self.size, width, generator=torch.Generator().manual_seed(0))
+        block[:, 0] = self._first
+        return block / torch.linalg.vector_norm(block, dim=0)
+
+
+class Outcome(NamedTuple):
+    """What a solver needed."""
+
+    passes: int
+    width: int  # of the blocks that were multiplied
+    vectors: int  # of the matrix's length, in memory at once
+    values: Tensor
+    converged: bool
+
+
+def krylov(problem: Problem, capacity: int) -> Outcome:
+    """modfast's: a basis of so many blocks, restarted with its better half."""
+    width = block_width(problem.count)
+    found = largest_eigenvectors(
+        problem.product,
+        problem.start(width),
+        problem.count,
+        tolerance=problem.tolerance,
+        max_products=MAX_PASSES,
+        capacity=capacity * width,
+        generator=torch.Generator().manual_seed(0),
+    )
+    # And the block that is multiplied, and its product.
+    vectors = (min(problem.passes, capacity) + 2) * width
+    return Outcome(problem.passes, width, vectors, found.values, found.converged)
+
+
+def rayleigh_ritz(problem: Problem, block: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """One pass: Ritz values, vectors, their products with the matrix, and whether they have converged."""
+    basis, _ = torch.linalg.qr(block)
+    image = problem.product(basis)
+    values, rotation = torch.linalg.eigh((basis.T @ image).double())
+    values, rotation = values.flip(0), rotation.flip(1).float()
+    basis, image = basis @ rotation, image @ rotation
+    wanted = values[: problem.count]
+    residuals = image[:, : problem.count] - basis[:, : problem.count] * wanted.float()
+    lengths = torch.linalg.vector_norm(residuals, dim=0).double()
+    return values, basis, image, bool((lengths <= problem.tolerance(wanted)).all())
+
+
+def subspace(problem: Problem, guard: int = 8) -> Outcome:
+    """Block power iteration, the randomized SVD with as many power iterations as it takes."""
+    width = block_width(problem.count) + guard
+    block = problem.start(width)
+    while True:
+        values, _, block, converged = rayleigh_ritz(problem, block)
+        if converged or problem.passes >= MAX_PASSES:
+            return Outcome(problem.passes, width, 2 * width, values[: problem.count], converged)
+
+
+def chebyshev(problem: Problem, degree: int, guard: int = 8) -> Outcome:
+    """Subspace iteration with a Chebyshev polynomial of the matrix in place of the matrix.
+
+    The polynomial is small on the unwanted interval: from the least eigenvalue (0 for a weight, for a graph
+    by a few Lanczos steps) to the block's smallest Ritz value, which rises to where the wanted ones end.
+    Source: Y. Zhou, Y. Saad, M. L. Tiago and J. R. Chelikowsky, "Self-consistent-field calculations using
+    Chebyshev-filtered subspace iteration", J. Comput. Phys. 219, 2006.
+    """
+    width = block_width(problem.count) + guard
+    low = 0.0 if problem.of_weight else least_eigenvalue(problem)
+    values, block, image, converged = rayleigh_ritz(problem, problem.start(width))
+    while not converged and problem.passes < MAX_PASSES:
+        centre, half = float(values[-1] + low) / 2, max(float(values[-1] - low) / 2, 1e-6)
+        # T_0 X and T_1 X of the interval mapped to [-1, 1]; the latter's product is known already.
+        before, current = block, (image - centre * block) / half
+        for _ in range(degree - 1):
+            before, current = current, 2 / half * (problem.product(current) - centre * current) - before
+            # The recurrence is linear: against overflow both may shrink.
+            shrink = 1 / torch.linalg.vector_norm(current, dim=0).clamp(min=1.0)
+            before, current = before * shrink, current * shrink
+        values, block, image, converged = rayleigh_ritz(problem, current)
+    return Outcome(problem.passes, width, 3 * width, values[: problem.count], converged)
+
+
+def least_eigenvalue(problem: Problem, steps: int = 5) -> float:
+    """A number below it, as a rule: the least Ritz value of some Lanczos steps, less the residual."""
+    vector = torch.randn(problem.size, 1, generator=torch.Generator().manual_seed(1))
+    basis = [vector / torch.linalg.vector_norm(vector)]
+    small = torch.zeros(steps, steps, dtype=torch.float64)
+    for step in range(steps):
+        image = problem.product(basis[-1])
+        for row, each in enumerate(basis):
+            small[row, step] = float((each * image).sum())
+            image = image - float(small[row, step]) * each
+        length = float(torch.linalg.vector_norm(image))
+        basis.append(image / length)
+    return float(torch.linalg.eigvalsh((small + small.T) / 2)[0]) - length
+
+
+def locally_optimal(problem: Problem, guard: int = 8) -> Outcome:
+    """SciPy's LOBPCG, until its history shows residuals as small as the others'."""
+    width = block_width(problem.count) + guard
+
+    def multiply(block: Any) -> Any:
+        return problem.product(torch.from_numpy(np.ascontiguousarray(block))).numpy()
+
+    operator = LinearOperator((problem.size,) * 2, matvec=multiply, matmat=multiply, dtype=np.float32)
+    with warnings.catch_warnings():
+        # Its own tolerance is one for all vectors, which guards and float32 may not reach.
+        warnings.simplefilter("ignore", UserWarning)
+        _, _, values, lengths = lobpcg(
+            operator,
+            problem.start(width).numpy(),
+            tol=1e-5,
+            maxiter=MAX_PASSES,
+            largest=True,
+            retLambdaHistory=True,
+            retResidualNormsHistory=True,
+        )
+    # The first entry is known after the first pass, each other after one more. It holds the vectors, their
+    # residuals and the last directions, and the products of all three.
+    for passes, (found, length) in enumerate(zip(values, lengths, strict=False), start=1):
+        wanted, of_each = (
+            torch.as_tensor(np.asarray(each)[: problem.count]).double() for each in (found, length)
+        )
+        if bool((of_each <= problem.tolerance(wanted)).all()):
+            return Outcome(passes, width, 6 * width, wanted, True)
+    return Outcome(problem.passes, width, 6 * width, wanted, False)
+
+
+# How much memory modfast gives the basis depends on the matrix: from 4 blocks for most graphs to 12. The
+# others get a few more vectors than are wanted, which helps them.
+SOLVERS: dict[str, Callable[[Problem], Outcome]] = {
+    "Krylov, 12 blocks": partial(krylov, capacity=12),
+    "Krylov, 4 blocks": partial(krylov, capacity=4),
+    "Chebyshev, degree 3": partial(chebyshev, degree=3),
+    "Chebyshev, degree 8": partial(chebyshev, degree=8),
+    "block power": subspace,
+    "LOBPCG": partial(locally_optimal, guard=0),
+    "LOBPCG, 8 more": locally_optimal,
+}
+CAPTION = (
+    f"Passes over the matrix until all residuals are at most {TOL:g} of the eigenvalue (graph: of 1), times "
+    "the vectors that are multiplied at once; and the memory that the solver's vectors take."
+)
+
+
+def cell(problem: Problem, outcome: Outcome) -> str:
+    if not outcome.converged:
+        return f"not in {outcome.passes}"
+    megabytes = 4 * problem.size * outcome.vectors / 1e6
+    return f"{outcome.passes} x {outcome.width}, {megabytes:.2f} MB"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        type=as_cases,
+        default=[CASES],
+        metavar="CASE",
+        help="weights, graphs, for example 2048x512x4 for a weight, 2000x8 for a graph",
+    )
+    add_page_option(parser)
+    options = parser.parse_args(arguments)
+    check_page(parser, options.markdown, "solvers")
+    cases = [case for group in options.cases for case in group]
+    rows = []
+    with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
+        for case in cases:
+            task = progress.add_task(str(case), total=len(SOLVERS))
+            row = [str(case)]
+            for solve in SOLVERS.values():
+                problem = Problem(case)
+                row.append(cell(problem, solve(problem)))
+                progress.update(task, advance=1, refresh=True)
+            rows.append(row)
+    headings = ["matrix", *SOLVERS]
+    show("Passes of eigensolvers", CAPTION, headings, rows)
+    if options.markdown:
+        put_into_page(options.markdown, "solvers", f"{as_markdown(headings, rows)}\n\n{CAPTION}\n")
+
+
+if __name__ == "__main__":
+    main()
