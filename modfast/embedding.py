@@ -17,7 +17,7 @@ from .krylov import Eigen, block_width, largest_eigenvectors, one_thread, random
 from .similarity import Similarity, SparseSimilarity
 
 # A matrix with a side of at most so many is decomposed whole.
-_EXACT = 128
+_EXACT = 64
 
 # What float32 leaves of an eigenvalue's digits, as a number beside the largest eigenvalue, 1.
 _FLOAT32_ERROR = 1e-7

@@ -82,7 +82,7 @@ def spectral_cocluster(
             columns the starts are made on a sample of so many.
         tol: when a singular triplet ``(s, u, v)`` of the normalised similarity ``N`` has converged:
             ``|N^T u - s v| <= tol s``. From 1e-5 up the solver works in float32, unless the singular values
-            are so small that this takes float64. A matrix with a side of at most 128 is decomposed exactly.
+            are so small that this takes float64. A matrix with a side of at most 64 is decomposed exactly.
         max_iter: passes over the matrix, at most, in either precision.
         seed: of the solver's start and of k-means. The same seed gives the same labels, for any number of
             threads.
