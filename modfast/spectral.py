@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
+from .clusters import MAX_SWEEPS, cluster_places, least_gain, numbered_as_met, refine_sides, sides_cut
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
-from .krylov import block_width
 from .partition import Partition
-from .similarity import Similarity, SparseSimilarity, as_matrix, compress, read_similarity
-
-# Sweeps of single moves over all nodes; they end by themselves, as a rule after two or three.
-_MAX_SWEEPS = 20
-
-# Lloyd's iterations, which end by themselves as well.
-_MAX_LLOYD = 300
+from .similarity import SparseSimilarity, as_matrix, compress, read_similarity
 
 
 class ConvergenceWarning(UserWarning):
@@ -141,10 +135,10 @@ def spectral_cocluster(
             seed=int(seed),
             rounding=max(rounding, 1e-12),
         )
-        joint, tightness = _cluster(found, int(num_clusters), int(n_init), int(seed))
+        joint, tightness = cluster_places(found, int(num_clusters), int(n_init), int(seed))
         labels[0][tied[0]], labels[1][tied[1]] = joint.tensor_split([int(tied[0].sum())])
-        labels = _refine_sides(similarity, degrees, labels, int(num_clusters), found.dtype)
-    joint = _numbered_as_met(torch.cat(labels[::-1] if turned else labels), int(num_clusters))
+        labels = refine_sides(similarity, degrees, labels, int(num_clusters), found.dtype)
+    joint = numbered_as_met(torch.cat(labels[::-1] if turned else labels), int(num_clusters))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
     partition = Partition(row_labels, col_labels, int(num_clusters)).to(matrix.device)
     info = _info("singular_values", found, int(num_clusters), start) | tightness
@@ -231,11 +225,11 @@ def spectral_cluster(
         found = embed_graph(
             similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
         )
-        labels[tied], tightness = _cluster(found, int(num_clusters), int(n_init), int(seed))
+        labels[tied], tightness = cluster_places(found, int(num_clusters), int(n_init), int(seed))
         labels = ops.move_graph(
-            *_on_cpu(similarity), labels, int(num_clusters), _least(torch.float64), _MAX_SWEEPS
+            *_on_cpu(similarity), labels, int(num_clusters), least_gain(torch.float64), MAX_SWEEPS
         )
-    labels = _numbered_as_met(labels, int(num_clusters)).to(similarity.device)
+    labels = numbered_as_met(labels, int(num_clusters)).to(similarity.device)
     info = _info("eigenvalues", found, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 
@@ -272,7 +266,7 @@ def normalized_cut(
             raise ValueError(f"labels must fit shape {similarity.shape}, got a partition of {labels.shape}")
         of_rows, of_cols = labels.row_labels, labels.col_labels
         degrees = similarity.sums()
-        inside, volume, _ = _sides_cut(
+        inside, volume, _ = sides_cut(
             similarity, degrees, [of_rows.cpu(), of_cols.cpu()], labels.num_clusters, torch.float64
         )
     else:
@@ -385,94 +379,3 @@ def _warn_unless(converged: bool, passes: int, residuals: Tensor) -> None:
             ConvergenceWarning,
             stacklevel=4,
         )
-
-
-# --- From places to clusters
-
-
-def _cluster(found: Embedding, num_clusters: int, n_init: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
-    """The labels of the embedded nodes, and how tight their clusters are."""
-    same_place = 1e-6 if found.dtype == torch.float64 else 1e-4
-    labels, cost, iterations = ops.k_means(
-        found.points.contiguous(), num_clusters, n_init, seed, _MAX_LLOYD, same_place
-    )
-    return labels, {"inertia": float(cost), "iterations": int(iterations)}
-
-
-def _numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
-    """The same clusters, numbered by their first node; -1 stays."""
-    tied = labels >= 0
-    nodes = len(labels)
-    # Nodes without a cluster count for one more.
-    places = torch.where(tied, labels, num_clusters)
-    first = torch.full((num_clusters + 1,), nodes).scatter_reduce(0, places, torch.arange(nodes), "amin")
-    numbers = torch.empty(num_clusters + 1, dtype=torch.int64)
-    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters)
-    numbers[num_clusters] = -1
-    return numbers[places]
-
-
-def _least(dtype: torch.dtype) -> float:
-    """By how much a move must lower the normalised cut, lest rounding move nodes to and fro."""
-    return 1e-6 if dtype == torch.float32 else 1e-12
-
-
-def _members(labels: Tensor, num_clusters: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(n, block width)``: 1 where a node is in a cluster."""
-    members = torch.zeros(len(labels), block_width(num_clusters), dtype=dtype)
-    tied = (labels >= 0).nonzero().flatten()
-    members[tied, labels[tied]] = 1.0
-    return members.to(device)
-
-
-def _sides_cut(
-    similarity: Similarity,
-    degrees: tuple[Tensor, Tensor],
-    labels: list[Tensor],
-    num_clusters: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """What lies inside each cluster of rows and columns, its volume, and the ties of rows and of columns."""
-    rows, cols = (_members(each, num_clusters, dtype, similarity.device) for each in labels)
-    ties = [each.to("cpu", torch.float64) for each in similarity.product(right=cols, left=rows)]
-    inside, volume = torch.zeros(2, num_clusters, dtype=torch.float64)
-    for side, of_side in enumerate(labels):
-        tied = of_side >= 0
-        volume.index_add_(0, of_side[tied], degrees[side].cpu()[tied])
-    tied = labels[0] >= 0
-    inside.index_add_(0, labels[0][tied], 2.0 * ties[0][tied, labels[0][tied]])
-    return inside, volume, ties
-
-
-def _refine_sides(
-    similarity: Similarity,
-    degrees: tuple[Tensor, Tensor],
-    labels: list[Tensor],
-    num_clusters: int,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Moves rows, then columns, to where each lowers the normalised cut, until none moves.
-
-    Rows are not tied to each other, so that one product tells the ties of all of them, whoever moves.
-    """
-    inside, volume, ties = _sides_cut(similarity, degrees, labels, num_clusters, dtype)
-    sizes = torch.bincount(torch.cat([each[each >= 0] for each in labels]), minlength=num_clusters)
-    on_cpu = [each.cpu() for each in degrees]
-    labels, current = list(labels), [True, True]
-    for turn in range(2 * _MAX_SWEEPS):
-        side, other = turn % 2, 1 - turn % 2
-        if not current[side]:
-            members = _members(labels[other], num_clusters, dtype, similarity.device)
-            product = (
-                similarity.product(right=members)[0] if side == 0 else similarity.product(left=members)[1]
-            )
-            ties[side] = product.to("cpu", torch.float64)
-            current[side] = True
-        elif turn > 1:
-            break
-        moved, inside, volume, sizes = ops.move_side(
-            labels[side], inside, volume, sizes, ties[side], on_cpu[side], _least(dtype), _MAX_SWEEPS
-        )
-        current[other] = current[other] and torch.equal(moved, labels[side])
-        labels[side] = moved
-    return labels
