@@ -26,29 +26,42 @@ struct Random {
   }
 };
 
-// Centres, clusters along a row, which is padded with centres that are never the nearest.
+// Centres, one after the other.
 struct Centres {
-  int64_t dims, count, stride;
+  int64_t dims;
+  int32_t count = 0;
   std::vector<float> places;
 
-  Centres(int64_t dims, int64_t clusters)
-      : dims(dims),
-        count(0),
-        stride((clusters + kLanes - 1) / kLanes * kLanes),
-        places(dims * stride, std::numeric_limits<float>::infinity()) {}
-  void set(int64_t cluster, const float* point) {
-    for (int64_t d = 0; d < dims; ++d) places[d * stride + cluster] = point[d];
+  Centres(int64_t dims, int64_t clusters) : dims(dims), places(dims * clusters) {}
+  void set(int64_t cluster, const float* point) { std::copy_n(point, dims, places.data() + cluster * dims); }
+};
+
+// Points one after the other, and so many of them at a time the other way round, as distances are computed.
+struct Points {
+  int64_t count, dims;
+  const float* places;
+
+  // turned[d * count + i] = coordinate d of point begin + i
+  void turn(int64_t begin, int64_t end, float* turned) const {
+    const int64_t n = end - begin;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t d = 0; d < dims; ++d) turned[d * n + i] = places[(begin + i) * dims + d];
+    }
   }
 };
 
 // What Lloyd's iteration needs to know of some points: for each cluster their sum and number.
 struct Sums {
-  std::vector<double> places, nearest;
+  std::vector<double> places;
   std::vector<int64_t> sizes;
   double cost = 0;
   int64_t moved = 0;
 
   Sums(int64_t dims, int64_t clusters) : places(dims * clusters), sizes(clusters) {}
+  void add(const float* point, int64_t dims, int64_t cluster, int sign) {
+    for (int64_t d = 0; d < dims; ++d) places[cluster * dims + d] += sign * static_cast<double>(point[d]);
+    sizes[cluster] += sign;
+  }
   void add(const Sums& other) {
     for (size_t i = 0; i < places.size(); ++i) places[i] += other.places[i];
     for (size_t i = 0; i < sizes.size(); ++i) sizes[i] += other.sizes[i];
@@ -57,71 +70,74 @@ struct Sums {
   }
 };
 
-// Labels points with their nearest centre.
-void assign(const float* points, int64_t begin, int64_t end, const Centres& centres, int64_t* labels,
-            float* squares_of_points, Sums* sums) {
+// Labels some points with their nearest centre; the sums change by those that move. squares are those of a
+// nearest centre so far, given which the labels hold, or infinite.
+void assign(const Points& points, int64_t begin, int64_t end, const float* turned, int64_t stride,
+            const Centres& centres, int32_t* labels, float* squares, Sums* changes) {
   const auto& lines = spectral_lines_in_use();
-  std::vector<float> squares(centres.stride);
+  const int64_t n = end - begin;
+  std::vector<int32_t> before(labels + begin, labels + end);
+  std::fill(squares + begin, squares + end, std::numeric_limits<float>::infinity());
+  std::fill(labels + begin, labels + end, 0);
+  lines.nearest(turned, stride, n, centres.places.data(), centres.dims, 0, centres.count, squares + begin,
+                labels + begin);
   for (int64_t i = begin; i < end; ++i) {
-    const float* point = points + i * centres.dims;
-    lines.squared_distances(point, centres.places.data(), centres.dims, centres.stride, squares.data());
-    int64_t nearest = 0;
-    for (int64_t c = 1; c < centres.count; ++c) {
-      if (squares[c] < squares[nearest]) nearest = c;
-    }
-    sums->moved += labels[i] != nearest;
-    labels[i] = nearest;
-    squares_of_points[i] = squares[nearest];
-    sums->cost += squares[nearest];
-    ++sums->sizes[nearest];
-    for (int64_t d = 0; d < centres.dims; ++d) sums->places[nearest * centres.dims + d] += point[d];
+    changes->cost += squares[i];
+    const int32_t from = before[i - begin];
+    if (labels[i] == from) continue;
+    ++changes->moved;
+    if (from >= 0) changes->add(points.places + i * points.dims, points.dims, from, -1);
+    changes->add(points.places + i * points.dims, points.dims, labels[i], 1);
   }
 }
 
 // An emptied cluster takes the point farthest from its centre that leaves no cluster empty.
-void fill_empty(const float* points, int64_t count, int64_t dims, int64_t* labels, float* squares,
-                Sums* sums) {
+void fill_empty(const Points& points, int32_t* labels, float* squares, Sums* sums) {
   for (size_t cluster = 0; cluster < sums->sizes.size(); ++cluster) {
     if (sums->sizes[cluster] > 0) continue;
     int64_t farthest = -1;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < points.count; ++i) {
       if (sums->sizes[labels[i]] > 1 && (farthest < 0 || squares[i] > squares[farthest])) farthest = i;
     }
     if (farthest < 0) return;
-    for (int64_t d = 0; d < dims; ++d) {
-      const double place = points[farthest * dims + d];
-      sums->places[labels[farthest] * dims + d] -= place;
-      sums->places[cluster * dims + d] = place;
-    }
-    --sums->sizes[labels[farthest]];
-    sums->sizes[cluster] = 1;
-    labels[farthest] = static_cast<int64_t>(cluster);
+    const float* point = points.places + farthest * points.dims;
+    sums->add(point, points.dims, labels[farthest], -1);
+    sums->add(point, points.dims, static_cast<int64_t>(cluster), 1);
+    labels[farthest] = static_cast<int32_t>(cluster);
     sums->cost -= squares[farthest];
     squares[farthest] = 0;
     ++sums->moved;
   }
 }
 
-// Lloyd's iterations, until no point changes its cluster.
-Tightness lloyd(const float* points, int64_t count, Centres* centres, int64_t max_iterations, int64_t* labels,
-                ParallelFor parallel_for) {
-  const int64_t dims = centres->dims, chunks = (count + kPointsOfChunk - 1) / kPointsOfChunk;
-  std::vector<float> squares(count);
-  std::fill(labels, labels + count, -1);
+// Lloyd's iterations, until no point changes its cluster. turned: all points the other way round, or null.
+Tightness lloyd(const Points& points, const float* turned, Centres* centres, int64_t max_iterations,
+                int32_t* labels, ParallelFor parallel_for) {
+  const int64_t dims = points.dims, chunks = (points.count + kPointsOfChunk - 1) / kPointsOfChunk;
+  std::vector<float> squares(points.count);
+  std::fill(labels, labels + points.count, -1);
+  Sums sums(dims, centres->count);
   Tightness result;
-  for (; result.iterations < max_iterations;) {
+  while (result.iterations < max_iterations) {
     ++result.iterations;
-    std::vector<Sums> of_chunk(chunks, Sums(dims, centres->count));
-    for_each_chunk(parallel_for, count, kPointsOfChunk, [&](int64_t begin, int64_t end) {
-      assign(points, begin, end, *centres, labels, squares.data(), &of_chunk[begin / kPointsOfChunk]);
+    std::vector<Sums> changes(chunks, Sums(dims, centres->count));
+    for_each_chunk(parallel_for, points.count, kPointsOfChunk, [&](int64_t begin, int64_t end) {
+      std::vector<float> own;
+      if (!turned) {
+        own.resize(dims * (end - begin));
+        points.turn(begin, end, own.data());
+      }
+      assign(points, begin, end, turned ? turned + begin : own.data(), turned ? points.count : end - begin,
+             *centres, labels, squares.data(), &changes[begin / kPointsOfChunk]);
     });
-    Sums sums(dims, centres->count);
-    for (const Sums& each : of_chunk) sums.add(each);
-    fill_empty(points, count, dims, labels, squares.data(), &sums);
+    sums.cost = 0;
+    sums.moved = 0;
+    for (const Sums& each : changes) sums.add(each);
+    fill_empty(points, labels, squares.data(), &sums);
     result.cost = sums.cost;
     if (sums.moved == 0) break;
     std::vector<float> mean(dims);
-    for (int64_t c = 0; c < centres->count; ++c) {
+    for (int32_t c = 0; c < centres->count; ++c) {
       if (sums.sizes[c] == 0) continue;
       for (int64_t d = 0; d < dims; ++d) {
         mean[d] = static_cast<float>(sums.places[c * dims + d] / static_cast<double>(sums.sizes[c]));
@@ -133,24 +149,22 @@ Tightness lloyd(const float* points, int64_t count, Centres* centres, int64_t ma
 }
 
 // k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by squared distance.
-Centres first_centres(const KMeans& problem, const float* points, int64_t count, Random random) {
-  const int64_t dims = problem.dims;
-  Centres centres(dims, problem.clusters), newest(dims, 1);
-  std::vector<float> squares(count, std::numeric_limits<float>::infinity()), distance(newest.stride);
+Centres first_centres(const KMeans& problem, const Points& points, const float* turned, Random random) {
+  const int64_t dims = points.dims, count = points.count;
+  Centres centres(dims, problem.clusters);
+  std::vector<float> squares(count, std::numeric_limits<float>::infinity());
+  std::vector<int32_t> labels(count);
   const auto& lines = spectral_lines_in_use();
   const auto least = static_cast<float>(problem.same_place * problem.same_place);
   int64_t chosen = random.below(count);
   while (true) {
-    centres.set(centres.count++, points + chosen * dims);
+    centres.set(centres.count++, points.places + chosen * dims);
     if (centres.count == problem.clusters) break;
-    newest.set(0, points + chosen * dims);
+    lines.nearest(turned, count, count, centres.places.data(), dims, centres.count - 1, centres.count,
+                  squares.data(), labels.data());
+    // A point that differs from a centre by rounding only must not become another centre.
     double total = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      lines.squared_distances(points + i * dims, newest.places.data(), dims, newest.stride, distance.data());
-      squares[i] = std::min(squares[i], distance[0]);
-      // A point that differs from a centre by rounding only must not become another centre.
-      if (squares[i] > least) total += squares[i];
-    }
+    for (int64_t i = 0; i < count; ++i) total += squares[i] > least ? squares[i] : 0.0f;
     if (total == 0) break;
     double drawn = random.uniform() * total;
     for (int64_t i = 0; i < count; ++i) {
@@ -169,35 +183,42 @@ void serially(int64_t count, int64_t, LoopBody body, void* context) { body(0, co
 }  // namespace
 
 Tightness k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for) {
-  const int64_t count = problem.points, dims = problem.dims;
+  const int64_t dims = problem.dims;
+  const Points all{problem.points, dims, points};
   // One point from each of so many stretches.
-  const int64_t tried = std::min(count, kSample);
+  Points tried{std::min(all.count, kSample), dims, points};
   std::vector<float> sample;
-  const float* from = points;
-  if (tried < count) {
+  if (tried.count < all.count) {
     Random random{problem.seed};
-    sample.resize(tried * dims);
-    for (int64_t i = 0; i < tried; ++i) {
-      const int64_t begin = i * count / tried, end = (i + 1) * count / tried;
+    sample.resize(tried.count * dims);
+    for (int64_t i = 0; i < tried.count; ++i) {
+      const int64_t begin = i * all.count / tried.count, end = (i + 1) * all.count / tried.count;
       std::copy_n(points + (begin + random.below(end - begin)) * dims, dims, sample.data() + i * dims);
     }
-    from = sample.data();
+    tried.places = sample.data();
   }
+  std::vector<float> turned(tried.count * dims);
+  tried.turn(0, tried.count, turned.data());
+
   std::vector<Centres> found(problem.starts, Centres(dims, problem.clusters));
   std::vector<Tightness> results(problem.starts);
-  std::vector<std::vector<int64_t>> of_sample(problem.starts);
+  std::vector<std::vector<int32_t>> of_sample(problem.starts);
   for_each_chunk(parallel_for, problem.starts, 1, [&](int64_t start, int64_t) {
     Random random{problem.seed ^ (0xd1342543de82ef95u * static_cast<uint64_t>(start + 1))};
-    found[start] = first_centres(problem, from, tried, random);
-    of_sample[start].resize(tried);
+    found[start] = first_centres(problem, tried, turned.data(), random);
+    of_sample[start].resize(tried.count);
     results[start] =
-        lloyd(from, tried, &found[start], problem.max_iterations, of_sample[start].data(), serially);
+        lloyd(tried, turned.data(), &found[start], problem.max_iterations, of_sample[start].data(), serially);
   });
   const auto best = std::min_element(results.begin(), results.end(),
                                      [](const auto& a, const auto& b) { return a.cost < b.cost; }) -
                     results.begin();
-  if (tried < count) {
-    return lloyd(points, count, &found[best], problem.max_iterations, labels, parallel_for);
+  if (tried.count < all.count) {
+    std::vector<int32_t> of_all(all.count);
+    const Tightness result =
+        lloyd(all, nullptr, &found[best], problem.max_iterations, of_all.data(), parallel_for);
+    std::copy(of_all.begin(), of_all.end(), labels);
+    return result;
   }
   std::copy(of_sample[best].begin(), of_sample[best].end(), labels);
   return results[best];

@@ -33,9 +33,10 @@ struct SpectralLines {
   SpectralLinesOf<double> of_double;
   // cols[j] += left * a[j]; returns the sum of a[j] * right[j]; ones stand for no right
   double (*sums)(const double* a, int64_t n, double left, const double* right, double* cols);
-  // squares (clusters) = squared distances of a point from centres (dims, stride), clusters along a row
-  void (*squared_distances)(const float* point, const float* centres, int64_t dims, int64_t stride,
-                            float* squares);
+  // Where centre c (dims numbers), first <= c < last, is nearer to one of n points than squares says, squares
+  // and nearest become its own. Points lie along a row: coordinate d of point i is points[d * stride + i].
+  void (*nearest)(const float* points, int64_t stride, int64_t n, const float* centres, int64_t dims,
+                  int32_t first, int32_t last, float* squares, int32_t* nearest);
   // out = sign(w) (row_term + col_terms - 2 row_vector^T col_vectors), col_vectors (width, n); see spectral.h
   void (*edge_gradient)(const double* weights, double row_term, const double* col_terms,
                         const double* row_vector, const double* col_vectors, int64_t stride, int64_t width,

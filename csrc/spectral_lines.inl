@@ -26,12 +26,12 @@ inline void store_vec(const V& from, C* to) {
 template <class V, class C>
 inline V spread(C s) {
 #if defined(MODFAST_LINES_AVX512)
-  if constexpr (sizeof(V) == 64 && sizeof(C) == 4) return (V)_mm512_set1_ps(s);
-  if constexpr (sizeof(V) == 64 && sizeof(C) == 8) return (V)_mm512_set1_pd(s);
+  if constexpr (sizeof(V) == 64 && std::is_same_v<C, float>) return (V)_mm512_set1_ps(s);
+  if constexpr (sizeof(V) == 64 && std::is_same_v<C, double>) return (V)_mm512_set1_pd(s);
 #endif
 #if defined(MODFAST_LINES_AVX2)
-  if constexpr (sizeof(V) == 32 && sizeof(C) == 4) return (V)_mm256_set1_ps(s);
-  if constexpr (sizeof(V) == 32 && sizeof(C) == 8) return (V)_mm256_set1_pd(s);
+  if constexpr (sizeof(V) == 32 && std::is_same_v<C, float>) return (V)_mm256_set1_ps(s);
+  if constexpr (sizeof(V) == 32 && std::is_same_v<C, double>) return (V)_mm256_set1_pd(s);
 #endif
   V to{};
   for (size_t i = 0; i < sizeof(V) / sizeof(C); ++i) to[i] = s;
@@ -406,16 +406,41 @@ inline double sums(const double* a, int64_t n, double left, const double* right,
   return row;
 }
 
-inline void squared_distances(const float* point, const float* centres, int64_t dims, int64_t stride,
-                              float* squares) {
-  typedef typename Vec<float, 8>::Type V;
-  for (int64_t c = 0; c < stride; c += 8) {
-    V sum{};
-    for (int64_t d = 0; d < dims; ++d) {
-      const V away = spread<V>(point[d]) - load_vec<V>(centres + d * stride + c);
-      sum = fused<float>(away, away, sum);
+inline void nearest(const float* points, int64_t stride, int64_t n, const float* centres, int64_t dims,
+                    int32_t first, int32_t last, float* squares, int32_t* nearest) {
+  constexpr int L = 8;
+  typedef typename Vec<float, L>::Type V;
+  typedef typename Vec<int32_t, L>::Type I;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    V least = load_vec<V>(squares + i);
+    I which = load_vec<I>(nearest + i);
+    for (int32_t c = first; c < last; ++c) {
+      V sum{};
+      for (int64_t d = 0; d < dims; ++d) {
+        const V away = load_vec<V>(points + d * stride + i) - spread<V>(centres[c * dims + d]);
+        sum = fused<float>(away, away, sum);
+      }
+      const I nearer = sum < least;
+      least = nearer ? sum : least;
+      which = nearer ? spread<I>(c) : which;
     }
-    store_vec(sum, squares + c);
+    store_vec(least, squares + i);
+    store_vec(which, nearest + i);
+  }
+  for (; i < n; ++i) {
+    for (int32_t c = first; c < last; ++c) {
+      // As above, also in how each step is rounded.
+      V sum{};
+      for (int64_t d = 0; d < dims; ++d) {
+        const V away = spread<V>(points[d * stride + i]) - spread<V>(centres[c * dims + d]);
+        sum = fused<float>(away, away, sum);
+      }
+      if (sum[0] < squares[i]) {
+        squares[i] = sum[0];
+        nearest[i] = c;
+      }
+    }
   }
 }
 
@@ -436,4 +461,4 @@ constexpr SpectralLinesOf<C> spectral_lines_of{similarities<C>,    forward<C>, b
                                                sparse_backward<C>, inner<C>,   add<C>};
 
 constexpr SpectralLines spectral_lines_of_this_level{spectral_lines_of<float>, spectral_lines_of<double>,
-                                                     sums, squared_distances, edge_gradient};
+                                                     sums, nearest, edge_gradient};

@@ -35,7 +35,9 @@ Strips strips_of(const SparseMatrix& matrix, int64_t width) {
   // All collections together hold at most as many numbers as the matrix has entries, half of these for
   // floats.
   const int64_t fit = entries_of(matrix) / std::max<int64_t>(1, matrix.cols * width);
-  const int64_t count = std::clamp<int64_t>(fit, 1, 64);
+  // A power of two, which any usual number of threads divides.
+  int64_t count = 1;
+  while (2 * count <= std::min<int64_t>(fit, 64)) count *= 2;
   return {matrix.rows, std::max(kSparseRows, (matrix.rows + count - 1) / count)};
 }
 
