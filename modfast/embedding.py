@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .krylov import Eigen, block_width, largest_eigenvectors, one_thread, random_block
+from .krylov import Eigen, Small, block_width, largest_eigenvectors, one_thread, random_block
 from .similarity import Similarity, SparseSimilarity
 
 # A matrix with a side of at most so many is decomposed whole.
@@ -95,7 +96,7 @@ def singular_vectors(
         return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
     generator = torch.Generator().manual_seed(seed)
 
-    def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
+    def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
         of_rows, of_cols = row_weights.to(dtype), col_weights.to(dtype)[:, None]
 
         def product(block: Tensor, out: Tensor) -> None:
@@ -107,7 +108,7 @@ def singular_vectors(
             degrees[1].to(dtype),
             _start(degrees[1], count, dtype, generator),
             count,
-            tolerance=lambda values: tol * values.clamp(min=_FLOAT64_ZERO**2),
+            tolerance=lambda values: tol * np.maximum(values, _FLOAT64_ZERO**2),
             max_products=max_iter,
             capacity=_capacity(similarity.entries, int(tied[1].sum()), count),
             generator=generator,
@@ -229,13 +230,13 @@ def normalised_eigenvectors(
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
     generator = torch.Generator().manual_seed(seed)
 
-    def solve(dtype: torch.dtype, enough: Callable[[Tensor], bool] | None) -> Eigen:
+    def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
         return largest_eigenvectors(
             product,
             degrees.to(dtype),
             _start(degrees, count, dtype, generator),
             count,
-            tolerance=lambda values: torch.full_like(values, tol),
+            tolerance=lambda values: np.full_like(values, tol),
             max_products=max_iter,
             capacity=_capacity(entries, nodes, count),
             generator=generator,
@@ -298,7 +299,7 @@ def _capacity(entries: int, length: int, count: int) -> int:
 
 
 def _in_precision(
-    solve: Callable[[torch.dtype, Callable[[Tensor], bool] | None], Eigen],
+    solve: Callable[[torch.dtype, Callable[[Small], bool] | None], Eigen],
     degrees: tuple[Tensor, ...],
     tol: float,
 ) -> tuple[Eigen, torch.dtype, int]:
@@ -308,12 +309,12 @@ def _in_precision(
     passes = 0
     if tol >= 1e-5 and most / least < _FLOAT32_RANGE:
 
-        def too_small(values: Tensor) -> bool:
+        def too_small(values: Small) -> bool:
             return float(values[-1]) * min(tol, 1e-3) < _FLOAT32_ERROR
 
         found = solve(torch.float32, too_small)
         passes += found.products
-        if not too_small(found.values):
+        if not too_small(found.values.numpy()):
             return found, torch.float32, passes
     found = solve(torch.float64, None)
     return found, torch.float64, passes + found.products

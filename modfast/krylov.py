@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .spectral_operators import LANES, basis_inner, basis_rotate_
+
+# Matrices as small as the basis has vectors: at each step NumPy takes a fraction of the time that PyTorch does.
+Small: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 # Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
 _MAX_ROUNDS = 5
@@ -61,11 +65,11 @@ def largest_eigenvectors(
     start: Tensor,
     count: int,
     *,
-    tolerance: Callable[[Tensor], Tensor],
+    tolerance: Callable[[Small], Small],
     max_products: int,
     capacity: int,
     generator: torch.Generator,
-    enough: Callable[[Tensor], bool] | None = None,
+    enough: Callable[[Small], bool] | None = None,
 ) -> Eigen:
     """Eigenvectors of a matrix M that is symmetric in a weighted inner product, of norm about one.
 
@@ -90,7 +94,7 @@ def largest_eigenvectors(
     block, _, _ = _orthonormal(start, [], weights, rounding, generator)
     assert block is not None
     basis, spare = [block], list[Tensor]()
-    projected = torch.zeros(capacity, capacity, dtype=torch.float64)
+    projected = np.zeros((capacity, capacity))
     products = 0
     while True:
         size = width * len(basis)
@@ -102,30 +106,45 @@ def largest_eigenvectors(
         projected[size - width : size, :size] = inner.T
         corner = inner[size - width :]
         projected[size - width : size, size - width : size] = (corner + corner.T) / 2
-        with one_thread():
-            values, rotation = torch.linalg.eigh(projected[:size, :size])
-        values, rotation = values.flip(0), rotation.flip(1)
-        wanted = values[:count]
-        residuals = torch.linalg.vector_norm(coupling @ rotation[size - width :, :count], dim=0)
+        values, rotation = _eigh(projected[:size, :size])
+        values, rotation = values[::-1], rotation[:, ::-1]
+        wanted = values[:count].copy()
+        residuals = np.linalg.norm(coupling @ rotation[size - width :, :count], axis=0)
         converged = block is None or (size >= count and bool((residuals <= tolerance(wanted)).all()))
         stopped = enough is not None and size >= 3 * width and enough(wanted)
         if block is None or converged or products >= max_products or stopped:
-            basis_rotate_(basis, rotation[:, :width].to(start.device))
-            return Eigen(wanted, basis[0], residuals, products, converged)
+            _rotate(basis, rotation[:, :width])
+            found = torch.from_numpy(wanted), torch.from_numpy(residuals)
+            return Eigen(found[0], basis[0], found[1], products, converged)
         if size + width > capacity:
             # Half of the basis, its best, stays; the new block remains coupled to it.
             kept = max(width, size // 2 // width * width)
-            basis_rotate_(basis, rotation[:, :kept].to(start.device))
+            _rotate(basis, rotation[:, :kept])
             spare += basis[kept // width :]
             del basis[kept // width :]
-            projected.zero_()
-            projected[:kept, :kept] = values[:kept].diag()
+            projected[:] = 0.0
+            projected[:kept, :kept] = np.diag(values[:kept])
         basis.append(block)
+
+
+def _inner(basis: list[Tensor], block: Tensor, weights: Tensor) -> Small:
+    products: Small = basis_inner(basis, block, weights).cpu().numpy()
+    return products
+
+
+def _rotate(basis: list[Tensor], factors: Small) -> None:
+    basis_rotate_(basis, torch.from_numpy(np.ascontiguousarray(factors)).to(basis[0].device))
+
+
+def _eigh(matrix: Small) -> tuple[Small, Small]:
+    with one_thread():
+        values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
+    return values.numpy(), vectors.numpy()
 
 
 def _orthonormal(
     block: Tensor, basis: list[Tensor], weights: Tensor, rounding: float, generator: torch.Generator
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor | None, Small, Small]:
     """An orthonormal block Q, at right angles to the basis V: ``block = V H + Q R``.
 
     By eigenvectors of ``W^T W`` (A. Stathopoulos and K. Wu, SIAM J. Sci. Comput. 23, 2002), again and again:
@@ -143,62 +162,52 @@ def _orthonormal(
         Q, or None if no direction is longer than that; H and R.
     """
     width = block.shape[1]
-    along = torch.zeros(width * len(basis), width, dtype=torch.float64)
-    coupling = torch.eye(width, dtype=torch.float64)
-    empty = torch.ones(width, dtype=torch.bool)
+    along = np.zeros((width * len(basis), width))
+    coupling = np.eye(width)
+    empty = np.ones(width, dtype=bool)
     for attempt in range(_MAX_ROUNDS):
-        products = basis_inner([block, *basis], block, weights).cpu()
+        products = _inner([block, *basis], block, weights)
         gram, inner = products[:width], products[width:]
         along += inner @ coupling
         if attempt > 0 and _is_identity(gram, inner, rounding):
             return block, along, coupling
         # What remains once the part in the basis has been taken off.
-        gram = gram - inner.T @ inner
-        with one_thread():
-            squares, rotation = torch.linalg.eigh((gram + gram.T) / 2)
-        longest = float(squares[-1])
-        if attempt == 0 and longest <= max(rounding**2, rounding * float(products[:width].diag().max())):
+        squares, rotation = _eigh(gram - inner.T @ inner)
+        if attempt == 0 and squares[-1] <= max(rounding**2, rounding * gram.diagonal().max()):
             # So little is left that only the difference itself can tell how much.
-            basis_rotate_(
-                [block, *basis], torch.cat([torch.eye(width, dtype=torch.float64), -inner]).to(block.device)
-            )
-            gram = basis_inner([block], block, weights).cpu()
-            inner = torch.zeros_like(inner)
-            with one_thread():
-                squares, rotation = torch.linalg.eigh(gram)
-            longest = float(squares[-1])
-            if longest <= rounding**2:
-                return None, along, torch.zeros_like(coupling)
-        lengths = squares.clamp(min=rounding * longest).sqrt()
+            _rotate([block, *basis], np.vstack([np.eye(width), -inner]))
+            inner = np.zeros_like(inner)
+            squares, rotation = _eigh(_inner([block], block, weights))
+            if squares[-1] <= rounding**2:
+                return None, along, np.zeros_like(coupling)
+        lengths = np.sqrt(np.maximum(squares, rounding * squares[-1]))
         factors = rotation / lengths
-        basis_rotate_([block, *basis], torch.cat([factors, -inner @ factors]).to(block.device))
+        _rotate([block, *basis], np.vstack([factors, -inner @ factors]))
         coupling = (lengths[:, None] * rotation.T) @ coupling
         empty = squares < 0.5
     if empty.any():
         coupling[empty] = 0.0
-        _fill(block, basis, weights, empty, generator)
+        _fill(block, basis, weights, np.flatnonzero(empty).tolist(), generator)
     return block, along, coupling
 
 
-def _is_identity(gram: Tensor, inner: Tensor, rounding: float) -> bool:
+def _is_identity(gram: Small, inner: Small, rounding: float) -> bool:
     """Whether a block is orthonormal, and at right angles to the basis, but for rounding."""
-    away = (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max()
-    across = inner.abs().max() if inner.numel() > 0 else 0.0
-    return float(away) <= 10 * rounding and float(across) <= 10 * rounding
+    away = np.abs(gram - np.eye(len(gram))).max()
+    across = np.abs(inner).max(initial=0.0)
+    return bool(max(away, across) <= 10 * rounding)
 
 
 def _fill(
-    block: Tensor, basis: list[Tensor], weights: Tensor, empty: Tensor, generator: torch.Generator
+    block: Tensor, basis: list[Tensor], weights: Tensor, columns: list[int], generator: torch.Generator
 ) -> None:
-    """Puts random directions at right angles to the basis and to each other into empty columns of a block."""
-    columns = empty.nonzero().flatten().tolist()
+    """Puts random directions at right angles to the basis and to each other into columns of a block."""
     fresh = torch.zeros_like(block)
     fresh[:, columns] = random_block(len(block), len(columns), generator, block) * (weights > 0)[:, None]
     block[:, columns] = 0.0
     for _ in range(3):
-        inner = basis_inner([block, *basis], fresh, weights)
-        unit = torch.eye(block.shape[1], dtype=torch.float64, device=inner.device)
-        basis_rotate_([fresh, block, *basis], torch.cat([unit, -inner]))
+        inner = _inner([block, *basis], fresh, weights)
+        _rotate([fresh, block, *basis], np.vstack([np.eye(block.shape[1]), -inner]))
         for place, column in enumerate(columns):
             for before in columns[:place]:
                 overlap = (weights * fresh[:, before]) @ fresh[:, column]

@@ -43,7 +43,7 @@ def solve(matrix: Tensor, count: int, weights: Tensor | None = None, **options: 
     scaled = (matrix.to(dtype) / degrees[:, None]).to(dtype)
     generator = torch.Generator().manual_seed(options.pop("seed", 0))
     settings: dict[str, Any] = {
-        "tolerance": lambda values: torch.full_like(values, 1e-10),
+        "tolerance": lambda values: np.full_like(values, 1e-10),
         "max_products": 500,
         "capacity": 4 * block_width(count),
         "generator": generator,
@@ -83,7 +83,7 @@ def test_eigenvalues_and_vectors(values: list[float]) -> None:
 
 def test_residuals_are_what_they_say() -> None:
     matrix = symmetric([1.0, 0.9, *(0.8 - 0.005 * i for i in range(150))], 300)
-    found = solve(matrix, 6, tolerance=lambda values: torch.full_like(values, 1e-3))
+    found = solve(matrix, 6, tolerance=lambda values: np.full_like(values, 1e-3))
     vectors = found.vectors[:, :6]
     residuals = torch.linalg.vector_norm(matrix @ vectors - vectors * found.values, dim=0)
     torch.testing.assert_close(found.residuals, residuals, rtol=1e-3, atol=1e-12)
