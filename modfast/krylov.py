@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .spectral_operators import LANES, basis_inner, basis_rotate_
 
-# Matrices as small as the basis has vectors: at each step NumPy takes a fraction of the time that PyTorch does.
+# Matrices as small as the basis has vectors: for each step NumPy takes a fraction of the time of PyTorch.
 Small: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 # Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
