@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 namespace modfast {
 
@@ -100,6 +101,13 @@ inline int64_t width_of(const Tensor& block, const char* name) {
   return block.size(1);
 }
 
+// Null stands for what is not given or asked for; an empty tensor, which has no memory, is.
+template <class C>
+C* there(C* data) {
+  static std::remove_const_t<C> nothing;
+  return data ? data : &nothing;
+}
+
 // Makes the results of a product with a matrix (rows, cols), and calls run(blocks) to fill them in.
 template <class Checked, class Run>
 std::tuple<Tensor, Tensor> product_of(int64_t rows, int64_t cols, const std::optional<Tensor>& right,
@@ -114,16 +122,16 @@ std::tuple<Tensor, Tensor> product_of(int64_t rows, int64_t cols, const std::opt
     using C = decltype(compute);
     Blocks<C> blocks;
     blocks.width = width_of(given, "the block");
-    if (right) blocks.right = const_data_of<C>(checked(*right, type, {cols, blocks.width}, "right"));
-    if (left) blocks.left = const_data_of<C>(checked(*left, type, {rows, blocks.width}, "left"));
+    if (right) blocks.right = there(const_data_of<C>(checked(*right, type, {cols, blocks.width}, "right")));
+    if (left) blocks.left = there(const_data_of<C>(checked(*left, type, {rows, blocks.width}, "left")));
     if (row_weights) {
-      blocks.row_weights = const_data_of<C>(checked(*row_weights, type, {rows}, "row_weights"));
+      blocks.row_weights = there(const_data_of<C>(checked(*row_weights, type, {rows}, "row_weights")));
     }
     const bool back = left || row_weights;
     Tensor forward = torch::stable::new_empty(given, {right ? rows : 0, blocks.width});
     Tensor backward = torch::stable::new_empty(given, {back ? cols : 0, blocks.width});
-    if (right) blocks.forward = mutable_data_of<C>(forward);
-    if (back) blocks.backward = mutable_data_of<C>(backward);
+    if (right) blocks.forward = there(mutable_data_of<C>(forward));
+    if (back) blocks.backward = there(mutable_data_of<C>(backward));
     run(blocks);
     return {forward, backward};
   });
