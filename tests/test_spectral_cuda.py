@@ -59,7 +59,7 @@ def assert_sums(found, expected, sizes, terms, dtype):
 
 
 def assert_product(run, exact, shape, width, dtype):
-    """Every combination of arguments of a product, given its results from the tensors on the GPU and exactly."""
+    """Every combination of arguments of a product, given functions to run on the GPU and exactly."""
     rows, cols = shape
     right, left = torch.randn(cols, width, dtype=dtype), torch.randn(rows, width, dtype=dtype)
     weights = torch.randn(rows, dtype=dtype)
