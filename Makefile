@@ -60,14 +60,29 @@ soak: setup ## call the loss a million times and watch the memory
 	$(BIN)/python benchmarks/soak.py
 
 SANITIZE := $(CXX) -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc
+KERNELS := $(filter-out csrc/spectral_ops%,$(wildcard csrc/energy_*.cpp csrc/spectral_*.cpp)) csrc/cpu_dispatch.cpp csrc/kept_memory.cpp
+SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
-sanitize: ## run the kernels' own tests under the address and undefined-behaviour sanitizers
-	mkdir -p build
-	$(SANITIZE) tests/cpp/test_energy.cpp $(wildcard csrc/energy_*.cpp) csrc/cpu_dispatch.cpp -o build/sanitized
-	MODFAST_CPU=baseline build/sanitized
-	build/sanitized
-	$(SANITIZE) tests/cpp/test_threads.cpp -o build/sanitized-threads
-	build/sanitized-threads
+.SECONDARY: $(SANITIZED)
+
+build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/*.inl)
+	mkdir -p $(@D)
+	$(SANITIZE) -c $< -o $@
+
+build/sanitize/%: tests/cpp/%.cpp $(SANITIZED)
+	$(SANITIZE) $^ -o $@
+
+# What CUDA's threads do needs headers alone.
+build/sanitize/test_threads build/sanitize/test_spectral_threads: build/sanitize/%: tests/cpp/%.cpp $(wildcard csrc/*.h)
+	mkdir -p $(@D)
+	$(SANITIZE) $< -o $@
+
+sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*.cpp)) ## run the kernels' own tests under the address and undefined-behaviour sanitizers
+	for level in $$(build/sanitize/test_spectral levels); do \
+	  MODFAST_CPU=$$level build/sanitize/test_energy && MODFAST_CPU=$$level build/sanitize/test_spectral || exit 1; \
+	done
+	build/sanitize/test_threads
+	build/sanitize/test_spectral_threads
 
 lint: setup ## check formatting, style and types
 	$(BIN)/ruff check .

@@ -2,12 +2,9 @@
 //
 // Nothing here waits for the device, and all memory comes from PyTorch, so that every operator may be
 // captured in a CUDA graph. Labels are therefore not looked at: one out of range counts as "in no cluster".
-#include "binding.h"
+#include "binding_cuda.h"
 #include "energy_cuda.h"
 #include "matrix_plan.h"
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include <limits>
 #include <optional>
@@ -20,27 +17,6 @@
 
 namespace modfast {
 namespace {
-
-void check_device(const Tensor& tensor, const Tensor& first, const char* name) {
-  REQUIRE(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), name,
-          " must be on the CUDA device of the first weight");
-}
-
-// Makes the tensors' device the current one, and knows its current stream.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    REQUIRE(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_) == AOTI_TORCH_SUCCESS,
-            "PyTorch tells no current CUDA stream");
-  }
-  void* stream() const { return stream_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  void* stream_ = nullptr;
-};
-
-void require_success(const char* error) { REQUIRE(error == nullptr, "CUDA: ", error); }
 
 Place place_of(const Tensor& tensor, const Strides& strides) {
   REQUIRE(strides.kernel.size() <= kKernelDims, "on CUDA at most ", kKernelDims,

@@ -6,6 +6,15 @@
 
 namespace modfast {
 
+// Where to prefetch from for an index that has not been checked yet. The address may be nobody's, which does
+// no harm, but as a pointer it must not be computed.
+template <class C>
+inline const void* address_of(const C* first, int64_t index, int64_t width) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(first) + static_cast<uint64_t>(index) *
+                                                                                static_cast<uint64_t>(width) *
+                                                                                sizeof(C));
+}
+
 // C is what is computed in, float or double; every width is a multiple of kLanes.
 template <class C>
 struct SpectralLinesOf {

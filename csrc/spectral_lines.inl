@@ -254,7 +254,7 @@ inline bool sparse_forward_part(const SparseMatrix& a, Similarity similarity, in
   for (int64_t i = begin; i < end; ++i) {
     V sums[S::vectors] = {};
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
-      if (e + kAhead < last) __builtin_prefetch(x + indices[e + kAhead] * width);
+      if (e + kAhead < last) __builtin_prefetch(address_of(x, indices[e + kAhead], width));
       if (static_cast<uint64_t>(indices[e]) >= cols) return false;
       const V as = spread<V>(similarity_of<C>(values[e], similarity.affinity, scale));
       const C* from = x + indices[e] * width;
@@ -278,7 +278,7 @@ inline bool sparse_backward_part(const SparseMatrix& a, Similarity similarity, i
     V zs[S::vectors];
     for (int v = 0; v < S::vectors; ++v) zs[v] = load_vec<V>(z + (i - begin) * width + v * S::lanes);
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
-      if (e + kAhead < last) __builtin_prefetch(y + indices[e + kAhead] * width, 1);
+      if (e + kAhead < last) __builtin_prefetch(address_of(y, indices[e + kAhead], width), 1);
       if (static_cast<uint64_t>(indices[e]) >= cols) return false;
       const V as = spread<V>(similarity_of<C>(values[e], similarity.affinity, scale));
       C* to = y + indices[e] * width;

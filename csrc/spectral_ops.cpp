@@ -1,13 +1,9 @@
 // The spectral family's operators on the CPU: schemas, argument checks, registration.
-#include "binding.h"
 #include "kept_memory.h"
 #include "parallel.h"
-#include "spectral.h"
+#include "spectral_binding.h"
 
 #include <atomic>
-#include <cmath>
-#include <optional>
-#include <tuple>
 
 namespace modfast {
 namespace {
@@ -21,50 +17,15 @@ void check_cpu(const Tensor& tensor, const char* name) {
   REQUIRE(tensor.is_cpu(), name, " must be on the CPU");
 }
 
-// Contiguous, of this type, and of this shape, in which -1 stands for any size.
 const Tensor& checked(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
                       const char* name) {
   check_cpu(tensor, name);
-  check_dense(tensor, name);
-  REQUIRE(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
-          torch::headeronly::toString(tensor.scalar_type()));
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous();
-  for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
-    const int64_t size = shape.begin()[d];
-    fits = size == -1 || tensor.size(d) == size;
-  }
-  REQUIRE(fits, name, " must be contiguous, of another shape than ", shape_of(tensor));
-  return tensor;
+  return check_shaped(tensor, type, shape, name);
 }
 
-template <class T>
-const T* data_of(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <class T>
-T* mutable_data_of(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-Similarity similarity_of(int64_t affinity, double scale) {
-  REQUIRE(0 <= affinity && affinity <= 2, "affinity must be 0 (abs), 1 (square) or 2 (given), got ",
-          affinity);
-  REQUIRE(std::isfinite(scale), "scale must be finite, got ", scale);
-  return {static_cast<Affinity>(affinity), scale};
-}
-
-DenseMatrix dense_of(const Tensor& weight) {
+DenseMatrix dense_on_cpu(const Tensor& weight) {
   check_cpu(weight, "weight");
-  check_dense(weight, "weight");
-  DenseMatrix matrix;
-  matrix.dtype = dtype_of(weight, "weight");
-  REQUIRE(weight.dim() == 2, "weight must have two dimensions, got shape ", shape_of(weight));
-  REQUIRE(weight.size(1) <= 1 || weight.stride(1) == 1, "weight's rows must be contiguous");
-  matrix.data = weight.const_data_ptr();
-  matrix.rows = weight.size(0);
-  matrix.cols = weight.size(1);
-  matrix.row_stride = weight.stride(0);
-  return matrix;
+  return dense_of(weight);
 }
 
 // Whether all numbers from the first to the last are in [0, limit).
@@ -84,7 +45,7 @@ bool all_below(const I* numbers, int64_t count, int64_t limit) {
 
 template <class I>
 void check_starts(const Tensor& starts, const Tensor& indices, int64_t rows) {
-  const I* from = data_of<I>(starts);
+  const I* from = const_data_of<I>(starts);
   REQUIRE(from[0] == 0 && from[rows] == indices.size(0), "starts must begin with 0 and end with ",
           indices.size(0));
   std::atomic<bool> rising{true};
@@ -96,23 +57,8 @@ void check_starts(const Tensor& starts, const Tensor& indices, int64_t rows) {
   REQUIRE(rising, "starts must not fall");
 }
 
-SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor& values, int64_t cols) {
-  const ScalarType index = indices.scalar_type();
-  REQUIRE(index == ScalarType::Long || index == ScalarType::Int, "indices must be int32 or int64");
-  checked(starts, index, {-1}, "starts");
-  checked(indices, index, {-1}, "indices");
-  const ScalarType value = values.scalar_type();
-  REQUIRE(value == ScalarType::Float || value == ScalarType::Double, "values must be float32 or float64");
-  checked(values, value, {indices.size(0)}, "values");
-  REQUIRE(starts.size(0) >= 1, "starts must hold at least one number");
-  SparseMatrix matrix;
-  matrix.wide = index == ScalarType::Long;
-  matrix.starts = starts.const_data_ptr();
-  matrix.indices = indices.const_data_ptr();
-  matrix.values = values.const_data_ptr();
-  matrix.dtype = dtype_of(values, "values");
-  matrix.rows = starts.size(0) - 1;
-  matrix.cols = cols;
+SparseMatrix sparse_on_cpu(const Tensor& starts, const Tensor& indices, const Tensor& values, int64_t cols) {
+  const SparseMatrix matrix = sparse_of(starts, indices, values, cols, checked);
   matrix.wide ? check_starts<int64_t>(starts, indices, matrix.rows)
               : check_starts<int32_t>(starts, indices, matrix.rows);
   return matrix;
@@ -121,16 +67,12 @@ SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor
 // A square one, whose indices are checked as well.
 SparseMatrix graph_of(const Tensor& starts, const Tensor& indices, const Tensor& values) {
   REQUIRE(starts.dim() == 1 && starts.size(0) >= 1, "starts must hold at least one number");
-  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  const SparseMatrix graph = sparse_on_cpu(starts, indices, values, starts.size(0) - 1);
   const int64_t entries = indices.size(0);
-  REQUIRE(graph.wide ? all_below(data_of<int64_t>(indices), entries, graph.cols)
-                     : all_below(data_of<int32_t>(indices), entries, graph.cols),
+  REQUIRE(graph.wide ? all_below(const_data_of<int64_t>(indices), entries, graph.cols)
+                     : all_below(const_data_of<int32_t>(indices), entries, graph.cols),
           "indices must be in [0, ", graph.cols, ")");
   return graph;
-}
-
-const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const char* name) {
-  return probe ? data_of<double>(checked(*probe, ScalarType::Double, {size}, name)) : nullptr;
 }
 
 template <class Matrix>
@@ -139,67 +81,37 @@ std::tuple<Tensor, Tensor> sums_of(const Matrix& matrix, Similarity similarity, 
                                    bool of_cols) {
   Tensor rows = torch::stable::new_empty(like, {matrix.rows}, ScalarType::Double);
   Tensor cols = torch::stable::new_empty(like, {of_cols ? matrix.cols : 0}, ScalarType::Double);
-  similarity_sums(matrix, similarity, probe_of(right, matrix.cols, "right"),
-                  probe_of(left, matrix.rows, "left"), mutable_data_of<double>(rows),
+  similarity_sums(matrix, similarity, probe_of(right, matrix.cols, "right", checked),
+                  probe_of(left, matrix.rows, "left", checked), mutable_data_of<double>(rows),
                   of_cols ? mutable_data_of<double>(cols) : nullptr, parallel_for);
   return {rows, cols};
 }
 
-// float for a float32 tensor, double for a float64 one.
-template <class F>
-auto with_compute(const Tensor& block, const char* name, const F& f) {
-  if (block.scalar_type() == ScalarType::Float) return f(float{});
-  REQUIRE(block.scalar_type() == ScalarType::Double, name, " must be float32 or float64");
-  return f(double{});
-}
-
-int64_t width_of(const Tensor& block, const char* name) {
-  REQUIRE(block.dim() == 2 && block.size(1) % kLanes == 0 && block.size(1) > 0, name,
-          " must have a width that is a multiple of ", kLanes, ", got shape ", shape_of(block));
-  return block.size(1);
-}
-
 template <class Matrix>
-std::tuple<Tensor, Tensor> product_of(const Matrix& matrix, Similarity similarity,
-                                      const std::optional<Tensor>& right, const std::optional<Tensor>& left,
-                                      const std::optional<Tensor>& row_weights) {
-  REQUIRE(right || left, "right or left must be given");
-  REQUIRE(!(row_weights && (left || !right)), "row_weights go with right, without left");
-  const Tensor& given = right ? *right : *left;
-  const ScalarType type = given.scalar_type();
-  return with_compute(given, "the block", [&](auto compute) -> std::tuple<Tensor, Tensor> {
-    using C = decltype(compute);
-    Blocks<C> blocks;
-    blocks.width = width_of(given, "the block");
-    if (right) blocks.right = data_of<C>(checked(*right, type, {matrix.cols, blocks.width}, "right"));
-    if (left) blocks.left = data_of<C>(checked(*left, type, {matrix.rows, blocks.width}, "left"));
-    if (row_weights)
-      blocks.row_weights = data_of<C>(checked(*row_weights, type, {matrix.rows}, "row_weights"));
-    const bool back = left || row_weights;
-    Tensor forward = torch::stable::new_empty(given, {right ? matrix.rows : 0, blocks.width});
-    Tensor backward = torch::stable::new_empty(given, {back ? matrix.cols : 0, blocks.width});
-    if (right) blocks.forward = mutable_data_of<C>(forward);
-    if (back) blocks.backward = mutable_data_of<C>(backward);
+std::tuple<Tensor, Tensor> product_on_cpu(const Matrix& matrix, Similarity similarity,
+                                          const std::optional<Tensor>& right,
+                                          const std::optional<Tensor>& left,
+                                          const std::optional<Tensor>& row_weights) {
+  return product_of(matrix.rows, matrix.cols, right, left, row_weights, checked, [&](const auto& blocks) {
     similarity_product(matrix, similarity, blocks, parallel_for);
-    return {forward, backward};
   });
 }
 
 std::tuple<Tensor, Tensor> similarity_sums_cpu(Tensor weight, int64_t affinity, double scale) {
-  return sums_of(dense_of(weight), similarity_of(affinity, scale), weight, {}, {}, true);
+  return sums_of(dense_on_cpu(weight), similarity_of(affinity, scale), weight, {}, {}, true);
 }
 
 std::tuple<Tensor, Tensor> similarity_product_cpu(Tensor weight, int64_t affinity, double scale,
                                                   std::optional<Tensor> right, std::optional<Tensor> left,
                                                   std::optional<Tensor> row_weights) {
-  return product_of(dense_of(weight), similarity_of(affinity, scale), right, left, row_weights);
+  return product_on_cpu(dense_on_cpu(weight), similarity_of(affinity, scale), right, left, row_weights);
 }
 
 std::tuple<Tensor, Tensor> sparse_similarity_sums_cpu(Tensor starts, Tensor indices, Tensor values,
                                                       int64_t cols, int64_t affinity, double scale,
                                                       std::optional<Tensor> right, std::optional<Tensor> left,
                                                       bool of_cols) {
-  return sums_of(sparse_of(starts, indices, values, cols), similarity_of(affinity, scale), values, right,
+  return sums_of(sparse_on_cpu(starts, indices, values, cols), similarity_of(affinity, scale), values, right,
                  left, of_cols);
 }
 
@@ -208,8 +120,8 @@ std::tuple<Tensor, Tensor> sparse_similarity_product_cpu(Tensor starts, Tensor i
                                                          std::optional<Tensor> right,
                                                          std::optional<Tensor> left,
                                                          std::optional<Tensor> row_weights) {
-  return product_of(sparse_of(starts, indices, values, cols), similarity_of(affinity, scale), right, left,
-                    row_weights);
+  return product_on_cpu(sparse_on_cpu(starts, indices, values, cols), similarity_of(affinity, scale), right,
+                        left, row_weights);
 }
 
 template <class C>
@@ -227,7 +139,7 @@ Basis<C> basis_of(const std::vector<Tensor>& blocks, ScalarType type, int64_t le
 void graph_product_cpu(Tensor out, Tensor starts, Tensor indices, Tensor values, double scale, Tensor right,
                        Tensor row_weights) {
   REQUIRE(starts.dim() == 1 && starts.size(0) >= 1, "starts must hold at least one number");
-  const SparseMatrix graph = sparse_of(starts, indices, values, starts.size(0) - 1);
+  const SparseMatrix graph = sparse_on_cpu(starts, indices, values, starts.size(0) - 1);
   with_compute(right, "right", [&](auto compute) {
     using C = decltype(compute);
     const ScalarType type = right.scalar_type();
@@ -238,8 +150,8 @@ void graph_product_cpu(Tensor out, Tensor starts, Tensor indices, Tensor values,
     REQUIRE(out.data_ptr() != right.data_ptr(), "out must not be right");
     // The next product reads it from all over.
     prefer_large_pages(out.data_ptr(), static_cast<size_t>(out.numel()) * sizeof(C));
-    graph_product(graph, similarity_of(2, scale), data_of<C>(right), data_of<C>(row_weights), width,
-                  mutable_data_of<C>(out), parallel_for);
+    graph_product(graph, similarity_of(2, scale), const_data_of<C>(right), const_data_of<C>(row_weights),
+                  width, mutable_data_of<C>(out), parallel_for);
   });
 }
 
@@ -251,8 +163,10 @@ Tensor basis_inner_cpu(std::vector<Tensor> basis, Tensor block, std::optional<Te
     const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0));
     Tensor products = torch::stable::new_empty(block, {vectors.width(), width}, ScalarType::Double);
     const C* weight =
-        weights ? data_of<C>(checked(*weights, block.scalar_type(), {vectors.length}, "weights")) : nullptr;
-    basis_inner(vectors, data_of<C>(block), weight, width, mutable_data_of<double>(products), parallel_for);
+        weights ? const_data_of<C>(checked(*weights, block.scalar_type(), {vectors.length}, "weights"))
+                : nullptr;
+    basis_inner(vectors, const_data_of<C>(block), weight, width, mutable_data_of<double>(products),
+                parallel_for);
     return products;
   });
 }
@@ -268,7 +182,7 @@ void basis_rotate_cpu(std::vector<Tensor> basis, Tensor factors) {
     int64_t covered = 0;
     for (size_t b = 0; b < vectors.widths.size() && covered < width; ++b) covered += vectors.widths[b];
     REQUIRE(covered == width, "factors must be as wide as some of the first blocks together, got ", width);
-    basis_rotate(vectors, data_of<double>(factors), width, parallel_for);
+    basis_rotate(vectors, const_data_of<double>(factors), width, parallel_for);
   });
 }
 
@@ -292,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_cluste
   Tensor cost = torch::stable::new_empty(points, {1}, ScalarType::Double);
   Tensor iterations = torch::stable::new_empty(points, {1}, ScalarType::Long);
   const Tightness found =
-      k_means(problem, data_of<float>(points), mutable_data_of<int64_t>(labels), parallel_for);
+      k_means(problem, const_data_of<float>(points), mutable_data_of<int64_t>(labels), parallel_for);
   *mutable_data_of<double>(cost) = found.cost;
   *mutable_data_of<int64_t>(iterations) = found.iterations;
   return {labels, cost, iterations};
@@ -301,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_cluste
 void check_node_labels(const Tensor& labels, int64_t nodes, int64_t num_clusters) {
   check_num_clusters(num_clusters);
   checked(labels, ScalarType::Long, {nodes}, "labels");
-  const auto* label = data_of<int64_t>(labels);
+  const auto* label = const_data_of<int64_t>(labels);
   for (int64_t i = 0; i < nodes; ++i) {
     REQUIRE(-1 <= label[i] && label[i] < num_clusters, "labels[", i, "] is ", label[i], ", allowed is -1 to ",
             num_clusters - 1);
@@ -311,7 +225,7 @@ void check_node_labels(const Tensor& labels, int64_t nodes, int64_t num_clusters
 template <class T>
 Tensor copy_of(const Tensor& tensor) {
   Tensor copy = torch::stable::empty_like(tensor);
-  std::copy_n(data_of<T>(tensor), tensor.numel(), mutable_data_of<T>(copy));
+  std::copy_n(const_data_of<T>(tensor), tensor.numel(), mutable_data_of<T>(copy));
   return copy;
 }
 
@@ -327,12 +241,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor i
   checked(ties, ScalarType::Double, {nodes, -1}, "ties");
   REQUIRE(ties.size(1) >= clusters, "ties must have a column for each cluster, got shape ", shape_of(ties));
   Cut cut;
-  cut.inside.assign(data_of<double>(inside), data_of<double>(inside) + clusters);
-  cut.volume.assign(data_of<double>(volume), data_of<double>(volume) + clusters);
-  cut.sizes.assign(data_of<int64_t>(sizes), data_of<int64_t>(sizes) + clusters);
+  cut.inside.assign(const_data_of<double>(inside), const_data_of<double>(inside) + clusters);
+  cut.volume.assign(const_data_of<double>(volume), const_data_of<double>(volume) + clusters);
+  cut.sizes.assign(const_data_of<int64_t>(sizes), const_data_of<int64_t>(sizes) + clusters);
   Tensor moved = copy_of<int64_t>(labels);
-  move_side(nodes, data_of<double>(ties), ties.size(1), data_of<double>(degrees), least, max_sweeps,
-            mutable_data_of<int64_t>(moved), &cut);
+  move_side(nodes, const_data_of<double>(ties), ties.size(1), const_data_of<double>(degrees), least,
+            max_sweeps, mutable_data_of<int64_t>(moved), &cut);
   Tensor new_inside = torch::stable::empty_like(inside), new_volume = torch::stable::empty_like(volume);
   Tensor new_sizes = torch::stable::empty_like(sizes);
   std::copy_n(cut.inside.data(), clusters, mutable_data_of<double>(new_inside));
@@ -356,7 +270,7 @@ std::tuple<Tensor, Tensor> graph_cut_cpu(Tensor starts, Tensor indices, Tensor v
   const SparseMatrix graph = graph_of(starts, indices, values);
   check_node_labels(labels, graph.rows, num_clusters);
   const Cut cut =
-      graph_cut(graph, similarity_of(2, scale), num_clusters, data_of<int64_t>(labels), parallel_for);
+      graph_cut(graph, similarity_of(2, scale), num_clusters, const_data_of<int64_t>(labels), parallel_for);
   Tensor inside = torch::stable::new_empty(values, {num_clusters}, ScalarType::Double);
   Tensor volume = torch::stable::new_empty(values, {num_clusters}, ScalarType::Double);
   std::copy_n(cut.inside.data(), num_clusters, mutable_data_of<double>(inside));
@@ -366,14 +280,15 @@ std::tuple<Tensor, Tensor> graph_cut_cpu(Tensor starts, Tensor indices, Tensor v
 
 Tensor edge_gradient_cpu(Tensor weight, Tensor row_terms, Tensor col_terms, Tensor row_vectors,
                          Tensor col_vectors) {
-  const DenseMatrix matrix = dense_of(weight);
+  const DenseMatrix matrix = dense_on_cpu(weight);
   checked(row_terms, ScalarType::Double, {matrix.rows}, "row_terms");
   checked(col_terms, ScalarType::Double, {matrix.cols}, "col_terms");
   checked(row_vectors, ScalarType::Double, {matrix.rows, -1}, "row_vectors");
   checked(col_vectors, ScalarType::Double, {matrix.cols, row_vectors.size(1)}, "col_vectors");
   Tensor grad = torch::stable::new_empty(weight, {matrix.rows, matrix.cols});
-  edge_gradient(matrix, data_of<double>(row_terms), data_of<double>(col_terms), data_of<double>(row_vectors),
-                data_of<double>(col_vectors), row_vectors.size(1), grad.data_ptr(), parallel_for);
+  edge_gradient(matrix, const_data_of<double>(row_terms), const_data_of<double>(col_terms),
+                const_data_of<double>(row_vectors), const_data_of<double>(col_vectors), row_vectors.size(1),
+                grad.data_ptr(), parallel_for);
   return grad;
 }
 

@@ -89,8 +89,8 @@ bool sparse_sums(const SparseMatrix& matrix, Similarity similarity, int64_t begi
     double sum = 0;
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
       if (e + kAhead < last) {
-        if (cols) __builtin_prefetch(cols + indices[e + kAhead], 1);
-        if (right) __builtin_prefetch(right + indices[e + kAhead]);
+        if (cols) __builtin_prefetch(address_of(cols, indices[e + kAhead], 1), 1);
+        if (right) __builtin_prefetch(address_of(right, indices[e + kAhead], 1));
       }
       if (static_cast<uint64_t>(indices[e]) >= static_cast<uint64_t>(matrix.cols)) return false;
       const double w = values[e] * similarity.scale;

@@ -224,8 +224,8 @@ def normalised_eigenvectors(
         roots = degrees[tied].sqrt()
         normalised = roots[:, None] * dense[tied, :nodes] / roots
         with one_thread():
-            values, vectors = torch.linalg.eigh(((normalised + normalised.T) / 2).cpu())
-        values, vectors = _padded(values.flip(0)[:count], count), vectors.flip(1).to(degrees.device)
+            values, vectors = torch.linalg.eigh((normalised + normalised.T) / 2)
+        values, vectors = _padded(values.flip(0)[:count].cpu(), count), vectors.flip(1)
         vectors = _spread(vectors / roots[:, None], tied, count)
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
     generator = torch.Generator().manual_seed(seed)
@@ -276,9 +276,8 @@ def _all_singular_vectors(
         dense = similarity.product(left=_identity(rows, similarity.device))[1][:, :rows].T
     of_rows, of_cols = row_weights.sqrt()[:, None], col_weights.sqrt()[:, None]
     with one_thread():
-        left, values, right = torch.linalg.svd((of_rows * dense * of_cols.T).cpu(), full_matrices=False)
-    device = similarity.device
-    return of_rows * left[:, :count].to(device), values[:count], of_cols * right[:count].T.to(device)
+        left, values, right = torch.linalg.svd(of_rows * dense * of_cols.T, full_matrices=False)
+    return of_rows * left[:, :count], values[:count].cpu(), of_cols * right[:count].T
 
 
 def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -272,7 +272,14 @@ def normalized_cut(
     else:
         similarity, _ = _read_graph(adjacency)
         checked = _node_labels(labels, similarity.shape[0])
-        inside, volume = ops.graph_cut(*_on_cpu(similarity), checked, max(int(checked.max()) + 1, 1))
+        inside, volume = ops.graph_cut(
+            similarity.starts,
+            similarity.indices,
+            similarity.values,
+            similarity.scale,
+            checked,
+            max(int(checked.max()) + 1, 1),
+        )
     return float(((volume - inside) / volume)[volume > 0].sum())
 
 

@@ -186,9 +186,23 @@ def move_graph(
 def graph_cut(
     starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
 ) -> tuple[Tensor, Tensor]:
-    """For each cluster what ties its nodes to each other, and the sum of their degrees."""
-    inside, volume = _OPS.graph_cut(starts, indices, values, scale, labels, num_clusters)
-    return inside, volume
+    """For each cluster what ties its nodes to each other, and the sum of their degrees, on the CPU.
+
+    The labels are on the CPU as well, the graph may be on a GPU.
+    """
+    if values.device.type == "cpu":
+        inside, volume = _OPS.graph_cut(starts, indices, values, scale, labels, num_clusters)
+        return inside, volume
+    nodes, beside = len(labels), labels.to(values.device)
+    rows = torch.arange(nodes, device=values.device).repeat_interleave(starts.diff().long())
+    same = beside[rows] == beside[indices.long()]
+    tied = labels >= 0
+    sums = []
+    for kept in (values * same, values):
+        of_nodes, _ = sparse_similarity_sums(starts, indices, kept, nodes, 2, scale, of_cols=False)
+        none = torch.zeros(num_clusters, dtype=torch.float64)
+        sums.append(none.index_add(0, labels[tied], of_nodes.cpu()[tied]))
+    return sums[0], sums[1]
 
 
 def edge_gradient(

@@ -115,6 +115,25 @@ def test_sparse_products(
     assert nothing.numel() == 0
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_products_with_nothing(shape: tuple[int, int]) -> None:
+    rows, cols = shape
+    nothing = torch.zeros(rows + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    right, left = torch.ones(cols, 8), torch.ones(rows, 8)
+    for given in (
+        (right, None, None),
+        (None, left, None),
+        (right, left, None),
+        (right, None, torch.ones(rows)),
+    ):
+        expected = plain.similarity_product(torch.ones(shape), 0, 1.0, *given)
+        for found in (
+            ops.similarity_product(torch.ones(shape), 0, 1.0, *given),
+            ops.sparse_similarity_product(*nothing, cols, 0, 1.0, *given),
+        ):
+            torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_graph_product(compute: torch.dtype) -> None:
     weight = drawn(70, 70, torch.float32, share=0.2).abs()

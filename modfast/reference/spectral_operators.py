@@ -95,14 +95,19 @@ def graph_product_(
 
 
 def basis_inner(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
-    """V^T (weights * W)."""
-    weighted = block if weights is None else weights[:, None] * block
-    return (torch.cat(basis, 1).T @ weighted).to(torch.float64)
+    """V^T (weights * W), in float64: on a GPU float32 may stand for products rounded to 10 bits."""
+    weighted = block.to(torch.float64)
+    if weights is not None:
+        weighted = weights[:, None] * weighted
+    return torch.cat([each.to(torch.float64).T @ weighted for each in basis])
 
 
 def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
-    """The first vectors of V become V factors."""
-    rotated = torch.cat(basis, 1) @ factors.to(basis[0])
+    """The first vectors of V become V factors, in float64 as well."""
+    parts = factors.split([each.shape[1] for each in basis])
+    rotated = torch.zeros(len(basis[0]), factors.shape[1], dtype=torch.float64, device=factors.device)
+    for each, part in zip(basis, parts, strict=True):
+        rotated += each.to(torch.float64) @ part
     for block in basis:
         if rotated.shape[1] == 0:
             break
