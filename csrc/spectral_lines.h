@@ -15,15 +15,23 @@ inline const void* address_of(const C* first, int64_t index, int64_t width) {
                                                                                 sizeof(C));
 }
 
+// Some rows of a dense matrix are computed on in panels of kPanelCols columns, whose rows lie kPanelStride
+// apart: known when compiled, that takes one register where any stride would take one for each row. Not a
+// power of two, which would crowd few sets of the cache. Sums over a panel's columns are added up on their
+// own before they join the rest: sums of sums round less.
+constexpr int64_t kRowsAtOnce = 8;
+constexpr int64_t kPanelCols = 512;
+constexpr int64_t kPanelStride = kPanelCols + 16;
+
 // C is what is computed in, float or double; every width is a multiple of kLanes.
 template <class C>
 struct SpectralLinesOf {
   // out = the similarities of n contiguous weights
   void (*similarities)(const void* weights, DType dtype, int64_t n, Similarity similarity, C* out);
-  // z (rows, width) += a x: a (rows, n) with rows stride apart, x (n, width)
-  void (*forward)(const C* a, int64_t stride, int64_t rows, int64_t n, const C* x, int64_t width, C* z);
+  // z (rows, width) += a x: a is a panel of some rows and n columns, x (n, width)
+  void (*forward)(const C* a, int64_t rows, int64_t n, const C* x, int64_t width, C* z);
   // y (n, width) += a^T z
-  void (*backward)(const C* a, int64_t stride, int64_t rows, int64_t n, const C* z, int64_t width, C* y);
+  void (*backward)(const C* a, int64_t rows, int64_t n, const C* z, int64_t width, C* y);
   // z (rows end - begin, width) = a x, and y += a^T z, for rows of a sparse matrix; false if an index is out
   // of range, where they stop
   bool (*sparse_forward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,

@@ -156,34 +156,28 @@ void similarities(const void* weights, DType dtype, int64_t n, Similarity simila
   }
 }
 
-// Sums over so many columns are added up on their own before they join the rest: sums of sums round less.
-constexpr int64_t kColsOfSum = 512;
-
 template <class C, class S, int R>
-inline void forward_rows(const C* a, int64_t stride, int64_t n, const C* x, int64_t width, C* z) {
+inline void forward_rows(const C* a, int64_t n, const C* x, int64_t width, C* z) {
   typedef typename Vec<C, S::lanes>::Type V;
-  for (int64_t first = 0; first < n; first += kColsOfSum) {
-    const int64_t last = first + kColsOfSum < n ? first + kColsOfSum : n;
-    V sums[R][S::vectors] = {};
-    for (int64_t j = first; j < last; ++j) {
-      V xs[S::vectors];
-      for (int v = 0; v < S::vectors; ++v) xs[v] = load_vec<V>(x + j * width + v * S::lanes);
-      for (int r = 0; r < R; ++r) {
-        const V as = spread<V>(a[r * stride + j]);
-        for (int v = 0; v < S::vectors; ++v) sums[r][v] = fused<C>(as, xs[v], sums[r][v]);
-      }
-    }
+  V sums[R][S::vectors] = {};
+  for (int64_t j = 0; j < n; ++j) {
+    V xs[S::vectors];
+    for (int v = 0; v < S::vectors; ++v) xs[v] = load_vec<V>(x + j * width + v * S::lanes);
     for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < S::vectors; ++v) {
-        C* to = z + r * width + v * S::lanes;
-        store_vec(load_vec<V>(to) + sums[r][v], to);
-      }
+      const V as = spread<V>(a[r * kPanelStride + j]);
+      for (int v = 0; v < S::vectors; ++v) sums[r][v] = fused<C>(as, xs[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < S::vectors; ++v) {
+      C* to = z + r * width + v * S::lanes;
+      store_vec(load_vec<V>(to) + sums[r][v], to);
     }
   }
 }
 
 template <class C, class S, int R>
-inline void backward_rows(const C* a, int64_t stride, int64_t n, const C* z, int64_t width, C* y) {
+inline void backward_rows(const C* a, int64_t n, const C* z, int64_t width, C* y) {
   typedef typename Vec<C, S::lanes>::Type V;
   V zs[R][S::vectors];
   for (int r = 0; r < R; ++r) {
@@ -193,7 +187,7 @@ inline void backward_rows(const C* a, int64_t stride, int64_t n, const C* z, int
     V ys[S::vectors];
     for (int v = 0; v < S::vectors; ++v) ys[v] = load_vec<V>(y + j * width + v * S::lanes);
     for (int r = 0; r < R; ++r) {
-      const V as = spread<V>(a[r * stride + j]);
+      const V as = spread<V>(a[r * kPanelStride + j]);
       for (int v = 0; v < S::vectors; ++v) ys[v] = fused<C>(as, zs[r][v], ys[v]);
     }
     for (int v = 0; v < S::vectors; ++v) store_vec(ys[v], y + j * width + v * S::lanes);
@@ -204,32 +198,36 @@ inline void backward_rows(const C* a, int64_t stride, int64_t n, const C* z, int
 template <class S>
 constexpr int rows_at_once() {
   constexpr int fit = (kRegisters - 4 - S::vectors) / S::vectors;
-  return fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
+  return fit >= kRowsAtOnce ? kRowsAtOnce : fit >= 4 ? 4 : 2;
 }
 
 template <class C>
-void forward(const C* a, int64_t stride, int64_t rows, int64_t n, const C* x, int64_t width, C* z) {
+void forward(const C* a, int64_t rows, int64_t n, const C* x, int64_t width, C* z) {
   for_parts<C>(width, [&](auto shape, int64_t part) {
     using S = decltype(shape);
     constexpr int R = rows_at_once<S>();
     int64_t r = 0;
-    for (; r + R <= rows; r += R)
-      forward_rows<C, S, R>(a + r * stride, stride, n, x + part, width, z + r * width + part);
-    for (; r < rows; ++r)
-      forward_rows<C, S, 1>(a + r * stride, stride, n, x + part, width, z + r * width + part);
+    for (; r + R <= rows; r += R) {
+      forward_rows<C, S, R>(a + r * kPanelStride, n, x + part, width, z + r * width + part);
+    }
+    for (; r < rows; ++r) {
+      forward_rows<C, S, 1>(a + r * kPanelStride, n, x + part, width, z + r * width + part);
+    }
   });
 }
 
 template <class C>
-void backward(const C* a, int64_t stride, int64_t rows, int64_t n, const C* z, int64_t width, C* y) {
+void backward(const C* a, int64_t rows, int64_t n, const C* z, int64_t width, C* y) {
   for_parts<C>(width, [&](auto shape, int64_t part) {
     using S = decltype(shape);
     constexpr int R = rows_at_once<S>();
     int64_t r = 0;
-    for (; r + R <= rows; r += R)
-      backward_rows<C, S, R>(a + r * stride, stride, n, z + r * width + part, width, y + part);
-    for (; r < rows; ++r)
-      backward_rows<C, S, 1>(a + r * stride, stride, n, z + r * width + part, width, y + part);
+    for (; r + R <= rows; r += R) {
+      backward_rows<C, S, R>(a + r * kPanelStride, n, z + r * width + part, width, y + part);
+    }
+    for (; r < rows; ++r) {
+      backward_rows<C, S, 1>(a + r * kPanelStride, n, z + r * width + part, width, y + part);
+    }
   });
 }
 

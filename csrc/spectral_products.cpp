@@ -9,7 +9,6 @@
 namespace modfast {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 8;      // of a dense matrix, whose similarities are kept in the cache
 constexpr int64_t kSparseRows = 64;     // of a sparse one, between going forward and going back
 constexpr int64_t kForwardRows = 1024;  // of a sparse one, where there is no way back
 constexpr int64_t kColsOfChunk = 2048;
@@ -62,9 +61,10 @@ void collect_columns(const Strips& strips, int64_t numbers, C* result, ParallelF
   });
 }
 
+int64_t bytes_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
 const char* row_of(const DenseMatrix& matrix, int64_t row) {
-  const int64_t bytes = matrix.dtype == DType::float64 ? 8 : matrix.dtype == DType::float32 ? 4 : 2;
-  return static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes;
+  return static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes_of(matrix.dtype);
 }
 
 // Set by any thread that meets an index that is out of range.
@@ -164,24 +164,30 @@ void similarity_product(const DenseMatrix& matrix, Similarity similarity, const 
   const auto& lines = spectral_lines_in_use().of<C>();
   const int64_t cols = matrix.cols, width = blocks.width;
   const auto pass = [&](int64_t begin, int64_t end, C* backward) {
-    // Rows start on a cache line of their own, and not a power of two apart, which would crowd few sets of
-    // it.
-    const int64_t stride = (cols + 15) / 16 * 16 + 16;
-    std::vector<C> rows(kRowsAtOnce * stride), weighted;
+    const int64_t panels = (cols + kPanelCols - 1) / kPanelCols;
+    std::vector<C> rows(panels * kRowsAtOnce * kPanelStride), weighted;
+    const auto for_each_panel = [&](const auto& f) {
+      for (int64_t t = 0; t < panels; ++t) {
+        const int64_t first = t * kPanelCols;
+        f(rows.data() + t * kRowsAtOnce * kPanelStride, first, std::min(kPanelCols, cols - first));
+      }
+    };
     for (int64_t i = begin; i < end; i += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, end - i);
-      for (int64_t r = 0; r < count; ++r) {
-        lines.similarities(row_of(matrix, i + r), matrix.dtype, cols, similarity, rows.data() + r * stride);
-      }
-      if (blocks.right) {
-        C* forward = blocks.forward + i * width;
-        std::fill(forward, forward + count * width, C(0));
-        lines.forward(rows.data(), stride, count, cols, blocks.right, width, forward);
-      }
-      if (backward) {
-        lines.backward(rows.data(), stride, count, cols, to_go_back(blocks, i, i + count, &weighted), width,
-                       backward);
-      }
+      C* forward = blocks.right ? blocks.forward + i * width : nullptr;
+      if (forward) std::fill(forward, forward + count * width, C(0));
+      for_each_panel([&](C* panel, int64_t first, int64_t n) {
+        for (int64_t r = 0; r < count; ++r) {
+          const char* from = row_of(matrix, i + r) + first * bytes_of(matrix.dtype);
+          lines.similarities(from, matrix.dtype, n, similarity, panel + r * kPanelStride);
+        }
+        if (forward) lines.forward(panel, count, n, blocks.right + first * width, width, forward);
+      });
+      if (!backward) continue;
+      const C* back = to_go_back(blocks, i, i + count, &weighted);
+      for_each_panel([&](const C* panel, int64_t first, int64_t n) {
+        lines.backward(panel, count, n, back, width, backward + first * width);
+      });
     }
   };
   if (blocks.backward) {
@@ -261,9 +267,8 @@ void edge_gradient(const DenseMatrix& weight, const double* row_terms, const dou
     for (int64_t j = 0; j < cols; j += kPart) {
       const int64_t n = std::min(kPart, cols - j);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t bytes = weight.dtype == DType::float64 ? 8 : weight.dtype == DType::float32 ? 4 : 2;
-        lines.of_double.similarities(row_of(weight, i) + j * bytes, weight.dtype, n, {Affinity::given, 1.0},
-                                     weights);
+        lines.of_double.similarities(row_of(weight, i) + j * bytes_of(weight.dtype), weight.dtype, n,
+                                     {Affinity::given, 1.0}, weights);
         lines.edge_gradient(weights, row_terms[i], col_terms + j, row_vectors + i * width, along.data() + j,
                             cols, width, n, made);
         const int64_t place = i * cols + j;
