@@ -198,7 +198,7 @@ inline void backward_rows(const C* a, int64_t n, const C* z, int64_t width, C* y
 template <class S>
 constexpr int rows_at_once() {
   constexpr int fit = (kRegisters - 4 - S::vectors) / S::vectors;
-  return fit >= kRowsAtOnce ? kRowsAtOnce : fit >= 4 ? 4 : 2;
+  return fit >= 8 ? 8 : fit >= 4 ? 4 : 2;
 }
 
 template <class C>
@@ -406,7 +406,7 @@ inline double sums(const double* a, int64_t n, double left, const double* right,
 
 inline void nearest(const float* points, int64_t stride, int64_t n, const float* centres, int64_t dims,
                     int32_t first, int32_t last, float* squares, int32_t* nearest) {
-  constexpr int L = 8;
+  constexpr int L = 16;
   typedef typename Vec<float, L>::Type V;
   typedef typename Vec<int32_t, L>::Type I;
   int64_t i = 0;

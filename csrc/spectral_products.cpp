@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <memory>
 #include <stdexcept>
 
 namespace modfast {
@@ -45,17 +46,18 @@ Strips strips_of(const SparseMatrix& matrix, int64_t width) {
 template <class C, class F>
 void collect_columns(const Strips& strips, int64_t numbers, C* result, ParallelFor parallel_for,
                      const F& collect) {
-  std::vector<C> collected((strips.count() > 1) ? static_cast<size_t>(strips.count() - 1) * numbers : 0);
+  // Each is cleared by the thread that fills it.
+  const std::unique_ptr<C[]> collected(new C[std::max<int64_t>(0, strips.count() - 1) * numbers]);
   for_each_chunk(parallel_for, strips.rows, strips.each, [&](int64_t begin, int64_t end) {
     const int64_t strip = begin / strips.each;
-    C* to = strip == 0 ? result : collected.data() + (strip - 1) * numbers;
-    if (strip == 0) std::fill(to, to + numbers, C(0));
+    C* to = strip == 0 ? result : collected.get() + (strip - 1) * numbers;
+    std::fill(to, to + numbers, C(0));
     collect(begin, end, to);
   });
   if (strips.rows == 0) std::fill(result, result + numbers, C(0));
   for_each_chunk(parallel_for, numbers, kColsOfChunk, [&](int64_t begin, int64_t end) {
     for (int64_t strip = 1; strip < strips.count(); ++strip) {
-      const C* from = collected.data() + (strip - 1) * numbers;
+      const C* from = collected.get() + (strip - 1) * numbers;
       for (int64_t j = begin; j < end; ++j) result[j] += from[j];
     }
   });
@@ -176,13 +178,19 @@ void similarity_product(const DenseMatrix& matrix, Similarity similarity, const 
       const int64_t count = std::min(kRowsAtOnce, end - i);
       C* forward = blocks.right ? blocks.forward + i * width : nullptr;
       if (forward) std::fill(forward, forward + count * width, C(0));
-      for_each_panel([&](C* panel, int64_t first, int64_t n) {
-        for (int64_t r = 0; r < count; ++r) {
-          const char* from = row_of(matrix, i + r) + first * bytes_of(matrix.dtype);
-          lines.similarities(from, matrix.dtype, n, similarity, panel + r * kPanelStride);
-        }
-        if (forward) lines.forward(panel, count, n, blocks.right + first * width, width, forward);
-      });
+      // Row by row, as they lie in memory.
+      for (int64_t r = 0; r < count; ++r) {
+        const char* row = row_of(matrix, i + r);
+        for_each_panel([&](C* panel, int64_t first, int64_t n) {
+          lines.similarities(row + first * bytes_of(matrix.dtype), matrix.dtype, n, similarity,
+                             panel + r * kPanelStride);
+        });
+      }
+      if (forward) {
+        for_each_panel([&](const C* panel, int64_t first, int64_t n) {
+          lines.forward(panel, count, n, blocks.right + first * width, width, forward);
+        });
+      }
       if (!backward) continue;
       const C* back = to_go_back(blocks, i, i + count, &weighted);
       for_each_panel([&](const C* panel, int64_t first, int64_t n) {
