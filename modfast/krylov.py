@@ -21,6 +21,8 @@ from .spectral_operators import LANES, basis_inner, basis_rotate_
 # Matrices as small as the basis has vectors: for each step NumPy takes a fraction of the time of PyTorch.
 Small: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
+_EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
+
 # Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
 _MAX_ROUNDS = 5
 
@@ -55,8 +57,8 @@ def block_width(count: int) -> int:
 
 
 def random_block(rows: int, cols: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Standard normal numbers, the same on every device."""
-    return torch.randn(rows, cols, generator=generator).to(like)
+    """Numbers between -1/2 and 1/2, the same on every device."""
+    return torch.rand(rows, cols, generator=generator).sub_(0.5).to(like)
 
 
 def largest_eigenvectors(
@@ -184,6 +186,10 @@ def _orthonormal(
         factors = rotation / lengths
         _rotate([block, *basis], np.vstack([factors, -inner @ factors]))
         coupling = (lengths[:, None] * rotation.T) @ coupling
+        # What rounding there was has grown as much as the shortest direction.
+        stretched = np.sqrt(gram.diagonal().max() / max(squares[0], np.finfo(np.float64).tiny))
+        if _EPSILON[block.dtype] * stretched <= rounding:
+            return block, along, coupling
         empty = squares < 0.5
     if empty.any():
         coupling[empty] = 0.0
