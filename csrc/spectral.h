@@ -114,11 +114,11 @@ struct Cut {
   std::vector<int64_t> sizes;
 };
 
-// Moves nodes that are not tied to each other, one after the other, to where each lowers the normalised cut
-// most, if by more than least, sweep after sweep until none does. ties (nodes, clusters): of each node to
-// each cluster. Returns how many moved.
-int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees, double least,
-                  int64_t max_sweeps, int64_t* labels, Cut* cut);
+// Moves nodes that are not tied to each other (but may be to themselves: loops, or null), one after the
+// other, to where each lowers the normalised cut most, if by more than least, sweep after sweep until none
+// does. ties (nodes, clusters): of each node to each cluster. Returns how many moved.
+int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees,
+                  const double* loops, double least, int64_t max_sweeps, int64_t* labels, Cut* cut);
 // The same for the nodes of a symmetric graph.
 int64_t move_graph(const SparseMatrix& graph, Similarity similarity, int64_t clusters, double least,
                    int64_t max_sweeps, int64_t* labels, ParallelFor parallel_for);

@@ -144,8 +144,8 @@ int64_t move_nodes(const Graph<I, T>& graph, int64_t nodes, double least, int64_
 
 }  // namespace
 
-int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees, double least,
-                  int64_t max_sweeps, int64_t* labels, Cut* cut) {
+int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees,
+                  const double* loops, double least, int64_t max_sweeps, int64_t* labels, Cut* cut) {
   int64_t moved = 0;
   for (int64_t sweep = 0; sweep < max_sweeps; ++sweep) {
     // The ties stay as they are, but what a move is worth depends on the moves before it.
@@ -153,9 +153,10 @@ int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const 
     for (int64_t i = 0; i < nodes; ++i) {
       if (labels[i] < 0) continue;
       const double* of_node = ties + i * ties_stride;
-      const int64_t to = best_cluster(of_node, degrees[i], 0.0, labels[i], least, *cut);
+      const double loop = loops ? loops[i] : 0.0;
+      const int64_t to = best_cluster(of_node, degrees[i], loop, labels[i], least, *cut);
       if (to == labels[i]) continue;
-      move(of_node, degrees[i], 0.0, labels[i], to, cut);
+      move(of_node, degrees[i], loop, labels[i], to, cut);
       labels[i] = to;
       ++now;
     }

@@ -231,7 +231,8 @@ Tensor copy_of(const Tensor& tensor) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor inside, Tensor volume,
                                                          Tensor sizes, Tensor ties, Tensor degrees,
-                                                         double least, int64_t max_sweeps) {
+                                                         std::optional<Tensor> loops, double least,
+                                                         int64_t max_sweeps) {
   const int64_t nodes = labels.size(0), clusters = inside.size(0);
   check_node_labels(labels, nodes, clusters);
   checked(inside, ScalarType::Double, {clusters}, "inside");
@@ -245,8 +246,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor i
   cut.volume.assign(const_data_of<double>(volume), const_data_of<double>(volume) + clusters);
   cut.sizes.assign(const_data_of<int64_t>(sizes), const_data_of<int64_t>(sizes) + clusters);
   Tensor moved = copy_of<int64_t>(labels);
-  move_side(nodes, const_data_of<double>(ties), ties.size(1), const_data_of<double>(degrees), least,
-            max_sweeps, mutable_data_of<int64_t>(moved), &cut);
+  move_side(nodes, const_data_of<double>(ties), ties.size(1), const_data_of<double>(degrees),
+            loops ? const_data_of<double>(checked(*loops, ScalarType::Double, {nodes}, "loops")) : nullptr,
+            least, max_sweeps, mutable_data_of<int64_t>(moved), &cut);
   Tensor new_inside = torch::stable::empty_like(inside), new_volume = torch::stable::empty_like(volume);
   Tensor new_sizes = torch::stable::empty_like(sizes);
   std::copy_n(cut.inside.data(), clusters, mutable_data_of<double>(new_inside));
@@ -311,7 +313,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("k_means(Tensor points, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
         "-> (Tensor, Tensor, Tensor)");
   m.def("move_side(Tensor labels, Tensor inside, Tensor volume, Tensor sizes, Tensor ties, Tensor degrees, "
-        "float least, int max_sweeps) -> (Tensor, Tensor, Tensor, Tensor)");
+        "Tensor? loops, float least, int max_sweeps) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("move_graph(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "
         "int num_clusters, float least, int max_sweeps) -> Tensor");
   m.def("graph_cut(Tensor starts, Tensor indices, Tensor values, float scale, Tensor labels, "

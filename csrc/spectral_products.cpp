@@ -32,9 +32,8 @@ int64_t entries_of(const SparseMatrix& matrix) {
                      : static_cast<const int32_t*>(matrix.starts)[matrix.rows];
 }
 Strips strips_of(const SparseMatrix& matrix, int64_t width) {
-  // All collections together hold at most as many numbers as the matrix has entries, half of these for
-  // floats.
-  const int64_t fit = entries_of(matrix) / std::max<int64_t>(1, matrix.cols * width);
+  // All collections together hold a quarter of as many numbers as the matrix has entries, or one collection.
+  const int64_t fit = entries_of(matrix) / std::max<int64_t>(1, 4 * matrix.cols * width);
   // A power of two, which any usual number of threads divides.
   int64_t count = 1;
   while (2 * count <= std::min<int64_t>(fit, 64)) count *= 2;

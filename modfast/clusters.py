@@ -10,7 +10,7 @@ from torch import Tensor
 from . import spectral_operators as ops
 from .embedding import Embedding
 from .krylov import block_width
-from .similarity import Similarity
+from .similarity import Similarity, SparseSimilarity
 
 # Sweeps of single moves over all nodes; they end by themselves, as a rule after two or three.
 MAX_SWEEPS = 20
@@ -102,8 +102,80 @@ def refine_sides(
         elif turn > 1:
             break
         moved, inside, volume, sizes = ops.move_side(
-            labels[side], inside, volume, sizes, ties[side], on_cpu[side], least_gain(dtype), MAX_SWEEPS
+            labels[side], inside, volume, sizes, ties[side], on_cpu[side], None, least_gain(dtype), MAX_SWEEPS
         )
         current[other] = current[other] and torch.equal(moved, labels[side])
         labels[side] = moved
     return labels
+
+
+def refine_graph(similarity: SparseSimilarity, degrees: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
+    """Moves single nodes of a graph to where each lowers the normalised cut, until none moves.
+
+    On the CPU one after the other. On another device, whose graph stays there, all at once that want to move
+    and are not tied to each other; one product tells their ties.
+    """
+    parts = (similarity.starts, similarity.indices, similarity.values, similarity.scale)
+    if similarity.device.type == "cpu":
+        return ops.move_graph(*parts, labels, num_clusters, least_gain(torch.float64), MAX_SWEEPS)
+    return refine_in_rounds(similarity, degrees, labels, num_clusters)
+
+
+def refine_in_rounds(
+    similarity: SparseSimilarity, degrees: Tensor, labels: Tensor, num_clusters: int
+) -> Tensor:
+    """What :func:`refine_graph` does where the graph is not on the CPU."""
+    device, nodes = similarity.device, len(labels)
+    starts, indices = similarity.starts.long(), similarity.indices.long()
+    rows = torch.arange(nodes, device=device).repeat_interleave(starts.diff())
+    off_diagonal = rows != indices
+    values = similarity.values.to(torch.float64) * similarity.scale
+    loops = torch.zeros(nodes, dtype=torch.float64, device=device)
+    loops.index_add_(0, rows[~off_diagonal], values[~off_diagonal])
+    rows, neighbours = rows[off_diagonal], indices[off_diagonal]
+    degrees, loops = degrees.cpu(), loops.cpu()
+    # A fixed order of precedence: of nodes that are tied and both want to move, the first one may.
+    rank = torch.randperm(nodes, generator=torch.Generator().manual_seed(0)).to(device) + 1
+    least = least_gain(torch.float64)
+    for _ in range(MAX_SWEEPS):
+        members = _members(labels, num_clusters, torch.float64, device)
+        ties = similarity.product(right=members)[0].cpu()[:, :num_clusters].contiguous()
+        tied = labels >= 0
+        own = labels.clamp(min=0)[:, None]
+        ties.scatter_add_(1, own, torch.where(tied, -loops, 0.0)[:, None])
+        volume = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, labels[tied], degrees[tied])
+        within = (ties.gather(1, own).squeeze(1) + loops)[tied]
+        inside = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, labels[tied], within)
+        sizes = torch.bincount(labels[tied], minlength=num_clusters)
+        wants = _wants_to_move(labels, inside, volume, sizes, ties, degrees, loops, least)
+        if not wants.any():
+            break
+        wishes = torch.where(wants.to(device), rank, 0)
+        before = torch.zeros_like(rank).scatter_reduce_(0, rows, wishes[neighbours], "amax")
+        may = (wishes > before).cpu()
+        moved, *_ = ops.move_side(
+            torch.where(may, labels, -1), inside, volume, sizes, ties, degrees, loops, least, 1
+        )
+        labels = torch.where(may, moved, labels)
+    return labels
+
+
+def _wants_to_move(
+    labels: Tensor,
+    inside: Tensor,
+    volume: Tensor,
+    sizes: Tensor,
+    ties: Tensor,
+    degrees: Tensor,
+    loops: Tensor,
+    least: float,
+) -> Tensor:
+    """Which nodes would lower the normalised cut if they alone moved; (n,) bool."""
+    own = labels.clamp(min=0)[:, None]
+    share = torch.where(volume > 0, inside / volume, 0.0)
+    joined = (inside + 2 * ties + loops[:, None]) / (volume + degrees[:, None])
+    gain = torch.where((sizes > 0) & (ties > 0), joined - share, -torch.inf).scatter_(1, own, -torch.inf)
+    rest = (volume[own] - degrees[:, None]).squeeze(1)
+    left = (inside[own] - 2 * ties.gather(1, own) - loops[:, None]).squeeze(1) / rest
+    stays = share[own.squeeze(1)] - left
+    return (labels >= 0) & (sizes[own.squeeze(1)] > 1) & (gain.amax(1) > stays + least)

@@ -6,7 +6,6 @@ accuracy asked for, else in float64.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +42,7 @@ class Embedding(NamedTuple):
 
 def inverse(degrees: Tensor) -> Tensor:
     """``1 / degrees``, 0 for a node without ties."""
-    return torch.where(degrees > 0, degrees.reciprocal(), 0.0)
+    return degrees.reciprocal().masked_fill_(degrees <= 0, 0.0)
 
 
 class Singular(NamedTuple):
@@ -110,7 +109,7 @@ def singular_vectors(
             count,
             tolerance=lambda values: tol * np.maximum(values, _FLOAT64_ZERO**2),
             max_products=max_iter,
-            capacity=_capacity(similarity.entries, int(tied[1].sum()), count),
+            capacity=_capacity(similarity.memory, int(tied[1].sum()), count),
             generator=generator,
             enough=enough,
         )
@@ -179,12 +178,11 @@ def graph_eigenvectors(
         )
         values, residuals = (_padded(each, count) for each in (found.values, found.residuals))
         return _spread(vectors, tied, count), found._replace(values=values, residuals=residuals), dtype
-    weights = inverse(degrees)
     return normalised_eigenvectors(
-        lambda block, out: similarity.product_into(out, block, weights.to(block.dtype)),
+        similarity.product_into,
         degrees,
         count,
-        similarity.entries,
+        similarity.memory,
         tol=tol,
         max_iter=max_iter,
         seed=seed,
@@ -192,10 +190,10 @@ def graph_eigenvectors(
 
 
 def normalised_eigenvectors(
-    product: Callable[[Tensor, Tensor], None],
+    product: Callable[[Tensor, Tensor, Tensor], None],
     degrees: Tensor,
     count: int,
-    entries: int,
+    memory: int,
     *,
     tol: float,
     max_iter: int,
@@ -204,10 +202,11 @@ def normalised_eigenvectors(
     """``D^-1/2`` times the eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
 
     Args:
-        product: writes ``D^-1 A`` times its first argument ``(n, width)`` to its second.
+        product: writes ``row_weights * (A block)`` to its first argument, ``(n, width)``; the others are the
+            block and the weights.
         degrees: ``(n,)``, the sums of A's rows.
         count: how many.
-        entries: of A.
+        memory: that A takes, in bytes.
         tol: ``|N v - l v|`` is at most this, N being the normalised matrix.
         max_iter: products at most.
         seed: of the start.
@@ -220,7 +219,7 @@ def normalised_eigenvectors(
     if _is_small(nodes, count):
         unit = torch.zeros(len(degrees), block_width(nodes), dtype=torch.float64, device=degrees.device)
         unit[tied, :nodes] = torch.eye(nodes, dtype=torch.float64, device=degrees.device)
-        product(unit, dense := torch.empty_like(unit))
+        product(dense := torch.empty_like(unit), unit, inverse(degrees))
         roots = degrees[tied].sqrt()
         normalised = roots[:, None] * dense[tied, :nodes] / roots
         with one_thread():
@@ -231,14 +230,15 @@ def normalised_eigenvectors(
     generator = torch.Generator().manual_seed(seed)
 
     def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
+        weights = inverse(degrees).to(dtype)
         return largest_eigenvectors(
-            product,
+            lambda block, out: product(out, block, weights),
             degrees.to(dtype),
             _start(degrees, count, dtype, generator),
             count,
             tolerance=lambda values: np.full_like(values, tol),
             max_products=max_iter,
-            capacity=_capacity(entries, nodes, count),
+            capacity=_capacity(memory, nodes, count),
             generator=generator,
         )
 
@@ -284,17 +284,20 @@ def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Gen
     """Random vectors beside the first eigenvector, which is known: a constant."""
     scales = inverse(degrees).sqrt().to(dtype)[:, None]
     block = random_block(len(degrees), block_width(count), generator, scales).mul_(scales)
-    block[:, 0] = scales[:, 0] > 0
-    # Of length one, so that none outweighs the others.
-    lengths = torch.linalg.vector_norm(degrees.to(dtype).sqrt()[:, None] * block, dim=0)
-    return block.div_(lengths)
+    # Of about the same length as the others.
+    block[:, 0] = (scales[:, 0] > 0) / (12.0 * degrees.mean()).sqrt()
+    return block
 
 
-def _capacity(entries: int, length: int, count: int) -> int:
-    """How many vectors the basis may hold: half of what the matrix takes, within reason."""
+def _capacity(memory: int, length: int, count: int) -> int:
+    """How many vectors the basis may hold.
+
+    With the block that is being made, 0.7 of the matrix's own memory in float32, within reason: three blocks
+    at least, for a graph of few edges, and twelve at most, which the products of a dense matrix are worth.
+    """
     width = block_width(count)
-    blocks = entries // (2 * length * width)
-    return width * min(max(blocks, 4), 12, max(length // width - 1, 3))
+    blocks = int(0.7 * memory / (4 * length * width)) - 1
+    return width * min(max(blocks, 3), 12, max(length // width - 1, 3))
 
 
 def _in_precision(
@@ -304,7 +307,7 @@ def _in_precision(
 ) -> tuple[Eigen, torch.dtype, int]:
     """Solves in float32 where that is accurate enough, else in float64; with the number of passes."""
     most = max(float(each.max()) for each in degrees)
-    least = min(float(torch.where(each > 0, each, math.inf).min()) for each in degrees)
+    least = 1.0 / max(float(inverse(each).max()) for each in degrees)
     passes = 0
     if tol >= 1e-5 and most / least < _FLOAT32_RANGE:
 

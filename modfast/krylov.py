@@ -186,9 +186,8 @@ def _orthonormal(
         factors = rotation / lengths
         _rotate([block, *basis], np.vstack([factors, -inner @ factors]))
         coupling = (lengths[:, None] * rotation.T) @ coupling
-        # What rounding there was has grown as much as the shortest direction.
-        stretched = np.sqrt(gram.diagonal().max() / max(squares[0], np.finfo(np.float64).tiny))
-        if _EPSILON[block.dtype] * stretched <= rounding:
+        # The rounding there was has grown as much as the shortest direction, and is still rounding.
+        if _EPSILON[block.dtype] ** 2 * gram.diagonal().max() <= rounding**2 * squares[0]:
             return block, along, coupling
         empty = squares < 0.5
     if empty.any():

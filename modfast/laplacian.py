@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
-from .embedding import inverse, normalised_eigenvectors, singular_vectors
+from .embedding import normalised_eigenvectors, singular_vectors
 from .similarity import DenseSimilarity, read_similarity
 from .spectral import _check_integer, _check_solver, _warn_unless
 
@@ -154,10 +154,10 @@ def _places(
         places, values = [found.right * 0.5**0.5, found.left * 0.5**0.5], found.values
     else:
         joint, eigen, _ = normalised_eigenvectors(
-            lambda block, out: _chain_product(chain, degrees, block, out),
+            lambda out, block, weights: _chain_product(chain, degrees, out, block, weights),
             torch.cat(degrees),
             k,
-            sum(each.entries for each in chain),
+            sum(each.memory for each in chain),
             tol=tol,
             max_iter=max_iter,
             seed=seed,
@@ -168,12 +168,14 @@ def _places(
     return places, values
 
 
-def _chain_product(chain: list[DenseSimilarity], degrees: list[Tensor], block: Tensor, out: Tensor) -> None:
-    """``D^-1 A`` times a block: each layer ties the nodes that it reads and puts out."""
+def _chain_product(
+    chain: list[DenseSimilarity], degrees: list[Tensor], out: Tensor, block: Tensor, weights: Tensor
+) -> None:
+    """``weights * (A block)``: each layer ties the nodes that it reads and puts out."""
     sizes = [len(each) for each in degrees]
     parts, sums = block.split(sizes), out.zero_().split(sizes)
     for index, layer in enumerate(chain):
         forward, backward = layer.product(right=parts[index], left=parts[index + 1])
         sums[index + 1].add_(forward)
         sums[index].add_(backward)
-    out *= inverse(torch.cat(degrees)).to(out.dtype)[:, None]
+    out *= weights[:, None]

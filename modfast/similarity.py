@@ -35,9 +35,9 @@ class DenseSimilarity:
         return self.weight.device
 
     @property
-    def entries(self) -> int:
-        """How many numbers it has."""
-        return self.weight.numel()
+    def memory(self) -> int:
+        """How many bytes it takes."""
+        return self.weight.numel() * self.weight.element_size()
 
     def part(self, rows: Tensor, cols: Tensor) -> DenseSimilarity:
         """Only these rows and columns, of bool masks."""
@@ -76,9 +76,9 @@ class SparseSimilarity:
         return self.values.device
 
     @property
-    def entries(self) -> int:
-        """How many numbers it has."""
-        return len(self.values)
+    def memory(self) -> int:
+        """How many bytes it takes."""
+        return sum(each.numel() * each.element_size() for each in (self.starts, self.indices, self.values))
 
     def part(self, rows: Tensor, cols: Tensor) -> SparseSimilarity:
         """Only these rows and columns, of bool masks; the others hold zeros at most."""

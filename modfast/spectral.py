@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
-from .clusters import MAX_SWEEPS, cluster_places, least_gain, numbered_as_met, refine_sides, sides_cut
+from .clusters import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .partition import Partition
 from .similarity import SparseSimilarity, as_matrix, compress, read_similarity
@@ -218,17 +218,16 @@ def spectral_cluster(
     nodes = similarity.shape[0]
     _check_integer("num_clusters", num_clusters, 1, nodes, f" for {nodes} nodes")
     _check_solver(n_init, tol, max_iter, seed)
-    labels = torch.full((nodes,), -1)
     tied = (degrees > 0).cpu()
     found, tightness = None, {"inertia": 0.0, "iterations": 0}
     if tied.any():
         found = embed_graph(
             similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
         )
+    labels = torch.full((nodes,), -1)
+    if found is not None:
         labels[tied], tightness = cluster_places(found, int(num_clusters), int(n_init), int(seed))
-        labels = ops.move_graph(
-            *_on_cpu(similarity), labels, int(num_clusters), least_gain(torch.float64), MAX_SWEEPS
-        )
+        labels = refine_graph(similarity, degrees, labels, int(num_clusters))
     labels = numbered_as_met(labels, int(num_clusters)).to(similarity.device)
     info = _info("eigenvalues", found, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
@@ -340,9 +339,11 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     probe = torch.rand(nodes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     probe = (probe + 0.5).to(similarity.device)
     forward, backward = similarity.probe(probe, probe)
-    if not torch.allclose(forward, backward, rtol=1e-5, atol=0.0):
-        node = int(((forward - backward).abs() / (forward + backward).clamp(min=1e-300)).argmax())
+    # In place: the vectors of a graph of few edges take as much memory as the graph.
+    if bool((backward.sub_(forward).abs_() > forward.mul_(1e-5)).any()):
+        node = int((backward / forward.clamp_(min=1e-300)).argmax())
         raise ValueError(f"adjacency must be symmetric; row and column {node} differ")
+    del probe, forward, backward
     return similarity, similarity.row_sums()
 
 
@@ -358,10 +359,6 @@ def _node_labels(labels: Tensor | Sequence[int], nodes: int) -> Tensor:
     if int(tensor.min()) < -1:
         raise ValueError(f"labels must be -1 or more, got {int(tensor.min())}")
     return tensor.to(torch.int64).contiguous()
-
-
-def _on_cpu(similarity: SparseSimilarity) -> tuple[Tensor, Tensor, Tensor, float]:
-    return similarity.starts.cpu(), similarity.indices.cpu(), similarity.values.cpu(), similarity.scale
 
 
 def _info(name: str, found: Embedding | None, count: int, start: float) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def move_side(
     sizes: Tensor,
     ties: Tensor,
     degrees: Tensor,
+    loops: Tensor | None,
     least: float,
     max_sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,8 +155,9 @@ def move_side(
         inside: ``(k,)``, what ties the nodes of each cluster of the graph to each other.
         volume: ``(k,)``, the sum of their degrees.
         sizes: ``(k,)``, their number.
-        ties: float64 ``(n, k or more)``, of each node to each cluster.
+        ties: float64 ``(n, k or more)``, of each node to each cluster, itself left out.
         degrees: ``(n,)``.
+        loops: ``(n,)``, what ties each node to itself; None if nothing does.
         least: by how much a move must lower the cut.
         max_sweeps: over all nodes, after which it ends even if another move would help.
 
@@ -163,7 +165,7 @@ def move_side(
         The first four as they are after the moves.
     """
     moved, inside, volume, sizes = _OPS.move_side(
-        labels, inside, volume, sizes, ties, degrees, least, max_sweeps
+        labels, inside, volume, sizes, ties, degrees, loops, least, max_sweeps
     )
     return moved, inside, volume, sizes
 
@@ -319,6 +321,7 @@ def _move_side_fake(
     sizes: Tensor,
     ties: Tensor,
     degrees: Tensor,
+    loops: Tensor | None,
     least: float,
     max_sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -266,7 +266,7 @@ def test_moves_are_those_of_the_reference(k: int) -> None:
     ties[:, k:] = 0.0
     degrees = ties.sum(1) + 0.1
     volume = torch.zeros(k, dtype=torch.float64).index_add(0, labels, degrees) * 2
-    given = (labels, volume * 0.4, volume, sizes, ties, degrees, 1e-9, 3)
+    given = (labels, volume * 0.4, volume, sizes, ties, degrees, torch.rand(60).double() * 0.1, 1e-9, 3)
     for ours, theirs in zip(ops.move_side(*given), plain.move_side(*given), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -354,6 +354,7 @@ def calls() -> dict[str, Callable[[], object]]:
             torch.ones(3, dtype=torch.int64),
             torch.ones(2, 2).double(),
             torch.ones(2).double(),
+            None,
             0.0,
             1,
         ),
@@ -401,6 +402,7 @@ def test_opcheck() -> None:
                 halves * 9,
                 torch.tensor([3, 3]),
                 torch.rand(6, 2).double(),
+                torch.rand(6).double(),
                 torch.rand(6).double(),
                 0.0,
                 2,

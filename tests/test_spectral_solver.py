@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planted import planted
 from sklearn.metrics import adjusted_rand_score
@@ -373,6 +373,7 @@ def test_refinement_lowers_the_normalised_cut() -> None:
     exponent=st.integers(-12, 12),
     seed=st.integers(0, 2**31),
 )
+@example(rows=200, cols=155, k=7, share=0.02, exponent=-2, seed=1690941)
 def test_any_weight(rows: int, cols: int, k: int, share: float, exponent: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = pruned(torch.randn(rows, cols, generator=generator) * 10.0**exponent, share, seed)

@@ -138,6 +138,7 @@ def move_side(
     sizes: Tensor,
     ties: Tensor,
     degrees: Tensor,
+    loops: Tensor | None,
     least: float,
     max_sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,12 +147,13 @@ def move_side(
 
     labels = labels.clone()
     clusters = Clusters(inside.clone(), volume.clone(), sizes.clone())
+    of_itself = torch.zeros_like(degrees) if loops is None else loops
     for _ in range(max_sweeps):
         before = labels.clone()
         for node in (labels >= 0).nonzero().flatten().tolist():
             ties_of_node = ties[node, : len(inside)]
             labels[node] = clusters.move(
-                int(labels[node]), ties_of_node, degrees[node], ties.new_zeros(()), least
+                int(labels[node]), ties_of_node, degrees[node], of_itself[node], least
             )
         if torch.equal(labels, before):
             break

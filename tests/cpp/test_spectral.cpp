@@ -515,7 +515,8 @@ void try_side(int64_t nodes, int64_t others, int64_t clusters) {
   }
   std::vector<int64_t> moved = labels;
   const double before = cut_of(entries, labels, clusters);
-  const int64_t count = move_side(nodes, ties.data(), stride, degrees.data(), 1e-12, 10, moved.data(), &cut);
+  const int64_t count =
+      move_side(nodes, ties.data(), stride, degrees.data(), nullptr, 1e-12, 10, moved.data(), &cut);
   const double after = cut_of(entries, moved, clusters);
   check(count == 0 ? moved == labels : after < before, "moves of a side lower the cut", after, before);
   double told = 0.0;
