@@ -21,8 +21,6 @@ from .spectral_operators import LANES, basis_inner, basis_rotate_
 # Matrices as small as the basis has vectors: for each step NumPy takes a fraction of the time of PyTorch.
 Small: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
-_EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
-
 # Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
 _MAX_ROUNDS = 5
 
@@ -171,6 +169,7 @@ def _orthonormal(
         products = _inner([block, *basis], block, weights)
         gram, inner = products[:width], products[width:]
         along += inner @ coupling
+        # Always looked at: what one block lacks would grow from block to block.
         if attempt > 0 and _is_identity(gram, inner, rounding):
             return block, along, coupling
         # What remains once the part in the basis has been taken off.
@@ -186,9 +185,6 @@ def _orthonormal(
         factors = rotation / lengths
         _rotate([block, *basis], np.vstack([factors, -inner @ factors]))
         coupling = (lengths[:, None] * rotation.T) @ coupling
-        # The rounding there was has grown as much as the shortest direction, and is still rounding.
-        if _EPSILON[block.dtype] ** 2 * gram.diagonal().max() <= rounding**2 * squares[0]:
-            return block, along, coupling
         empty = squares < 0.5
     if empty.any():
         coupling[empty] = 0.0
