@@ -25,6 +25,9 @@ _FLOAT32_ERROR = 1e-7
 # Degrees this far apart would not leave float32 enough of its range.
 _FLOAT32_RANGE = 1e12
 
+# Bytes, beside which the matrix's own do not matter.
+_LITTLE_MEMORY = 32 * 2**20
+
 # Singular values below this come from rounding: they are roots of eigenvalues computed in float64.
 _FLOAT64_ZERO = 1e-7
 
@@ -290,13 +293,13 @@ def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Gen
 
 
 def _capacity(memory: int, length: int, count: int) -> int:
-    """How many vectors the basis may hold.
+    """How many vectors the basis may hold: three to twelve blocks.
 
-    With the block that is being made, 0.7 of the matrix's own memory in float32, within reason: three blocks
-    at least, for a graph of few edges, and twelve at most, which the products of a dense matrix are worth.
+    More than twelve save no passes. With the block that is being made they take 0.7 of the matrix's own
+    memory (in float32), or as much as nobody would miss.
     """
     width = block_width(count)
-    blocks = int(0.7 * memory / (4 * length * width)) - 1
+    blocks = int(max(0.7 * memory, _LITTLE_MEMORY) / (4 * length * width)) - 1
     return width * min(max(blocks, 3), 12, max(length // width - 1, 3))
 
 
