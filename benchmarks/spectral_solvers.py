@@ -21,7 +21,7 @@ from scipy.sparse.linalg import LinearOperator, lobpcg
 from spectral_cases import Case, GraphCase, WeightCase, as_cases, block_model, plant
 from torch import Tensor
 
-from modfast.embedding import row_scale
+from modfast.embedding import inverse
 from modfast.krylov import block_width, largest_eigenvectors
 from modfast.similarity import Similarity, as_matrix, read_similarity
 
@@ -50,14 +50,14 @@ class Problem:
         if isinstance(case, WeightCase):
             self._similarity: Similarity = read_similarity(plant(case).weight, "abs")
             row_degrees, degrees = self._similarity.sums()
-            self._row_weights: Tensor | None = row_scale(row_degrees).square().float()
+            self._row_weights: Tensor | None = inverse(row_degrees).float()
         else:
             adjacency, _ = block_model(case)
             self._similarity = read_similarity(as_matrix(adjacency, "adjacency"), "given")
             degrees, _ = self._similarity.sums()
             self._row_weights = None
         self.of_weight = self._row_weights is not None
-        self._scale = row_scale(degrees).float()[:, None]
+        self._scale = inverse(degrees).sqrt().float()[:, None]
         self._first = degrees.sqrt().float()
         self.size = len(degrees)
 
@@ -94,11 +94,16 @@ class Outcome(NamedTuple):
 def krylov(problem: Problem, capacity: int) -> Outcome:
     """modfast's: a basis of so many blocks, restarted with its better half."""
     width = block_width(problem.count)
+
+    def product(block: Tensor, out: Tensor) -> None:
+        out.copy_(problem.product(block))
+
     found = largest_eigenvectors(
-        problem.product,
+        product,
+        torch.ones(problem.size),
         problem.start(width),
         problem.count,
-        tolerance=problem.tolerance,
+        tolerance=lambda values: problem.tolerance(torch.from_numpy(values)).numpy(),
         max_products=MAX_PASSES,
         capacity=capacity * width,
         generator=torch.Generator().manual_seed(0),
