@@ -95,17 +95,19 @@ template <class C>
 void basis_rotate(const Basis<C>& basis, const double* factors, int64_t width, ParallelFor parallel_for);
 
 // k-means: the tightest of several k-means++ starts (on a sample where there are many points), then Lloyd's
-// iterations on all points. Places closer than same_place are one.
+// iterations on all points. Each point counts as much as its weight says. Points are one place if their
+// distance is no more than same_place times their distance from the origin.
 struct KMeans {
   int64_t points = 0, dims = 0, clusters = 0, starts = 0, max_iterations = 0;
   uint64_t seed = 0;
   double same_place = 0;
 };
 struct Tightness {
-  double cost = 0;  // the sum of squared distances from the clusters' means
+  double cost = 0;  // the weighted sum of squared distances from the clusters' means
   int64_t iterations = 0;
 };
-Tightness k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for);
+Tightness k_means(const KMeans& problem, const float* points, const float* weights, int64_t* labels,
+                  ParallelFor parallel_for);
 
 // The clusters of a graph, as its normalised cut sees them; nodes of label -1 are in none. For a graph, all
 // indices have been checked.

@@ -39,7 +39,7 @@ struct Centres {
 // Points one after the other, and so many of them at a time the other way round, as distances are computed.
 struct Points {
   int64_t count, dims;
-  const float* places;
+  const float *places, *weights;
 
   // turned[d * count + i] = coordinate d of point begin + i
   void turn(int64_t begin, int64_t end, float* turned) const {
@@ -50,21 +50,28 @@ struct Points {
   }
 };
 
-// What Lloyd's iteration needs to know of some points: for each cluster their sum and number.
+// What Lloyd's iteration needs to know of some points: for each cluster their weighted sum, weight and
+// number.
 struct Sums {
-  std::vector<double> places;
+  std::vector<double> places, weights;
   std::vector<int64_t> sizes;
   double cost = 0;
   int64_t moved = 0;
 
-  Sums(int64_t dims, int64_t clusters) : places(dims * clusters), sizes(clusters) {}
-  void add(const float* point, int64_t dims, int64_t cluster, int sign) {
-    for (int64_t d = 0; d < dims; ++d) places[cluster * dims + d] += sign * static_cast<double>(point[d]);
+  Sums(int64_t dims, int64_t clusters) : places(dims * clusters), weights(clusters), sizes(clusters) {}
+  void add(const Points& points, int64_t point, int64_t cluster, int sign) {
+    const double weight = sign * static_cast<double>(points.weights[point]);
+    const float* place = points.places + point * points.dims;
+    for (int64_t d = 0; d < points.dims; ++d) places[cluster * points.dims + d] += weight * place[d];
+    weights[cluster] += weight;
     sizes[cluster] += sign;
   }
   void add(const Sums& other) {
     for (size_t i = 0; i < places.size(); ++i) places[i] += other.places[i];
-    for (size_t i = 0; i < sizes.size(); ++i) sizes[i] += other.sizes[i];
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      weights[i] += other.weights[i];
+      sizes[i] += other.sizes[i];
+    }
     cost += other.cost;
     moved += other.moved;
   }
@@ -82,29 +89,32 @@ void assign(const Points& points, int64_t begin, int64_t end, const float* turne
   lines.nearest(turned, stride, n, centres.places.data(), centres.dims, 0, centres.count, squares + begin,
                 labels + begin);
   for (int64_t i = begin; i < end; ++i) {
-    changes->cost += squares[i];
+    changes->cost += static_cast<double>(points.weights[i]) * squares[i];
     const int32_t from = before[i - begin];
     if (labels[i] == from) continue;
     ++changes->moved;
-    if (from >= 0) changes->add(points.places + i * points.dims, points.dims, from, -1);
-    changes->add(points.places + i * points.dims, points.dims, labels[i], 1);
+    if (from >= 0) changes->add(points, i, from, -1);
+    changes->add(points, i, labels[i], 1);
   }
 }
 
-// An emptied cluster takes the point farthest from its centre that leaves no cluster empty.
+// An emptied cluster takes the point that costs most, of those that leave no cluster empty.
 void fill_empty(const Points& points, int32_t* labels, float* squares, Sums* sums) {
   for (size_t cluster = 0; cluster < sums->sizes.size(); ++cluster) {
     if (sums->sizes[cluster] > 0) continue;
     int64_t farthest = -1;
+    double most = -1;
     for (int64_t i = 0; i < points.count; ++i) {
-      if (sums->sizes[labels[i]] > 1 && (farthest < 0 || squares[i] > squares[farthest])) farthest = i;
+      const double share = static_cast<double>(points.weights[i]) * squares[i];
+      if (sums->sizes[labels[i]] <= 1 || share <= most) continue;
+      farthest = i;
+      most = share;
     }
     if (farthest < 0) return;
-    const float* point = points.places + farthest * points.dims;
-    sums->add(point, points.dims, labels[farthest], -1);
-    sums->add(point, points.dims, static_cast<int64_t>(cluster), 1);
+    sums->add(points, farthest, labels[farthest], -1);
+    sums->add(points, farthest, static_cast<int64_t>(cluster), 1);
     labels[farthest] = static_cast<int32_t>(cluster);
-    sums->cost -= squares[farthest];
+    sums->cost -= most;
     squares[farthest] = 0;
     ++sums->moved;
   }
@@ -140,7 +150,7 @@ Tightness lloyd(const Points& points, const float* turned, Centres* centres, int
     for (int32_t c = 0; c < centres->count; ++c) {
       if (sums.sizes[c] == 0) continue;
       for (int64_t d = 0; d < dims; ++d) {
-        mean[d] = static_cast<float>(sums.places[c * dims + d] / static_cast<double>(sums.sizes[c]));
+        mean[d] = static_cast<float>(sums.places[c * dims + d] / sums.weights[c]);
       }
       centres->set(c, mean.data());
     }
@@ -148,29 +158,36 @@ Tightness lloyd(const Points& points, const float* turned, Centres* centres, int
   return result;
 }
 
-// k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by squared distance.
+// k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by weighted squared distance.
 Centres first_centres(const KMeans& problem, const Points& points, const float* turned, Random random) {
   const int64_t dims = points.dims, count = points.count;
   Centres centres(dims, problem.clusters);
   std::vector<float> squares(count, std::numeric_limits<float>::infinity());
   std::vector<int32_t> labels(count);
   const auto& lines = spectral_lines_in_use();
-  const auto least = static_cast<float>(problem.same_place * problem.same_place);
+  // A point that differs from a centre by rounding only must not become another centre.
+  std::vector<float> least(count);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t d = 0; d < dims; ++d) least[i] += turned[d * count + i] * turned[d * count + i];
+    least[i] *= static_cast<float>(problem.same_place * problem.same_place);
+  }
+  const auto share = [&](int64_t i) {
+    return squares[i] > least[i] ? static_cast<double>(points.weights[i]) * squares[i] : 0.0;
+  };
   int64_t chosen = random.below(count);
   while (true) {
     centres.set(centres.count++, points.places + chosen * dims);
     if (centres.count == problem.clusters) break;
     lines.nearest(turned, count, count, centres.places.data(), dims, centres.count - 1, centres.count,
                   squares.data(), labels.data());
-    // A point that differs from a centre by rounding only must not become another centre.
     double total = 0;
-    for (int64_t i = 0; i < count; ++i) total += squares[i] > least ? squares[i] : 0.0f;
+    for (int64_t i = 0; i < count; ++i) total += share(i);
     if (total == 0) break;
     double drawn = random.uniform() * total;
     for (int64_t i = 0; i < count; ++i) {
-      if (squares[i] <= least) continue;
+      if (share(i) == 0) continue;
       chosen = i;
-      drawn -= squares[i];
+      drawn -= share(i);
       if (drawn < 0) break;
     }
   }
@@ -182,20 +199,25 @@ void serially(int64_t count, int64_t, LoopBody body, void* context) { body(0, co
 
 }  // namespace
 
-Tightness k_means(const KMeans& problem, const float* points, int64_t* labels, ParallelFor parallel_for) {
+Tightness k_means(const KMeans& problem, const float* points, const float* weights, int64_t* labels,
+                  ParallelFor parallel_for) {
   const int64_t dims = problem.dims;
-  const Points all{problem.points, dims, points};
+  const Points all{problem.points, dims, points, weights};
   // One point from each of so many stretches.
-  Points tried{std::min(all.count, kSample), dims, points};
-  std::vector<float> sample;
+  Points tried{std::min(all.count, kSample), dims, points, weights};
+  std::vector<float> sample, sample_weights;
   if (tried.count < all.count) {
     Random random{problem.seed};
     sample.resize(tried.count * dims);
+    sample_weights.resize(tried.count);
     for (int64_t i = 0; i < tried.count; ++i) {
       const int64_t begin = i * all.count / tried.count, end = (i + 1) * all.count / tried.count;
-      std::copy_n(points + (begin + random.below(end - begin)) * dims, dims, sample.data() + i * dims);
+      const int64_t drawn = begin + random.below(end - begin);
+      std::copy_n(points + drawn * dims, dims, sample.data() + i * dims);
+      sample_weights[i] = weights[drawn];
     }
     tried.places = sample.data();
+    tried.weights = sample_weights.data();
   }
   std::vector<float> turned(tried.count * dims);
   tried.turn(0, tried.count, turned.data());

@@ -186,10 +186,12 @@ void basis_rotate_cpu(std::vector<Tensor> basis, Tensor factors) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_clusters, int64_t n_init,
-                                               int64_t seed, int64_t max_iter, double same_place) {
+std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, Tensor weights, int64_t num_clusters,
+                                               int64_t n_init, int64_t seed, int64_t max_iter,
+                                               double same_place) {
   checked(points, ScalarType::Float, {-1, -1}, "points");
   REQUIRE(points.size(0) >= 1, "points must hold at least one");
+  checked(weights, ScalarType::Float, {points.size(0)}, "weights");
   REQUIRE(num_clusters >= 1 && n_init >= 1 && max_iter >= 1,
           "num_clusters, n_init and max_iter must be positive, got ", num_clusters, ", ", n_init, ", ",
           max_iter);
@@ -205,8 +207,8 @@ std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, int64_t num_cluste
   Tensor labels = torch::stable::new_empty(points, {problem.points}, ScalarType::Long);
   Tensor cost = torch::stable::new_empty(points, {1}, ScalarType::Double);
   Tensor iterations = torch::stable::new_empty(points, {1}, ScalarType::Long);
-  const Tightness found =
-      k_means(problem, const_data_of<float>(points), mutable_data_of<int64_t>(labels), parallel_for);
+  const Tightness found = k_means(problem, const_data_of<float>(points), const_data_of<float>(weights),
+                                  mutable_data_of<int64_t>(labels), parallel_for);
   *mutable_data_of<double>(cost) = found.cost;
   *mutable_data_of<int64_t>(iterations) = found.iterations;
   return {labels, cost, iterations};
@@ -310,7 +312,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
         "Tensor right, Tensor row_weights) -> ()");
   m.def("basis_inner(Tensor[] basis, Tensor block, Tensor? weights) -> Tensor");
   m.def("basis_rotate_(Tensor(a!)[] basis, Tensor factors) -> ()");
-  m.def("k_means(Tensor points, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
+  m.def("k_means(Tensor points, Tensor weights, int num_clusters, int n_init, int seed, int max_iter, float same_place) "
         "-> (Tensor, Tensor, Tensor)");
   m.def("move_side(Tensor labels, Tensor inside, Tensor volume, Tensor sizes, Tensor ties, Tensor degrees, "
         "Tensor? loops, float least, int max_sweeps) -> (Tensor, Tensor, Tensor, Tensor)");

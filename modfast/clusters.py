@@ -22,10 +22,14 @@ _MAX_LLOYD = 300
 def cluster_places(
     found: Embedding, num_clusters: int, n_init: int, seed: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The labels of the embedded nodes, and how tight their clusters are."""
+    """The labels of the embedded nodes, and how tight their clusters are.
+
+    Weighted by degrees, the cost of k-means is the normalised cut as far as the vectors tell it; see
+    :mod:`modfast.reference.spectral`.
+    """
     same_place = 1e-6 if found.dtype == torch.float64 else 1e-4
     labels, cost, iterations = ops.k_means(
-        found.points.contiguous(), num_clusters, n_init, seed, _MAX_LLOYD, same_place
+        found.points.contiguous(), found.weights, num_clusters, n_init, seed, _MAX_LLOYD, same_place
     )
     return labels, {"inertia": float(cost), "iterations": int(iterations)}
 

@@ -35,7 +35,8 @@ _FLOAT64_ZERO = 1e-7
 class Embedding(NamedTuple):
     """A place for each node that has ties, and how it was found."""
 
-    points: Tensor  # (nodes with ties, dims), float32, on the CPU, of length one
+    points: Tensor  # (nodes with ties, dims), float32, on the CPU
+    weights: Tensor  # (nodes with ties,), likewise: their degrees, as a share of all
     values: Tensor  # (count,), singular values or eigenvalues, float64
     residuals: Tensor  # (count,)
     passes: int
@@ -148,8 +149,12 @@ def embed_matrix(
             for of_side, vectors in zip(degrees, (found.left, found.right), strict=True)
         ]
     )
-    points = _on_sphere(points, degrees[0].sum(), found.dtype)
-    return Embedding(points, found.values, found.residuals, found.passes, found.converged, found.dtype)
+    total = degrees[0].sum()
+    weights = torch.cat([of_side[of_side > 0] for of_side in degrees]) / total
+    points = _in_units(points, total, found.dtype)
+    return Embedding(
+        points, _small(weights), found.values, found.residuals, found.passes, found.converged, found.dtype
+    )
 
 
 def embed_graph(
@@ -165,8 +170,17 @@ def embed_graph(
     kept = int((found.values > 1e-12).sum())
     tied = degrees > 0
     points = vectors[:, :kept] if bool(tied.all()) else vectors[tied, :kept]
-    points = _on_sphere(points, degrees.sum(), dtype)
-    return Embedding(points, found.values, found.residuals, found.products, found.converged, dtype)
+    total = degrees.sum()
+    points = _in_units(points, total, dtype)
+    return Embedding(
+        points,
+        _small(degrees[tied] / total),
+        found.values,
+        found.residuals,
+        found.products,
+        found.converged,
+        dtype,
+    )
 
 
 def graph_eigenvectors(
@@ -325,13 +339,16 @@ def _in_precision(
     return found, torch.float64, passes + found.products
 
 
-def _on_sphere(points: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
-    """The points at distance one from the origin, given the sum of all similarities.
+def _small(values: Tensor) -> Tensor:
+    return values.to("cpu", torch.float32)
 
-    The nodes of a cluster lie in one direction, at a distance of about the inverse root of its total
-    similarity. The length is never below the inverse root of the whole, but where there are more separate
-    parts than vectors: a part that has none stays at the origin, a place of its own.
+
+def _in_units(points: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
+    """The points in a unit in which none is nearer to the origin than 1, given the sum of all similarities.
+
+    But where there are more separate parts than vectors: a part that has none is put at the origin, a
+    place of its own.
     """
+    points = _small(points * total.sqrt().to(points.dtype))
     lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
-    shortest = total.rsqrt() * (1e-8 if dtype == torch.float64 else 1e-3)
-    return (points / torch.where(lengths > shortest, lengths, torch.inf)).to("cpu", torch.float32)
+    return points.masked_fill_(lengths <= (1e-8 if dtype == torch.float64 else 1e-3), 0.0)

@@ -91,7 +91,8 @@ def spectral_cocluster(
         With ``return_info`` also a dict: ``singular_values``, the largest of N (the first is 1), and
         ``residuals``, ``|N^T u - s v|``, both float64 ``(num_clusters,)``; ``passes`` over the matrix by the
         solver; ``converged``; of k-means, ``inertia``, the sum of squared distances of the embedded nodes
-        from their cluster's mean, and ``iterations`` of the tightest start; ``seconds``.
+        from their cluster's mean, weighted by their degrees, and ``iterations`` of the tightest start;
+        ``seconds``.
 
     Raises:
         TypeError: ``weight`` is none of those, or complex.
@@ -102,7 +103,8 @@ def spectral_cocluster(
         ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
 
     Source: I. S. Dhillon, "Co-clustering documents and words using bipartite spectral graph partitioning",
-    KDD 2001; A. Y. Ng, M. I. Jordan and Y. Weiss, "On spectral clustering", NIPS 2001.
+    KDD 2001; I. S. Dhillon, Y. Guan and B. Kulis, "Kernel k-means, spectral clustering and normalized cuts",
+    KDD 2004.
 
     Example:
         >>> weight = torch.tensor([[5.0, 0.1, 4.0], [0.1, -3.0, 0.2], [6.0, 0.2, -5.0]])
@@ -205,8 +207,8 @@ def spectral_cluster(
     Warns:
         ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
 
-    Source: A. Y. Ng, M. I. Jordan and Y. Weiss, "On spectral clustering", NIPS 2001; J. Shi and J. Malik,
-    "Normalized cuts and image segmentation", PAMI 2000.
+    Source: J. Shi and J. Malik, "Normalized cuts and image segmentation", PAMI 2000; I. S. Dhillon, Y. Guan
+    and B. Kulis, "Kernel k-means, spectral clustering and normalized cuts", KDD 2004.
 
     Example:
         >>> two_pairs = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) + 0.1

@@ -126,14 +126,20 @@ def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
 
 
 def k_means(
-    points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
+    points: Tensor,
+    weights: Tensor,
+    num_clusters: int,
+    n_init: int,
+    seed: int,
+    max_iter: int,
+    same_place: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels of float32 points ``(n, dims)`` on the CPU, of the tightest of so many starts.
+    """Labels of float32 points ``(n, dims)`` of positive weights ``(n,)``, of the tightest of so many starts.
 
-    Also the sum of their squared distances from their means, ``(1,)``, and the number of Lloyd's iterations,
-    ``(1,)``.
+    All on the CPU. Also the weighted sum of their squared distances from their means, ``(1,)``, and the
+    number of Lloyd's iterations, ``(1,)``.
     """
-    labels, cost, iterations = _OPS.k_means(points, num_clusters, n_init, seed, max_iter, same_place)
+    labels, cost, iterations = _OPS.k_means(points, weights, num_clusters, n_init, seed, max_iter, same_place)
     return labels, cost, iterations
 
 
@@ -307,7 +313,13 @@ def _basis_rotate_fake(basis: list[Tensor], factors: Tensor) -> None:
 
 @torch.library.register_fake("modfast::k_means")
 def _k_means_fake(
-    points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
+    points: Tensor,
+    weights: Tensor,
+    num_clusters: int,
+    n_init: int,
+    seed: int,
+    max_iter: int,
+    same_place: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     labels = points.new_empty(points.shape[0], dtype=torch.int64)
     return labels, points.new_empty(1, dtype=torch.float64), points.new_empty(1, dtype=torch.int64)

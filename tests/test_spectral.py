@@ -60,8 +60,9 @@ def test_planted(spectral_cocluster: Cocluster, seed: int, affinity: str) -> Non
         ([90, 30], [30, 90]),
         ([40, 40, 8, 8, 8], [12] * 5),
         ([16] * 12, [12] * 12),
+        ([160, 80, 40, 20, 10], [160, 80, 40, 20, 10]),
     ],
-    ids=["unequal", "one large, one small", "high and wide", "few large, many small", "many"],
+    ids=["unequal", "one large, one small", "high and wide", "few large, many small", "many", "doubling"],
 )
 @pytest.mark.parametrize("seed", range(2))
 def test_planted_unbalanced(
@@ -74,8 +75,8 @@ def test_more_vectors_than_log2_are_needed(spectral_cocluster: Cocluster) -> Non
     weight, truth = planted([48] * 8, [24] * 8, 0)
     assert_recovers(spectral_cocluster, weight, truth)
     # scikit-learn's choice, 1 + ceil(log2 8).
-    points = _embedding(_similarity(weight, "abs"), 4, rounding=1e-7)
-    rows, cols = _kmeans(points, 8, 10, torch.Generator().manual_seed(0)).split(list(weight.shape))
+    points, weights = _embedding(_similarity(weight, "abs"), 4, rounding=1e-7)
+    rows, cols = _kmeans(points, weights, 8, 10, torch.Generator().manual_seed(0)).split(list(weight.shape))
     assert clusterability(weight, Partition(rows, cols, 8)) < 0.95 * clusterability(weight, truth)
 
 
@@ -258,7 +259,11 @@ def test_any_weight(
 def test_an_emptied_cluster_gets_the_farthest_point() -> None:
     # Both far centres lose every point to the near one.
     points = torch.tensor([[0.0], [0.1], [1.0]], dtype=torch.float64)
-    labels, cost, _ = lloyd(points, torch.tensor([[0.4], [50.0], [60.0]], dtype=torch.float64))
+    labels, cost, _ = lloyd(
+        points,
+        torch.ones(3, dtype=torch.float64),
+        torch.tensor([[0.4], [50.0], [60.0]], dtype=torch.float64),
+    )
     assert sorted(torch.bincount(labels, minlength=3).tolist()) == [1, 1, 1]
     assert cost == 0.0
 
@@ -266,7 +271,9 @@ def test_an_emptied_cluster_gets_the_farthest_point() -> None:
 def test_equal_points_are_never_two_centres() -> None:
     points = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0], [1e-12, 1.0]], dtype=torch.float64)
     for seed in range(10):
-        centres = first_centres(points, 4, torch.Generator().manual_seed(seed))
+        centres = first_centres(
+            points, torch.ones(7, dtype=torch.float64), 4, torch.Generator().manual_seed(seed)
+        )
         assert len(centres) == 2
 
 

@@ -200,7 +200,7 @@ def test_k_means_finds_clouds(count: int, dims: int) -> None:
     points, truth = clouds(count, max(dims, 1) if dims > 1 else 1)
     if dims == 1:  # on a line they have to be put apart
         points = points * 0.01 + 10.0 * truth[:, None]
-    labels, cost, iterations = ops.k_means(points, count, 30, 0, 300, 1e-6)
+    labels, cost, iterations = ops.k_means(points, torch.ones(len(points)), count, 30, 0, 300, 1e-6)
     assert same_clusters(labels, truth)
     means = torch.stack([points[labels == c].double().mean(0) for c in range(count)])
     assert cost.item() == pytest.approx(((points - means[labels]) ** 2).sum().item(), rel=1e-3)
@@ -209,24 +209,34 @@ def test_k_means_finds_clouds(count: int, dims: int) -> None:
 
 def test_k_means_is_as_tight_as_the_reference() -> None:
     points = torch.randn(500, 4)
-    _, cost, _ = ops.k_means(points, 6, 20, 1, 300, 1e-6)
-    _, expected, _ = plain.k_means(points, 6, 20, 1, 300, 1e-6)
+    _, cost, _ = ops.k_means(points, torch.ones(len(points)), 6, 20, 1, 300, 1e-6)
+    _, expected, _ = plain.k_means(points, torch.ones(len(points)), 6, 20, 1, 300, 1e-6)
     assert cost.item() == pytest.approx(expected.item(), rel=0.01)
+
+
+def test_k_means_weighs_points() -> None:
+    """Three places on a line: the two that weigh least together are joined, though they lie farther apart."""
+    points = torch.tensor([[0.0], [1.0], [3.0]])
+    for weights, expected in (([1.0, 1.0, 1.0], [0, 0, 1]), ([9.0, 9.0, 0.5], [1, 0, 0])):
+        labels, cost, _ = ops.k_means(points, torch.tensor(weights), 2, 20, 0, 300, 1e-6)
+        _, least, _ = plain.k_means(points, torch.tensor(weights), 2, 20, 0, 300, 1e-6)
+        assert same_clusters(labels, torch.tensor(expected))
+        assert cost.item() == pytest.approx(least.item(), rel=1e-5)
 
 
 def test_k_means_of_equal_points() -> None:
     points = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 3 + [[1e-8, 1.0]])
-    labels, cost, _ = ops.k_means(points, 4, 5, 0, 300, 1e-6)
+    labels, cost, _ = ops.k_means(points, torch.ones(len(points)), 4, 5, 0, 300, 1e-6)
     assert len(labels.unique()) == 2
     assert cost.item() < 1e-12
-    labels, _, _ = ops.k_means(torch.ones(7, 3), 3, 2, 0, 300, 1e-6)
+    labels, _, _ = ops.k_means(torch.ones(7, 3), torch.ones(7), 3, 2, 0, 300, 1e-6)
     assert labels.tolist() == [0] * 7
-    labels, _, _ = ops.k_means(torch.ones(7, 0), 3, 2, 0, 300, 1e-6)
+    labels, _, _ = ops.k_means(torch.ones(7, 0), torch.ones(7), 3, 2, 0, 300, 1e-6)
     assert labels.tolist() == [0] * 7
 
 
 def test_k_means_of_fewer_points_than_clusters() -> None:
-    labels, cost, _ = ops.k_means(torch.arange(3.0)[:, None], 9, 3, 0, 300, 1e-6)
+    labels, cost, _ = ops.k_means(torch.arange(3.0)[:, None], torch.ones(3), 9, 3, 0, 300, 1e-6)
     assert sorted(labels.tolist()) == [0, 1, 2]
     assert cost.item() == 0.0
 
@@ -236,12 +246,12 @@ def test_k_means_same_labels_for_any_number_of_threads(set_threads: Callable[[in
     results = []
     for threads in (1, 2, 7):
         set_threads(threads)
-        results.append(ops.k_means(points, 6, 4, 3, 50, 1e-6))
+        results.append(ops.k_means(points, torch.ones(len(points)), 6, 4, 3, 50, 1e-6))
     for labels, cost, iterations in results[1:]:
         assert torch.equal(labels, results[0][0])
         assert torch.equal(cost, results[0][1])
         assert torch.equal(iterations, results[0][2])
-    other, _, _ = ops.k_means(points, 6, 4, 4, 50, 1e-6)
+    other, _, _ = ops.k_means(points, torch.ones(len(points)), 6, 4, 4, 50, 1e-6)
     assert not torch.equal(other, results[0][0])
 
 
@@ -344,9 +354,11 @@ def calls() -> dict[str, Callable[[], object]]:
         "factors must be contiguous": lambda: ops.basis_rotate_(
             [torch.ones(4, 8)], torch.ones(9, 8).double()
         ),
-        "points must be Float": lambda: ops.k_means(torch.ones(3, 2).double(), 1, 1, 0, 1, 0.0),
-        "points must hold": lambda: ops.k_means(torch.ones(0, 2), 1, 1, 0, 1, 0.0),
-        "must be positive": lambda: ops.k_means(torch.ones(3, 2), 0, 1, 0, 1, 0.0),
+        "points must be Float": lambda: ops.k_means(
+            torch.ones(3, 2).double(), torch.ones(3), 1, 1, 0, 1, 0.0
+        ),
+        "points must hold": lambda: ops.k_means(torch.ones(0, 2), torch.ones(0), 1, 1, 0, 1, 0.0),
+        "must be positive": lambda: ops.k_means(torch.ones(3, 2), torch.ones(3), 0, 1, 0, 1, 0.0),
         "ties must have a column": lambda: ops.move_side(
             labels,
             torch.ones(3).double(),
@@ -394,7 +406,7 @@ def test_opcheck() -> None:
         "graph_product_": [(torch.empty(6, 8), *parts, 1.0, block, torch.rand(6))],
         "basis_inner": [([block, torch.randn(6, 16)], block, torch.rand(6))],
         "basis_rotate_": [([block.clone(), torch.randn(6, 8)], torch.randn(16, 8, dtype=torch.float64))],
-        "k_means": [(torch.randn(9, 2), 2, 2, 0, 10, 1e-6)],
+        "k_means": [(torch.randn(9, 2), torch.rand(9), 2, 2, 0, 10, 1e-6)],
         "move_side": [
             (
                 labels,

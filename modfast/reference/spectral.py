@@ -1,8 +1,9 @@
 """The specification of spectral clustering, of weights and of graphs, in plain PyTorch.
 
 Method: I. S. Dhillon, "Co-clustering documents and words using bipartite spectral graph partitioning",
-KDD 2001, with the normalisation of Ng, Jordan and Weiss, "On spectral clustering", NIPS 2001, then single
-moves that lower the normalised cut of Shi and Malik, "Normalized cuts and image segmentation", PAMI 2000.
+KDD 2001, with k-means weighted as in Dhillon, Guan and Kulis, "Kernel k-means, spectral clustering and
+normalized cuts", KDD 2004, then single moves that lower the normalised cut of Shi and Malik, "Normalized cuts
+and image segmentation", PAMI 2000.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..partition import Partition
 
 _AFFINITIES = ("abs", "square", "given")
 
-# Nodes of the embedding closer than this (its rows have length one) are one place: they differ by rounding.
+# Nodes closer than this share of their distance from the origin are one place: they differ by rounding.
 _SAME_PLACE = 1e-6
 
 # Lloyd's iterations end by themselves, as a rule within a few dozen; a tie could in theory go on for ever.
@@ -73,11 +74,10 @@ def spectral_cocluster(
     if tied_rows.any():
         # What the rounding of the weights may change in a singular value, the first of which is 1.
         rounding = torch.finfo(weight.dtype if weight.is_floating_point() else torch.float64).eps
-        points = _embedding(similarity[tied_rows][:, tied_cols], num_clusters, max(rounding, 1e-12))
-        labels = _kmeans(points, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
-        labels = _numbered_as_met(
-            refine(bipartite(similarity[tied_rows][:, tied_cols]), labels, num_clusters)
-        )
+        tied = similarity[tied_rows][:, tied_cols]
+        points, weights = _embedding(tied, num_clusters, max(rounding, 1e-12))
+        labels = _kmeans(points, weights, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        labels = _numbered_as_met(refine(bipartite(tied), labels, num_clusters))
         row_labels[tied_rows], col_labels[tied_cols] = labels.tensor_split([int(tied_rows.sum())])
     return Partition(row_labels, col_labels, num_clusters).to(weight.device)
 
@@ -116,8 +116,9 @@ def spectral_cluster(adjacency: Tensor, num_clusters: int, *, n_init: int = 10, 
         scale = similarity.sum(1).rsqrt()
         values, vectors = torch.linalg.eigh(scale[:, None] * similarity * scale)
         kept = values[-num_clusters:] > 1e-12
-        points = _on_sphere(scale[:, None] * vectors[:, -num_clusters:][:, kept], similarity.sum())
-        found = _kmeans(points, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        points = _in_units(scale[:, None] * vectors[:, -num_clusters:][:, kept], similarity.sum())
+        weights = similarity.sum(1) / similarity.sum()
+        found = _kmeans(points, weights, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
         labels[tied] = _numbered_as_met(refine(similarity, found, num_clusters))
     return labels.to(adjacency.device)
 
@@ -288,11 +289,11 @@ def _similarity(weight: Tensor, affinity: str, name: str = "weight") -> Tensor:
     return values.flatten(2).sum(2) if values.dim() > 2 else values
 
 
-def _embedding(similarity: Tensor, num_clusters: int, rounding: float) -> Tensor:
-    """A place on the unit sphere for each row, then for each column; every degree is positive.
+def _embedding(similarity: Tensor, num_clusters: int, rounding: float) -> tuple[Tensor, Tensor]:
+    """A place for each row, then for each column, and their weights; every degree is positive.
 
     Returns:
-        ``(rows + columns, number of singular vectors)``.
+        ``(rows + columns, number of singular vectors)`` and ``(rows + columns,)``.
     """
     row_scale, col_scale = similarity.sum(1).rsqrt(), similarity.sum(0).rsqrt()
     normalised = row_scale[:, None] * similarity * col_scale
@@ -303,35 +304,46 @@ def _embedding(similarity: Tensor, num_clusters: int, rounding: float) -> Tensor
     # mixes them; further vectors hold noise. Vectors of singular value 0 say nothing about the matrix.
     kept = int((values[:num_clusters] > rounding).sum())
     points = torch.cat([row_scale[:, None] * left[:, :kept], col_scale[:, None] * right[:kept].T])
-    return _on_sphere(points, similarity.sum())
+    degrees = torch.cat([similarity.sum(1), similarity.sum(0)])
+    return _in_units(points, similarity.sum()), degrees / similarity.sum()
 
 
-def _on_sphere(points: Tensor, total: Tensor) -> Tensor:
-    """The points at distance one from the origin, given the sum of all similarities."""
-    # The nodes of a cluster lie in one direction from the origin, at a distance of about the inverse root
-    # of its total similarity: without the scaling to length one, k-means would divide the small, far
-    # clusters and join the large, near ones. The length is never below the inverse root of the whole
-    # similarity, but where there are more separate parts than vectors: a part that has none of them stays
-    # at the origin, a place of its own, rather than in the direction of a rounding error.
+def _in_units(points: Tensor, total: Tensor) -> Tensor:
+    """The points in a unit in which none is nearer to the origin than 1."""
+    # But where there are more separate parts than vectors: a part that has none of them is put at the origin,
+    # a place of its own, rather than in the direction of a rounding error.
+    points = points * total.sqrt()
     lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
-    shortest = total.rsqrt() * 1e-8
-    return points / torch.where(lengths > shortest, lengths, torch.inf)
+    return torch.where(lengths > 1e-8, points, 0.0)
 
 
-def _kmeans(points: Tensor, num_clusters: int, n_init: int, generator: torch.Generator) -> Tensor:
-    """The labels, of ``n_init`` starts, with the least sum of squared distances from the clusters' means."""
+def _kmeans(
+    points: Tensor, weights: Tensor, num_clusters: int, n_init: int, generator: torch.Generator
+) -> Tensor:
+    """The labels, of ``n_init`` starts, with the least cost: squared distances from the means, weighted.
+
+    Each node weighs as much as its degree. The nodes of a cluster lie about the inverse root of its volume
+    away from the origin, so that to join two clusters costs the same however large they are: the cost is the
+    normalised cut as far as the vectors tell it (I. S. Dhillon, Y. Guan and B. Kulis, "Kernel k-means,
+    spectral clustering and normalized cuts", KDD 2004). With all points at distance one and of weight one, as
+    is usual, it pays to divide one large cluster and to join small ones.
+    """
     best_labels, best_cost = torch.zeros(len(points), dtype=torch.int64), torch.inf
     for _ in range(n_init):
-        labels, cost, _ = lloyd(points, first_centres(points, num_clusters, generator))
+        labels, cost, _ = lloyd(points, weights, first_centres(points, weights, num_clusters, generator))
         if cost < best_cost:
             best_labels, best_cost = labels, cost
     return best_labels
 
 
 def first_centres(
-    points: Tensor, num_clusters: int, generator: torch.Generator, same_place: float = _SAME_PLACE
+    points: Tensor,
+    weights: Tensor,
+    num_clusters: int,
+    generator: torch.Generator,
+    same_place: float = _SAME_PLACE,
 ) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by squared distance.
+    """k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by its cost.
 
     Returns:
         At most ``num_clusters`` centres: no more than there are places that differ.
@@ -339,16 +351,19 @@ def first_centres(
     first = int(torch.randint(len(points), (), generator=generator))
     centres = points[first : first + 1]
     squares = _squared_distances(points, centres).amin(1)
-    while len(centres) < num_clusters and squares.max() > same_place**2:
-        # A point that differs from a centre by rounding only must not be drawn as another centre.
-        chances = torch.where(squares > same_place**2, squares, 0.0)
+    # A point that differs from a centre by rounding only must not be drawn as another centre.
+    least = same_place**2 * points.square().sum(1)
+    while len(centres) < num_clusters and (squares > least).any():
+        chances = torch.where(squares > least, weights * squares, 0.0)
         centres = torch.cat([centres, points[torch.multinomial(chances, 1, generator=generator)]])
         squares = torch.minimum(squares, _squared_distances(points, centres[-1:]).amin(1))
     return centres
 
 
-def lloyd(points: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD) -> tuple[Tensor, float, int]:
-    """Lloyd's iterations to their end; no cluster is empty in the result."""
+def lloyd(
+    points: Tensor, weights: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD
+) -> tuple[Tensor, float, int]:
+    """Lloyd's iterations to their end, no cluster being empty: labels, cost and number of iterations."""
     count = len(centres)
     labels = torch.full((len(points),), -1)
     iteration = 0
@@ -357,15 +372,16 @@ def lloyd(points: Tensor, centres: Tensor, max_iter: int = _MAX_LLOYD) -> tuple[
         squares = _squared_distances(points, centres)
         previous, labels = labels, squares.argmin(1)
         for empty in (torch.bincount(labels, minlength=count) == 0).nonzero().flatten():
-            # An emptied cluster restarts at the point farthest from its centre that leaves no cluster empty.
+            # An emptied cluster restarts at the point that costs most and leaves no cluster empty.
             alone = torch.bincount(labels, minlength=count)[labels] == 1
-            own = squares.gather(1, labels[:, None]).flatten()
+            own = weights * squares.gather(1, labels[:, None]).flatten()
             labels[torch.where(alone, -1.0, own).argmax()] = empty
-        sizes = torch.bincount(labels, minlength=count)
-        centres = torch.zeros_like(centres).index_add(0, labels, points) / sizes[:, None]
+        masses = torch.zeros(count, dtype=points.dtype).index_add(0, labels, weights)
+        sums = torch.zeros_like(centres).index_add(0, labels, weights[:, None] * points)
+        centres = sums / masses[:, None]
         if torch.equal(labels, previous):
             break
-    return labels, float((points - centres[labels]).square().sum()), iteration
+    return labels, float((weights * (points - centres[labels]).square().sum(1)).sum()), iteration
 
 
 def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -116,15 +116,21 @@ def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
 
 
 def k_means(
-    points: Tensor, num_clusters: int, n_init: int, seed: int, max_iter: int, same_place: float
+    points: Tensor,
+    weights: Tensor,
+    num_clusters: int,
+    n_init: int,
+    seed: int,
+    max_iter: int,
+    same_place: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tightest of so many starts."""
     from .spectral import first_centres, lloyd
 
     generator = torch.Generator().manual_seed(seed)
-    values = points.to(torch.float64)
+    values, masses = points.to(torch.float64), weights.to(torch.float64)
     found = [
-        lloyd(values, first_centres(values, num_clusters, generator, same_place), max_iter)
+        lloyd(values, masses, first_centres(values, masses, num_clusters, generator, same_place), max_iter)
         for _ in range(n_init)
     ]
     labels, cost, iterations = min(found, key=lambda each: each[1])

@@ -307,7 +307,7 @@ void try_basis(int64_t length, double rounding) {
 // Labels that are clusters, and the cost that k-means tells.
 std::vector<int64_t> labels_of(const KMeans& problem, const float* points, Tightness* result) {
   const std::unique_ptr<int64_t[]> labels(new int64_t[problem.points]);
-  *result = k_means(problem, points, labels.get(), in_turn);
+  *result = k_means(problem, points, std::vector<float>(problem.points, 1.0f).data(), labels.get(), in_turn);
   for (int64_t i = 0; i < problem.points; ++i) {
     check(0 <= labels[i] && labels[i] < problem.clusters, "label", static_cast<double>(labels[i]), 0);
   }
