@@ -307,14 +307,14 @@ def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Gen
 
 
 def _capacity(memory: int, length: int, count: int) -> int:
-    """How many vectors the basis may hold: three to twelve blocks.
+    """How many vectors the basis may hold: three to eight blocks.
 
-    More than twelve save no passes. With the block that is being made they take 0.7 of the matrix's own
+    More than eight save hardly a pass (benchmarks/spectral_solvers.py). With the block that is being made they take 0.7 of the matrix's own
     memory (in float32), or as much as nobody would miss.
     """
     width = block_width(count)
     blocks = int(max(0.7 * memory, _LITTLE_MEMORY) / (4 * length * width)) - 1
-    return width * min(max(blocks, 3), 12, max(length // width - 1, 3))
+    return width * min(max(blocks, 3), 8, max(length // width - 1, 3))
 
 
 def _in_precision(
