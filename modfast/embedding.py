@@ -309,8 +309,8 @@ def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Gen
 def _capacity(memory: int, length: int, count: int) -> int:
     """How many vectors the basis may hold: three to eight blocks.
 
-    More than eight save hardly a pass (benchmarks/spectral_solvers.py). With the block that is being made they take 0.7 of the matrix's own
-    memory (in float32), or as much as nobody would miss.
+    More than eight save hardly a pass (benchmarks/spectral_solvers.py). With the block that is being made
+    they take 0.7 of the matrix's own memory (in float32), or as much as nobody would miss.
     """
     width = block_width(count)
     blocks = int(max(0.7 * memory, _LITTLE_MEMORY) / (4 * length * width)) - 1
