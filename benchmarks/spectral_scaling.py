@@ -121,6 +121,10 @@ def draw(path: Path, report: dict[str, Any]) -> None:
         linestyle=":",
         label="proportional to the entries",
     )
+    # The line would otherwise pull the axis down to where nothing was measured.
+    axes.set_ylim(
+        bottom=0.5e-3 * min(point["milliseconds"] for each in report["series"] for point in each["points"])
+    )
     axes.set_xlabel("entries", fontsize=9)
     axes.set_ylabel("seconds", fontsize=9)
     axes.set_title(f"Spectral clustering into {CLUSTERS} clusters, {report['threads']} threads", fontsize=10)
