@@ -117,9 +117,8 @@ def test_a_layer_s_record_is_what_its_partitions_have(affinity):
     similarity = similarity.sum(2)
     scale = (similarity.sum(1, keepdim=True) * similarity.sum(0)).sqrt()
     values = torch.linalg.svdvals(similarity / scale)[:5].tolist()
-    if affinity == "abs":
-        assert record["singular_values"] == pytest.approx(values, abs=1e-3)
-        assert record["clusters"][1]["gap"] == pytest.approx(values[2] - values[3], abs=2e-3)
+    assert record["singular_values"] == pytest.approx(values, abs=1e-3)
+    assert record["clusters"][1]["gap"] == pytest.approx(values[2] - values[3], abs=2e-3)
     for each in record["clusters"]:
         clusters = found[each["num_clusters"]]
         assert each["clusterability"] == pytest.approx(float(modfast.clusterability(kernels, clusters)))
@@ -127,8 +126,9 @@ def test_a_layer_s_record_is_what_its_partitions_have(affinity):
             reference.normalized_cut(kernels, clusters, affinity=affinity), rel=1e-6
         )
         assert each["sizes"] == clusters.sizes().tolist()
-    # Three blocks are far more than the search finds in the same weights shuffled.
-    assert record["clusters"][1]["clusterability"] > record["shuffled"]["clusterability"] + 0.1
+    # Three blocks are cut off far better than what the search finds in the same weights shuffled. (Of their
+    # clusterabilities that need not hold: one cluster of almost everything has a high one.)
+    assert record["clusters"][1]["normalized_cut"] < 0.7 * record["shuffled"]["normalized_cut"]
     largest = record["shuffled"]["largest_gaps"]
     assert len(set(largest)) == 3
     assert largest[0] == max(eigengaps(record["shuffled"]["singular_values"], [2, 3, 4]).values())
