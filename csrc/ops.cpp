@@ -1,6 +1,6 @@
 // The operators on the CPU: schemas, argument checks, registration. The only door between PyTorch and the
 // kernels.
-#include "binding.h"
+#include "binding_cpu.h"
 #include "kept_memory.h"
 
 #include <limits>
@@ -9,10 +9,6 @@
 
 namespace modfast {
 namespace {
-
-void check_cpu(const Tensor& tensor, const char* name) {
-  REQUIRE(tensor.is_cpu(), name, " must be on the CPU");
-}
 
 // Labels in [-1, num_clusters), with -1 ("in no cluster") renamed to the extra label num_clusters, for each
 // row or column of a matrix.
@@ -85,11 +81,6 @@ void transpose(double* square, int64_t n) {
   for (int64_t a = 0; a < n; ++a) {
     for (int64_t b = 0; b < a; ++b) std::swap(square[a * n + b], square[b * n + a]);
   }
-}
-
-void parallel_for(int64_t count, int64_t grain, LoopBody body, void* context) {
-  torch::stable::parallel_for(0, count, grain,
-                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
 Tensor block_inner_cpu(const Tensor& weight, const std::optional<Tensor>& other, const Tensor& row_labels,

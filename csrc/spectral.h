@@ -11,6 +11,7 @@
 #include "energy.h"
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace modfast {
@@ -24,6 +25,15 @@ struct Similarity {
   Affinity affinity = Affinity::abs;
   double scale = 1.0;
 };
+
+// From double to float the scale comes first, lest the number be too large for a float.
+template <class C, class T>
+MODFAST_HD inline C similarity_of(T weight, Similarity similarity) {
+  using Wide = std::conditional_t<std::is_same_v<T, double>, double, C>;
+  const C w = static_cast<C>(static_cast<Wide>(widen(weight)) * static_cast<Wide>(similarity.scale));
+  if (similarity.affinity == Affinity::square) return w * w;
+  return similarity.affinity == Affinity::abs && w < 0 ? -w : w;
+}
 
 struct DenseMatrix {
   const void* data = nullptr;  // rows lie row_stride numbers apart, each contiguous

@@ -52,20 +52,13 @@ struct Graph {
   const T* values;
   Similarity similarity;
 
-  double similarity_of(int64_t entry) const {
-    const double w = values[entry] * similarity.scale;
-    return similarity.affinity == Affinity::abs      ? std::abs(w)
-           : similarity.affinity == Affinity::square ? w * w
-                                                     : w;
-  }
-
   // Fills ties, adds up the node's degree, and returns its similarity to itself.
   double ties_of(int64_t node, const int32_t* labels, std::vector<double>* ties, double* degree) const {
     std::fill(ties->begin(), ties->end(), 0.0);
     double loop = 0;
     *degree = 0;
     for (int64_t e = starts[node]; e < starts[node + 1]; ++e) {
-      const double a = similarity_of(e);
+      const double a = similarity_of<double>(values[e], similarity);
       *degree += a;
       if (indices[e] == node) {
         loop += a;

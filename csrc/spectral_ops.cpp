@@ -1,4 +1,5 @@
 // The spectral family's operators on the CPU: schemas, argument checks, registration.
+#include "binding_cpu.h"
 #include "kept_memory.h"
 #include "parallel.h"
 #include "spectral_binding.h"
@@ -7,15 +8,6 @@
 
 namespace modfast {
 namespace {
-
-void parallel_for(int64_t count, int64_t grain, LoopBody body, void* context) {
-  torch::stable::parallel_for(0, count, grain,
-                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
-}
-
-void check_cpu(const Tensor& tensor, const char* name) {
-  REQUIRE(tensor.is_cpu(), name, " must be on the CPU");
-}
 
 const Tensor& checked(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
                       const char* name) {

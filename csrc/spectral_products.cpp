@@ -94,10 +94,7 @@ bool sparse_sums(const SparseMatrix& matrix, Similarity similarity, int64_t begi
         if (right) __builtin_prefetch(address_of(right, indices[e + kAhead], 1));
       }
       if (static_cast<uint64_t>(indices[e]) >= static_cast<uint64_t>(matrix.cols)) return false;
-      const double w = values[e] * similarity.scale;
-      const double a = similarity.affinity == Affinity::abs      ? std::abs(w)
-                       : similarity.affinity == Affinity::square ? w * w
-                                                                 : w;
+      const double a = similarity_of<double>(values[e], similarity);
       sum += right ? a * right[indices[e]] : a;
       if (cols) cols[indices[e]] += left ? a * left[i] : a;
     }

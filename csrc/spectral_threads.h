@@ -29,15 +29,6 @@ MODFAST_HD inline int64_t piece_length(int64_t count, int64_t width) {
   return rounded_up(length, 32);
 }
 
-// From double to float the scale comes first, lest the number be too large for a float.
-template <class C, class T>
-MODFAST_HD inline C similarity_of(T weight, Similarity similarity) {
-  using Wide = std::conditional_t<std::is_same_v<T, double>, double, C>;
-  const C w = static_cast<C>(static_cast<Wide>(widen(weight)) * static_cast<Wide>(similarity.scale));
-  if (similarity.affinity == Affinity::square) return w * w;
-  return similarity.affinity == Affinity::abs && w < 0 ? -w : w;
-}
-
 template <class T>
 MODFAST_HD inline const T* weights_at(const DenseMatrix& matrix, int64_t row, int64_t col) {
   return static_cast<const T*>(matrix.data) + row * matrix.row_stride + col;

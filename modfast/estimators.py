@@ -4,8 +4,8 @@ Parameters, their validation, attributes, similarities and tags are scikit-learn
 singular vectors or eigenvectors and the clusters in them are those of :func:`modfast.spectral_cocluster` and
 :func:`modfast.spectral_cluster`. What differs on purpose:
 
-- The embedding has ``n_clusters`` vectors, scaled to length one, and the clusters found in it are refined
-  until no single move lowers the normalised cut.
+- The embedding has ``n_clusters`` vectors, k-means weighs each node by its degree, and the clusters are
+  refined until no single move lowers the normalised cut.
 - What has no tie to anything (a row or column of zeros, a sample without neighbours) is in no cluster: its
   label is -1, as for noise in scikit-learn's DBSCAN. The original co-clustering raises an error, the original
   spectral clustering puts such a sample into any cluster.
@@ -144,7 +144,7 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
         eigen_solver: no effect. modfast has one solver for eigenvectors; pyamg is never needed.
         n_components: how many eigenvectors embed the samples, by default ``n_clusters``. With another number
             :func:`sklearn.cluster.k_means` finds the clusters in modfast's embedding, as the original does in
-            its own: neither scaled to length one nor refined.
+            its own: neither weighted nor refined.
         random_state: an int for the same labels at each fit; the only source of chance.
         n_init: how many times k-means starts anew; the tightest result is kept.
         gamma: of the kernels, as in the original.

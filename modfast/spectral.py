@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
-from .clusters import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .partition import Partition
+from .refinement import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
 from .similarity import SparseSimilarity, as_matrix, compress, read_similarity
 
 

@@ -13,7 +13,7 @@ from .krylov import block_width
 from .similarity import Similarity, SparseSimilarity
 
 # Sweeps of single moves over all nodes; they end by themselves, as a rule after two or three.
-MAX_SWEEPS = 20
+_MAX_SWEEPS = 20
 
 # Lloyd's iterations, which end by themselves as well.
 _MAX_LLOYD = 300
@@ -47,7 +47,7 @@ def numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
     return numbers[places]
 
 
-def least_gain(dtype: torch.dtype) -> float:
+def _least_gain(dtype: torch.dtype) -> float:
     """By how much a move must lower the normalised cut, lest rounding move nodes to and fro."""
     return 1e-6 if dtype == torch.float32 else 1e-12
 
@@ -94,7 +94,7 @@ def refine_sides(
     sizes = torch.bincount(torch.cat([each[each >= 0] for each in labels]), minlength=num_clusters)
     on_cpu = [each.cpu() for each in degrees]
     labels, current = list(labels), [True, True]
-    for turn in range(2 * MAX_SWEEPS):
+    for turn in range(2 * _MAX_SWEEPS):
         side, other = turn % 2, 1 - turn % 2
         if not current[side]:
             members = _members(labels[other], num_clusters, dtype, similarity.device)
@@ -106,7 +106,15 @@ def refine_sides(
         elif turn > 1:
             break
         moved, inside, volume, sizes = ops.move_side(
-            labels[side], inside, volume, sizes, ties[side], on_cpu[side], None, least_gain(dtype), MAX_SWEEPS
+            labels[side],
+            inside,
+            volume,
+            sizes,
+            ties[side],
+            on_cpu[side],
+            None,
+            _least_gain(dtype),
+            _MAX_SWEEPS,
         )
         current[other] = current[other] and torch.equal(moved, labels[side])
         labels[side] = moved
@@ -121,7 +129,7 @@ def refine_graph(similarity: SparseSimilarity, degrees: Tensor, labels: Tensor, 
     """
     parts = (similarity.starts, similarity.indices, similarity.values, similarity.scale)
     if similarity.device.type == "cpu":
-        return ops.move_graph(*parts, labels, num_clusters, least_gain(torch.float64), MAX_SWEEPS)
+        return ops.move_graph(*parts, labels, num_clusters, _least_gain(torch.float64), _MAX_SWEEPS)
     return refine_in_rounds(similarity, degrees, labels, num_clusters)
 
 
@@ -140,8 +148,8 @@ def refine_in_rounds(
     degrees, loops = degrees.cpu(), loops.cpu()
     # A fixed order of precedence: of nodes that are tied and both want to move, the first one may.
     rank = torch.randperm(nodes, generator=torch.Generator().manual_seed(0)).to(device) + 1
-    least = least_gain(torch.float64)
-    for _ in range(MAX_SWEEPS):
+    least = _least_gain(torch.float64)
+    for _ in range(_MAX_SWEEPS):
         members = _members(labels, num_clusters, torch.float64, device)
         ties = similarity.product(right=members)[0].cpu()[:, :num_clusters].contiguous()
         tied = labels >= 0
