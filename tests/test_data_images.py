@@ -211,6 +211,15 @@ def test_workers_and_progress_do_not_change_the_result(tree, tmp_path, monkeypat
 
 def test_interrupt_stops_the_workers_at_once(tree, cache, monkeypatch):
     monkeypatch.setattr(data_images, "_CHUNK_IMAGES", 1)
+    first, decode = data_images._list_tree(tree).paths[0], data_images._decode_image
+
+    def decode_or_wait(path, *rest):
+        # A worker that has handed over all it had may have ended by itself before it is counted.
+        if path != first:
+            time.sleep(600)
+        return decode(path, *rest)
+
+    monkeypatch.setattr(data_images, "_decode_image", decode_or_wait)
     # As a training script may do that ends cleanly on SIGTERM; its workers must end all the same.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
 
