@@ -1,6 +1,6 @@
 """modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
 
-from .circuits import class_accuracy, cluster_accuracy
+from .accuracy import class_accuracy, cluster_accuracy
 from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy_loss import EnmeshmentLoss
 from .laplacian import laplacian_eigenvalues

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .circuits import class_accuracy, cluster_accuracy
+from .accuracy import class_accuracy, cluster_accuracy
 from .data import Dataset
 from .distributed import Ranks
 from .files import write_json

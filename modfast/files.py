@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 
 @contextmanager
@@ -58,3 +62,51 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_arrays(
+    path: str | os.PathLike[str], file_format: str, entries: Any, arrays: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    """Write arrays and what describes them as a NumPy ``.npz`` archive without pickled objects.
+
+    Args:
+        path: the file; it is replaced if it exists.
+        file_format: what :func:`read_arrays` must find.
+        entries: anything that JSON can hold.
+        arrays: by names without meaning: a name within a zip archive may not be any text.
+    """
+    contents = json.dumps({"format": file_format, "entries": entries}).encode()
+    header = np.frombuffer(contents, dtype=np.uint8)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **cast(Any, {**arrays, "contents": header}))
+
+
+@contextmanager
+def read_arrays(
+    path: str | os.PathLike[str], file_format: str, what: str
+) -> Iterator[tuple[Any, Mapping[str, np.ndarray[Any, Any]]]]:
+    """Yield the entries and the arrays of a file that :func:`write_arrays` wrote. Runs no code from it.
+
+    Whatever is raised while it is open, since a damaged file may hold anything, is said of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: the file is truncated, damaged or not of this format.
+    """
+    data = io.BytesIO(Path(path).read_bytes())
+    # A damaged archive makes zipfile, zlib, NumPy and json raise whatever they come upon.
+    try:
+        with zipfile.ZipFile(data) as archive:
+            # NumPy may stop short of an array's end, where its checksum would be looked at.
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as arrays:
+            contents = json.loads(arrays["contents"].tobytes())
+            if contents["format"] != file_format:
+                raise ValueError(f"format is {contents['format']!r}, expected {file_format!r}")
+            yield contents["entries"], arrays
+    except Exception as error:
+        raise ValueError(f"path: {os.fspath(path)!r} is no {what}, or a damaged one ({error})") from error

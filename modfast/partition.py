@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
 import operator
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .files import atomic_write
+from .files import read_arrays, write_arrays
 
 Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[int]
 
@@ -248,11 +244,7 @@ def save_partitions(path: str | os.PathLike[str], mapping: Mapping[str, Partitio
         entries.append({"name": name, "num_clusters": partition.num_clusters})
         arrays[f"rows_{index}"] = partition.row_labels.cpu().numpy()
         arrays[f"cols_{index}"] = partition.col_labels.cpu().numpy()
-    # The names stand in JSON, since a name within a zip archive may not be any text.
-    contents = json.dumps({"format": _FORMAT, "entries": entries}).encode()
-    arrays["contents"] = np.frombuffer(contents, dtype=np.uint8)
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **cast(Any, arrays))
+    write_arrays(path, _FORMAT, entries, arrays)
 
 
 def load_partitions(path: str | os.PathLike[str]) -> dict[str, Partition]:
@@ -263,24 +255,8 @@ def load_partitions(path: str | os.PathLike[str]) -> dict[str, Partition]:
         OSError: it cannot be read.
         ValueError: the file is truncated, damaged or no partitions file.
     """
-    data = io.BytesIO(Path(path).read_bytes())
-    # A damaged archive makes zipfile, zlib, NumPy and json raise whatever they come upon.
-    try:
-        with zipfile.ZipFile(data) as archive:
-            # NumPy may stop short of an array's end, where its checksum would be looked at.
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} is damaged")
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as arrays:
-            contents = json.loads(arrays["contents"].tobytes())
-            if contents["format"] != _FORMAT:
-                raise ValueError(f"format is {contents['format']!r}, expected {_FORMAT!r}")
-            return {
-                str(entry["name"]): Partition(arrays[f"rows_{i}"], arrays[f"cols_{i}"], entry["num_clusters"])
-                for i, entry in enumerate(contents["entries"])
-            }
-    except Exception as error:
-        raise ValueError(
-            f"path: {os.fspath(path)!r} is no partitions file, or a damaged one ({error})"
-        ) from error
+    with read_arrays(path, _FORMAT, "partitions file") as (entries, arrays):
+        return {
+            str(entry["name"]): Partition(arrays[f"rows_{i}"], arrays[f"cols_{i}"], entry["num_clusters"])
+            for i, entry in enumerate(entries)
+        }

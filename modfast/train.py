@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .circuits import evaluating
+from .accuracy import evaluating
 from .data import Dataset
 from .distributed import Ranks
 from .energy_loss import EnmeshmentLoss

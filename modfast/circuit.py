@@ -1,0 +1,178 @@
+"""Circuits: which weights of a network one class needs."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .files import read_arrays, write_arrays
+from .layers import find_layer
+
+CRITERIA = ("loss", "loss_and_accuracy", "balanced")
+
+_FORMAT = "modfast circuits 1"
+_WHAT = "circuits file"
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The weights that are left for one class, and what they cost.
+
+    Attributes:
+        label: the class.
+        masks: name of each layer, from the first to the last, to a bool tensor on the CPU in the shape of
+            its weight: True where the weight is kept. A weight that was zero already is not.
+        criterion: ``"loss"``, ``"loss_and_accuracy"`` or ``"balanced"``; see
+            :func:`modfast.find_circuit`.
+        tolerance: by how much the loss was allowed to rise, in nats.
+        num_inputs: how many inputs it was found on.
+        loss_before: mean loss over them of the whole model, in nats.
+        loss_after: that of the circuit alone.
+        accuracy_before: the share of the inputs that the whole model gets right: those of the class, by
+            answering it; with ``"balanced"`` the others too, by answering anything else.
+        accuracy_after: that of the circuit alone.
+    """
+
+    label: int
+    masks: Mapping[str, Tensor]
+    criterion: str
+    tolerance: float
+    num_inputs: int
+    loss_before: float
+    loss_after: float
+    accuracy_before: float
+    accuracy_after: float
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {CRITERIA}, got {self.criterion!r}")
+        if not self.masks:
+            raise ValueError("masks must hold at least one layer")
+        for name, mask in self.masks.items():
+            if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                raise ValueError(f"masks must map names to bool tensors, got {name!r}: {type(mask).__name__}")
+        # A dictionary of its own, so that the caller's may change.
+        object.__setattr__(self, "masks", {name: mask.detach().cpu() for name, mask in self.masks.items()})
+
+    @property
+    def size(self) -> float:
+        """Effective circuit size: the share of all weights of its layers that it keeps."""
+        return self.num_weights / sum(mask.numel() for mask in self.masks.values())
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The same for each layer."""
+        return {name: int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights it keeps."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of the model in which all other weights of the circuit's layers are zero.
+
+        Args:
+            model: the one that the circuit was found in, or one like it. It is not changed.
+
+        Raises:
+            ValueError: it lacks a layer, or its weight has another shape.
+        """
+        masked = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                weight = find_layer(masked, name, "model").stored()
+                if weight.shape != mask.shape:
+                    raise ValueError(
+                        f"model: the weight of layer {name!r} must have shape {tuple(mask.shape)}, "
+                        f"got {tuple(weight.shape)}"
+                    )
+                # Selected, not multiplied: an infinite weight that is off must not become NaN.
+                weight.copy_(torch.where(mask.to(weight.device), weight, 0.0))
+        return masked
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save to a file; see :func:`save_circuits`."""
+        save_circuits(path, [self])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Circuit:
+        """Load from a file that holds one circuit; raises as :func:`load_circuits` does.
+
+        Raises:
+            ValueError: the file holds several.
+        """
+        circuits = load_circuits(path)
+        if len(circuits) != 1:
+            raise ValueError(f"path: {os.fspath(path)!r} must hold one circuit, it holds {len(circuits)}")
+        return circuits[0]
+
+
+def save_circuits(path: str | os.PathLike[str], circuits: Iterable[Circuit]) -> None:
+    """Save circuits: a NumPy ``.npz`` archive without pickled objects, whole or not at all.
+
+    Args:
+        path: the file; it is replaced if it exists.
+        circuits: any number.
+
+    Raises:
+        TypeError: one is no :class:`Circuit`.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "circuits.npz")
+        >>> masks = {"fc1": torch.eye(3, dtype=torch.bool)}
+        >>> save_circuits(path, [Circuit(0, masks, "loss", 0.0, 10, 0.5, 0.4, 0.9, 1.0)])
+        >>> load_circuits(path)[0].sizes
+        {'fc1': 0.3333333333333333}
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    entries = []
+    for index, circuit in enumerate(circuits):
+        if not isinstance(circuit, Circuit):
+            raise TypeError(f"circuits must hold Circuit, got {type(circuit).__name__}")
+        layers = [{"name": name, "shape": list(mask.shape)} for name, mask in circuit.masks.items()]
+        numbers = {key: getattr(circuit, key) for key in _NUMBERS}
+        entries.append({"label": circuit.label, "criterion": circuit.criterion, "layers": layers, **numbers})
+        for layer, mask in enumerate(circuit.masks.values()):
+            arrays[f"mask_{index}_{layer}"] = np.packbits(mask.numpy())
+    write_arrays(path, _FORMAT, entries, arrays)
+
+
+_NUMBERS = ("tolerance", "num_inputs", "loss_before", "loss_after", "accuracy_before", "accuracy_after")
+
+
+def load_circuits(path: str | os.PathLike[str]) -> list[Circuit]:
+    """Load what :func:`save_circuits` wrote. Runs no code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: the file is truncated, damaged or no circuits file.
+    """
+    with read_arrays(path, _FORMAT, _WHAT) as (entries, arrays):
+        return [_read_circuit(index, entry, arrays) for index, entry in enumerate(entries)]
+
+
+def _read_circuit(index: int, entry: Mapping[str, Any], arrays: Mapping[str, Any]) -> Circuit:
+    masks = {
+        str(layer["name"]): _unpack(arrays[f"mask_{index}_{place}"], layer["shape"])
+        for place, layer in enumerate(entry["layers"])
+    }
+    numbers = {key: entry[key] for key in _NUMBERS}
+    return Circuit(label=entry["label"], masks=masks, criterion=entry["criterion"], **numbers)
+
+
+def _unpack(packed: np.ndarray[Any, Any], shape: Sequence[int]) -> Tensor:
+    count = math.prod(shape)
+    if packed.dtype != np.uint8 or packed.shape != ((count + 7) // 8,):
+        raise ValueError(f"a mask of shape {tuple(shape)} has {packed.shape} bytes of {packed.dtype}")
+    return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool).reshape(shape))
