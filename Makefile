@@ -60,7 +60,7 @@ soak: setup ## call the loss a million times and watch the memory
 	$(BIN)/python benchmarks/soak.py
 
 SANITIZE := $(CXX) -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc
-KERNELS := $(filter-out csrc/spectral_ops%,$(wildcard csrc/energy_*.cpp csrc/spectral_*.cpp)) csrc/cpu_dispatch.cpp csrc/kept_memory.cpp
+KERNELS := $(filter-out csrc/spectral_ops% csrc/circuits_ops%,$(wildcard csrc/energy_*.cpp csrc/spectral_*.cpp csrc/circuits_*.cpp)) csrc/cpu_dispatch.cpp csrc/kept_memory.cpp
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
 .SECONDARY: $(SANITIZED)

@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -43,6 +44,30 @@ void check_dense(const Tensor& tensor, const char* name);
 void check_num_clusters(int64_t num_clusters);
 // One-dimensional int64, with a label for each of so many rows or columns.
 void check_labels(const Tensor& labels, int64_t expected, const char* name);
+// Contiguous, of this type, and of this shape, in which -1 stands for any size.
+inline const Tensor& check_shaped(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
+                                  const char* name) {
+  check_dense(tensor, name);
+  REQUIRE(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
+          torch::headeronly::toString(tensor.scalar_type()));
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous();
+  for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
+    const int64_t size = shape.begin()[d];
+    fits = size == -1 || tensor.size(d) == size;
+  }
+  REQUIRE(fits, name, " must be contiguous, of another shape than ", shape_of(tensor));
+  return tensor;
+}
+
+template <class T>
+const T* const_data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
 // The lists of an operator over a model, whose first two may be one and the same.
 void check_lists(const std::vector<Tensor>& weights, const std::vector<Tensor>& others,
                  const std::vector<Tensor>& row_labels, const std::vector<Tensor>& col_labels,

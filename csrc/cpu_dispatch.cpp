@@ -49,4 +49,12 @@ const SpectralLines& spectral_lines_in_use() {
   return spectral_lines_baseline;
 }
 
+const CircuitLines& circuit_lines_in_use() {
+#if defined(__x86_64__)
+  if (&lines_in_use() == &lines_avx512) return circuit_lines_avx512;
+  if (&lines_in_use() == &lines_avx2) return circuit_lines_avx2;
+#endif
+  return circuit_lines_baseline;
+}
+
 }  // namespace modfast

@@ -6,36 +6,11 @@
 #include "spectral.h"
 
 #include <cmath>
-#include <initializer_list>
 #include <optional>
 #include <tuple>
 #include <type_traits>
 
 namespace modfast {
-
-// Contiguous, of this type, and of this shape, in which -1 stands for any size.
-inline const Tensor& check_shaped(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
-                                  const char* name) {
-  check_dense(tensor, name);
-  REQUIRE(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
-          torch::headeronly::toString(tensor.scalar_type()));
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous();
-  for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
-    const int64_t size = shape.begin()[d];
-    fits = size == -1 || tensor.size(d) == size;
-  }
-  REQUIRE(fits, name, " must be contiguous, of another shape than ", shape_of(tensor));
-  return tensor;
-}
-
-template <class T>
-const T* const_data_of(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <class T>
-T* mutable_data_of(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
 
 inline Similarity similarity_of(int64_t affinity, double scale) {
   REQUIRE(0 <= affinity && affinity <= 2, "affinity must be 0 (abs), 1 (square) or 2 (given), got ",
