@@ -59,8 +59,11 @@ class Circuit:
         for name, mask in self.masks.items():
             if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise ValueError(f"masks must map names to bool tensors, got {name!r}: {type(mask).__name__}")
-        # A dictionary of its own, so that the caller's may change.
-        object.__setattr__(self, "masks", {name: mask.detach().cpu() for name, mask in self.masks.items()})
+            if not mask.numel():
+                raise ValueError(f"masks must not be empty, got {name!r} of shape {tuple(mask.shape)}")
+        # Its own, so that the caller's may change.
+        masks = {name: mask.detach().to("cpu", copy=True) for name, mask in self.masks.items()}
+        object.__setattr__(self, "masks", masks)
 
     @property
     def size(self) -> float:
@@ -139,11 +142,9 @@ def save_circuits(path: str | os.PathLike[str], circuits: Iterable[Circuit]) -> 
     for index, circuit in enumerate(circuits):
         if not isinstance(circuit, Circuit):
             raise TypeError(f"circuits must hold Circuit, got {type(circuit).__name__}")
-        layers = [{"name": name, "shape": list(mask.shape)} for name, mask in circuit.masks.items()]
         numbers = {key: getattr(circuit, key) for key in _NUMBERS}
+        layers = pack_masks(circuit.masks, arrays, f"mask_{index}")
         entries.append({"label": circuit.label, "criterion": circuit.criterion, "layers": layers, **numbers})
-        for layer, mask in enumerate(circuit.masks.values()):
-            arrays[f"mask_{index}_{layer}"] = np.packbits(mask.numpy())
     write_arrays(path, _FORMAT, entries, arrays)
 
 
@@ -163,16 +164,30 @@ def load_circuits(path: str | os.PathLike[str]) -> list[Circuit]:
 
 
 def _read_circuit(index: int, entry: Mapping[str, Any], arrays: Mapping[str, Any]) -> Circuit:
-    masks = {
-        str(layer["name"]): _unpack(arrays[f"mask_{index}_{place}"], layer["shape"])
-        for place, layer in enumerate(entry["layers"])
-    }
+    masks = unpack_masks(entry["layers"], arrays, f"mask_{index}")
     numbers = {key: entry[key] for key in _NUMBERS}
     return Circuit(label=entry["label"], masks=masks, criterion=entry["criterion"], **numbers)
 
 
-def _unpack(packed: np.ndarray[Any, Any], shape: Sequence[int]) -> Tensor:
-    count = math.prod(shape)
-    if packed.dtype != np.uint8 or packed.shape != ((count + 7) // 8,):
-        raise ValueError(f"a mask of shape {tuple(shape)} has {packed.shape} bytes of {packed.dtype}")
-    return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool).reshape(shape))
+def pack_masks(
+    masks: Mapping[str, Tensor], arrays: dict[str, np.ndarray[Any, Any]], prefix: str
+) -> list[dict[str, Any]]:
+    """Add masks to the arrays of a file, eight weights to a byte; returns what describes them."""
+    for place, mask in enumerate(masks.values()):
+        arrays[f"{prefix}_{place}"] = np.packbits(mask.numpy())
+    return [{"name": name, "shape": list(mask.shape)} for name, mask in masks.items()]
+
+
+def unpack_masks(
+    layers: Sequence[Mapping[str, Any]], arrays: Mapping[str, Any], prefix: str
+) -> dict[str, Tensor]:
+    """The inverse of :func:`pack_masks`."""
+    masks = {}
+    for place, layer in enumerate(layers):
+        packed, shape = arrays[f"{prefix}_{place}"], layer["shape"]
+        count = math.prod(shape)
+        if packed.dtype != np.uint8 or packed.shape != ((count + 7) // 8,):
+            raise ValueError(f"a mask of shape {tuple(shape)} has {packed.shape} bytes of {packed.dtype}")
+        bits = np.unpackbits(packed, count=count).astype(bool)
+        masks[str(layer["name"])] = torch.from_numpy(bits.reshape(shape))
+    return masks

@@ -1,9 +1,10 @@
 """The specification: every compiled operation in plain PyTorch, slow and plain on purpose.
 
 The compiled code is held to these functions, run in float64. ``MODFAST_BACKEND=reference`` runs the
-whole library on them. Nothing of modfast is imported here but ``Partition``.
+whole library on them. Nothing of modfast is imported here but ``Partition`` and ``Circuit``.
 """
 
+from .circuits import find_circuit
 from .energy import (
     accumulate_enmeshment_grad_,
     add_enmeshment_grad_,
@@ -36,6 +37,7 @@ __all__ = [
     "enmeshment_grad",
     "enmeshment_of_energies",
     "enmeshment_of_split",
+    "find_circuit",
     "labelled_block_inner",
     "labelled_block_scale",
     "labelled_enmeshment",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from ..circuit import Circuit
 
 # Losses this close are equal, and a weight whose zero leaves the loss equal to what is allowed stays zero:
 # otherwise rounding would decide. Likewise logits, of which then the first is the largest.
@@ -18,69 +21,128 @@ def find_circuit(
     model: nn.Module,
     inputs: Tensor,
     label: int,
-    parameters: Mapping[str, str],
+    *,
+    layers: Sequence[str] | None = None,
     criterion: str = "loss",
     tolerance: float = 0.0,
     labels: Tensor | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The masks of a circuit, and its loss and accuracy before and after.
+) -> Circuit:
+    """As :func:`modfast.find_circuit`, for any model and with nothing checked.
 
     Args:
         model: gives logits ``(n, classes)``.
         inputs: ``(n, ...)``.
         label: the class.
-        parameters: of each layer, from the first to the last, its name and that of its weight.
+        layers: names, from the first layer to the last; by default those of every ``nn.Linear``.
         criterion: ``"loss"``, ``"loss_and_accuracy"`` or ``"balanced"``.
         tolerance: by how much the loss may rise.
         labels: int64 ``(n,)``, the class of each input; without them all are of the class.
-        progress: called with the numbers of weights decided so far and in all.
 
     Source: arXiv 2409.15747, effective circuit size.
     """
-    plain = copy.deepcopy(model).to(device="cpu", dtype=torch.float64).eval()
-    inputs = inputs.to(device="cpu", dtype=torch.float64) if inputs.is_floating_point() else inputs.cpu()
+    if layers is None:
+        layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     is_label = torch.ones(len(inputs), dtype=torch.bool) if labels is None else labels.cpu() == label
-    state = {name: tensor.detach().clone() for name, tensor in plain.state_dict().items()}
-    weights = [state[name] for name in parameters.values()]
+    walk = PlainWalk(model, inputs, label, is_label, list(layers), criterion, tolerance)
+    for _, decide in walk.steps():
+        decide()
+    return walk.circuit()
 
-    with torch.no_grad():
-        before = measure(functional_call(plain, state, (inputs,)), label, is_label)
-        highest = before[0] + tolerance + TIE * (1 + abs(before[0]))
-        done, total = 0, sum(weight.numel() for weight in weights)
-        for weight in reversed(weights):
+
+class PlainWalk:
+    """The walk step by step, so that a long one can be watched, stopped and continued.
+
+    Args:
+        model: as for :func:`find_circuit`.
+        inputs: as there.
+        label: as there.
+        is_label: bool ``(n,)``, whether each input is of the class.
+        layers: names, from the first layer to the last.
+        criterion: as there.
+        tolerance: as there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        label: int,
+        is_label: Tensor,
+        layers: Sequence[str],
+        criterion: str,
+        tolerance: float,
+    ) -> None:
+        self._model = copy.deepcopy(model).to(device="cpu", dtype=torch.float64).eval()
+        self._inputs = inputs.detach().cpu()
+        if self._inputs.is_floating_point():
+            self._inputs = self._inputs.double()
+        self._label, self._is_label = label, is_label
+        self._criterion, self._tolerance = criterion, tolerance
+        self._state = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        self._weights = {name: self._state[f"{name}.weight" if name else "weight"] for name in layers}
+        self.before = self._measure()
+        self._highest = highest_loss(self.before[0], tolerance)
+
+    @torch.no_grad()
+    def _measure(self) -> tuple[float, float]:
+        logits = functional_call(self._model, self._state, (self._inputs,))
+        return measure(logits, self._label, self._is_label)
+
+    def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        """In the order of the walk, how many weights each step decides, and what decides them."""
+        for weight in reversed(self._weights.values()):
             flat = weight.view(-1)
             for index in range(len(flat)):
-                value = float(flat[index])
-                if value != 0:
-                    flat[index] = 0.0
-                    loss, accuracy = measure(functional_call(plain, state, (inputs,)), label, is_label)
-                    worse = criterion == "loss_and_accuracy" and accuracy < before[1]
-                    if not loss <= highest or worse:
-                        flat[index] = value
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-        after = measure(functional_call(plain, state, (inputs,)), label, is_label)
-    measures = dict(zip(("loss_before", "accuracy_before"), before, strict=True))
-    measures |= dict(zip(("loss_after", "accuracy_after"), after, strict=True))
-    return {name: state[parameters[name]] != 0 for name in parameters}, measures
+                yield 1, partial(self._decide, flat, index)
+
+    def _decide(self, flat: Tensor, index: int) -> None:
+        value = float(flat[index])
+        if value == 0:
+            return
+        flat[index] = 0.0
+        loss, accuracy = self._measure()
+        worse = self._criterion == "loss_and_accuracy" and accuracy < self.before[1]
+        if not loss <= self._highest or worse:
+            flat[index] = value
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """By layer, which weights are not zero."""
+        return {name: weight != 0 for name, weight in self._weights.items()}
+
+    def restore(self, masks: Mapping[str, Tensor]) -> None:
+        """Set to zero what an earlier walk did."""
+        for name, weight in self._weights.items():
+            weight *= masks[name]
+
+    def circuit(self) -> Circuit:
+        """What is left."""
+        after = self._measure()
+        numbers = (self._tolerance, len(self._inputs), self.before[0], after[0], self.before[1], after[1])
+        return Circuit(self._label, self.masks, self._criterion, *numbers)
+
+
+def highest_loss(loss: float, tolerance: float) -> float:
+    """What the loss may be, if it was so much before."""
+    return loss + tolerance + TIE * (1 + abs(loss))
 
 
 def measure(logits: Tensor, label: int, is_label: Tensor) -> tuple[float, float]:
     """Mean loss, one class against the rest, and the share of answers "that class, or not" that are right.
 
-    Of inputs of the class it is their cross-entropy ``-log p``, where p is the class's probability by the
-    softmax; of others it is ``-log(1 - p)``. Both are ``softplus(-+ m)`` of the margin
-    ``m = logit - logsumexp(other logits)``.
+    Of inputs of the class the loss is their cross-entropy ``-log p``, where p is the class's probability by
+    the softmax; of others it is ``-log(1 - p)``. With the margin ``m = logit - logsumexp(other logits)``
+    these are ``log(1 + exp(-m))`` and ``log(1 + exp(m))``.
     """
-    margin = logits[:, label] - logits.index_fill(1, torch.tensor([label]), -torch.inf).logsumexp(1)
+    margin = logits[:, label] - logits.index_fill(
+        1, torch.tensor([label], device=logits.device), -torch.inf
+    ).logsumexp(1)
     signed = torch.where(is_label, -margin, margin)
     loss = torch.logaddexp(signed, torch.zeros_like(signed))
-    return float(loss.mean()), float((is_first(logits, label) == is_label).double().mean())
+    return float(loss.mean()), float((_is_first(logits, label) == is_label).double().mean())
 
 
-def is_first(logits: Tensor, label: int) -> Tensor:
+def _is_first(logits: Tensor, label: int) -> Tensor:
     """Whether the label's logit is the first of the largest, up to :data:`TIE`."""
     own = logits[:, label, None]
     tie = TIE * (1 + own.abs())

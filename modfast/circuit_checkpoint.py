@@ -1,0 +1,83 @@
+"""How far a walk is, in a file, so that one that is killed can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .circuit import pack_masks, unpack_masks
+from .files import read_arrays, write_arrays
+
+_FORMAT = "modfast walk 1"
+
+# A walk that is killed loses at most so many seconds of its work.
+_SECONDS_BETWEEN = 10.0
+
+
+class _Walk(Protocol):
+    @property
+    def masks(self) -> dict[str, Tensor]: ...
+
+    def restore(self, masks: Mapping[str, Tensor]) -> None: ...
+
+
+class Checkpoint:
+    """The file of one walk.
+
+    Args:
+        path: where; None keeps nothing.
+        fingerprint: what the walk depends on, see :func:`fingerprint`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str) -> None:
+        self._path = None if path is None else Path(path)
+        self._fingerprint = fingerprint
+        self._saved = time.monotonic()
+
+    def restore(self, walk: _Walk) -> int:
+        """Bring the walk to where the file says it was; returns how many weights are decided.
+
+        Raises:
+            ValueError: the file is truncated, damaged, no walk's or another walk's.
+            OSError: it cannot be read.
+        """
+        if self._path is None or not self._path.exists():
+            return 0
+        with read_arrays(self._path, _FORMAT, "file of an unfinished walk") as (entries, arrays):
+            found, done = entries["fingerprint"], int(entries["done"])
+            masks = unpack_masks(entries["layers"], arrays, "mask")
+            shapes = {name: mask.shape for name, mask in walk.masks.items()}
+            if found != self._fingerprint or {name: mask.shape for name, mask in masks.items()} != shapes:
+                raise ValueError("it is of a walk over another model, other inputs or with other options")
+        walk.restore(masks)
+        return done
+
+    def save(self, walk: _Walk, done: int, *, now: bool) -> None:
+        """Write the file, if it is time to or has to be ``now``."""
+        if self._path is None or not (now or time.monotonic() - self._saved > _SECONDS_BETWEEN):
+            return
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        layers = pack_masks(walk.masks, arrays, "mask")
+        entries = {"fingerprint": self._fingerprint, "done": done, "layers": layers}
+        write_arrays(self._path, _FORMAT, entries, arrays)
+        self._saved = time.monotonic()
+
+
+def fingerprint(model: nn.Module, tensors: Mapping[str, Tensor | None], options: Mapping[str, Any]) -> str:
+    """A digest of all that a walk depends on."""
+    digest = hashlib.sha256(repr(sorted(options.items())).encode())
+    for name, tensor in [*model.state_dict().items(), *tensors.items()]:
+        if tensor is None:
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)} ".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The compiled operators of the walk that finds a circuit.
+
+They change what they are given: the weights of one row, and with them the state of the network's tail. The
+reference has nothing like them: it knows no state, and runs the whole model for each weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OPS: Any = torch.ops.modfast
+
+# Inputs are computed on so many at once; csrc/circuits.h.
+LANES = 8
+
+# In the order of csrc/circuits.h.
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
+
+
+@dataclass(frozen=True)
+class TailState:
+    """Linear layers with elementwise activations after each, and their neurons' state on some inputs.
+
+    All tensors are contiguous float64 on one device. Inputs run along the last dimension, which is a multiple
+    of ``LANES``; what is beyond the last input counts for nothing.
+
+    Attributes:
+        features: ``(in, inputs)``, what the first layer reads.
+        signs: ``(inputs,)``: 1 for inputs of the class, -1 for others, 0 for none.
+        weights: of each layer ``(out, in)``.
+        biases: ``(out,)``.
+        activations: indices into ``ACTIVATIONS``; the last is ``"identity"``.
+        slopes: of leaky ReLUs.
+        before: ``(out, inputs)``, before the activation.
+        after: ``(out, inputs)``, after it.
+        label: the class, a row of the last layer.
+        threads: how many to use on a CPU; no result depends on it.
+    """
+
+    features: Tensor
+    signs: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+    activations: list[int]
+    slopes: list[float]
+    before: list[Tensor]
+    after: list[Tensor]
+    label: int
+    threads: int
+
+    def _arguments(self) -> tuple[Any, ...]:
+        layers = (self.weights, self.biases, self.activations, self.slopes, self.before, self.after)
+        return (self.features, self.signs, *layers, self.label, self.threads)
+
+    def forward_(self) -> None:
+        """Compute ``before`` and ``after`` of all layers."""
+        _OPS.tail_forward_(*self._arguments())
+
+    def walk_row_(
+        self, layer: int, row: int, begin: int, end: int, highest_loss: float, least_right: float | None
+    ) -> None:
+        """Try to set the weights of one row to zero, from column ``begin`` to ``end``, one after the other.
+
+        A weight stays zero if the sum of the inputs' losses is at most ``highest_loss`` and, where it is
+        given, the number of inputs answered rightly at least ``least_right``.
+        """
+        _OPS.walk_row_(*self._arguments(), layer, row, begin, end, highest_loss, least_right)
+
+
+@torch.library.register_fake("modfast::tail_forward_")
+def _tail_forward_fake(*arguments: Any) -> None:
+    return None
+
+
+@torch.library.register_fake("modfast::walk_row_")
+def _walk_row_fake(*arguments: Any) -> None:
+    return None

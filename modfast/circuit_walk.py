@@ -1,0 +1,112 @@
+"""The walk that finds a circuit, in the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .circuit import Circuit
+from .circuit_operators import ACTIVATIONS, LANES, TailState
+from .reference import circuits as plain
+from .tail import Tail
+
+# How many trials of one input each a call may make: it can be interrupted after less than a second.
+_MOST_TRIALS = 2**27
+
+
+class Walk:
+    """As :class:`modfast.reference.circuits.PlainWalk`, over a network's tail.
+
+    Args:
+        tail: the features of the inputs, and the layers after them.
+        label: the class.
+        is_label: bool ``(n,)``, whether each input is of the class.
+        criterion: as for :func:`modfast.find_circuit`.
+        tolerance: by how much the loss may rise.
+        device: where to compute.
+        threads: how many to use on a CPU.
+    """
+
+    def __init__(
+        self,
+        tail: Tail,
+        label: int,
+        is_label: Tensor,
+        criterion: str,
+        tolerance: float,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        self._count, self._is_label = len(is_label), is_label
+        self._criterion, self._tolerance = criterion, tolerance
+        self._layers = tail.layers
+        padded = -(-self._count // LANES) * LANES
+
+        def along_rows(columns: Tensor) -> Tensor:
+            rows = columns.new_zeros(columns.shape[1], padded, device=device)
+            rows[:, : self._count] = columns.T
+            return rows
+
+        weights = [layer.weight.to(device, copy=True).contiguous() for layer in tail.layers]
+        room = [weight.new_empty(len(weight), padded) for weight in weights]
+        self._state = TailState(
+            features=along_rows(tail.features),
+            signs=along_rows(torch.where(is_label, 1.0, -1.0).to(torch.float64)[:, None])[0],
+            weights=weights,
+            biases=[
+                weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.to(device).contiguous()
+                for weight, layer in zip(weights, tail.layers, strict=True)
+            ],
+            activations=[ACTIVATIONS.index(layer.activation) for layer in tail.layers],
+            slopes=[layer.slope for layer in tail.layers],
+            before=room,
+            after=[torch.empty_like(each) for each in room],
+            label=label,
+            threads=threads,
+        )
+        self._state.forward_()
+        self.before = self._measure()
+        loss, right = self.before
+        self._highest = plain.highest_loss(loss, tolerance) * self._count
+        # Half an answer less, so that rounding does not matter.
+        self._least_right = right * self._count - 0.5 if criterion == "loss_and_accuracy" else None
+
+    def _measure(self) -> tuple[float, float]:
+        logits = self._state.after[-1][:, : self._count].T.cpu()
+        return plain.measure(logits, self._state.label, self._is_label)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """By layer, which weights are not zero."""
+        pairs = zip(self._layers, self._state.weights, strict=True)
+        return {layer.name: (weight != 0).cpu() for layer, weight in pairs if layer.pruned}
+
+    def restore(self, masks: Mapping[str, Tensor]) -> None:
+        """Set to zero what an earlier walk did."""
+        for layer, weight in zip(self._layers, self._state.weights, strict=True):
+            if layer.pruned:
+                weight *= masks[layer.name].to(weight.device)
+        self._state.forward_()
+
+    def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        """In the order of the walk, how many weights each step decides, and what decides them."""
+        most = max(1, _MOST_TRIALS // len(self._state.signs))
+        for index in reversed(range(len(self._layers))):
+            rows, cols = self._state.weights[index].shape
+            if self._layers[index].pruned:
+                for row in range(rows):
+                    for begin in range(0, cols, most):
+                        place = (index, row, begin, min(begin + most, cols))
+                        yield place[3] - begin, partial(self._decide, place)
+
+    def _decide(self, place: tuple[int, int, int, int]) -> None:
+        self._state.walk_row_(*place, self._highest, self._least_right)
+
+    def circuit(self) -> Circuit:
+        """What is left."""
+        after = self._measure()
+        numbers = (self._tolerance, self._count, self.before[0], after[0], self.before[1], after[1])
+        return Circuit(self._state.label, self.masks, self._criterion, *numbers)

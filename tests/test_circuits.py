@@ -1,0 +1,514 @@
+"""Circuits: the compiled walk against the plain one, and what callers may do to it."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from modfast import circuit_checkpoint, reference
+from modfast.circuit_walk import Walk
+from modfast.circuits import find_circuit, find_circuits
+from modfast.models import CNN
+from modfast.progress import progress_bar
+from modfast.reference.circuits import PlainWalk
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "identity": nn.Identity,
+}
+CRITERIA = ["loss", "loss_and_accuracy", "balanced"]
+
+
+def make_model(sizes, activation="relu", bias=False, scale=2.0):
+    parts = []
+    for rows, cols in zip(sizes[1:], sizes, strict=False):
+        parts += [nn.Linear(cols, rows, bias=bias), ACTIVATIONS[activation]()]
+    model = nn.Sequential(*parts[:-1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    return model
+
+
+def assert_same_masks(found, expected):
+    assert list(found.masks) == list(expected.masks)
+    for name in expected.masks:
+        assert torch.equal(found.masks[name], expected.masks[name]), name
+
+
+@pytest.fixture
+def problem():
+    """A small network, inputs, and their classes; the circuits of class 1 keep some of the weights."""
+    torch.manual_seed(3)
+    return make_model([12, 8, 5]), torch.randn(40, 12), torch.arange(40) % 5
+
+
+# --- the walk ---
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_decides_as_the_reference_does(activation, criterion, data):
+    torch.manual_seed(data.draw(st.integers(0, 10**6), label="seed"))
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4), label="widths")
+    sizes += [data.draw(st.integers(2, 6), label="classes")]
+    model = make_model(sizes, activation, data.draw(st.booleans(), label="bias"))
+    zeros = data.draw(st.sampled_from([0.0, 0.5]), label="share of weights that are zero already")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(torch.rand_like(parameter) >= zeros)
+    inputs = torch.randn(data.draw(st.integers(2, 300), label="inputs"), sizes[0])
+    labels = None
+    if criterion == "balanced":
+        labels = torch.arange(len(inputs)) % 2
+    options = {"criterion": criterion, "labels": labels}
+    options["tolerance"] = data.draw(st.sampled_from([0.0, 0.01, 0.3]), label="tolerance")
+    label = data.draw(st.integers(0, 1 if labels is not None else sizes[-1] - 1), label="label")
+    found = find_circuit(model, inputs, label, **options)
+    expected = reference.find_circuit(model, inputs, label, **options)
+    # Of all decisions; rounding would be allowed one in 200.
+    assert_same_masks(found, expected)
+    for name in ("loss_before", "loss_after", "accuracy_before", "accuracy_after"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12, abs=1e-14)
+    assert found.loss_after <= found.loss_before + options["tolerance"] + 1e-11 * (1 + found.loss_before)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_losses_are_those_of_the_masked_model(criterion):
+    torch.manual_seed(5)
+    model = CNN((3, 8, 8), num_classes=5, hidden=12)
+    images, labels = torch.rand(60, 3, 8, 8), torch.arange(60) % 5
+    circuit = find_circuit(model, images, 2, criterion=criterion, labels=labels)
+    if criterion != "balanced":
+        images = images[labels == 2]
+        labels = labels[labels == 2]
+    assert 0 < circuit.size < 0.9
+    for network, loss, accuracy in (
+        (model, circuit.loss_before, circuit.accuracy_before),
+        (circuit.apply(model), circuit.loss_after, circuit.accuracy_after),
+    ):
+        with torch.no_grad():
+            logits = network(images)
+        shares = logits.softmax(1)[:, 2]
+        expected = -torch.where(labels == 2, shares, 1 - shares).log().mean()
+        assert loss == pytest.approx(float(expected), rel=1e-5)
+        assert accuracy == ((logits.argmax(1) == 2) == (labels == 2)).double().mean()
+    if criterion == "loss":
+        assert circuit.loss_before == pytest.approx(functional.cross_entropy(model(images), labels).item())
+
+
+def test_accuracy_does_not_fall():
+    torch.manual_seed(1)
+    model, inputs = make_model([8, 6, 4]), torch.randn(50, 8)
+    for label in range(4):
+        circuit = find_circuit(model, inputs, label, criterion="loss_and_accuracy")
+        assert circuit.accuracy_after >= circuit.accuracy_before
+
+
+def test_tolerance_makes_circuits_smaller(problem):
+    model, inputs, _ = problem
+    sizes = [find_circuit(model, inputs, 1, tolerance=tolerance).size for tolerance in (0.0, 0.1, 10.0)]
+    assert sizes[0] > sizes[1] > sizes[2] == 0.0
+
+
+def test_same_bits_for_any_number_of_threads(set_threads):
+    torch.manual_seed(2)
+    # Several chunks of inputs, so that threads share them.
+    model, inputs = make_model([20, 12, 5], "silu"), torch.randn(1500, 20)
+    found = []
+    for threads in (1, 2, 3, 5):
+        set_threads(threads)
+        found.append(find_circuit(model, inputs, 1))
+    for each in found[1:]:
+        assert_same_masks(each, found[0])
+        assert each.loss_after == found[0].loss_after
+
+
+CODE = """
+import hashlib, torch
+from modfast.circuits import find_circuit
+from torch import nn
+digest = hashlib.sha256()
+for activation in (nn.ReLU(), nn.GELU(), nn.Tanh(), nn.SiLU()):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 9), activation, nn.Linear(9, 7), activation, nn.Linear(7, 5))
+    circuit = find_circuit(model, torch.randn(100, 20), 2)
+    digest.update(repr(circuit.loss_after).encode())
+    for mask in circuit.masks.values():
+        digest.update(mask.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_same_bits_in_every_instruction_set(run_python):
+    from modfast import backend
+
+    found = set()
+    for level in backend()["cpu_available"]:
+        done = run_python(CODE, MODFAST_CPU=level)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_large_pre_activations_do_not_overflow():
+    torch.manual_seed(0)
+    model, inputs = make_model([6, 5, 4], scale=500.0), torch.randn(20, 6)
+    for criterion, labels in (("loss", None), ("balanced", torch.arange(20) % 2)):
+        options = {"criterion": criterion, "labels": labels}
+        found = find_circuit(model, inputs, 1, **options)
+        assert found.loss_before > 100
+        assert_same_masks(found, reference.find_circuit(model, inputs, 1, **options))
+
+
+# --- which models ---
+
+
+def test_model_is_not_changed(problem):
+    model, inputs, labels = problem
+    model.train()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = copy.deepcopy(model.state_dict())
+    find_circuit(model, inputs, 1)
+    find_circuits(model, inputs, labels)
+    find_circuit(model, inputs, 1, method="reference", tolerance=1.0)
+    assert model.training
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_training_mode_does_not_matter():
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+    inputs = torch.randn(30, 8)
+    model(inputs)
+    assert_same_masks(find_circuit(model.train(), inputs, 1), find_circuit(model.eval(), inputs, 1))
+    assert list(find_circuit(model, inputs, 1).masks) == ["4"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_of_the_model_is_of_its_values_alone(problem, dtype):
+    model, inputs, _ = problem
+    model, inputs = model.to(dtype), inputs.to(dtype)
+    found = find_circuit(model, inputs, 1)
+    assert_same_masks(found, find_circuit(copy.deepcopy(model).float().double(), inputs.double(), 1))
+    assert found.apply(model)[0].weight.dtype == dtype
+
+
+def test_only_named_layers_are_pruned():
+    torch.manual_seed(0)
+    model, inputs = make_model([9, 8, 7, 5]), torch.randn(30, 9)
+    for layers in (["2"], ["0", "4"], "0"):
+        found = find_circuit(model, inputs, 1, layers=layers)
+        expected = reference.find_circuit(model, inputs, 1, layers=list(layers))
+        assert_same_masks(found, expected)
+        masked = found.apply(model)
+        for name in {"0", "2", "4"} - set(layers):
+            assert torch.equal(masked.get_submodule(name).weight, model.get_submodule(name).weight)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.last(inputs + self.inner(inputs).relu())
+
+
+def test_what_is_not_a_tail_needs_the_reference():
+    torch.manual_seed(0)
+    model, inputs = Residual(), torch.randn(20, 6)
+    with pytest.raises(ValueError, match="inner"):
+        find_circuit(model, inputs, 1, layers=["inner", "last"])
+    found = find_circuit(model, inputs, 1, layers=["inner", "last"], method="reference")
+    assert_same_masks(found, reference.find_circuit(model, inputs, 1))
+    assert list(find_circuit(model, inputs, 1).masks) == ["last"]
+
+
+# --- bad and odd input ---
+
+
+def test_weights_that_are_zero_are_in_no_circuit(problem):
+    model, inputs, _ = problem
+    with torch.no_grad():
+        model[0].weight[::2] = 0.0
+    circuit = find_circuit(model, inputs, 1, tolerance=0.0)
+    assert not circuit.masks["0"][::2].any()
+
+
+def test_constant_inputs_and_one_input(problem):
+    model, inputs, _ = problem
+    for few in (inputs[:1], inputs[:1].expand(20, -1), torch.zeros(10, 12)):
+        assert_same_masks(find_circuit(model, few, 1), reference.find_circuit(model, few, 1))
+    assert find_circuit(model, torch.zeros(10, 12), 1).size == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
+        ({"inputs": [1.0]}, TypeError, "inputs must be a tensor, got list"),
+        ({"inputs": torch.tensor(1.0)}, ValueError, "inputs must have a first dimension"),
+        (
+            {"inputs": torch.zeros(0, 12)},
+            ValueError,
+            "inputs must hold at least one of class 1, got none of 0",
+        ),
+        ({"inputs": torch.full((4, 12), torch.nan)}, ValueError, "inputs"),
+        ({"label": 5}, ValueError, r"label must lie in \[0, 4\], got 5"),
+        ({"label": -1}, ValueError, r"label must lie in \[0, 4\], got -1"),
+        ({"label": 1.0}, TypeError, "label must be a whole number, got 1.0"),
+        ({"criterion": "accuracy"}, ValueError, "criterion must be one of .*, got 'accuracy'"),
+        ({"tolerance": -0.1}, ValueError, "tolerance must be finite and at least 0, got -0.1"),
+        ({"tolerance": float("nan")}, ValueError, "tolerance must be finite and at least 0, got nan"),
+        ({"tolerance": "0"}, TypeError, "tolerance must be a number, got '0'"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels must have shape \(40,\)"),
+        ({"labels": torch.zeros(40)}, TypeError, "labels must be a tensor of whole numbers"),
+        (
+            {"labels": torch.zeros(40, dtype=torch.int64)},
+            ValueError,
+            "at least one of class 1, got none of 40",
+        ),
+        ({"criterion": "balanced"}, ValueError, "labels must name inputs of other classes.* got None"),
+        (
+            {"criterion": "balanced", "labels": torch.ones(40, dtype=torch.int64)},
+            ValueError,
+            "labels must name inputs of other classes.* all are of class 1",
+        ),
+        ({"layers": "conv*"}, ValueError, r"layers: 'conv\*' matches no layer"),
+        ({"method": "fast"}, ValueError, "method must be one of .*, got 'fast'"),
+    ],
+)
+@pytest.mark.parametrize("method", ["compiled", "reference"])
+def test_bad_arguments(problem, change, error, message, method):
+    model, inputs, _ = problem
+    arguments = {"model": model, "inputs": inputs, "label": 1, "method": method} | change
+    with pytest.raises(error, match=message):
+        find_circuit(**arguments)
+
+
+@pytest.mark.parametrize("method", ["compiled", "reference"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_must_be_finite(problem, bad, method):
+    model, inputs, _ = problem
+    with torch.no_grad():
+        model[2].weight[1, 2] = bad
+    with pytest.raises(ValueError, match="'2'"):
+        find_circuit(model, inputs, 1, method=method)
+
+
+@pytest.mark.parametrize("method", ["compiled", "reference"])
+def test_one_class_is_no_choice(method):
+    with pytest.raises(ValueError, match="at least two classes"):
+        find_circuit(nn.Linear(4, 1), torch.randn(5, 4), 0, method=method)
+
+
+def test_operators_refuse_what_would_crash(problem):
+    walk = Walk.__new__(Walk)
+    state = make_state()
+    walk._state = state
+    good = (0, 0, 0, 3, 1.0, None)
+    state.walk_row_(*good)
+    for place, message in (
+        ((2, 0, 0, 3), "layer must be in"),
+        ((0, 9, 0, 3), "row must be in"),
+        ((0, 0, 0, 99), "end must be in"),
+        ((0, 0, 4, 3), "begin must be in"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            state.walk_row_(*place, 1.0, None)
+    for name, value, message in (
+        ("features", torch.zeros(6, 15, dtype=torch.float64), "features must have a multiple of 8"),
+        ("features", torch.zeros(6, 16), "features must be Double"),
+        ("signs", torch.zeros(8, dtype=torch.float64), "signs must be contiguous"),
+        ("weights", state.weights[::-1], "weights must be contiguous"),
+        ("biases", state.biases[:1], "must be lists of one length"),
+        ("activations", [1, 1], "the last layer's outputs must be the logits"),
+        ("activations", [9, 0], "activations must be in"),
+        ("before", state.before[::-1], "pre must be contiguous"),
+        ("label", 4, "label must be in"),
+        ("threads", 0, "threads must be at least 1"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            copy_with(state, **{name: value}).forward_()
+
+
+def make_state(**changes):
+    from modfast.circuit_operators import TailState
+
+    def doubles(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    state = {
+        "features": doubles(6, 16),
+        "signs": torch.ones(16, dtype=torch.float64),
+        "weights": [doubles(5, 6), doubles(4, 5)],
+        "biases": [doubles(5), doubles(4)],
+        "activations": [1, 0],
+        "slopes": [0.0, 0.0],
+        "before": [doubles(5, 16), doubles(4, 16)],
+        "after": [doubles(5, 16), doubles(4, 16)],
+        "label": 1,
+        "threads": 1,
+    }
+    return TailState(**{**state, **changes})
+
+
+def copy_with(state, **changes):
+    return type(state)(**{**vars(state), **changes})
+
+
+def test_opcheck():
+    for name, rest in (("tail_forward_", ()), ("walk_row_", (1, 2, 0, 5, 100.0, None))):
+        operator = getattr(torch.ops.modfast, name).default
+        torch.library.opcheck(operator, (*make_state()._arguments(), *rest))
+
+
+# --- several walks, progress, and walks that are stopped ---
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_many_are_as_one_by_one(problem, criterion):
+    model, inputs, labels = problem
+    calls, found = [], []
+    several = find_circuits(
+        model,
+        inputs,
+        labels,
+        classes=[3, 0, 4],
+        criterion=criterion,
+        tolerance=0.01,
+        progress=lambda *call: calls.append(call),
+        on_circuit=lambda circuit: found.append((circuit.label, threading.current_thread())),
+    )
+    assert [circuit.label for circuit in several] == [3, 0, 4]
+    assert sorted(found) == [(label, threading.current_thread()) for label in (0, 3, 4)]
+    assert calls[-1] == (3 * 136, 3 * 136)
+    if criterion != "balanced":
+        for circuit in several:
+            own = inputs[labels == circuit.label]
+            alone = find_circuit(model, own, circuit.label, criterion=criterion, tolerance=0.01)
+            assert_same_masks(circuit, alone)
+
+
+def test_balanced_inputs_are_drawn_by_the_seed(problem):
+    model, inputs, _ = problem
+    labels = torch.arange(40) // 10
+
+    def masks(seed):
+        (circuit,) = find_circuits(model, inputs, labels, classes=[1], criterion="balanced", seed=seed)
+        assert circuit.num_inputs == 20
+        return torch.cat([mask.flatten() for mask in circuit.masks.values()])
+
+    assert torch.equal(masks(0), masks(0))
+    assert any(not torch.equal(masks(0), masks(seed)) for seed in range(1, 5))
+    # All others, where they are fewer.
+    few = torch.cat([torch.zeros(30), torch.ones(10)]).long()
+    (circuit,) = find_circuits(model, inputs, few, classes=[0], criterion="balanced")
+    assert circuit.num_inputs == 40
+
+
+def test_class_without_inputs_is_an_error(problem):
+    model, inputs, labels = problem
+    with pytest.raises(ValueError, match="at least one of class 7, got none"):
+        find_circuits(model, inputs, labels, classes=[1, 7])
+    assert find_circuits(model, inputs, labels, classes=[]) == []
+
+
+class Interrupted:
+    """Interrupts the walk when it has made so many steps."""
+
+    def __init__(self, monkeypatch, walk, steps):
+        self.left, decide = steps, walk._decide
+
+        def decide_or_interrupt(walk, *place):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            decide(walk, *place)
+
+        monkeypatch.setattr(walk, "_decide", decide_or_interrupt)
+
+
+@pytest.mark.parametrize(("method", "walk", "steps"), [("compiled", Walk, 8), ("reference", PlainWalk, 50)])
+def test_interrupted_walk_goes_on(problem, tmp_path, monkeypatch, method, walk, steps):
+    model, inputs, _ = problem
+    before = copy.deepcopy(model.state_dict())
+    whole = find_circuit(model, inputs, 1)
+    path = tmp_path / "walk.npz"
+    monkeypatch.setattr(circuit_checkpoint, "_SECONDS_BETWEEN", -1.0)
+    with monkeypatch.context() as context:
+        Interrupted(context, walk, steps)
+        with pytest.raises(KeyboardInterrupt):
+            find_circuit(model, inputs, 1, method=method, checkpoint=path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with monkeypatch.context() as context:
+        # It has fewer steps left than a whole walk takes.
+        left = {"compiled": 13 - steps, "reference": 136 - steps}[method]
+        Interrupted(context, walk, left)
+        calls = []
+        options = {"checkpoint": path, "method": method, "progress": lambda *call: calls.append(call)}
+        assert_same_masks(find_circuit(model, inputs, 1, **options), whole)
+        assert calls[-1] == (136, 136)
+    with monkeypatch.context() as context:
+        Interrupted(context, walk, 0)
+        assert_same_masks(find_circuit(model, inputs, 1, method=method, checkpoint=path), whole)
+
+
+def test_checkpoint_of_another_walk_is_an_error(problem, tmp_path):
+    model, inputs, labels = problem
+    path = tmp_path / "walk.npz"
+    find_circuit(model, inputs, 1, checkpoint=path)
+    for changed in (
+        {"label": 2},
+        {"inputs": inputs + 1},
+        {"tolerance": 0.1},
+        {"criterion": "loss_and_accuracy"},
+        {"layers": ["0"]},
+        {"labels": labels},
+        {"method": "reference"},
+        {"model": make_model([12, 8, 5])},
+    ):
+        with pytest.raises(ValueError, match="of a walk over another model, other inputs or with other"):
+            find_circuit(**{"model": model, "inputs": inputs, "label": 1, "checkpoint": path, **changed})
+    contents = path.read_bytes()
+    for damaged in (contents[:-20], b"", b"PK" + contents[:30]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no file of an unfinished walk, or a damaged one"):
+            find_circuit(model, inputs, 1, checkpoint=path)
+
+
+def test_failure_stops_the_other_walks(problem):
+    model, inputs, labels = problem
+
+    def fail(circuit):
+        raise RuntimeError("the disk is full")
+
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        find_circuits(model, inputs, labels, on_circuit=fail)
+    assert threading.active_count() == threads
+
+
+def test_progress_bar_shows_the_walk(problem, capsys):
+    model, inputs, _ = problem
+    with progress_bar("walking", "weights") as progress:
+        find_circuit(model, inputs, 1, method="reference", tolerance=1.0, progress=progress)
+    printed = capsys.readouterr().out
+    assert "walking" in printed
+    assert "136/136" in printed
+    assert "left" in printed
