@@ -1,6 +1,8 @@
 """modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
 
 from .accuracy import class_accuracy, cluster_accuracy
+from .circuit import Circuit, load_circuits, save_circuits
+from .circuits import find_circuit, find_circuits
 from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy_loss import EnmeshmentLoss
 from .laplacian import laplacian_eigenvalues
@@ -12,6 +14,7 @@ from .spectral import ConvergenceWarning, normalized_cut, spectral_cluster, spec
 from .version import __version__
 
 __all__ = [
+    "Circuit",
     "ConvergenceWarning",
     "EnmeshmentLoss",
     "Partition",
@@ -25,13 +28,17 @@ __all__ = [
     "cluster_accuracy",
     "clusterability",
     "enmeshment",
+    "find_circuit",
+    "find_circuits",
     "gradient_affinity",
     "laplacian_eigenvalues",
+    "load_circuits",
     "load_partitions",
     "network_graph",
     "network_nodes",
     "network_partitions",
     "normalized_cut",
+    "save_circuits",
     "save_partitions",
     "shuffle_test",
     "spectral_cluster",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import library as library  # registers the operators
+
 _OPS: Any = torch.ops.modfast
 
 # Inputs are computed on so many at once; csrc/circuits.h.

@@ -30,6 +30,8 @@ _WALKS_ON_GPU = 64
 
 _SECONDS_BETWEEN_PROGRESS = 0.1
 
+_READING = threading.Lock()
+
 
 def find_circuit(
     model: nn.Module,
@@ -248,7 +250,9 @@ class _Job:
     def _start(self, threads: int) -> Walk | PlainWalk:
         options = (self._criterion, self._tolerance)
         if self._method == "compiled":
-            tail = read_tail(self._model, self._inputs, self._layers)
+            # One after the other, each with all threads: PyTorch's of several would wait for each other.
+            with _READING:
+                tail = read_tail(self._model, self._inputs, self._layers)
             self._check_classes(tail.logits)
             return Walk(tail, self.label, self._is_label, *options, self.device, threads)
         found = (

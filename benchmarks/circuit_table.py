@@ -1,0 +1,164 @@
+"""Times the walk for a circuit beside loops over forward passes, and prints a table. See README.md here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from circuit_cases import CircuitCase, digits, noisy_patterns, of_run
+from circuit_peers import ALL, FLOOR, OURS, PEERS
+from pages import (
+    add_options,
+    add_page_option,
+    as_markdown,
+    check_page,
+    put_into_page,
+    show,
+    versions,
+    what_times_depend_on,
+)
+from rich.console import Console
+from rich.progress import Progress
+from rounds import in_rounds, quartiles
+
+from modfast import find_circuit, find_circuits
+from modfast.files import write_json
+from modfast.tail import read_tail
+
+LABEL = 0
+# The design's measurement of one trial of the published loop over 1,000 images, which read them in batches.
+PUBLISHED_SECONDS = 0.24
+
+CAPTION = (
+    "Medians of one class's circuit, from the model and the images to the masks; with quartiles. The loops "
+    "run a few of their trials, and one class's time is that of a trial times the number of weights. Floor: "
+    "what each neuron that matters reads is read once."
+)
+HEADINGS = [
+    "model",
+    "weights",
+    "images of the class",
+    "weights kept",
+    f"{OURS}, s",
+    "quartiles, s",
+    "all 10 classes, s",
+    *(f"{name}, hours" for name in PEERS),
+    *(f"{name} / {OURS}" for name in PEERS),
+    "floor, s",
+    f"{OURS} / floor",
+]
+
+
+def measure(case: CircuitCase, repeats: int, advance: Callable[[], None]) -> dict[str, Any]:
+    inputs = case.of_class(LABEL)
+    circuit = find_circuit(case.model, inputs, LABEL)
+    features = read_tail(case.model, inputs).features
+    calls: dict[str, Callable[[], object]] = {
+        OURS: lambda: find_circuit(case.model, inputs, LABEL),
+        ALL: lambda: find_circuits(case.model, case.inputs, case.labels),
+        FLOOR: features.sum,
+    }
+    for name, make in PEERS.items():
+        calls[name] = make(case.model, inputs, LABEL)
+    seconds = in_rounds(calls, repeats, advance)
+    of_each = {name: [each / 1e3 for each in quartiles(values)] for name, values in seconds.items()}
+    median = {name: values[1] for name, values in of_each.items()}
+    weights = sum(mask.numel() for mask in circuit.masks.values())
+    loops = {name: weights * median[name] for name in PEERS}
+    floor = median[FLOOR] * neurons_that_matter(list(circuit.masks.values()))
+    return {
+        "case": case.name,
+        "weights": weights,
+        "inputs": len(inputs),
+        "size": circuit.size,
+        "seconds": median,
+        "quartiles": of_each,
+        "loop_seconds": loops,
+        "ratios": {name: each / median[OURS] for name, each in loops.items()},
+        "ratio_to_design": weights * PUBLISHED_SECONDS * len(inputs) / 1000 / median[OURS],
+        "floor_seconds": floor,
+    }
+
+
+def neurons_that_matter(masks: list[torch.Tensor]) -> int:
+    """How many neurons of the first layer lead to a logit, when their weights are walked along."""
+    leads = torch.ones(len(masks[-1]), dtype=torch.bool)
+    for mask in reversed(masks[1:]):
+        leads = mask[leads].any(0)
+    return int(leads.sum())
+
+
+# --- The table
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    low, ours, high = result["quartiles"][OURS]
+    return [
+        result["case"],
+        f"{result['weights']:,}",
+        f"{result['inputs']:,}",
+        f"{100 * result['size']:.2f} %",
+        f"{ours:.3f}",
+        f"{low:.3f} - {high:.3f}",
+        f"{result['seconds'][ALL]:.2f}",
+        *(f"{result['loop_seconds'][name] / 3600:.3f}" for name in PEERS),
+        *(f"{result['ratios'][name]:,.0f} x" for name in PEERS),
+        f"{result['floor_seconds']:.3f}",
+        f"{ours / result['floor_seconds']:.1f}",
+    ]
+
+
+def setting(report: dict[str, Any]) -> str:
+    """What the times depend on, in one line."""
+    machine = report["environment"]
+    return f"{report['date']}: {machine['processor']}, threads {machine['threads']}; {versions(report)}"
+
+
+def caption(report: dict[str, Any]) -> str:
+    """What the table says, and the ratio to the published loop's rate as the design tells it."""
+    ratios = ", ".join(f"{each['case']} {each['ratio_to_design']:,.0f} x" for each in report["cases"])
+    rate = f"the {PUBLISHED_SECONDS} s for a trial of 1,000 images that the design measured"
+    return f"{CAPTION} At {rate}: {ratios}."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--run", type=Path, nargs="+", default=[], metavar="DIR", help="trained models beside ours"
+    )
+    parser.add_argument("--data", default="digits", metavar="DATA", help="what those were trained on")
+    parser.add_argument("--only-runs", action="store_true", help="leave ours out")
+    add_options(parser, repeats=5)
+    add_page_option(parser)
+    options = parser.parse_args(arguments)
+    check_page(parser, options.markdown, "circuits")
+    torch.set_num_threads(options.threads)
+    makers: list[Callable[[], CircuitCase]] = [] if options.only_runs else [digits, noisy_patterns]
+    makers += [lambda folder=folder: of_run(folder, options.data) for folder in options.run]
+    report: dict[str, Any] = {**what_times_depend_on(), "repeats": options.repeats, "cases": []}
+    # The display is drawn between rounds: a thread that draws in the background would be timed as well.
+    with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
+        for make in makers:
+            case = make()
+            task = progress.add_task(case.name, total=options.repeats)
+
+            def advance(task: Any = task) -> None:
+                progress.update(task, advance=1, refresh=True)
+
+            progress.refresh()
+            report["cases"].append(measure(case, options.repeats, advance))
+
+    rows = [cells(each) for each in report["cases"]]
+    show(setting(report), caption(report), HEADINGS, rows)
+    if options.json:
+        write_json(options.json, report)
+    if options.markdown:
+        table = f"{setting(report)}\n\n{as_markdown(HEADINGS, rows)}\n\n{caption(report)}\n"
+        put_into_page(options.markdown, "circuits", table)
+
+
+if __name__ == "__main__":
+    main()
