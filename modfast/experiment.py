@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .accuracy import class_accuracy, cluster_accuracy
 from .data import Dataset
@@ -159,30 +159,37 @@ def train_run(
 def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
     """A finished run's measures on the test images; shares, None where a class has no image."""
     data = (dataset.normalize(dataset.test_images), dataset.test_labels)
-    by_layer = {
-        name: {
-            mode: _shares(cluster_accuracy(run.model, data, {name: each}, mode))
-            for mode in ("only", "without")
-        }
-        for name, each in run.partitions.items()
-    }
+    by_layer = {name: layer_accuracy(run.model, data, name, each) for name, each in run.partitions.items()}
     return {
         "accuracy": run.history[-1]["test_accuracy"],
         "clusterability": run.history[-1]["clusterability"],
-        "class_accuracy": _shares(class_accuracy(run.model, data)),
+        "class_accuracy": as_lists(class_accuracy(run.model, data)),
         "cluster_accuracy": by_layer,
     }
 
 
-def _shares(values: Tensor) -> Any:
-    """Nested lists with None for NaN, which JSON cannot hold."""
+def layer_accuracy(
+    model: nn.Module, data: tuple[Tensor, Tensor], layer: str, partition: Partition
+) -> dict[str, Any]:
+    """Class accuracy with one cluster of a layer alone, and without it, as JSON holds it."""
+    modes = ("only", "without")
+    return {mode: as_lists(cluster_accuracy(model, data, {layer: partition}, mode)) for mode in modes}
+
+
+def as_lists(values: Tensor) -> Any:
+    """Nested lists with None for NaN, which JSON cannot hold.
+
+    Example:
+        >>> as_lists(torch.tensor([[0.5, float("nan")]]))
+        [[0.5, None]]
+    """
     if values.dim() > 1:
-        return [_shares(row) for row in values]
+        return [as_lists(row) for row in values]
     return [None if value != value else value for value in values.tolist()]
 
 
 def _tensor(shares: Any) -> Tensor:
-    """The inverse of :func:`_shares`."""
+    """The inverse of :func:`as_lists`."""
     if shares and isinstance(shares[0], list):
         return torch.stack([_tensor(row) for row in shares])
     return torch.tensor([float("nan") if value is None else value for value in shares], dtype=torch.float64)
