@@ -157,7 +157,7 @@ def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
 
     def draw(mask: Tensor) -> Tensor:
         drawn = torch.zeros(mask.numel(), dtype=torch.bool)
-        chosen = generator.choice(mask.numel(), int(mask.sum()), replace=False, shuffle=False)
+        chosen = generator.choice(mask.numel(), int(mask.count_nonzero()), replace=False, shuffle=False)
         drawn[torch.from_numpy(chosen)] = True
         return drawn.view(mask.shape)
 

@@ -15,7 +15,7 @@ from .experiment import as_lists
 from .partition import Partition
 from .statistics import effect_size, mean_interval, paired_interval
 
-DRAWS = 20
+DRAWS = 10
 """How many times random circuits of equal size are drawn."""
 
 

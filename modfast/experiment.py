@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from .accuracy import class_accuracy, cluster_accuracy
+from .circuit_files import held_circuits
 from .data import Dataset
 from .distributed import Ranks
 from .files import write_json
@@ -74,7 +75,8 @@ def prepare_folder(out: str | os.PathLike[str], *, resume: bool, overwrite: bool
             "continue it with --resume, or replace it with --overwrite"
         )
     if overwrite:
-        for path in held:
+        # Circuits are of the models that are replaced.
+        for path in (*held, *held_circuits(folder)):
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     # A process that was killed while it wrote a file leaves the unfinished one behind.
@@ -159,21 +161,19 @@ def train_run(
 def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
     """A finished run's measures on the test images; shares, None where a class has no image."""
     data = (dataset.normalize(dataset.test_images), dataset.test_labels)
-    by_layer = {name: layer_accuracy(run.model, data, name, each) for name, each in run.partitions.items()}
+    by_layer = {
+        name: {
+            mode: as_lists(cluster_accuracy(run.model, data, {name: each}, mode))
+            for mode in ("only", "without")
+        }
+        for name, each in run.partitions.items()
+    }
     return {
         "accuracy": run.history[-1]["test_accuracy"],
         "clusterability": run.history[-1]["clusterability"],
         "class_accuracy": as_lists(class_accuracy(run.model, data)),
         "cluster_accuracy": by_layer,
     }
-
-
-def layer_accuracy(
-    model: nn.Module, data: tuple[Tensor, Tensor], layer: str, partition: Partition
-) -> dict[str, Any]:
-    """Class accuracy with one cluster of a layer alone, and without it, as JSON holds it."""
-    modes = ("only", "without")
-    return {mode: as_lists(cluster_accuracy(model, data, {layer: partition}, mode)) for mode in modes}
 
 
 def as_lists(values: Tensor) -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 import torch
-from circuit_helpers import circuit, kept
+from circuit_helpers import MODULAR, PLAIN, circuit, described, kept, run
 
 from modfast.circuit_summary import (
     DRAWS,
@@ -21,7 +20,6 @@ from modfast.claims import comparisons_note, judge, paper_claims
 from modfast.partition import Partition
 
 NAMES = ("a", "b")
-HALVES = {"fc": Partition([0, 0, 1, 1], [0, 0, 1, 1], 2)}
 
 
 class TestJudge:
@@ -84,10 +82,6 @@ def test_the_mean_over_pairs_leaves_out_those_without_overlap() -> None:
     assert pair_mean(torch.tensor([[1.0]])) is None
 
 
-def described(first: str, second: str) -> dict[str, Any]:
-    return describe_circuits([circuit(0, fc=kept(first)), circuit(1, fc=kept(second))], HALVES, seed=0)
-
-
 class TestDescription:
     def test_numbers(self) -> None:
         found = described("xx.. xx.. .... ....", "xx.. .... .... ..x.")
@@ -120,29 +114,6 @@ class TestDescription:
         means = {describe_circuits(pair, blocks, seed)["random_overlap"]["all"] for seed in range(3)}
         assert len(means) == 3
         assert DRAWS > 1
-
-
-def run(kind: str, first: str, second: str, best: float = 0.5) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "accuracy": 0.9,
-        "clusterability": {"fc": 0.5},
-        "cluster_accuracy": {"fc": {"only": [[best, 0.5], [0.5, 0.5]], "without": [[0.5, 0.5], [0.5, 0.5]]}},
-        "criteria": {"loss": described(first, second)},
-    }
-
-
-BOTH = "xx.. xx.. .... ...."
-PLAIN = [
-    run("plain", BOTH, "xx.. xx.. .... ..xx"),
-    run("plain", BOTH, "xx.. xx.. ..x. ..xx"),
-    run("plain", BOTH, "xxx. xx.. .... ..xx"),
-]
-MODULAR = [
-    run("modular", BOTH, ".... .... ..x. ..xx", best=1.0),
-    run("modular", "xx.. x... .... ....", ".... .... ..xx ..xx", best=0.9),
-    run("modular", BOTH, ".... .... ..xx ..x.", best=0.95),
-]
 
 
 class TestClaims:
