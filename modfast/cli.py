@@ -6,7 +6,6 @@ import argparse
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,9 +191,11 @@ def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
     from .circuit_models import CircuitConfig, check_circuits
     from .models import build_model
 
-    config = CircuitConfig(device=options.device, threads=options.threads)
-    if options.circuits:
-        config = replace(config, criteria=tuple(options.circuits))
+    config = CircuitConfig(
+        criteria=tuple(options.circuits or CircuitConfig.criteria),
+        device=options.device,
+        threads=options.threads,
+    )
     check_circuits(build_model(options.model, dataset.image_shape, dataset.num_classes), dataset, config)
     return config
 
@@ -205,6 +206,7 @@ def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:
 
     config = ranks.every(
         lambda: CircuitConfig(
+            criteria=tuple(options.criterion or CircuitConfig.criteria),
             tolerance=options.tolerance,
             labels=None if options.labels is None else tuple(options.labels),
             images=options.images,
@@ -214,8 +216,6 @@ def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:
             threads=options.threads,
         )
     )
-    if options.criterion is not None:
-        config = ranks.every(lambda: replace(config, criteria=tuple(options.criterion)))
     ranks.every(lambda: _take_device(config.device, ranks))
     data = ranks.every(lambda: trained_on(options.out))
     dataset = _load(data if options.data is None else options.data, ranks)
