@@ -47,7 +47,7 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
     meaning = (
         f"mean ± half width of the 95% interval, {count} seeds" if count > 1 else "one seed: no interval"
     )
-    table = Table(title=_setting(config), caption=f"{meaning}; means over {len(config['labels'])} labels")
+    table = Table(title=_setting(config), caption=f"{meaning}; mean over labels: {len(config['labels'])}")
     table.add_column("Measure (unit)")
     for kind in kinds:
         table.add_column(kind.capitalize(), justify="right")
