@@ -1,15 +1,15 @@
-"""The command line: ``modfast train``, ``reproduce``, ``cluster`` and ``report``."""
+"""The command line: ``modfast train``, ``reproduce``, ``circuits``, ``cluster`` and ``report``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from .options import make_parser
 
 if TYPE_CHECKING:  # PyTorch takes seconds, which --help need not wait for
     from .distributed import Ranks
@@ -20,151 +20,19 @@ _EPOCHS = (21, 10)
 _DIGITS_EPOCHS = (60, 60)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="modfast",
-        description="Train neural networks that fall apart into modules, find the modules, and show them.",
-    )
-    parser.add_argument("--version", action="version", version=f"modfast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    work = argparse.ArgumentParser(add_help=False)
-    work.add_argument("--out", required=True, metavar="DIR", help="folder for results, pictures, checkpoints")
-    work.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
-    work.add_argument(
-        "--threads", type=int, metavar="N", help="threads on the CPU (default: PyTorch's choice)"
-    )
-    work.add_argument("--resume", action="store_true", help="continue a run that was stopped or killed")
-    work.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
-
-    common = argparse.ArgumentParser(add_help=False, parents=[work])
-    common.add_argument(
-        "--data",
-        default="digits",
-        help="digits (default), cifar10, mnist, imagefolder:PATH or fake; see modfast.data.load_dataset",
-    )
-    common.add_argument("--model", default="auto", help="auto (default), cnn, mlp or package.module:callable")
-    common.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="NAME",
-        help="layers to regularise, names or globs (default: fc2 of the paper's models, else every linear)",
-    )
-    common.add_argument(
-        "--clusters", type=int, default=4, metavar="K", help="number of clusters (default: 4)"
-    )
-    common.add_argument(
-        "--enmeshment-weight",
-        type=float,
-        default=0.7,
-        metavar="LAMBDA",
-        help="default: 0.7; 0 is a plain model",
-    )
-    common.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    common.add_argument(
-        "--learning-rate", type=float, default=1e-3, metavar="RATE", help="Adam's; default: 0.001"
-    )
-    common.add_argument(
-        "--precision", default="float32", choices=["float32", "bfloat16"], help="of the forward pass"
-    )
-
-    train = commands.add_parser(
-        "train", parents=[common], help="train one model", description="Train one model into a folder."
-    )
-    train.add_argument("--seed", type=int, default=42, help="default: 42")
-    train.add_argument("--epochs", type=int, metavar="N", help="default: 21, as published; 60 for digits")
-    train.add_argument(
-        "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
-    )
-    train.set_defaults(run=_train)
-
-    reproduce = commands.add_parser(
-        "reproduce",
-        parents=[common],
-        help="plain against modular model over seeds",
-        description="Train a plain and a modular model for each seed and compare them.",
-    )
-    reproduce.add_argument("--seed", type=int, default=42, help="the first seed (default: 42)")
-    reproduce.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default: 3)")
-    reproduce.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="for both models (default: 10 plain and 21 modular, as published; 60 for digits)",
-    )
-    reproduce.set_defaults(run=_reproduce)
-
-    cluster = commands.add_parser(
-        "cluster",
-        parents=[work],
-        help="find the clusters of a network's layers",
-        description="Cluster each layer's weights spectrally, for many numbers of clusters k. The k with the "
-        "largest gap between singular values is chosen; its clusters are saved for train --partitions.",
-    )
-    cluster.add_argument(
-        "model",
-        metavar="MODEL",
-        help="what train wrote (folder or checkpoint), a file with a state_dict (.pt, .pth, .safetensors), "
-        "or package.module:callable",
-    )
-    cluster.add_argument(
-        "-k", "--clusters", default="2..20", metavar="K", help="as 4, 2..20 (default) or 2,4,8"
-    )
-    cluster.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="names or globs (default: every weight matrix)"
-    )
-    cluster.add_argument(
-        "--affinity",
-        default="abs",
-        choices=["abs", "square"],
-        help="similarity: |weight| (default), weight^2",
-    )
-    cluster.add_argument("--seed", type=int, default=0, help="default: 0")
-    cluster.add_argument(
-        "--n-init", type=int, default=10, metavar="N", help="starts of k-means, the best is kept; default: 10"
-    )
-    cluster.add_argument(
-        "--shuffles",
-        type=int,
-        default=19,
-        metavar="N",
-        help="random orders of the weights whose gaps the chosen one must exceed; default: 19",
-    )
-    cluster.add_argument(
-        "--tol",
-        type=float,
-        default=1e-3,
-        metavar="T",
-        help="of the singular vectors' residuals; default: 0.001",
-    )
-    cluster.add_argument(
-        "--data", help="call MODEL, a callable, with the image shape and number of classes of this data set"
-    )
-    cluster.set_defaults(run=_cluster)
-
-    report = commands.add_parser(
-        "report",
-        help="show a finished folder again",
-        description="Print the table of a finished folder and draw its pictures again.",
-    )
-    report.add_argument("out", metavar="DIR", help="what train, reproduce or cluster wrote")
-    report.set_defaults(run=_report)
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 for an error, 130 when interrupted.
 
     Under torchrun all its processes work together, and the first one shows and writes.
     """
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     from .distributed import RankError, Ranks, launched
 
     ranks = Ranks()  # until it is known whether there are others
     try:
         with launched() as ranks:
             try:
-                options.run(options, ranks)
+                _COMMANDS[options.command](options, ranks)
             except RankError as error:
                 if error.__cause__ is not None:
                     _tell(error.__cause__)
@@ -207,23 +75,22 @@ def _epochs(options: argparse.Namespace) -> tuple[int, int]:
     return _DIGITS_EPOCHS if options.data == "digits" else _EPOCHS
 
 
-def _load(options: argparse.Namespace, ranks: Ranks) -> Any:
+def _load(data: str, ranks: Ranks) -> Any:
     from .data import load_dataset
     from .display import decoding
 
     with decoding(shown=ranks.is_first) as show:
         # One process downloads or decodes; the others of its machine read what it kept.
-        return ranks.first_of_each_machine(lambda: load_dataset(options.data, progress=show))
+        return ranks.first_of_each_machine(lambda: load_dataset(data, progress=show))
 
 
 def _config(
     options: argparse.Namespace, ranks: Ranks, dataset: Any, epochs: int, partitions: Any = None
 ) -> Any:
     """The configuration that the options ask for, tried on the model."""
-    from .distributed import take_gpu
     from .energy_loss import EnmeshmentLoss
     from .models import build_model
-    from .train import TrainConfig, choose_device
+    from .train import TrainConfig
 
     layers = options.layers
     if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
@@ -241,13 +108,21 @@ def _config(
         precision=options.precision,
     )
     # A wrong device, model or layer is said before a folder is made or an old one emptied.
-    kind = choose_device("auto").type if config.device == "auto" else config.device
-    if ranks.size > 1 and kind.startswith("cuda"):
-        take_gpu(kind)  # before anything is put on one
-    choose_device(config.device)
+    _take_device(config.device, ranks)
     model = build_model(options.model, dataset.image_shape, dataset.num_classes)
     EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     return config
+
+
+def _take_device(name: str, ranks: Ranks) -> None:
+    """Raise unless there is that device; of several processes each takes its own GPU."""
+    from .distributed import take_gpu
+    from .train import choose_device
+
+    kind = choose_device("auto").type if name == "auto" else name
+    if ranks.size > 1 and kind.startswith("cuda"):
+        take_gpu(kind)  # before anything is put on one
+    choose_device(name)
 
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -256,7 +131,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     from .partition import load_partitions
     from .report import run_table
 
-    dataset = _load(options, ranks)
+    dataset = _load(options.data, ranks)
     epochs, _ = _epochs(options)
     partitions = None
     if options.partitions is not None:
@@ -284,9 +159,12 @@ def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
     from .experiment import prepare_folder, reproduce
     from .report import results_table
 
-    dataset = _load(options, ranks)
+    dataset = _load(options.data, ranks)
     epochs, plain_epochs = _epochs(options)
     config = ranks.every(lambda: _config(options, ranks, dataset, epochs))
+    circuits = None
+    if options.circuits is not None:
+        circuits = ranks.every(lambda: _circuit_config(options, dataset))
     folder = ranks.first(
         lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
     )
@@ -303,6 +181,75 @@ def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
             group=ranks.group,
         )
         display.table(results_table(results), folder)
+        if circuits is not None:
+            # What had to be replaced went with the models.
+            _find_circuits(folder, dataset, circuits, display, ranks, resume=True, overwrite=False)
+
+
+def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
+    """How `reproduce --circuits` finds circuits, tried on the model."""
+    from .circuit_models import CircuitConfig, check_circuits
+    from .models import build_model
+
+    config = CircuitConfig(
+        criteria=tuple(options.circuits or CircuitConfig.criteria),
+        device=options.device,
+        threads=options.threads,
+    )
+    check_circuits(build_model(options.model, dataset.image_shape, dataset.num_classes), dataset, config)
+    return config
+
+
+def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:
+    from .circuit_models import CircuitConfig, trained_on
+    from .display import Display
+
+    config = ranks.every(
+        lambda: CircuitConfig(
+            criteria=tuple(options.criterion or CircuitConfig.criteria),
+            tolerance=options.tolerance,
+            labels=None if options.labels is None else tuple(options.labels),
+            images=options.images,
+            layers=None if options.layers is None else tuple(options.layers),
+            seed=options.seed,
+            device=options.device,
+            threads=options.threads,
+        )
+    )
+    ranks.every(lambda: _take_device(config.device, ranks))
+    data = ranks.every(lambda: trained_on(options.out))
+    dataset = _load(data if options.data is None else options.data, ranks)
+    folder = Path(options.out)
+    with Display(shown=ranks.is_first) as display:
+        _find_circuits(
+            folder, dataset, config, display, ranks, resume=options.resume, overwrite=options.overwrite
+        )
+
+
+def _find_circuits(
+    folder: Path, dataset: Any, config: Any, display: Any, ranks: Ranks, *, resume: bool, overwrite: bool
+) -> None:
+    from .circuit_runs import find_run_circuits
+
+    results = find_run_circuits(
+        folder,
+        dataset,
+        config,
+        resume=resume,
+        overwrite=overwrite,
+        on_step=display.on_walk,
+        on_circuits=display.on_circuits,
+        group=ranks.group,
+    )
+    _show_circuits(results, folder, display)
+
+
+def _show_circuits(results: Mapping[str, Any], folder: Path, display: Any) -> None:
+    from .circuit_table import circuits_table, claim_lines
+
+    display.table(circuits_table(results), folder)
+    for line in claim_lines(results):
+        display.note(line)
 
 
 def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -315,7 +262,7 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
 
     sizes = None
     if options.data is not None:
-        dataset = _load(options, ranks)
+        dataset = _load(options.data, ranks)
         sizes = (dataset.image_shape, dataset.num_classes)
     if not ranks.is_first:  # there is nothing to share
         return
@@ -356,6 +303,8 @@ def _report(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _show(folder: Path) -> None:
+    from .circuit_files import CIRCUITS, read_circuits
+    from .circuit_runs import draw_circuits
     from .cluster import redraw_clustering
     from .display import Display
     from .experiment import KINDS, draw_reproduction, draw_run, read_results
@@ -374,3 +323,15 @@ def _show(folder: Path) -> None:
         else:
             draw_run(folder)
             display.table(run_table(results), folder)
+        if (folder / CIRCUITS).exists():
+            draw_circuits(folder)
+            _show_circuits(read_circuits(folder), folder, display)
+
+
+_COMMANDS = {
+    "train": _train,
+    "reproduce": _reproduce,
+    "circuits": _circuits,
+    "cluster": _cluster,
+    "report": _report,
+}

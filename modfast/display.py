@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .circuit import Circuit
 from .experiment import Progress
 from .report import ranges
 from .train import Record
@@ -138,6 +139,22 @@ class Display:
         if len(too_many) < len(record["left_out"]):
             parts.append("left out: all its weights are zero")
         self.note("  ".join(parts))
+
+    def on_walk(self, run: str, criterion: str, done: int, total: int) -> None:
+        """Show how many weights of all circuits are decided."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total, completed=done, unit="weights")
+        self._bar.update(self._task, description=f"circuits of {run}, {criterion}", completed=done)
+
+    def on_circuits(self, run: str, criterion: str, circuits: Sequence[Circuit], seconds: float) -> None:
+        """Print a line for a model's circuits, which are found."""
+        labels = ranges(sorted(circuit.label for circuit in circuits))
+        size = sum(circuit.size for circuit in circuits) / len(circuits)
+        accuracy = sum(circuit.accuracy_after for circuit in circuits) / len(circuits)
+        self.note(
+            f"{run}  circuits of labels {labels} by {criterion}  {100 * size:.2f} % of the weights  "
+            f"accuracy {100 * accuracy:.1f} %  {seconds:.2f} s"
+        )
 
     def note(self, text: str) -> None:
         """Print a line."""

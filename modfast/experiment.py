@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .accuracy import class_accuracy, cluster_accuracy
+from .circuit_files import held_circuits
 from .data import Dataset
 from .distributed import Ranks
 from .files import write_json
@@ -74,7 +75,8 @@ def prepare_folder(out: str | os.PathLike[str], *, resume: bool, overwrite: bool
             "continue it with --resume, or replace it with --overwrite"
         )
     if overwrite:
-        for path in held:
+        # Circuits are of the models that are replaced.
+        for path in (*held, *held_circuits(folder)):
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     # A process that was killed while it wrote a file leaves the unfinished one behind.
@@ -161,7 +163,7 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
     data = (dataset.normalize(dataset.test_images), dataset.test_labels)
     by_layer = {
         name: {
-            mode: _shares(cluster_accuracy(run.model, data, {name: each}, mode))
+            mode: as_lists(cluster_accuracy(run.model, data, {name: each}, mode))
             for mode in ("only", "without")
         }
         for name, each in run.partitions.items()
@@ -169,20 +171,25 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
     return {
         "accuracy": run.history[-1]["test_accuracy"],
         "clusterability": run.history[-1]["clusterability"],
-        "class_accuracy": _shares(class_accuracy(run.model, data)),
+        "class_accuracy": as_lists(class_accuracy(run.model, data)),
         "cluster_accuracy": by_layer,
     }
 
 
-def _shares(values: Tensor) -> Any:
-    """Nested lists with None for NaN, which JSON cannot hold."""
+def as_lists(values: Tensor) -> Any:
+    """Nested lists with None for NaN, which JSON cannot hold.
+
+    Example:
+        >>> as_lists(torch.tensor([[0.5, float("nan")]]))
+        [[0.5, None]]
+    """
     if values.dim() > 1:
-        return [_shares(row) for row in values]
+        return [as_lists(row) for row in values]
     return [None if value != value else value for value in values.tolist()]
 
 
 def _tensor(shares: Any) -> Tensor:
-    """The inverse of :func:`_shares`."""
+    """The inverse of :func:`as_lists`."""
     if shares and isinstance(shares[0], list):
         return torch.stack([_tensor(row) for row in shares])
     return torch.tensor([float("nan") if value is None else value for value in shares], dtype=torch.float64)

@@ -197,6 +197,6 @@ def test_the_command_is_installed():
     script = os.path.join(os.path.dirname(sys.executable), "modfast")
     shown = subprocess.run([script, "--version"], check=True, capture_output=True, text=True)
     assert shown.stdout.strip() == f"modfast {modfast.__version__}"
-    for name in ("train", "reproduce", "cluster", "report"):
+    for name in ("train", "reproduce", "circuits", "cluster", "report"):
         shown = subprocess.run([script, name, "--help"], check=True, capture_output=True, text=True)
         assert "usage" in shown.stdout

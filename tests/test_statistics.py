@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from modfast.statistics import mean_interval, paired_interval
+from modfast.statistics import effect_size, mean_interval, paired_interval
 
 finite = st.floats(-1e6, 1e6)
 
@@ -75,6 +75,22 @@ def test_pairing_removes_what_seeds_share() -> None:
     mean, half_width = paired_interval(modular, plain)
     assert mean == pytest.approx(0.01)
     assert half_width == pytest.approx(0.0, abs=1e-12)
+
+
+def test_effect_size_by_hand() -> None:
+    # Differences 1, 2 and 6: mean 3, deviations -2, -1 and 3, so that the variance is 14 / 2.
+    assert effect_size([1.0, 3.0, 9.0], [0.0, 1.0, 3.0]) == pytest.approx(3 / math.sqrt(7), rel=1e-15)
+    assert effect_size([0.0, 1.0, 3.0], [1.0, 3.0, 9.0]) == pytest.approx(-3 / math.sqrt(7), rel=1e-15)
+
+
+def test_effect_size_without_scatter() -> None:
+    assert effect_size([0.5], [0.25]) is None
+    assert effect_size([0.5, 0.75], [0.25, 0.5]) is None
+    # The three differences are 0.01 but for rounding.
+    assert effect_size([0.51, 0.71, 0.91], [0.50, 0.70, 0.90]) is None
+    assert effect_size([0.0, 0.0], [0.0, 0.0]) is None
+    with pytest.raises(ValueError, match=r"b must hold as many values as a \(2\), got 1"):
+        effect_size([1.0, 2.0], [1.0])
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -0.1, 95, math.nan])

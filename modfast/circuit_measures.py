@@ -1,0 +1,213 @@
+"""How circuits compare: with each other, with clusters, and with random ones of equal size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .circuit import Circuit
+from .partition import Partition
+
+# Sums of so many ones are exact in float32, and the memory beside the masks is bounded.
+_CHUNK = 2**20
+
+
+def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Tensor:
+    """Intersection over union between circuits: which share of the weights of either is in both.
+
+    Args:
+        circuits: at least one, all of the same layers and shapes.
+        layer: the layer to compare; None takes the weights of all layers together.
+
+    Returns:
+        float64, ``(n, n)``, symmetric, with ones on the diagonal. NaN for two circuits without any weight,
+        which have nothing to be alike or different in: neither 0 nor 1 would be a finding.
+
+    Raises:
+        ValueError: there is no circuit, no such layer, or the circuits differ in layers or shapes.
+
+    Source: Jaccard, "Étude comparative de la distribution florale" (1901).
+
+    Example:
+        >>> masks = [torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])]
+        >>> pair = [Circuit(c, {"fc": m}, "loss", 0.0, 1, 0.0, 0.0, 1.0, 1.0) for c, m in enumerate(masks)]
+        >>> circuit_overlap(pair)
+        tensor([[1.0000, 0.3333],
+                [0.3333, 1.0000]], dtype=torch.float64)
+    """
+    shared = torch.zeros(len(circuits), len(circuits), dtype=torch.float64)
+    for name in _layers(circuits, layer):
+        masks = torch.stack([circuit.masks[name].flatten() for circuit in circuits])
+        for part in masks.split(_CHUNK, dim=1):
+            kept = part.float()
+            shared += (kept @ kept.T).double()
+    sizes = shared.diagonal()
+    return shared / (sizes[:, None] + sizes[None, :] - shared)
+
+
+def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
+    """Which share of each circuit's weights in a layer lies inside each of the layer's clusters.
+
+    Args:
+        circuits: at least one, all of the same layers and shapes ``(out, in, *kernel)``.
+        partitions: name of a layer to its k clusters; other layers are left out.
+
+    Returns:
+        For each of ``partitions`` float64, ``(n, k)``. A row's sum is at most 1, the rest being weights that
+        cross from cluster to cluster; it is NaN for a circuit without a weight in the layer.
+
+    Raises:
+        ValueError: as :func:`circuit_overlap` does; a partition is of an unknown layer or does not fit.
+
+    Example:
+        >>> masks = {"fc": torch.tensor([[True, True], [False, True]])}
+        >>> circuit = Circuit(0, masks, "loss", 0.0, 1, 0.0, 0.0, 1.0, 1.0)
+        >>> cluster_shares([circuit], {"fc": Partition([0, 1], [0, 1], 2)})
+        {'fc': tensor([[0.3333, 0.3333]], dtype=torch.float64)}
+    """
+    counts = _cluster_counts(circuits, partitions)
+    return {name: each[:, :-1] / each.sum(1, keepdim=True) for name, each in counts.items()}
+
+
+def cluster_information(
+    circuits: Sequence[Circuit], partitions: Mapping[str, Partition], layer: str | None = None
+) -> float:
+    """Mutual information: how many bits a kept weight's cluster tells about whose circuit it is in.
+
+    One circuit is chosen, each with equal chance, then one of its weights. X is the weight's cluster, where
+    all weights that cross from cluster to cluster count as one more; Y is the circuit's label. Equal chances,
+    because then a large circuit does not drown small ones, and the result is the Jensen-Shannon divergence
+    between the circuits' distributions over clusters: 0 if all are alike, at most ``log2`` of the number of
+    circuits or of clusters with the one more. Over several layers it is I(X; Y | layer): cluster 2 of one
+    layer is not taken for cluster 2 of another, and that circuits lie in different layers tells nothing.
+
+    Few weights seem to tell more than many, by about ``k (n - 1) / (2 N ln 2)`` bits of N weights that tell
+    nothing (Miller 1955): compare with :func:`random_circuits`.
+
+    Args:
+        circuits: as for :func:`cluster_shares`. Those without a weight in the layers are left out.
+        partitions: name of a layer to its clusters; other layers are left out.
+        layer: one of ``partitions``; None takes all of them.
+
+    Returns:
+        Bits; NaN if no circuit has a weight there.
+
+    Raises:
+        ValueError: as :func:`cluster_shares` does; ``partitions`` is empty, or ``layer`` not in it.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy" (IEEE Transactions on Information Theory
+    37, 1991); Miller, "Note on the bias of information estimates" (1955).
+
+    Example:
+        >>> masks = [torch.tensor([[True, False], [False, False]])]
+        >>> masks += [torch.tensor([[False, False], [False, True]])]
+        >>> pair = [Circuit(c, {"fc": m}, "loss", 0.0, 1, 0.0, 0.0, 1.0, 1.0) for c, m in enumerate(masks)]
+        >>> cluster_information(pair, {"fc": Partition([0, 1], [0, 1], 2)})
+        1.0
+    """
+    if layer is not None and layer not in partitions:
+        raise ValueError(
+            f"layer must be one of partitions ({', '.join(map(repr, partitions))}), got {layer!r}"
+        )
+    if not partitions:
+        raise ValueError("partitions must hold at least one layer, got none")
+    counts = _cluster_counts(circuits, partitions if layer is None else {layer: partitions[layer]})
+    totals = torch.stack([each.sum(1) for each in counts.values()]).sum(0)
+    held = totals > 0
+    if not bool(held.any()):
+        return math.nan
+    bits = 0.0
+    for each in counts.values():
+        # p(x, y, layer), against what it would be if x and y were independent within the layer.
+        joint = each[held] / totals[held, None] / held.sum()
+        independent = joint.sum(1, keepdim=True) * joint.sum(0) / joint.sum()
+        some = joint > 0
+        bits += float((joint[some] * (joint[some] / independent[some]).log2()).sum())
+    return max(bits, 0.0)  # rounding may leave less
+
+
+def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
+    """Circuits of the same sizes in each layer, of weights drawn at random: what a measure gives by chance.
+
+    Args:
+        circuits: any number.
+        seed: of the draws. Each circuit's weights are drawn anew, from all weights of the layer.
+
+    Returns:
+        As many circuits, in order, with the same labels and numbers; ``loss_after`` and ``accuracy_after``
+        are NaN, since nobody ran them.
+
+    Raises:
+        ValueError: ``seed`` is negative.
+
+    Example:
+        >>> circuit = Circuit(3, {"fc": torch.eye(4, dtype=torch.bool)}, "loss", 0.0, 1, 0.0, 0.0, 1.0, 1.0)
+        >>> random_circuits([circuit], seed=0)[0].num_weights
+        4
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    # NumPy's draw takes as long as the circuit is large, PyTorch's permutation as the layer is.
+    generator = np.random.default_rng(seed)
+
+    def draw(mask: Tensor) -> Tensor:
+        drawn = torch.zeros(mask.numel(), dtype=torch.bool)
+        chosen = generator.choice(mask.numel(), int(mask.count_nonzero()), replace=False, shuffle=False)
+        drawn[torch.from_numpy(chosen)] = True
+        return drawn.view(mask.shape)
+
+    return [
+        replace(
+            circuit,
+            masks={name: draw(mask) for name, mask in circuit.masks.items()},
+            loss_after=math.nan,
+            accuracy_after=math.nan,
+        )
+        for circuit in circuits
+    ]
+
+
+def _layers(circuits: Sequence[Circuit], layer: str | None) -> list[str]:
+    """The layers that are compared, if circuits can be."""
+    if not circuits:
+        raise ValueError("circuits must hold at least one circuit, got none")
+    shapes = [{name: tuple(mask.shape) for name, mask in circuit.masks.items()} for circuit in circuits]
+    for index, each in enumerate(shapes):
+        if each != shapes[0]:
+            raise ValueError(f"circuits must have the same layers: [0] has {shapes[0]}, [{index}] {each}")
+    if layer is None:
+        return list(shapes[0])
+    if layer not in shapes[0]:
+        raise ValueError(f"layer must be one of the circuits' ({', '.join(shapes[0])}), got {layer!r}")
+    return [layer]
+
+
+def _cluster_counts(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
+    """How many weights each circuit has in each cluster, and last how many cross: float64, ``(n, k + 1)``."""
+    layers = _layers(circuits, None)
+    counts = {}
+    for name, partition in partitions.items():
+        if name not in layers:
+            raise ValueError(
+                f"partitions: {name!r} is no layer of the circuits; they have: {', '.join(layers)}"
+            )
+        shape = tuple(circuits[0].masks[name].shape)
+        if shape[:2] != partition.shape:
+            raise ValueError(
+                f"partitions: layer {name!r} has (out, in) {shape[:2]}, its partition {partition.shape}"
+            )
+        placed, crossing = partition.to("cpu"), partition.num_clusters
+        cluster = torch.where(placed.mask(), placed.row_labels[:, None], crossing)
+        cluster = cluster.view(shape[:2] + (1,) * (len(shape) - 2)).expand(shape)
+        counts[name] = torch.stack(
+            [
+                torch.bincount(cluster[circuit.masks[name]], minlength=crossing + 1).double()
+                for circuit in circuits
+            ]
+        )
+    return counts

@@ -1,0 +1,203 @@
+"""The models whose circuits are to be found: read from where they were trained, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .circuit import CRITERIA
+from .circuit_files import CircuitFolder
+from .dataset import Dataset
+from .experiment import KINDS, PARTITIONS, read_results, run_name
+from .layers import linear_layers, match_layers
+from .models import build_model
+from .partition import Partition, load_partitions
+from .train import CHECKPOINT, choose_device, read_checkpoint
+
+
+@dataclass(frozen=True)
+class CircuitConfig:
+    """How circuits are found.
+
+    Attributes:
+        criteria: each gives a circuit for each label; see :func:`modfast.find_circuit`.
+        tolerance: by how much the loss may rise, in nats.
+        labels: whose circuits; None takes every class that has a test image.
+        images: at most so many test images of each class, the first ones; None takes all.
+        layers: names or globs; None leaves the choice to :func:`modfast.find_circuits`.
+        seed: of the other classes' images that ``"balanced"`` draws, and of the random circuits.
+        device: "auto" takes a CUDA device if there is one that this build has kernels for.
+        threads: of PyTorch on the CPU; None leaves them.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> CircuitConfig(labels=(0, 1)).criteria
+        ('loss', 'balanced')
+    """
+
+    criteria: tuple[str, ...] = ("loss", "balanced")
+    tolerance: float = 0.0
+    labels: tuple[int, ...] | None = None
+    images: int | None = None
+    layers: tuple[str, ...] | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        def require(name: str, holds: bool, allowed: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+        known = all(criterion in CRITERIA for criterion in self.criteria)
+        once = len(set(self.criteria)) == len(self.criteria) > 0
+        require("criteria", known and once, f"at least one of {CRITERIA}, each once")
+        finite = math.isfinite(self.tolerance) and self.tolerance >= 0
+        require("tolerance", finite, "a finite number of at least 0")
+        labels = self.labels
+        once = labels is None or len(set(labels)) == len(labels) > 0
+        require("labels", once, "None or at least one label, each once")
+        require("images", self.images is None or self.images >= 1, "None or at least 1")
+        require("layers", self.layers is None or len(self.layers) > 0, "None or at least one name")
+        require("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
+        require("threads", self.threads is None or self.threads >= 1, "None or at least 1")
+
+
+class TrainedModel(NamedTuple):
+    """A model that was trained, and where its circuits are kept.
+
+    Attributes:
+        name: such as ``"plain-seed42"``.
+        kind: ``"plain"`` or ``"modular"``.
+        folder: where it was trained.
+        results: its ``results.json``.
+        model: in evaluation mode, on the device asked for.
+        partitions: layer name to clusters, those of its ``partitions.npz``.
+        kept: its circuits by criterion.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    results: Mapping[str, Any]
+    model: nn.Module
+    partitions: dict[str, Partition]
+    kept: dict[str, CircuitFolder]
+
+
+def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) -> list[int]:
+    """The labels whose circuits are to be found, if the model, the images and the machine allow it.
+
+    Raises:
+        ValueError: a label is out of range or has no test image, a layer is unknown, or there is none, or no
+            such device.
+    """
+    choose_device(config.device)
+    if config.layers is not None:
+        match_layers(model, config.layers)
+    elif not linear_layers(model):
+        raise ValueError("layers: the model has no linear layer to find circuits in")
+    counts = torch.bincount(dataset.test_labels, minlength=dataset.num_classes).tolist()
+    if config.labels is None:
+        return [label for label, count in enumerate(counts) if count]
+    for label in config.labels:
+        if not 0 <= label < dataset.num_classes:
+            raise ValueError(f"labels must lie in [0, {dataset.num_classes}), got {label}")
+        if not counts[label]:
+            raise ValueError(f"labels: there is no test image of {label} ({dataset.classes[label]})")
+    return sorted(config.labels)
+
+
+def trained_on(folder: str | os.PathLike[str]) -> str:
+    """The data that a folder's models were trained on, as :func:`modfast.data.load_dataset` takes it.
+
+    Raises:
+        FileNotFoundError: no run has finished there.
+        ValueError: it holds something else.
+    """
+    results = read_results(folder)
+    if "clustering" in results:
+        raise ValueError(f"{folder} holds clusters; circuits are found in what train or reproduce wrote")
+    return str(results["config"]["data"])
+
+
+def open_models(
+    folder: str | os.PathLike[str], dataset: Dataset, config: CircuitConfig
+) -> list[TrainedModel]:
+    """Every model of a folder: the one of a run, or the plain and modular ones of a comparison, seed by seed.
+
+    Raises:
+        FileNotFoundError: no run has finished there.
+        ValueError: it holds something else, or was trained on other data; a model is not the one that was
+            trained, or was trained on since.
+        TrainingError: a checkpoint is damaged.
+    """
+    folder = Path(folder)
+    trained_on(folder)
+    results = read_results(folder)
+    fingerprint, device = dataset.fingerprint(), choose_device(config.device)
+    if "history" in results:
+        found = [(folder, results)]
+    else:
+        names = [run_name(kind, seed) for seed in results["config"]["seeds"] for kind in KINDS]
+        found = [(folder / name, read_results(folder / name)) for name in names]
+    runs = []
+    for path, each in found:
+        given = each["config"]
+        if given["data_fingerprint"] != fingerprint:
+            raise ValueError(
+                f"data: {dataset.name} is not what {path} was trained on, {given['data']} "
+                f"(fingerprint {fingerprint}, not {given['data_fingerprint']}): --data says where that is now"
+            )
+        model = _load_model(path, each, dataset).to(device)
+        kind = "modular" if given["enmeshment_weight"] > 0 else "plain"
+        settings = {
+            "weights": _fingerprint(model),
+            "data_fingerprint": fingerprint,
+            "images": config.images,
+            "layers": None if config.layers is None else list(config.layers),
+            "tolerance": config.tolerance,
+            "seed": config.seed,
+        }
+        kept = {each: CircuitFolder(path, settings | {"criterion": each}) for each in config.criteria}
+        partitions = load_partitions(path / PARTITIONS)
+        name = run_name(kind, given["seed"])
+        runs.append(TrainedModel(name, kind, path, each, model, partitions, kept))
+    return runs
+
+
+def _load_model(folder: Path, results: Mapping[str, Any], dataset: Dataset) -> nn.Module:
+    state = read_checkpoint(folder / CHECKPOINT)
+    if len(state["history"]) != len(results["history"]):
+        raise ValueError(
+            f"{folder} was trained on for {len(state['history'])} epochs since its results, which tell of "
+            f"{len(results['history'])}: finish it with --resume"
+        )
+    name = results["config"]["model"]
+    torch.manual_seed(results["config"]["seed"])  # as for training: not all that is drawn need be a weight
+    model = build_model(name, dataset.image_shape, dataset.num_classes)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{folder / CHECKPOINT} does not fit the model {name!r} ({error})") from error
+    return model.eval()
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over all names and weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, since NumPy does not know every dtype.
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

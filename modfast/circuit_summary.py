@@ -1,0 +1,212 @@
+"""The measures of circuits as numbers that JSON can hold: of one model, and over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .circuit import Circuit
+from .circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
+from .experiment import as_lists
+from .partition import Partition
+from .statistics import effect_size, mean_interval, paired_interval
+
+DRAWS = 10
+"""How many times random circuits of equal size are drawn."""
+
+
+def describe_circuits(
+    circuits: Sequence[Circuit], partitions: Mapping[str, Partition], seed: int
+) -> dict[str, Any]:
+    """All measures of one model's circuits, one for each label, beside those of random circuits.
+
+    Args:
+        circuits: at least one, all of the same layers.
+        partitions: clusters of any of these layers.
+        seed: of the random circuits.
+
+    Returns:
+        Lists over circuits: ``size``, ``num_inputs``, ``loss_before``, ``loss_after``, ``accuracy_before``,
+        ``accuracy_after`` and, by layer, ``sizes``. By layer and, as ``"all"``, over all of them: ``overlap``
+        (circuits x circuits), ``information`` in bits (of the layers with clusters), ``random_overlap`` and
+        ``random_information``, means over :data:`DRAWS` draws of circuits of the same sizes in each layer.
+        By layer with clusters: ``inside`` (circuits x clusters) and ``random_inside``, the share of all
+        weights of the layer. None stands for NaN.
+
+    Example:
+        >>> masks = {"fc": torch.tensor([[True, True], [False, True]])}
+        >>> one = Circuit(0, masks, "loss", 0.0, 1, 0.5, 0.25, 1.0, 1.0)
+        >>> described = describe_circuits([one], {"fc": Partition([0, 1], [0, 1], 2)}, seed=0)
+        >>> described["size"], described["random_inside"], described["random_overlap"]
+        ([0.75], {'fc': [0.25, 0.25]}, {'all': None, 'fc': None})
+    """
+    layers = list(circuits[0].masks)
+    drawn = [random_circuits(circuits, seed * DRAWS + draw) for draw in range(DRAWS)]
+
+    def overlap(circuits: Sequence[Circuit]) -> dict[str, Tensor]:
+        return {"all": circuit_overlap(circuits)} | {name: circuit_overlap(circuits, name) for name in layers}
+
+    def information(circuits: Sequence[Circuit]) -> dict[str, float]:
+        by_layer = {name: cluster_information(circuits, partitions, name) for name in partitions}
+        return {"all": cluster_information(circuits, partitions) if partitions else math.nan} | by_layer
+
+    random_overlap = [{name: pair_mean(each) for name, each in overlap(draw).items()} for draw in drawn]
+    random_information = [information(draw) for draw in drawn]
+    numbers = ("size", "num_inputs", "loss_before", "loss_after", "accuracy_before", "accuracy_after")
+    return {
+        **{name: [getattr(circuit, name) for circuit in circuits] for name in numbers},
+        "sizes": {name: [circuit.sizes[name] for circuit in circuits] for name in layers},
+        "overlap": {name: as_lists(each) for name, each in overlap(circuits).items()},
+        "random_overlap": _means(random_overlap),
+        "inside": {name: as_lists(each) for name, each in cluster_shares(circuits, partitions).items()},
+        "random_inside": {
+            name: (each.sizes().double().prod(1) / math.prod(each.shape)).tolist()
+            for name, each in partitions.items()
+        },
+        "information": {name: _mean([bits]) for name, bits in information(circuits).items()},
+        "random_information": _means(random_information),
+    }
+
+
+def pair_mean(overlap: Tensor) -> float | None:
+    """The mean over pairs of circuits, without those that have no overlap; None if no pair has.
+
+    Example:
+        >>> pair_mean(torch.tensor([[1.0, 0.25], [0.25, 1.0]]))
+        0.25
+    """
+    first, second = torch.triu_indices(len(overlap), len(overlap), 1)
+    return _mean(overlap[first, second].tolist())
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are numbers, or None if there is none."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _means(draws: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    return {name: _mean(draw[name] for draw in draws) for name in draws[0]}
+
+
+def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """One number for each measure of a run: means over labels, or over pairs of them.
+
+    Args:
+        run: ``accuracy``, ``clusterability``, ``cluster_accuracy`` and ``criteria``, of each of which what
+            :func:`describe_circuits` gives.
+        regularised: the layers over which ``specialisation_only``, ``specialisation_without``,
+            ``information:regularised`` and ``random_information:regularised`` are means.
+
+    Returns:
+        ``"model"`` and each criterion to names of measures to numbers; a measure of one layer is named
+        ``measure:layer``. None where there is no number.
+
+        The specialisation of a layer is, for each class, by how much the best cluster alone exceeds the
+        mean over clusters in accuracy ("only"), or by how much the accuracy without the most needed cluster
+        falls short of that mean ("without"); then the mean over classes. It is 0 if all clusters are alike,
+        and large also for clusters that always answer one class.
+    """
+
+    def over_regularised(prefix: str, measures: Mapping[str, float | None]) -> float | None:
+        return _mean(measures.get(f"{prefix}:{layer}") for layer in regularised)
+
+    model: dict[str, float | None] = {"accuracy": run["accuracy"]}
+    model |= {f"clusterability:{layer}": share for layer, share in run["clusterability"].items()}
+    for mode in ("only", "without"):
+        name = f"specialisation_{mode}"
+        by_layer = {
+            f"{name}:{layer}": specialisation(shares[mode], mode)
+            for layer, shares in run["cluster_accuracy"].items()
+        }
+        model |= {name: over_regularised(name, by_layer)} | by_layer
+    measures = {"model": model}
+    for criterion, found in run["criteria"].items():
+        each: dict[str, float | None] = {"size": _mean(found["size"])}
+        each |= {f"size:{layer}": _mean(sizes) for layer, sizes in found["sizes"].items()}
+        each |= {name: _mean(found[name]) for name in ("accuracy_before", "accuracy_after")}
+        overlaps = {name: pair_mean(_matrix(rows)) for name, rows in found["overlap"].items()}
+        each |= _named("overlap", overlaps) | _named("random_overlap", found["random_overlap"])
+        for layer, rows in found["inside"].items():
+            each[f"inside:{layer}"] = _mean(_sum(row) for row in rows)
+            each[f"random_inside:{layer}"] = math.fsum(found["random_inside"][layer])
+        for name in ("information", "random_information"):
+            each |= _named(name, found[name])
+            each[f"{name}:regularised"] = over_regularised(name, each)
+        measures[criterion] = each
+    return measures
+
+
+def specialisation(shares: Sequence[Sequence[float | None]], mode: str) -> float | None:
+    """How differently clusters serve a class, clusters x classes; see :func:`run_measures`.
+
+    Example:
+        >>> specialisation([[1.0, 0.5], [0.0, 0.5]], "only")
+        0.25
+    """
+    by_class = [[share for share in each if share is not None] for each in zip(*shares, strict=True)]
+    means = [(each, math.fsum(each) / len(each)) for each in by_class if each]
+    return _mean(max(each) - mean if mode == "only" else mean - min(each) for each, mean in means)
+
+
+def _named(name: str, by_layer: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name if layer == "all" else f"{name}:{layer}": value for layer, value in by_layer.items()}
+
+
+def _sum(row: Sequence[float | None]) -> float | None:
+    known = [value for value in row if value is not None]
+    return math.fsum(known) if known else None
+
+
+def _matrix(rows: Sequence[Sequence[float | None]]) -> Tensor:
+    known = [[math.nan if value is None else value for value in row] for row in rows]
+    return torch.tensor(known, dtype=torch.float64)
+
+
+def summarize_circuits(
+    runs: Sequence[Mapping[str, Any]], regularised: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Every measure over seeds, of plain and modular models and of their difference.
+
+    Args:
+        runs: as for :func:`run_measures`, each with its ``kind``; of each kind for the same seeds in the same
+            order.
+        regularised: as for :func:`run_measures`.
+
+    Returns:
+        ``"model"`` and each criterion to names of measures to kinds, each with ``mean``, ``interval`` (half
+        width of the 95% interval) and ``values`` by seed; and, if there are plain and modular runs,
+        ``difference``, modular minus plain, with ``mean``, ``interval`` and ``effect_size``. None where a
+        value is None; also ``interval`` and ``effect_size`` for a single seed.
+    """
+    by_kind: dict[str, list[dict[str, dict[str, float | None]]]] = {}
+    for run in runs:
+        by_kind.setdefault(run["kind"], []).append(run_measures(run, regularised))
+    first = next(iter(by_kind.values()))[0]
+    return {
+        group: {
+            name: _summary({kind: [each[group][name] for each in of] for kind, of in by_kind.items()})
+            for name in measures
+        }
+        for group, measures in first.items()
+    }
+
+
+def _summary(values: Mapping[str, list[float | None]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    known = {kind: [value for value in each if value is not None] for kind, each in values.items()}
+    for kind, each in values.items():
+        whole = len(known[kind]) == len(each)
+        mean, interval = mean_interval(known[kind]) if whole else (None, None)
+        summary[kind] = {"mean": mean, "interval": interval, "values": each}
+    if {"plain", "modular"} <= set(values):
+        summary["difference"] = {"mean": None, "interval": None, "effect_size": None}
+        if all(len(known[kind]) == len(values[kind]) for kind in values):
+            mean, interval = paired_interval(known["modular"], known["plain"])
+            effect = effect_size(known["modular"], known["plain"])
+            summary["difference"] = {"mean": mean, "interval": interval, "effect_size": effect}
+    return summary

@@ -1,0 +1,102 @@
+"""The table that ends ``modfast circuits``, and what it says of the paper's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from .report import _cell, _setting
+
+# Measure, heading, factor, decimals, and whether there is a row for each layer beside or instead of that over
+# all. The HTML report shows the other layers.
+_OF_MODELS = (
+    ("accuracy", "Test accuracy (%)", 100.0, 2, ""),
+    ("clusterability", "Clusterability", 1.0, 3, "layers"),
+    ("specialisation_only", "Specialised, only (%)", 100.0, 2, ""),
+    ("specialisation_without", "Specialised, without (%)", 100.0, 2, ""),
+)
+_OF_CIRCUITS = (
+    ("size", "Size (% of weights)", 100.0, 2, "layers"),
+    ("accuracy_after", "Accuracy (%)", 100.0, 2, ""),
+    ("overlap", "Overlap (%)", 100.0, 2, ""),
+    ("random_overlap", "  if random", 100.0, 2, ""),
+    ("inside", "Inside clusters (%)", 100.0, 2, "regularised"),
+    ("random_inside", "  if random", 100.0, 2, "regularised"),
+    ("information", "Information (bits)", 1.0, 3, "regularised"),
+    ("random_information", "  if random", 1.0, 3, "regularised"),
+)
+
+
+def circuits_table(results: Mapping[str, Any]) -> Table:
+    """Plain, modular and their difference, or the values of a single run.
+
+    Args:
+        results: ``config`` and ``summary``, as ``circuits.json`` holds them.
+
+    Returns:
+        A table for ``rich.print``: for the models and each criterion one row for each measure, as mean ± half
+        width of the 95% interval over seeds (the mean alone for a single seed). Differences are taken seed by
+        seed. Specialisation is the mean over regularised layers; see
+        :func:`modfast.circuit_summary.run_measures`.
+    """
+    config, summary = results["config"], results["summary"]
+    kinds = config["kinds"]
+    count = len(config["seeds"])
+    meaning = (
+        f"mean ± half width of the 95% interval, {count} seeds" if count > 1 else "one seed: no interval"
+    )
+    table = Table(title=_setting(config), caption=f"{meaning}; mean over labels: {len(config['labels'])}")
+    table.add_column("Measure (unit)")
+    for kind in kinds:
+        table.add_column(kind.capitalize(), justify="right")
+    if len(kinds) > 1:
+        table.add_column("Modular - plain", justify="right")
+    for group, measures in summary.items():
+        if group != "model":
+            table.add_section()
+            table.add_row(f"Circuits by {group}", style="bold")
+        for name, heading, factor, decimals, by in _OF_MODELS if group == "model" else _OF_CIRCUITS:
+            for measure, label in _rows(name, heading, by, config, measures):
+                parts = [measures[measure][kind] for kind in kinds]
+                cells = [_scaled(part, factor, decimals) for part in parts]
+                if len(kinds) > 1:
+                    cells.append(_scaled(measures[measure]["difference"], factor, decimals, "+"))
+                table.add_row(label, *cells)
+    return table
+
+
+def _rows(
+    name: str, heading: str, by: str, config: Mapping[str, Any], measures: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Names and headings of a measure's rows, as far as they were measured."""
+    layers = config["layers"] if by == "layers" else config["regularised_layers"] if by else []
+    rows = [] if by == "regularised" else [(name, heading)]
+    rows += [(f"{name}:{layer}", f"{heading}, {layer}") for layer in layers]
+    return [(measure, label) for measure, label in rows if measure in measures]
+
+
+def _scaled(part: Mapping[str, Any], factor: float, decimals: int, sign: str = "") -> str:
+    mean, interval = part["mean"], part["interval"]
+    if mean is None:
+        return "-"
+    return _cell(factor * mean, None if interval is None else factor * interval, decimals, sign)
+
+
+def claim_lines(results: Mapping[str, Any]) -> list[str]:
+    """A line for each claim, and how far to trust them together; no line where there is no claim.
+
+    Example:
+        >>> claim = {"claim": "smaller", "criterion": "loss", "statement": "Circuits are smaller"}
+        >>> claim |= {"verdict": "undecided", "text": "0.2 here, 0.1 there"}
+        >>> claim_lines({"claims": [claim], "note": "No claim can be decided."})
+        ['undecided     Circuits are smaller (loss): 0.2 here, 0.1 there', 'No claim can be decided.']
+    """
+    if not results["claims"]:
+        return []
+    lines = []
+    for claim in results["claims"]:
+        criterion = "" if claim["criterion"] is None else f" ({claim['criterion']})"
+        lines.append(f"{claim['verdict']:12}  {claim['statement']}{criterion}: {claim['text']}")
+    return [*lines, results["note"]]

@@ -1,0 +1,62 @@
+"""The table of circuits holds its numbers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from circuit_helpers import MODULAR, PLAIN, run
+from rich.console import Console
+
+from modfast.circuit_summary import summarize_circuits
+from modfast.circuit_table import circuits_table, claim_lines
+from modfast.claims import comparisons_note, paper_claims
+
+
+def results_of(runs: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
+    kinds = list(dict.fromkeys(each["kind"] for each in runs))
+    config = {"kinds": kinds, "layers": ["fc"], "regularised_layers": ["fc"], "labels": [0, 1]}
+    summary = summarize_circuits(runs, ["fc"])
+    claims = paper_claims(summary) if len(kinds) > 1 else []
+    config |= {"seeds": list(range(seeds)), "data": "digits", "num_clusters": 2, "enmeshment_weight": 0.7}
+    return {"config": config, "summary": summary, "claims": claims, "note": comparisons_note(claims)}
+
+
+def rows_of(results: dict[str, Any]) -> dict[str, list[str]]:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(circuits_table(results))
+    cells = [line.strip("│").split("│") for line in console.export_text().splitlines() if "│" in line]
+    return {first.strip(): [each.strip() for each in rest] for first, *rest in cells}
+
+
+def test_plain_modular_and_difference() -> None:
+    rows = rows_of(results_of([*PLAIN, *MODULAR], 3))
+    # 10, 11 and 11 of 32 weights: mean 1/3, deviation 1/32 / sqrt(3), half width that times 4.3027 / sqrt(3).
+    assert rows["Size (% of weights)"] == ["33.33 ± 4.48", "21.88 ± 0.00", "-11.46 ± 4.48"]
+    assert rows["Size (% of weights), fc"] == rows["Size (% of weights)"]
+    assert rows["Inside clusters (%), fc"][1] == "100.00 ± 0.00"
+    assert rows["if random, fc"][1] != rows["Information (bits), fc"][1]
+    assert rows["Information (bits), fc"][1] == "1.000 ± 0.000"
+    assert rows["Specialised, without (%)"] == ["0.00 ± 0.00", "0.00 ± 0.00", "+0.00 ± 0.00"]
+
+
+def test_a_single_run() -> None:
+    results = results_of(MODULAR[:1], 1)
+    assert rows_of(results)["Size (% of weights)"] == ["21.88"]
+    assert claim_lines(results) == []
+
+
+def test_what_was_not_measured() -> None:
+    empty = ".... .... .... ...."
+    rows = rows_of(results_of([run("modular", empty, empty)], 1))
+    assert rows["Overlap (%)"] == ["-"]
+    assert rows["Size (% of weights)"] == ["0.00"]
+
+
+def test_a_line_for_each_claim() -> None:
+    results = results_of([*PLAIN, *MODULAR], 3)
+    lines = claim_lines(results)
+    assert len(lines) == len(results["claims"]) + 1
+    (line,) = [line for line in lines if "smaller" in line]
+    assert line.startswith("supported     Circuits are smaller in modular models (loss): 0.219 in modular")
+    assert lines[-1].startswith("8 claims are tested")
