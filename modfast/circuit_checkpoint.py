@@ -22,6 +22,11 @@ _FORMAT = "modfast walk 1"
 _SECONDS_BETWEEN = 10.0
 
 
+def walk_file(label: int) -> str:
+    """The name of a class's file, where there are several."""
+    return f"label-{label}.npz"
+
+
 class _Walk(Protocol):
     @property
     def masks(self) -> dict[str, Tensor]: ...

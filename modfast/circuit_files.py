@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .circuit import Circuit
+from .circuit_checkpoint import walk_file
 from .files import write_json
 
 CIRCUITS = "circuits.json"
 REPORT = "circuits.html"
 _FOLDER = "circuits"
 _SETTINGS = "settings.json"
+_WALKS = "unfinished"
 
 
 class CircuitFolder:
@@ -67,12 +69,17 @@ class CircuitFolder:
         """Whether the label's circuit is here."""
         return self._file(label).exists()
 
-    def save(self, circuit: Circuit) -> None:
-        """Keep a circuit, whole or not at all."""
-        # First, so that no circuit lies here of which nothing says how it was found.
+    def begin(self) -> Path:
+        """Say how what will lie here is found, before any does; returns the folder of unfinished walks."""
         if not (self.path / _SETTINGS).exists():
             write_json(self.path / _SETTINGS, self.settings)
+        return self.path / _WALKS
+
+    def save(self, circuit: Circuit) -> None:
+        """Keep a circuit, whole or not at all; how far its walk was is no longer of use."""
+        walks = self.begin()
         circuit.save(self._file(circuit.label))
+        (walks / walk_file(circuit.label)).unlink(missing_ok=True)
 
     def load(self, label: int) -> Circuit:
         """The label's circuit.
@@ -95,12 +102,16 @@ class CircuitFolder:
 
 def held_circuits(folder: str | os.PathLike[str]) -> list[Path]:
     """All files about circuits in a folder and the runs within it."""
-    return _found(folder, CIRCUITS, REPORT, f"{_FOLDER}/*/{_SETTINGS}", f"{_FOLDER}/*/label-*.npz")
+    kept = f"{_FOLDER}/*"
+    files = (f"{kept}/{_SETTINGS}", f"{kept}/label-*.npz", f"{kept}/{_WALKS}/label-*.npz")
+    return _found(folder, CIRCUITS, REPORT, *files)
 
 
 def unfinished_circuits(folder: str | os.PathLike[str]) -> list[Path]:
     """What a process that was killed while it wrote one of them left behind."""
-    return _found(folder, ".circuits-*", f"{_FOLDER}/*/.settings-*", f"{_FOLDER}/*/.label-*")
+    kept = f"{_FOLDER}/*"
+    files = (f"{kept}/.settings-*", f"{kept}/.label-*", f"{kept}/{_WALKS}/.label-*")
+    return _found(folder, ".circuits-*", *files)
 
 
 def _found(folder: str | os.PathLike[str], *patterns: str) -> list[Path]:

@@ -191,6 +191,7 @@ class _Walks:
             criterion=criterion,
             tolerance=self.config.tolerance,
             seed=self.config.seed,
+            checkpoint=kept.begin(),
             progress=tell,
             on_circuit=keep,
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .accuracy import evaluating
 from .circuit import CRITERIA, Circuit
-from .circuit_checkpoint import Checkpoint, fingerprint
+from .circuit_checkpoint import Checkpoint, fingerprint, walk_file
 from .circuit_walk import Walk
 from .layers import linear_layers, match_layers
 from .library import BACKEND
@@ -153,7 +153,7 @@ def find_circuits(
     jobs = []
     for label in wanted:
         chosen = _draw(labels, label, criterion, _integer("seed", seed))
-        path = None if checkpoint is None else Path(checkpoint) / f"label-{label}.walk.npz"
+        path = None if checkpoint is None else Path(checkpoint) / walk_file(label)
         given = (layers, criterion, tolerance, labels[chosen], method, path)
         jobs.append(_Job(model, inputs[chosen.to(inputs.device)], label, *given))
     return _run_all(jobs, progress, on_circuit)

@@ -77,9 +77,9 @@ def _epochs(options: argparse.Namespace) -> tuple[int, int]:
 
 def _load(data: str, ranks: Ranks) -> Any:
     from .data import load_dataset
-    from .display import decoding
+    from .progress import progress_bar
 
-    with decoding(shown=ranks.is_first) as show:
+    with progress_bar("decoding", "images", shown=ranks.is_first) as show:
         # One process downloads or decodes; the others of its machine read what it kept.
         return ranks.first_of_each_machine(lambda: load_dataset(data, progress=show))
 

@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .circuit import Circuit
 from .experiment import Progress
+from .progress import rich_progress
 from .report import ranges
 from .train import Record
-
-
-def _rich_progress(shown: bool) -> Any:
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as RichProgress
-    except ImportError as error:
-        raise ImportError('the command line needs rich: pip install "modfast[experiments]"') from error
-    return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=None if shown else Console(quiet=True),
-    )
-
-
-@contextmanager
-def decoding(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar for images being decoded; nothing is shown unless it is called."""
-    bar = _rich_progress(shown)
-    task: Any = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal task
-        if task is None:
-            bar.start()
-            task = bar.add_task("decoding", total=total, unit="images")
-        bar.update(task, completed=done)
-
-    try:
-        yield show
-    finally:
-        if task is not None:
-            bar.stop()
 
 
 class Display:
@@ -70,7 +25,7 @@ class Display:
     """
 
     def __init__(self, shown: bool = True) -> None:
-        self._bar = _rich_progress(shown)
+        self._bar = rich_progress(shown)
         self._task: Any = None
         self._epochs = 0
         self._name = ""
