@@ -1,0 +1,263 @@
+"""The linear tail of a model: its last linear layers, with elementwise activations between them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .layers import find_layers, match_layers
+from .recorded import Step, Unhidden, linear_steps
+
+_BATCH_SIZE = 1000
+_SAMPLE_SIZE = 16
+# Rounding when sums are taken in another order, as a share of the largest, and of what cancels out.
+_TOLERANCE = 1e-9
+_TIE = 1e-12
+_OTHERWISE = 'method="reference" handles any model'
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": nn.Identity(),
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+@dataclass(frozen=True)
+class TailLayer:
+    """A linear layer and the activation after it.
+
+    Attributes:
+        name: the layer's name.
+        parameter: its weight's name in the model's ``state_dict``.
+        weight: float64 ``(out, in)`` on the CPU, a copy.
+        bias: float64 ``(out,)`` on the CPU, a copy; or None.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"gelu"``, ``"gelu_tanh"`` (its tanh
+            approximation), ``"silu"``, ``"tanh"`` or ``"sigmoid"``; ``"identity"`` after the last layer.
+        slope: of ``"leaky_relu"`` below zero; otherwise 0.
+        pruned: whether the layer was asked for, or just stands between those that were and the logits.
+    """
+
+    name: str
+    parameter: str
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+    slope: float
+    pruned: bool
+
+    def run(self, values: Tensor) -> Tensor:
+        """What the next layer reads, ``(n, out)``, if this one reads ``values``, ``(n, in)``."""
+        values = functional.linear(values, self.weight, self.bias)
+        if self.activation == "leaky_relu":
+            return functional.leaky_relu(values, self.slope)
+        return _FUNCTIONS[self.activation](values)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Fixed features, and the linear layers that make logits of them.
+
+    Attributes:
+        features: float64 ``(n, in)`` on the CPU: what the first layer reads for each input.
+        layers: from the first to the last.
+        logits: float64 ``(n, classes)`` on the CPU: what the whole model gives.
+    """
+
+    features: Tensor
+    layers: list[TailLayer]
+    logits: Tensor
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Of each pruned layer, from the first to the last, its name and its weight's in the state_dict."""
+        return {layer.name: layer.parameter for layer in self.layers if layer.pruned}
+
+
+def read_tail(model: nn.Module, inputs: Tensor, layers: Sequence[str] | str | None = None) -> Tail:
+    """The linear layers that a model ends in, and what the first of them reads.
+
+    From the logits backwards, as far as there is nothing but linear layers, with or without biases, and
+    between two of them reshapes, inactive dropout and at most one of the activations of :class:`TailLayer`.
+    What comes before is fixed, and run once, in batches. All is computed in float64 on the CPU, in evaluation
+    mode, by a copy: the model itself is not changed.
+
+    That nothing else happens is tried as well: these layers alone must give the model's logits for all inputs
+    and, for the first 16, also when half of the weights that are to be pruned are zero.
+
+    Args:
+        model: gives logits ``(n, classes)``, those of an input whatever the others are.
+        inputs: ``(n, ...)``.
+        layers: names or globs of the layers to prune, by default all that the model ends in. The tail begins
+            with the first of them.
+
+    Raises:
+        ValueError: there is no input; the model does not end in a linear layer, or not in all of ``layers``;
+            the layers alone give other logits; a weight of theirs or what they read is not finite.
+        TypeError: an argument, or what the model returns, is of another type.
+
+    Example:
+        >>> from modfast.models import CNN
+        >>> tail = read_tail(CNN((3, 8, 8)), torch.rand(5, 3, 8, 8))
+        >>> [(layer.name, layer.activation) for layer in tail.layers]
+        [('fc1', 'relu'), ('fc2', 'relu'), ('fc3', 'identity')]
+        >>> tuple(tail.features.shape)
+        (5, 256)
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model must be a torch.nn.Module, and not of torch.jit, got {type(model).__name__}")
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a torch.Tensor, got {type(inputs).__name__}")
+    if inputs.dim() == 0 or len(inputs) == 0:
+        raise ValueError(f"inputs must hold at least one input, got shape {tuple(inputs.shape)}")
+    # Whatever mode the caller is in: it is by the record for gradients that layers are found.
+    with torch.inference_mode(False), torch.enable_grad():
+        plain = copy.deepcopy(model).to("cpu", torch.float64).eval()
+        return _Reader(plain).read(inputs.detach(), layers)
+
+
+class _Reader:
+    """Reads the tail of a model of its own, whose weights and settings it changes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        # Of a weight with several names, the first.
+        self.layers = {layer.identity: layer for layer in reversed(find_layers(model))}
+
+    def read(self, inputs: Tensor, patterns: Sequence[str] | str | None) -> Tail:
+        sample = inputs[:_SAMPLE_SIZE]
+        self.record(list(self.model.parameters()))
+        sample_logits = self.run(sample)
+        steps, pruned = self.choose(*linear_steps(sample_logits, self.layers), patterns)
+        # From now on, what comes before the tail keeps nothing for gradients.
+        self.record([step.layer.stored() for step in steps] + [step.bias for step in steps])
+        layers = [_tail_layer(step, step.layer.identity in pruned) for step in steps]
+
+        features, logits = (
+            torch.empty(len(inputs), each.shape[1], dtype=torch.float64, device="cpu")
+            for each in (steps[0].values, sample_logits)
+        )
+        for start in range(0, len(inputs), _BATCH_SIZE):
+            rows = slice(start, start + _BATCH_SIZE)
+            features[rows], logits[rows] = self.check(layers, inputs[rows])
+        if not _is_close(logits[: len(sample)], sample_logits.detach()):
+            raise ValueError(
+                "model must give an input the same logits at any time and beside any other inputs, "
+                f"and does not; {_OTHERWISE}"
+            )
+        sample_features, _ = self.check(self.halve(layers), sample)
+        if not _is_close(features[: len(sample)], sample_features):
+            raise ValueError(
+                f"model: what layer {layers[0].name!r} reads must not depend on the weights that are to be "
+                f"pruned, and does; {_OTHERWISE}"
+            )
+        return Tail(features, layers, logits)
+
+    def record(self, tensors: Sequence[Tensor | None]) -> None:
+        """Has PyTorch record what is done with these parameters, and with no others."""
+        chosen = {id(tensor) for tensor in tensors}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in chosen and parameter.is_floating_point())
+
+    def run(self, batch: Tensor) -> Tensor:
+        """The model's logits, ``(n, classes)``, with their record."""
+        dtype = torch.float64 if batch.is_floating_point() else batch.dtype
+        # Of copies, since a model may write to its input.
+        try:
+            with Unhidden():
+                logits = self.model(batch.to("cpu", dtype, copy=True))
+        except RuntimeError:
+            # Some operations are possible only where nothing is recorded.
+            logits = self.model(batch.to("cpu", dtype, copy=True))
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"model must return a tensor of logits, got {type(logits).__name__}")
+        if logits.dim() != 2 or len(logits) != len(batch) or logits.shape[1] == 0:
+            raise ValueError(
+                f"model must return logits (n, classes), got shape {tuple(logits.shape)} "
+                f"for {len(batch)} inputs"
+            )
+        return logits
+
+    def choose(
+        self, steps: list[Step], obstacle: str, patterns: Sequence[str] | str | None
+    ) -> tuple[list[Step], set[object]]:
+        """The steps from the first layer that is to be pruned, and the identities of all that are."""
+        if not steps:
+            raise ValueError(
+                "model must end in a linear layer, whose outputs are the logits; it ends in "
+                f"{obstacle or 'nothing that PyTorch records for gradients'}; {_OTHERWISE}"
+            )
+        places = {step.layer.identity: place for place, step in enumerate(steps)}
+        if patterns is None:
+            return steps, set(places)
+        chosen = match_layers(self.model, patterns)
+        if not chosen:
+            raise ValueError(f"layers: nothing selected by {patterns!r}")
+        for layer in chosen:
+            if layer.identity not in places:
+                names = ", ".join(repr(step.layer.name) for step in steps)
+                raise ValueError(
+                    f"layers: {layer.name!r} is not among the linear layers that the model ends in, {names}; "
+                    f"before them comes {obstacle or 'nothing that PyTorch records for gradients'}; "
+                    f"{_OTHERWISE}"
+                )
+        identities = {layer.identity for layer in chosen}
+        return steps[min(places[identity] for identity in identities) :], identities
+
+    def check(self, layers: Sequence[TailLayer], batch: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer reads, and the logits, to which these layers lead from there."""
+        logits = self.run(batch)
+        steps = linear_steps(logits, self.layers)[0][-len(layers) :]
+        if [step.layer.name for step in steps] != [layer.name for layer in layers]:
+            raise ValueError(f"model must run the same layers for all inputs and weights; {_OTHERWISE}")
+        reached = [*(step.values for step in steps), logits.detach()]
+        if not all(values.isfinite().all() for values in reached):
+            raise ValueError(
+                f"inputs: what layer {layers[0].name!r} reads, and all after it, must be finite, "
+                "got NaN or infinity"
+            )
+        for layer, (values, expected) in zip(layers, pairwise(reached), strict=True):
+            if not _is_close(layer.run(values), expected):
+                raise ValueError(
+                    f"model: something that PyTorch does not record for gradients happens at or after layer "
+                    f"{layer.name!r}; {_OTHERWISE}"
+                )
+        return reached[0], reached[-1]
+
+    def halve(self, layers: Sequence[TailLayer]) -> list[TailLayer]:
+        """The layers with half of the weights that are to be pruned set to zero, in the model as well."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        halved = []
+        for layer in layers:
+            if layer.pruned:
+                kept = torch.rand(layer.weight.shape, generator=generator, device="cpu") < 0.5
+                layer = replace(layer, weight=torch.where(kept, layer.weight, 0.0))
+                self.model.get_parameter(layer.parameter).data.copy_(layer.weight)
+            halved.append(layer)
+        return halved
+
+
+def _tail_layer(step: Step, pruned: bool) -> TailLayer:
+    name = step.layer.name
+    weight = step.layer.stored().detach().clone(memory_format=torch.contiguous_format)
+    bias = None if step.bias is None else step.bias.detach().clone()
+    if not weight.isfinite().all() or (bias is not None and not bias.isfinite().all()):
+        raise ValueError(f"model: the weights and biases of layer {name!r} must be finite")
+    return TailLayer(name, step.layer.parameter_name, weight, bias, *step.activation, pruned)
+
+
+def _is_close(values: Tensor, expected: Tensor) -> bool:
+    """Whether they are the same but for rounding, to the dtype of ``expected`` too."""
+    share = max(_TOLERANCE, 4 * torch.finfo(expected.dtype).eps)
+    allowed = share * float(expected.abs().max()) + _TIE
+    return values.shape == expected.shape and float((values - expected).abs().max()) <= allowed
