@@ -116,7 +116,9 @@ def _linear_step(
     if uses[id(weight)] > 1:
         return f"layer {layer.name!r}, whose weight is used {uses[id(weight)]} times"
     bias = _parameter(bias_node[0]) if bias_node else None
-    if bias_node and (bias is None or False or (node._saved_alpha, node._saved_beta) != (1, 1)):
+    if bias_node and (
+        bias is None or bias.shape != weight.shape[:1] or (node._saved_alpha, node._saved_beta) != (1, 1)
+    ):
         return f"layer {layer.name!r}, whose bias is no parameter of shape ({len(weight)},)"
     try:
         values: Tensor = node._saved_mat1 if bias_node else node._saved_self
