@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .accuracy import evaluating
 from .circuit import CRITERIA, Circuit
 from .circuit_checkpoint import Checkpoint, fingerprint, walk_file
 from .circuit_walk import Walk
@@ -263,10 +262,10 @@ class _Job:
         for layer in found:
             if layer.attribute != "weight" or not layer.stored().isfinite().all():
                 raise ValueError(f"layers: {layer.name!r} must have a weight, and a finite one")
-        with evaluating(self._model):
-            self._check_classes(self._model(self._inputs[:1]))
         names = [layer.name for layer in found]
-        return PlainWalk(self._model, self._inputs, self.label, self._is_label, names, *options)
+        walk = PlainWalk(self._model, self._inputs, self.label, self._is_label, names, *options)
+        self._check_classes(walk.logits())
+        return walk
 
     def _check_classes(self, logits: Any) -> None:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:

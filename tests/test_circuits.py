@@ -239,6 +239,21 @@ def test_what_is_not_a_tail_needs_the_reference():
     assert list(find_circuit(model, inputs, 1).masks) == ["last"]
 
 
+def test_reference_takes_tied_weights_and_models_that_write_to_their_input():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
+    model[3].weight = model[1].weight
+    inputs = torch.randn(20, 4, dtype=torch.float64)
+    before = inputs.clone()
+    found = find_circuit(model, inputs, 1, method="reference")
+    assert torch.equal(inputs, before)
+    assert len(found.masks) == 2
+    with torch.no_grad():
+        loss = functional.cross_entropy(
+            found.apply(model).double()(before), torch.ones(20, dtype=torch.int64)
+        )
+    assert found.loss_after == pytest.approx(float(loss))
+
+
 # --- bad and odd input ---
 
 

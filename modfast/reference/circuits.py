@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,10 @@ def find_circuit(
     Source: arXiv 2409.15747, effective circuit size.
     """
     if layers is None:
-        layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        linear = {
+            id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
+        layers = list(linear.values())
     is_label = torch.ones(len(inputs), dtype=torch.bool) if labels is None else labels.cpu() == label
     walk = PlainWalk(model, inputs, label, is_label, list(layers), criterion, tolerance)
     for _, decide in walk.steps():
@@ -78,31 +81,45 @@ class PlainWalk:
             self._inputs = self._inputs.double()
         self._label, self._is_label = label, is_label
         self._criterion, self._tolerance = criterion, tolerance
-        self._state = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
-        self._weights = {name: self._state[f"{name}.weight" if name else "weight"] for name in layers}
-        self.before = self._measure()
-        self._highest = highest_loss(self.before[0], tolerance)
+        parameters = dict(self._model.named_parameters())  # a tied one once
+        tensors = parameters | dict(self._model.named_buffers())
+        self._state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        named = {id(parameter): name for name, parameter in parameters.items()}
+        self._weights = {
+            name: self._state[named[id(self._model.get_submodule(name).weight)]] for name in layers
+        }
 
     @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Of the model as it is now."""
+        # A copy, since a model may write to its input.
+        logits: Tensor = functional_call(self._model, self._state, (self._inputs.clone(),))
+        return logits
+
     def _measure(self) -> tuple[float, float]:
-        logits = functional_call(self._model, self._state, (self._inputs,))
-        return measure(logits, self._label, self._is_label)
+        return measure(self.logits(), self._label, self._is_label)
+
+    @cached_property
+    def before(self) -> tuple[float, float]:
+        """Loss and accuracy of the whole model; to be asked for before the first step."""
+        return self._measure()
 
     def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
         """In the order of the walk, how many weights each step decides, and what decides them."""
+        highest = highest_loss(self.before[0], self._tolerance)
         for weight in reversed(self._weights.values()):
             flat = weight.view(-1)
             for index in range(len(flat)):
-                yield 1, partial(self._decide, flat, index)
+                yield 1, partial(self._decide, flat, index, highest)
 
-    def _decide(self, flat: Tensor, index: int) -> None:
+    def _decide(self, flat: Tensor, index: int, highest: float) -> None:
         value = float(flat[index])
         if value == 0:
             return
         flat[index] = 0.0
         loss, accuracy = self._measure()
         worse = self._criterion == "loss_and_accuracy" and accuracy < self.before[1]
-        if not loss <= self._highest or worse:
+        if not loss <= highest or worse:
             flat[index] = value
 
     @property

@@ -1,0 +1,90 @@
+"""The benchmarks of circuits measure what they say: loops decide as the walk does. No time is judged."""
+
+import copy
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from modfast import find_circuit
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BEGIN, END = "<!-- circuits table: begin -->\n", "<!-- circuits table: end -->\n"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return import_module
+
+
+@pytest.mark.parametrize("peer", ["published", "tail only"])
+def test_loops_find_the_same_circuit(load: Any, peer: str) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, 5, bias=False)
+    ).double()
+    inputs = torch.randn(30, 3, 4, dtype=torch.float64)
+    before = copy.deepcopy(model.state_dict())
+    loop = load("circuit_peers").PEERS[peer](model, inputs, 1)
+    circuit = find_circuit(model, inputs, 1)
+    for _ in range(12 * 8 + 8 * 5):
+        loop()
+    with pytest.raises(StopIteration):
+        loop()
+    for weight, mask in zip(loop.weights, circuit.masks.values(), strict=True):
+        assert torch.equal(weight != 0, mask)
+    assert 0 < circuit.size < 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_neurons_that_matter(load: Any) -> None:
+    count = load("circuit_table").neurons_that_matter
+    last = torch.tensor([[True, False, False], [False, False, True]])
+    middle = torch.tensor([[True, True, False], [True, True, True], [False, True, False]])
+    first = torch.ones(3, 4, dtype=torch.bool)
+    assert count([first, middle, last]) == 2
+    assert count([last]) == 2
+
+
+def test_cases(load: Any) -> None:
+    cases = load("circuit_cases")
+    digits, patterns = cases.digits(), cases.noisy_patterns(per_class=20)
+    assert sum(p.numel() for p in digits.model.parameters()) == 64 * 64 * 2 + 64 * 10
+    assert [len(patterns.of_class(label)) for label in range(10)] == [20] * 10
+    for case in (digits, patterns):
+        with torch.no_grad():
+            accuracy = (case.model.eval()(case.inputs).argmax(1) == case.labels).double().mean()
+        # Trained, and not perfect: else there would be nothing to weigh.
+        assert 0.3 < accuracy < 1.0
+
+
+def test_table_is_made(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    table = load("circuit_table")
+    monkeypatch.setattr(table, "noisy_patterns", table.digits)
+    page, out = tmp_path / "page.md", tmp_path / "circuits.json"
+    page.write_text(f"before\n{BEGIN}old\n{END}after\n")
+    table.main(["--repeats", "1", "--json", str(out), "--markdown", str(page), "--threads", "1"])
+    (first, second) = json.loads(out.read_text())["cases"]
+    assert first["case"] == second["case"] == "digits, MLP"
+    assert first["weights"] == 64 * 64 * 2 + 64 * 10
+    assert first["ratios"]["published"] == pytest.approx(
+        first["weights"] * first["seconds"]["published"] / first["seconds"]["modfast"]
+    )
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}")
+    assert text.endswith(f"{END}after\n")
+    assert "| digits, MLP | 8,832 |" in text
+    assert "digits, MLP" in capsys.readouterr().out
+
+
+def test_page_without_a_place_is_refused(load: Any, tmp_path: Path, capsys: Any) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing here\n")
+    with pytest.raises(SystemExit):
+        load("circuit_table").main(["--markdown", str(page)])
+    assert "needs a line <!-- circuits table: begin -->" in capsys.readouterr().err
