@@ -129,11 +129,9 @@ def percent(share: float | None) -> str:
     """A share in percent, with three digits.
 
     Example:
-        >>> percent(0.0078125), percent(0.0), percent(0.5), percent(0.9996)
-        ('0.781 %', '0 %', '50 %', '100 %')
+        >>> percent(0.0078125), percent(0.0), percent(0.01), percent(1.0)
+        ('0.781 %', '0 %', '1.00 %', '100 %')
     """
     if share is None:
         return NOTHING
-    decimals = _decimals(100 * abs(share), 3)
-    text = _fixed(100 * share, decimals)
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+    return f"{_fixed(100 * share, _decimals(100 * abs(share), 3))} %"

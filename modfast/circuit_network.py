@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
 
 class Links(NamedTuple):
-    """The kept weights of one layer, those between the same two nodes merged.
+    """The kept weights of one layer, those between the same two nodes merged, in the order to draw them.
 
     Attributes:
         layer: its name.
@@ -67,6 +67,11 @@ class Links(NamedTuple):
     clusters: NDArray[np.int64]
     counts: NDArray[np.int64]
     kept: float
+
+    @property
+    def dense(self) -> bool:
+        """Whether there are so many lines that they are drawn fainter, for those below them to show."""
+        return len(self.counts) > 400
 
 
 class Network(NamedTuple):
@@ -174,9 +179,10 @@ def _links(
     if partition is not None:
         inside = partition.mask().cpu().numpy()[rows, cols]
         clusters = np.where(inside, partition.row_labels.cpu().numpy()[rows], -1)
-    ends = np.stack([columns[between[0]].node_of[cols], columns[between[1]].node_of[rows], clusters])
+    # Clusters first, so that lines between them are the first to be drawn and cover no other.
+    ends = np.stack([clusters, columns[between[0]].node_of[cols], columns[between[1]].node_of[rows]])
     merged, counts = np.unique(ends, axis=1, return_counts=True)
-    return Links(name, between, merged[0], merged[1], merged[2], counts, len(rows) / mask.size)
+    return Links(name, between, merged[1], merged[2], merged[0], counts, len(rows) / mask.size)
 
 
 def weight_class(count: int) -> int:

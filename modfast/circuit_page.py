@@ -46,7 +46,7 @@ _STYLE = """
   --paper: #ffffff; --panel: #f6f8fa; --ink: #1b1f24; --quiet: #57606a; --rule: #d5dbe1;
   --plain: #0072b2; --modular: #d55e00; --link: #005a8d;
   --yes: #00694d; --no: #a33f00; --open: #57606a;
-  --c0: #009e73; --c1: #c05f95; --c2: #3f9fd8; --c3: #d98e00; --c4: #0072b2; --c5: #d55e00;
+  --c0: #009e73; --c1: #c05f95; --c2: #2b8cc9; --c3: #c27c00; --c4: #0072b2; --c5: #d55e00;
   --crossing: #8b949e; --empty: #e1e5ea;
 }
 @media screen and (prefers-color-scheme: dark) {

@@ -61,8 +61,8 @@ def _report(findings: Findings) -> str:
     ]
     data = findings.config["data"]
     kinds = " and ".join(findings.kinds)
-    networks = "networks" if len(findings.results["runs"]) > 1 else "network"
-    return page(f"Circuits of {kinds} {networks}: {data}", sections, _opening(findings))
+    whose = f"{kinds} networks" if len(findings.results["runs"]) > 1 else f"a {kinds} network"
+    return page(f"Circuits of {whose}: {data}", sections, _opening(findings))
 
 
 def _opening(findings: Findings) -> Markup:

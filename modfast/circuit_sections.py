@@ -215,7 +215,7 @@ def _inside(findings: Findings, criterion: str, layer: str) -> Markup:
             f"{layer}, {kind}: {average_total:.0f} % of the circuits' weights lie inside clusters, "
             f"{totals[0]:.0f} % by chance",
             top=top,
-            unit=f"share of kept weights of {layer} (%)",
+            unit="share of kept weights (%)",
             apart=(1,),
             totals=[f"{total:.0f} %" for total in totals],
         )

@@ -6,6 +6,8 @@ Colours and fonts are the page's: the pictures name classes of its style sheet.
 
 from __future__ import annotations
 
+from unicodedata import east_asian_width
+
 from .markup import Content, Markup, element, number
 
 WIDTH = 340.0
@@ -31,11 +33,24 @@ def text(x: float, y: float, content: str, **attributes: str | float | None) -> 
     return element("text", content, x=x, y=y, **attributes)
 
 
-def shorten(name: str, most: int = 14) -> str:
-    """``name``, or its beginning before an ellipsis, in at most ``most`` characters.
+def text_width(content: str, size: float = 11.0) -> float:
+    """About how wide a line of text is at most, whatever the reader's font is.
 
     Example:
-        >>> shorten("a sea anemone", most=6)
-        'a sea…'
+        >>> text_width("cat") < text_width("Wow") < text_width("a cow")
+        True
     """
-    return name if len(name) <= most else name[: most - 1] + "…"
+    broad = sum(each in "MWmw@%&<>+=" or east_asian_width(each) in "WF" for each in content)
+    return size * (0.63 * len(content) + 0.37 * broad)
+
+
+def shorten(name: str, most: int = 14) -> str:
+    """``name``, or its beginning and its end around an ellipsis, in at most ``most`` characters.
+
+    Example:
+        >>> shorten("class number 12", most=10)
+        'class…r 12'
+    """
+    # Of many names some begin alike and some end alike.
+    end = most // 2 - 1
+    return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

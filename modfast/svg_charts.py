@@ -11,7 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from .circuit_measures import Estimate
 from .markup import Markup, element, number
-from .svg import MOST_NAMED, WIDTH, picture, shorten, text
+from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+
+# The size of a heat map's text.
+_SMALL = 10.0
 
 # Beyond this even every n-th name of a heat map's rows and columns says little.
 _MOST_LISTED = 100
@@ -35,7 +38,7 @@ def dot_plot(
         description: for those who cannot see it.
         rule: whether a line sets the last row apart.
     """
-    left = 14.0 + 5.6 * max(len(shorten(name)) for name, _ in rows)
+    left = 10.0 + max(text_width(shorten(name)) for name, _ in rows)
     right, top, step = WIDTH - 12.0, 6.0, 24.0
     bottom = top + step * len(rows)
     highest = max(
@@ -104,12 +107,14 @@ def heat_map(
         totals: a text at the end of each row, without colour.
         mark: name and value of a baseline on the colour bar.
     """
-    left = 12.0 + 5.4 * max(len(shorten(name)) for name in rows)
+    left = 8.0 + max(text_width(shorten(name), _SMALL) for name in rows)
     right = WIDTH - (34.0 if totals else 4.0)
     width = (right - left) / len(columns)
     height = 21.0 if len(rows) <= MOST_NAMED else min(width, 13.0)
     lefts = [left + width * column for column in range(len(columns))]
-    tops = [2.0 + height * row + 5.0 * sum(row >= first for first in apart) for row in range(len(rows))]
+    # So far down that the first name fits beside a low row.
+    above = 2.0 if height > 12.0 else 6.0
+    tops = [above + height * row + 5.0 * sum(row >= first for first in apart) for row in range(len(rows))]
     bottom = tops[-1] + height
 
     drawn = _cells(values, lefts, tops, width, height, top)
@@ -139,7 +144,9 @@ def _cells(
     numbers: list[Markup] = []
     for line, y in zip(values, tops, strict=True):
         for value, x in zip(line, lefts, strict=True):
-            cell = f"M{number(x)} {number(y)}h{number(width)}v{number(height)}h{number(-width)}z"
+            # To the very coordinates where the next begins: the slightest gap would show.
+            right, bottom = number(x + width), number(y + height)
+            cell = f"M{number(x)} {number(y)}H{right}V{bottom}H{number(x)}z"
             paths.setdefault("" if value is None else _colour(value, top), []).append(cell)
             if len(lefts) <= MOST_NAMED and value is not None:
                 told = f"{value:.{0 if top >= 10.0 else 1 if top >= 1.0 else 2}f}"
@@ -174,14 +181,14 @@ def _column_names(
         return [], bottom
     every = math.ceil(11.0 / width)
     shown = [(left + width * (index + 0.5), name) for index, name in enumerate(names)][::every]
-    longest = max(len(name) for name in names)
-    if 5.8 * longest < width * every:
+    longest = max(text_width(name, _SMALL) for name in names)
+    if longest < width * every:
         return [text(x, bottom + 13, name, text_anchor="middle") for x, name in shown], bottom + 18
     slanted = []
     for x, name in shown:
         turn = f"rotate(-45 {number(x + 3)} {number(bottom + 9)})"
         slanted.append(text(x + 3, bottom + 9, name, text_anchor="end", transform=turn))
-    return slanted, bottom + 14 + 4.1 * longest
+    return slanted, bottom + 14 + 0.71 * longest
 
 
 def _colour_bar(
@@ -194,7 +201,8 @@ def _colour_bar(
     drawn = [
         element(
             "path",
-            d=f"M{number(left + width * step)} {number(y)}h{number(width)}v8h{number(-width)}z",
+            d=f"M{number(left + width * step)} {number(y)}H{number(left + width * (step + 1))}v8"
+            f"H{number(left + width * step)}z",
             class_="cell",
             fill=_colour(step, count - 1.0),
         )

@@ -10,13 +10,10 @@ from .circuit_measures import percent
 from .circuit_network import Column, Links, Network, weight_class
 from .markup import Markup, element, number
 from .picture_style import name_end
-from .svg import MOST_NAMED, WIDTH, picture, shorten, text
+from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
 
 # Classes c0, c1, ... of the page's style sheet.
 CLUSTER_COLOURS = 6
-
-# More lines than this are drawn fainter, so that those below them show.
-_DENSE = 400
 
 _LEFT, _TOP, _HEIGHT = 24.0, 24.0, 230.0
 
@@ -32,7 +29,9 @@ def draw_network(network: Network, classes: Sequence[str], label: int, descripti
     """
     outputs = network.columns[-1]
     named = outputs.size == len(classes)
-    right = WIDTH - (82.0 if named else 16.0)
+    shown = [shorten(name, 12) for name in classes]
+    # The one in bold type is broader.
+    right = WIDTH - (12.0 + max(text_width(name, 12.0) for name in shown) if named else 16.0)
     step = (right - _LEFT) / (len(network.columns) - 1)
     across = [_LEFT + step * index for index in range(len(network.columns))]
 
@@ -54,11 +53,11 @@ def draw_network(network: Network, classes: Sequence[str], label: int, descripti
         if cluster >= 0
     ]
     if named:
-        for output, name in enumerate(classes):
+        for output, name in enumerate(shown):
             if len(classes) <= MOST_NAMED or output == label:
                 y = _down(outputs.places[outputs.node_of[output]]) + 3.5
                 found = "found" if output == label else None
-                drawn.append(text(right + 8, y, shorten(name, 11), class_=found))
+                drawn.append(text(right + 8, y, name, class_=found))
     return picture(_TOP + _HEIGHT + 38, description, drawn, class_="network")
 
 
@@ -71,17 +70,17 @@ def _colour(cluster: int) -> str:
 
 
 def _lines(links: Links, start: tuple[float, Column], end: tuple[float, Column]) -> list[Markup]:
-    """One path for each colour and width, those that cross below the others."""
+    """One path for each colour and width."""
     (left, before), (right, after) = start, end
     across = number(right - left, 1)
     paths: dict[tuple[int, int], list[str]] = {}
-    for index in np.lexsort((links.counts, links.clusters)).tolist():
+    for index in range(len(links.counts)):
         top = _down(before.places[links.starts[index]])
         change = _down(after.places[links.ends[index]]) - top
         key = (int(links.clusters[index]), weight_class(int(links.counts[index])))
         line = f"M{number(left, 1)} {number(top, 1)}l{across} {number(change, 1)}"
         paths.setdefault(key, []).append(line)
-    dense = " dense" if len(links.counts) > _DENSE else ""
+    dense = " dense" if links.dense else ""
     return [
         element("path", d="".join(lines), class_=f"line {_colour(cluster)} w{width}{dense}")
         for (cluster, width), lines in paths.items()
