@@ -35,8 +35,8 @@ def page(title: str, contents: list[tuple[str, str, Content]], opening: Content)
     header = element("header", element("h1", title), opening)
     navigation = element("nav", links, aria_label="Contents")
     body = element("body", header, navigation, element("main", sections))
-    # A number stays on one line with its unit and its interval.
-    body = Markup(re.sub(r"(?<=\d) (?=%|± )|(?<=±) ", "\N{NO-BREAK SPACE}", body))
+    # A number stays on one line with its unit, and an interval with its sign.
+    body = Markup(re.sub(r"(?<=\d) (?=%)|(?<=±) ", "\N{NO-BREAK SPACE}", body))
     return "<!DOCTYPE html>\n" + join(element("html", head, "\n", body, lang="en")) + "\n"
 
 
@@ -153,7 +153,7 @@ svg .found { font-weight: 700; }
   .measures th, .measures td { border: 0; padding: 0.2rem 0.3rem; }
   .measures tr > :first-child { grid-column: 1 / -1; padding-top: 0.4rem; }
   .measures thead tr > :first-child { display: none; }
-  .measures .number { text-align: left; white-space: normal; font-size: 0.9rem; }
+  .measures .number { text-align: left; white-space: normal; overflow-wrap: normal; font-size: 0.9rem; }
 }
 @page { size: A4; margin: 16mm 14mm; }
 @media print {

@@ -66,13 +66,13 @@ def _right_answers(findings: Findings, criterion: str) -> str:
     return f"On these images {'; '.join(sentences)}."
 
 
-def key(kinds: Sequence[str], *more: str) -> Markup:
+def _key(kinds: Sequence[str], *more: str) -> Markup:
     """What the markers of plain and modular models mean."""
-    items = [element("li", kind_mark(kind), kind) for kind in kinds]
+    items = [element("li", _kind_mark(kind), kind) for kind in kinds]
     return element("ul", items, [element("li", each) for each in more], class_="key")
 
 
-def kind_mark(kind: str) -> Markup:
+def _kind_mark(kind: str) -> Markup:
     """The marker of a kind of model, in a line of text."""
     return element("svg", marker(kind, 8, 8), viewBox="0 0 16 16", aria_hidden="true")
 
@@ -80,7 +80,7 @@ def kind_mark(kind: str) -> Markup:
 def _columns(pictures: Mapping[str, tuple[str, Markup]]) -> Markup:
     """For each kind of model a heading and a picture, beside each other where there is room."""
     columns = [
-        element("div", element("p", kind_mark(kind), heading, class_="kind"), drawn)
+        element("div", element("p", _kind_mark(kind), heading, class_="kind"), drawn)
         for kind, (heading, drawn) in pictures.items()
     ]
     return element("div", columns, class_="side")
@@ -146,7 +146,7 @@ def _sizes(findings: Findings, criterion: str) -> Markup:
     caption = f"Circuit sizes, {findings.over_seeds}. Smaller circuits use less of the network."
     return element(
         "figure",
-        key(findings.kinds, *notes),
+        _key(findings.kinds, *notes),
         element("div", pictures, class_="side"),
         element("figcaption", caption),
     )
@@ -203,7 +203,6 @@ def _inside(findings: Findings, criterion: str, layer: str) -> Markup:
         lines = [found["random_inside"][layer], *found["inside"][layer]]
         tables[kind] = [[_hundredfold([value]) for value in line] for line in lines]
     top = _top([value for table in tables.values() for row in table for value in row])
-    clusters = [f"cluster {cluster}" for cluster in range(findings.num_clusters[layer])]
     pictures = {}
     for kind, table in tables.items():
         totals = [sum(value or 0.0 for value in row) for row in table]
@@ -211,7 +210,7 @@ def _inside(findings: Findings, criterion: str, layer: str) -> Markup:
         drawn = heat_map(
             table,
             ["by chance", *findings.names],
-            clusters,
+            [f"cluster {cluster}" for cluster in range(len(table[0]))],
             f"{layer}, {kind}: {average_total:.0f} % of the circuits' weights lie inside clusters, "
             f"{totals[0]:.0f} % by chance",
             top=top,
@@ -244,10 +243,8 @@ def _networks(findings: Findings, criterion: str) -> Markup:
             network = findings.networks[kind, criterion, label]
             heading = f"{kind}, {circuit.num_weights:,} weights ({percent(circuit.size)})"
             pictures[kind] = heading, draw_network(network, config["classes"], label, description)
-        title = element(
-            "figcaption", "Class ", element("b", name), f", seed {findings.shown_seed}", class_="title"
-        )
-        figures.append(element("figure", title, _columns(pictures)))
+        title = ["Class ", element("b", name), f", seed {findings.shown_seed}"]
+        figures.append(element("figure", element("figcaption", title, class_="title"), _columns(pictures)))
     shared = {
         f"{column.size:,}": column.most_shared
         for network in findings.networks.values()

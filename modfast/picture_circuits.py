@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from modfast.circuit import Circuit
@@ -103,9 +104,11 @@ def _draw(axes: Axes, network: Network, classes: Sequence[str], label: int) -> N
         crossing, inside = (0.15, 0.7) if links.dense else (0.35, 0.9)
         lines = LineCollection(
             [((before, start), (after, end)) for start, end in zip(starts, ends, strict=True)],
-            colors=[_colour(cluster) for cluster in links.clusters.tolist()],
+            colors=[
+                to_rgba(_colour(cluster), crossing if cluster < 0 else inside)
+                for cluster in links.clusters.tolist()
+            ],
             linewidths=[_LINE_WIDTHS[weight_class(count)] for count in links.counts.tolist()],
-            alpha=[crossing if cluster < 0 else inside for cluster in links.clusters.tolist()],
         )
         axes.add_collection(lines)
         under = f"{name_end(links.layer, 10)}\n{percent(links.kept)}"

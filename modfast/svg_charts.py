@@ -16,9 +16,6 @@ from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
 # The size of a heat map's text.
 _SMALL = 10.0
 
-# Beyond this even every n-th name of a heat map's rows and columns says little.
-_MOST_LISTED = 100
-
 
 def marker(kind: str, x: float, y: float, radius: float = 4.0) -> Markup:
     """A plain model's circle or a modular one's square."""
@@ -120,10 +117,9 @@ def heat_map(
     drawn = _cells(values, lefts, tops, width, height, top)
     if framed:
         drawn.append(_frames([(lefts[column], tops[row]) for row, column in framed], width, height))
-    if len(rows) <= _MOST_LISTED:
-        every = math.ceil(10.0 / height)
-        for name, y in list(zip(rows, tops, strict=True))[::every]:
-            drawn.append(text(left - 5, y + height / 2 + 3.5, shorten(name), text_anchor="end"))
+    every = math.ceil(10.0 / height)
+    for name, y in list(zip(rows, tops, strict=True))[::every]:
+        drawn.append(text(left - 5, y + height / 2 + 3.5, shorten(name), text_anchor="end"))
     for total, y in zip(totals, tops, strict=bool(totals)):
         drawn.append(text(WIDTH - 2, y + height / 2 + 3.5, total, text_anchor="end"))
     names, under = _column_names(columns, left, width, bottom)
@@ -142,14 +138,16 @@ def _cells(
     """One path for each colour, since a hundred classes are ten thousand cells, and the numbers."""
     paths: dict[str, list[str]] = {}
     numbers: list[Markup] = []
+    decimals = 0 if top >= 10.0 else 1 if top >= 1.0 else 2
+    fits = height >= _SMALL and text_width(f"{top:.{decimals}f}", _SMALL) <= width
     for line, y in zip(values, tops, strict=True):
         for value, x in zip(line, lefts, strict=True):
             # To the very coordinates where the next begins: the slightest gap would show.
             right, bottom = number(x + width), number(y + height)
             cell = f"M{number(x)} {number(y)}H{right}V{bottom}H{number(x)}z"
             paths.setdefault("" if value is None else _colour(value, top), []).append(cell)
-            if len(lefts) <= MOST_NAMED and value is not None:
-                told = f"{value:.{0 if top >= 10.0 else 1 if top >= 1.0 else 2}f}"
+            if fits and value is not None:
+                told = f"{value:.{decimals}f}"
                 shade = "on-light" if value >= 0.6 * top else "on-dark"
                 middle = x + width / 2, y + height / 2 + 3.2
                 numbers.append(text(*middle, told, text_anchor="middle", class_=shade))
@@ -177,8 +175,6 @@ def _column_names(
 ) -> tuple[list[Markup], float]:
     """The names below a heat map, slanted if they are long, and where they end."""
     names = [shorten(name) for name in columns]
-    if len(names) > _MOST_LISTED:
-        return [], bottom
     every = math.ceil(11.0 / width)
     shown = [(left + width * (index + 0.5), name) for index, name in enumerate(names)][::every]
     longest = max(text_width(name, _SMALL) for name in names)

@@ -92,6 +92,14 @@ def test_several_weights_make_a_broad_line(tmp_path: Path, figures: list[Figure]
     assert sorted(lines.get_linewidths()) == [0.4, 1.7]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_and_everything_kept(kept: bool, tmp_path: Path, figures: list[Figure]) -> None:
+    mask = torch.full((100, 70), kept)
+    draw_circuits(tmp_path / "c.png", {"plain": [of(0, mask)]}, {"plain": {}}, ["cat"])
+    # Both columns have more neurons than are drawn one by one: two or four to a dot.
+    assert len(figures[0].axes[0].collections[0].get_segments()) == kept * 25 * 24
+
+
 def test_the_same_bytes(tmp_path: Path) -> None:
     circuits = {"modular": [of(0, torch.eye(2, dtype=torch.bool))]}
     for name in ("a.png", "b.png"):
