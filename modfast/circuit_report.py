@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .circuit_findings import Findings, read_findings
-from .circuit_measures import MINUS, NOTHING, describe, numbers
+from .circuit_words import MINUS, NOTHING, describe, numbers
 from .circuit_page import page
 from .circuit_sections import CRITERIA, clusters_section, criterion_section
 from .files import atomic_write

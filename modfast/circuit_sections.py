@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .circuit_findings import Findings
-from .circuit_measures import Estimate, average, estimate, percent
+from .circuit_words import Estimate, average, estimate, percent
 from .markup import Content, Markup, element, join
 from .picture_classes import MARGIN
 from .svg_charts import dot_plot, heat_map, marker

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from modfast.circuit import Circuit
-from modfast.circuit_measures import percent
+from modfast.circuit_words import percent
 from modfast.circuit_network import Network, lay_out, weight_class
 from modfast.partition import Partition
 from modfast.picture_style import name_end, new_figure, save_figure

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
-from .circuit_measures import Estimate
+from .circuit_words import Estimate
 from .markup import Markup, element, number
 from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
 

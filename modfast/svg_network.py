@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .circuit_measures import percent
+from .circuit_words import percent
 from .circuit_network import Column, Links, Network, weight_class
 from .markup import Markup, element, number
 from .picture_style import name_end

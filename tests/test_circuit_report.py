@@ -17,7 +17,7 @@ import torch
 from circuit_report_helpers import CLASSES, write_run
 
 from modfast.circuit import Circuit
-from modfast.circuit_measures import Estimate
+from modfast.circuit_words import Estimate
 from modfast.circuit_network import lay_out
 from modfast.circuit_report import write_circuit_report
 from modfast.files import write_json
