@@ -73,13 +73,13 @@ def _clusterability(values: NDArray[np.float64], partition: Partition) -> float:
     return float(inside.sum() / squares.sum())
 
 
-def _cluster_starts(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def cluster_starts(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Positions at which a new cluster begins in sorted labels, and the end."""
     changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
     return np.concatenate(([0], changes, [len(labels)])).astype(np.int64)
 
 
-def _cell_edges(starts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def cell_edges(starts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Edges of about ``most`` drawn cells of nearly equal size, none of them across two clusters."""
     size = math.ceil(int(starts[-1]) / most)
     pieces = [
@@ -206,8 +206,8 @@ def _cells(panel: Panel) -> _Cells:
         rows = panel.partition.row_labels.cpu()[row_order].numpy()
         cols = panel.partition.col_labels.cpu()[col_order].numpy()
         ordered = ordered[row_order.numpy()][:, col_order.numpy()]
-    starts = (_cluster_starts(rows), _cluster_starts(cols))
-    edges = (_cell_edges(starts[0], MOST_ROWS), _cell_edges(starts[1], MOST_COLUMNS))
+    starts = (cluster_starts(rows), cluster_starts(cols))
+    edges = (cell_edges(starts[0], MOST_ROWS), cell_edges(starts[1], MOST_COLUMNS))
     values = np.maximum.reduceat(ordered, edges[0][:-1], axis=0)
     values = np.maximum.reduceat(values, edges[1][:-1], axis=1)
     return _Cells(values, edges, starts, (rows, cols))

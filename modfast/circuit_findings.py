@@ -1,0 +1,108 @@
+"""What a report on circuits is made of, read from a run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .circuit import Circuit
+from .circuit_network import Network, lay_out
+from .experiment import PARTITIONS
+from .partition import load_partitions
+
+RESULTS = "circuits.json"
+
+# Circuits drawn of each criterion: of more, all would repeat the impression and the file would grow.
+MOST_DRAWN = 4
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report is made of.
+
+    Attributes:
+        results: what ``circuits.json`` holds.
+        circuits: for kind, criterion and label the circuits that are drawn, all of the first seed.
+        networks: the same laid out.
+        num_clusters: layer name to its number of clusters; layers without clusters are absent.
+    """
+
+    results: Mapping[str, Any]
+    circuits: Mapping[tuple[str, str, int], Circuit]
+    networks: Mapping[tuple[str, str, int], Network]
+    num_clusters: Mapping[str, int]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings."""
+        config: Mapping[str, Any] = self.results["config"]
+        return config
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Plain and modular, or one of them."""
+        kinds: Sequence[str] = self.config["kinds"]
+        return kinds
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes whose circuits were looked for."""
+        return [self.config["classes"][label] for label in self.config["labels"]]
+
+    @property
+    def shown_seed(self) -> int:
+        """Whose circuits and clusters are drawn one by one."""
+        seed: int = self.config["seeds"][0]
+        return seed
+
+    def runs(self, kind: str) -> list[Mapping[str, Any]]:
+        """One for each seed."""
+        return [run for run in self.results["runs"] if run["kind"] == kind]
+
+    def shown_run(self, kind: str) -> Mapping[str, Any]:
+        """The one of the seed that is drawn."""
+        return next(run for run in self.runs(kind) if run["seed"] == self.shown_seed)
+
+    def found(self, kind: str, criterion: str) -> list[Mapping[str, Any]]:
+        """The measures of one criterion, for each seed."""
+        return [run["criteria"][criterion] for run in self.runs(kind)]
+
+    @property
+    def over_seeds(self) -> str:
+        """What a mean is taken over, in words."""
+        seeds = self.config["seeds"]
+        return f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def read_findings(folder: Path) -> Findings:
+    """What the report is made of; raises as :func:`write_circuit_report` does."""
+    path = folder / RESULTS
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {RESULTS}: modfast circuits has not finished there")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if not isinstance(results, dict) or not {"config", "runs", "summary", "claims"} <= set(results):
+        raise ValueError(f"{path} is no result of modfast circuits")
+
+    config = results["config"]
+    circuits, networks = {}, {}
+    num_clusters: dict[str, int] = {}
+    for run in results["runs"]:
+        if run["seed"] != config["seeds"][0]:
+            continue
+        partitions = load_partitions(folder / run["folder"] / PARTITIONS)
+        num_clusters |= {
+            layer: partitions[layer].num_clusters for layer in config["layers"] if layer in partitions
+        }
+        for criterion in config["criteria"]:
+            for label in config["labels"][:MOST_DRAWN]:
+                drawn = run["kind"], criterion, label
+                file = folder / run["folder"] / "circuits" / criterion / f"label-{label}.npz"
+                circuits[drawn] = Circuit.load(file)
+                networks[drawn] = lay_out(circuits[drawn], partitions)
+    return Findings(results, circuits, networks, num_clusters)

@@ -1,0 +1,234 @@
+"""The report on a run's circuits: one HTML file that opens anywhere and loads nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .circuit_findings import Findings, read_findings
+from .circuit_words import MINUS, NOTHING, describe, numbers
+from .circuit_page import page
+from .circuit_sections import CRITERIA, clusters_section, criterion_section
+from .files import atomic_write
+from .markup import Content, Markup, element, join
+
+REPORT = "circuits.html"
+
+_VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
+
+
+def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
+    """Write a run's ``circuits.html`` from its files, whole or not at all.
+
+    The file holds its pictures, needs no other, runs no script and forbids the browser to load anything; it
+    can be read on a phone, in print and in a dark scheme.
+
+    Args:
+        folder: what ``modfast circuits`` has been through: it holds ``circuits.json``, and each model's
+            folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: one of these is missing.
+        ValueError: one of these is damaged, or they do not fit each other.
+    """
+    folder = Path(folder)
+    findings = read_findings(folder)
+    path = folder / REPORT
+    with atomic_write(path) as temporary:
+        temporary.write_text(_report(findings), encoding="utf-8")
+    return path
+
+
+def _report(findings: Findings) -> str:
+    sections: list[tuple[str, str, Content]] = []
+    if findings.results["claims"]:
+        sections.append(("claims", "What the data say", _claims(findings.results["claims"])))
+    sections.append(("measures", "Measures", _measures(findings)))
+    for criterion in findings.config["criteria"]:
+        heading, content = criterion_section(findings, criterion)
+        sections.append((criterion, heading, content))
+    sections += [
+        ("clusters", "Clusters on and off", clusters_section(findings)),
+        ("reading", "How to read this", _definitions(_READING)),
+        ("settings", "Settings", _facts(findings.config, skip=("command",))),
+        ("environment", "Environment", _facts(findings.results["environment"])),
+        ("command", "To repeat it", element("pre", element("code", findings.config["command"]))),
+    ]
+    data = findings.config["data"]
+    kinds = " and ".join(findings.kinds)
+    whose = f"{kinds} networks" if len(findings.results["runs"]) > 1 else f"a {kinds} network"
+    return page(f"Circuits of {whose}: {data}", sections, _opening(findings))
+
+
+def _opening(findings: Findings) -> Markup:
+    config, count = findings.config, len(findings.config["seeds"])
+    models = " and ".join(f"{count} {kind}" if count > 1 else f"one {kind}" for kind in findings.kinds)
+    several = len(findings.results["runs"]) > 1
+    looked_at = (
+        f"This report looks at {models} {'networks' if several else 'network'} (model {config['model']}) "
+        f"trained on {config['data']}, seed{'s' if count > 1 else ''} {_listed(config['seeds'])}."
+    )
+    trained = ""
+    if "modular" in findings.kinds and config["regularised_layers"]:
+        trained = (
+            f"The modular {'ones' if several else 'one'} learned with a penalty (enmeshment weight "
+            f"{_told(config['enmeshment_weight'])}) on the squared weight of "
+            f"{_listed(config['regularised_layers'])} that crosses between {config['num_clusters']} "
+            "clusters of neurons."
+        )
+    criteria = [CRITERIA[each][0].removeprefix("Circuits by ") for each in config["criteria"]]
+    all_classes = len(config["labels"]) == len(config["classes"])
+    asked = (
+        f"For {'each class' if all_classes else 'the classes ' + _listed(findings.names)} an effective "
+        f"circuit was found in each network, by {_listed(criteria)}."
+    )
+    return join(
+        element("p", "Which of its weights does a network need to recognise one class? ", looked_at),
+        element("p", f"{trained} {asked}"),
+        element(
+            "p",
+            f"An effective circuit is what is left of {_listed(config['layers'])} when each weight, from "
+            "the last layer to the first, is set to zero, and put back only if the network has become "
+            "worse on images of the class. Its size is the share of weights that are left.",
+        ),
+    )
+
+
+def _claims(claims: Sequence[Mapping[str, Any]]) -> Markup:
+    items = []
+    for claim in claims:
+        verdict = claim["verdict"]
+        parts = [CRITERIA[claim["criterion"]][0].lower() if claim["criterion"] in CRITERIA else None]
+        if claim["difference"] is not None:
+            (*_, told) = numbers([None, None, {"mean": claim["difference"], "interval": claim["interval"]}])
+            parts.append(f"difference {told}")
+        if claim["effect_size"] is not None:
+            parts.append(f"effect size {claim['effect_size']:.2f}".replace("-", MINUS))
+        items.append(
+            element(
+                "li",
+                element("p", _VERDICTS[verdict], class_="verdict"),
+                element("p", claim["statement"], class_="statement"),
+                element("p", claim["text"]),
+                element("p", "; ".join(part for part in parts if part), class_="quiet"),
+                class_=verdict,
+            )
+        )
+    count = len(claims)
+    note = "One comparison was made, with a 95 % interval."
+    if count > 1:
+        note = (
+            f"{count} comparisons were made, each with a 95 % interval of its own that is not widened for "
+            f"the others: where nothing differs, some {_told(0.05 * count)} of them would still be decided "
+            "by chance."
+        )
+    return join(element("ul", items, class_="claims"), element("p", note, class_="quiet"))
+
+
+def _measures(findings: Findings) -> Markup:
+    kinds, seeds = findings.kinds, findings.config["seeds"]
+    compared = len(kinds) == 2
+    headings = [*kinds, f"modular {MINUS} plain"] if compared else list(kinds)
+    head = [element("th", "measure", scope="col", role="columnheader")]
+    head += [element("th", each, scope="col", role="columnheader", class_="number") for each in headings]
+    rows = [element("thead", element("tr", head, role="row"), role="rowgroup")]
+    for group, measures in findings.results["summary"].items():
+        title = CRITERIA[group][0] if group in CRITERIA else "Models"
+        heading = element("th", title, colspan=len(headings) + 1, scope="rowgroup", role="rowheader")
+        body = [element("tr", heading, class_="group", role="row")]
+        for name, parts in measures.items():
+            measure = describe(name)
+            given = [parts.get(kind) for kind in kinds] + ([parts.get("difference")] if compared else [])
+            cells = [
+                element("td", text, class_="number", role="cell") for text in numbers(given, measure.scale)
+            ]
+            unit = element("small", f" ({measure.unit})") if measure.unit else None
+            body.append(
+                element(
+                    "tr", element("th", measure.title, unit, scope="row", role="rowheader"), cells, role="row"
+                )
+            )
+        rows.append(element("tbody", body, role="rowgroup"))
+    meaning = (
+        f"Means over {len(seeds)} seeds ± half widths of 95 % intervals; differences are taken seed by seed."
+        if len(seeds) > 1
+        else "One seed: no intervals."
+    )
+    # Laid out anew on a narrow screen, a table is told as one only by its roles.
+    return element("table", element("caption", meaning), rows, class_="measures", role="table")
+
+
+_READING = (
+    (
+        "Circuit size",
+        "The share of all weights of the examined layers that a circuit keeps. The smaller it is, the less "
+        "of the network the class needs.",
+    ),
+    (
+        "Overlap",
+        "Of two circuits: the weights that both keep, as a share of those that either keeps. At 0 % they "
+        "have none in common, at 100 % they are the same. Random circuits with as many weights in each "
+        "layer overlap too: only what exceeds theirs says that two classes share weights.",
+    ),
+    (
+        "Inside clusters",
+        "A weight is inside a cluster if both the neuron that it reads and the one that it feeds belong to "
+        "it. Of k equal clusters each holds 1/k² of all weights, and so of a random circuit.",
+    ),
+    (
+        "Information",
+        "How much the cluster of a kept weight tells about the class whose circuit it is from, in bits: 0 "
+        "if all classes use the clusters alike. Random circuits of the same sizes are the baseline.",
+    ),
+    ("Clusterability", "The share of a layer's squared weight that is inside clusters."),
+    (
+        "Verdict",
+        "Supported or contradicted where the 95 % interval leaves no other answer; undecided where it "
+        "does, and with a single seed. The effect size is the mean difference in standard deviations.",
+    ),
+    (
+        "Seeds",
+        "Two networks of one seed begin with the same weights and see the data in the same order, so that "
+        "their difference says more than two separate means. The intervals are Student's and take seeds to "
+        "vary about normally.",
+    ),
+)
+
+
+def _definitions(entries: Sequence[tuple[str, str]]) -> Markup:
+    return element("dl", [[element("dt", term), element("dd", meaning)] for term, meaning in entries])
+
+
+def _facts(facts: Mapping[str, Any], skip: Sequence[str] = ()) -> Markup:
+    rows = [
+        element("tr", element("th", key.replace("_", " "), scope="row"), element("td", _told(value)))
+        for key, value in facts.items()
+        if key not in skip
+    ]
+    return element("table", element("tbody", rows), class_="facts")
+
+
+def _told(value: Any) -> str:
+    if value is None or value == []:
+        return NOTHING
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_told(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(_told(each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(names: Sequence[object]) -> str:
+    """Names as in a sentence.
+
+    Example:
+        >>> _listed(["fc1", "fc2", "fc3"]), _listed([42])
+        ('fc1, fc2 and fc3', '42')
+    """
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last

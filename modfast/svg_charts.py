@@ -1,0 +1,217 @@
+"""Charts as SVG: a dot plot with whiskers, and a heat map. The page's style sheet colours them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib
+from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
+
+from .circuit_words import Estimate
+from .markup import Markup, element, number
+from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+
+# The size of a heat map's text.
+_SMALL = 10.0
+
+
+def marker(kind: str, x: float, y: float, radius: float = 4.0) -> Markup:
+    """A plain model's circle or a modular one's square."""
+    if kind == "modular":
+        return element("rect", x=x - radius, y=y - radius, width=2 * radius, height=2 * radius, class_=kind)
+    return element("circle", cx=x, cy=y, r=radius, class_=kind)
+
+
+def dot_plot(
+    rows: Sequence[tuple[str, Mapping[str, Estimate]]], axis: str, description: str, rule: bool = False
+) -> Markup:
+    """A row for each name: a marker at the mean, a whisker over the interval, open dots for the seeds.
+
+    Args:
+        rows: name, and for ``"plain"`` and ``"modular"`` (either or both) its estimate in the axis' unit.
+        axis: what is measured, with its unit.
+        description: for those who cannot see it.
+        rule: whether a line sets the last row apart.
+    """
+    left = 10.0 + max(text_width(shorten(name)) for name, _ in rows)
+    right, top, step = WIDTH - 12.0, 6.0, 24.0
+    bottom = top + step * len(rows)
+    highest = max(
+        (
+            max(each.mean + (each.interval or 0.0), *each.values)
+            for _, kinds in rows
+            for each in kinds.values()
+        ),
+        default=0.0,
+    )
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0.0, highest or 1.0)
+    end = float(ticks[-1])
+
+    def across(value: float) -> float:
+        return left + (right - left) * max(value, 0.0) / end
+
+    drawn: list[Markup] = []
+    for tick in ticks:
+        drawn.append(
+            element("path", d=f"M{number(across(tick))} {number(top)}V{number(bottom)}", class_="grid")
+        )
+        drawn.append(text(across(tick), bottom + 13, f"{tick:g}", text_anchor="middle", class_="tick"))
+    if rule:
+        drawn.append(element("path", d=f"M4 {number(bottom - step)}H{number(right)}", class_="rule"))
+    for index, (name, kinds) in enumerate(rows):
+        middle = top + step * (index + 0.5)
+        drawn.append(text(left - 6, middle + 3.5, shorten(name), text_anchor="end"))
+        for kind, each in kinds.items():
+            y = middle + {"plain": -5.0, "modular": 5.0}[kind] * (len(kinds) > 1)
+            if each.interval is not None:
+                low, high = (across(each.mean + sign * each.interval) for sign in (-1, 1))
+                whisker = f"M{number(low)} {number(y)}H{number(high)}m0-3v6M{number(low)} {number(y - 3)}v6"
+                drawn.append(element("path", d=whisker, class_=f"whisker {kind}"))
+            if len(each.values) > 1:
+                dots = [element("circle", cx=across(value), cy=y, r=2) for value in each.values]
+                drawn.append(element("g", dots, class_=f"seed {kind}"))
+            drawn.append(marker(kind, across(each.mean), y))
+    drawn.append(text((left + right) / 2, bottom + 28, axis, text_anchor="middle"))
+    return picture(bottom + 34, description, drawn, class_="dots")
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    description: str,
+    *,
+    top: float,
+    unit: str,
+    framed: Collection[tuple[int, int]] = (),
+    apart: Collection[int] = (),
+    totals: Sequence[str] = (),
+    mark: tuple[str, float] | None = None,
+) -> Markup:
+    """A table of colours from 0 to ``top``, with the numbers in the cells if there is room.
+
+    Args:
+        values: by row and column, in ``unit``; None is an empty cell.
+        rows: their names.
+        columns: their names.
+        description: for those who cannot see it.
+        top: the value of the brightest colour, above 0.
+        unit: what is measured, for the colour bar.
+        framed: row and column of the cells to frame.
+        apart: rows that stand apart from the one above.
+        totals: a text at the end of each row, without colour.
+        mark: name and value of a baseline on the colour bar.
+    """
+    left = 8.0 + max(text_width(shorten(name), _SMALL) for name in rows)
+    right = WIDTH - (34.0 if totals else 4.0)
+    width = (right - left) / len(columns)
+    height = 21.0 if len(rows) <= MOST_NAMED else min(width, 13.0)
+    lefts = [left + width * column for column in range(len(columns))]
+    # So far down that the first name fits beside a low row.
+    above = 2.0 if height > 12.0 else 6.0
+    tops = [above + height * row + 5.0 * sum(row >= first for first in apart) for row in range(len(rows))]
+    bottom = tops[-1] + height
+
+    drawn = _cells(values, lefts, tops, width, height, top)
+    if framed:
+        drawn.append(_frames([(lefts[column], tops[row]) for row, column in framed], width, height))
+    every = math.ceil(10.0 / height)
+    for name, y in list(zip(rows, tops, strict=True))[::every]:
+        drawn.append(text(left - 5, y + height / 2 + 3.5, shorten(name), text_anchor="end"))
+    for total, y in zip(totals, tops, strict=bool(totals)):
+        drawn.append(text(WIDTH - 2, y + height / 2 + 3.5, total, text_anchor="end"))
+    names, under = _column_names(columns, left, width, bottom)
+    bar, end = _colour_bar(left, right, under, top, unit, mark)
+    return picture(end, description, drawn, names, bar, class_="heat")
+
+
+def _cells(
+    values: Sequence[Sequence[float | None]],
+    lefts: Sequence[float],
+    tops: Sequence[float],
+    width: float,
+    height: float,
+    top: float,
+) -> list[Markup]:
+    """One path for each colour, since a hundred classes are ten thousand cells, and the numbers."""
+    paths: dict[str, list[str]] = {}
+    numbers: list[Markup] = []
+    decimals = 0 if top >= 10.0 else 1 if top >= 1.0 else 2
+    fits = height >= _SMALL and text_width(f"{top:.{decimals}f}", _SMALL) <= width
+    for line, y in zip(values, tops, strict=True):
+        for value, x in zip(line, lefts, strict=True):
+            # To the very coordinates where the next begins: the slightest gap would show.
+            right, bottom = number(x + width), number(y + height)
+            cell = f"M{number(x)} {number(y)}H{right}V{bottom}H{number(x)}z"
+            paths.setdefault("" if value is None else _colour(value, top), []).append(cell)
+            if fits and value is not None:
+                told = f"{value:.{decimals}f}"
+                shade = "on-light" if value >= 0.6 * top else "on-dark"
+                middle = x + width / 2, y + height / 2 + 3.2
+                numbers.append(text(*middle, told, text_anchor="middle", class_=shade))
+    cells = [
+        element("path", d="".join(each), class_="cell" if colour else "cell empty", fill=colour or None)
+        for colour, each in paths.items()
+    ]
+    return cells + numbers
+
+
+def _frames(corners: Sequence[tuple[float, float]], width: float, height: float) -> Markup:
+    inset = min(1.5, 0.15 * width)
+    across, down = number(width - 2 * inset), number(height - 2 * inset)
+    frames = [f"M{number(x + inset)} {number(y + inset)}h{across}v{down}h-{across}z" for x, y in corners]
+    return element("path", d="".join(frames), class_="framed", stroke_width=1.4 * inset)
+
+
+def _colour(value: float, top: float) -> str:
+    """One of 64 steps between the ends of the colour scale."""
+    return to_hex(matplotlib.colormaps["viridis"](round(63 * min(max(value / top, 0.0), 1.0)) / 63))
+
+
+def _column_names(
+    columns: Sequence[str], left: float, width: float, bottom: float
+) -> tuple[list[Markup], float]:
+    """The names below a heat map, slanted if they are long, and where they end."""
+    names = [shorten(name) for name in columns]
+    every = math.ceil(11.0 / width)
+    shown = [(left + width * (index + 0.5), name) for index, name in enumerate(names)][::every]
+    longest = max(text_width(name, _SMALL) for name in names)
+    if longest < width * every:
+        return [text(x, bottom + 13, name, text_anchor="middle") for x, name in shown], bottom + 18
+    slanted = []
+    for x, name in shown:
+        turn = f"rotate(-45 {number(x + 3)} {number(bottom + 9)})"
+        slanted.append(text(x + 3, bottom + 9, name, text_anchor="end", transform=turn))
+    return slanted, bottom + 14 + 0.71 * longest
+
+
+def _colour_bar(
+    left: float, right: float, top: float, highest: float, unit: str, mark: tuple[str, float] | None
+) -> tuple[list[Markup], float]:
+    count = 40
+    # A mark and its name stand above the bar.
+    y = top + (8.0 if mark is None else 20.0)
+    width = (right - left) / count
+    drawn = [
+        element(
+            "path",
+            d=f"M{number(left + width * step)} {number(y)}H{number(left + width * (step + 1))}v8"
+            f"H{number(left + width * step)}z",
+            class_="cell",
+            fill=_colour(step, count - 1.0),
+        )
+        for step in range(count)
+    ]
+    drawn.append(text(left, y + 20, "0", class_="tick"))
+    drawn.append(text(right, y + 20, f"{highest:.3g}", text_anchor="end", class_="tick"))
+    drawn.append(text((left + right) / 2, y + 20, unit, text_anchor="middle"))
+    if mark is not None:
+        name, value = mark
+        share = min(value / highest, 1.0)
+        x = left + (right - left) * share
+        drawn.append(element("path", d=f"M{number(x)} {number(y + 9)}v-10l-3-5h6l-3 5", class_="mark"))
+        beside = {"x": x + 6} if share < 0.5 else {"x": x - 6, "text_anchor": "end"}
+        drawn.append(element("text", name, y=y - 3, class_="tick", **beside))
+    return drawn, y + 26

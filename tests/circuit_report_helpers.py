@@ -1,0 +1,248 @@
+"""A run whose circuits are drawn at random, for the tests of what is reported about circuits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modfast.circuit import Circuit
+from modfast.files import write_json
+from modfast.partition import Partition, save_partitions
+from modfast.report import environment
+from modfast.statistics import mean_interval, paired_interval
+
+SHAPES = {"fc1": (12, 40), "fc2": (12, 12), "fc3": (3, 12)}
+CLASSES = ("cat", "dog", "<b>cow & calf</b>")
+
+
+def random_circuit(
+    label: int, criterion: str, partitions: Mapping[str, Partition], shapes: Any, modular: bool, seed: int
+) -> Circuit:
+    """Keeps few weights; in a modular model most of them inside the clusters."""
+    generator = torch.Generator().manual_seed(1000 * seed + 10 * label + len(criterion) + modular)
+    masks = {}
+    for name, shape in shapes.items():
+        chance = torch.full(shape, 0.12)
+        if modular and name in partitions:
+            chance = torch.where(partitions[name].mask(), 0.2, 0.01)
+        masks[name] = torch.rand(shape, generator=generator) < chance
+    return Circuit(label, masks, criterion, 0.0, 100, 0.8, 0.7, 0.75, 0.9)
+
+
+def measure(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Any]:
+    """What circuits.json holds of one run and criterion; the numbers by chance are made up."""
+    layers = list(circuits[0].masks)
+    flat = {
+        layer: torch.stack([each.masks[layer].flatten() for each in circuits]).double() for layer in layers
+    }
+    flat["all"] = torch.cat(list(flat.values()), dim=1)
+
+    def overlap(masks: torch.Tensor) -> list[list[float]]:
+        both = masks @ masks.T
+        sizes = masks.sum(1)
+        return (both / (sizes[:, None] + sizes[None, :] - both).clamp(min=1)).tolist()
+
+    def inside(layer: str, circuit: Circuit) -> list[float]:
+        partition, mask = partitions[layer], circuit.masks[layer]
+        kept = mask & partition.mask()
+        counts = [int(kept[partition.row_labels == k].sum()) for k in range(partition.num_clusters)]
+        return [count / max(int(mask.sum()), 1) for count in counts]
+
+    clustered = [layer for layer in layers if layer in partitions]
+    return {
+        "size": [each.size for each in circuits],
+        "sizes": {layer: [each.sizes[layer] for each in circuits] for layer in layers},
+        "num_inputs": [each.num_inputs for each in circuits],
+        "loss_before": [each.loss_before for each in circuits],
+        "loss_after": [each.loss_after for each in circuits],
+        "accuracy_before": [each.accuracy_before for each in circuits],
+        "accuracy_after": [each.accuracy_after for each in circuits],
+        "seconds": [1.5 for _ in circuits],
+        "overlap": {key: overlap(masks) for key, masks in flat.items()},
+        "random_overlap": {key: float(masks.mean()) / 2 for key, masks in flat.items()},
+        "inside": {layer: [inside(layer, each) for each in circuits] for layer in clustered},
+        "random_inside": {
+            layer: (partitions[layer].sizes().prod(1) / circuits[0].masks[layer].numel()).tolist()
+            for layer in clustered
+        },
+        "information": dict.fromkeys(["all", *clustered], 0.1),
+        "random_information": dict.fromkeys(["all", *clustered], 0.01),
+    }
+
+
+def cluster_shares(partition: Partition, classes: int, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.rand(partition.num_clusters, classes, generator=generator)
+    return {"only": table.tolist(), "without": (1 - 0.5 * table).tolist()}
+
+
+def summarise(results: dict[str, Any]) -> dict[str, Any]:
+    """Means over labels, then over seeds, of a few of the measures."""
+
+    def values(kind: str, read: Any) -> list[float]:
+        return [read(run) for run in results["runs"] if run["kind"] == kind]
+
+    def pairs(overlap: list[list[float]]) -> float:
+        numbers = [value for i, row in enumerate(overlap) for value in row[i + 1 :]]
+        return sum(numbers) / max(len(numbers), 1)
+
+    def mean(numbers: Sequence[float]) -> float:
+        return sum(numbers) / len(numbers)
+
+    kinds, layers = results["config"]["kinds"], results["config"]["layers"]
+    readers: dict[str, dict[str, Any]] = {"model": {"accuracy": lambda run: run["accuracy"]}}
+    for layer in layers:
+        name = f"clusterability:{layer}"
+        readers["model"][name] = lambda run, layer=layer: run["clusterability"][layer]
+    for criterion in results["config"]["criteria"]:
+        found = lambda run, criterion=criterion: run["criteria"][criterion]  # noqa: E731
+        readers[criterion] = {
+            "size": lambda run, found=found: mean(found(run)["size"]),
+            "overlap": lambda run, found=found: pairs(found(run)["overlap"]["all"]),
+            "information": lambda run, found=found: found(run)["information"]["all"],
+        }
+        for layer in layers:
+            readers[criterion][f"size:{layer}"] = lambda run, found=found, layer=layer: mean(
+                found(run)["sizes"][layer]
+            )
+        for layer in found(results["runs"][0])["inside"]:
+            readers[criterion][f"inside:{layer}"] = lambda run, found=found, layer=layer: mean(
+                [sum(row) for row in found(run)["inside"][layer]]
+            )
+    summary: dict[str, Any] = {}
+    for group, measures in readers.items():
+        for name, read in measures.items():
+            by_kind = {kind: values(kind, read) for kind in kinds}
+            entry: dict[str, Any] = {}
+            for kind, numbers in by_kind.items():
+                average, half = mean_interval(numbers)
+                entry[kind] = {"mean": average, "interval": half, "values": numbers}
+            if len(kinds) == 2:
+                average, half = paired_interval(by_kind["modular"], by_kind["plain"])
+                effect = None if half is None else 1.25
+                entry["difference"] = {"mean": average, "interval": half, "effect_size": effect}
+            summary.setdefault(group, {})[name] = entry
+    return summary
+
+
+def claims(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One of each verdict, as long as real ones; their numbers are the summary's."""
+    if len(results["config"]["kinds"]) < 2:
+        return []
+    made = []
+    for criterion in results["config"]["criteria"]:
+        for claim, measure_name, verdict, statement in (
+            ("different", "overlap", "supported", "Circuits of different classes differ"),
+            ("smaller", "size", "contradicted", "Circuits are smaller in modular models"),
+            ("specialised", "information", "undecided", "Clusters specialise in classes"),
+        ):
+            entry = results["summary"][criterion][measure_name]
+            plain, modular = (entry[kind]["mean"] for kind in ("plain", "modular"))
+            difference = entry["difference"]
+            made.append(
+                {
+                    "claim": claim,
+                    "criterion": criterion,
+                    "statement": statement,
+                    "verdict": verdict,
+                    "text": f"modular {modular:.4f}, plain {plain:.4f}: the interval tells them apart or not",
+                    "difference": difference["mean"],
+                    "interval": difference["interval"],
+                    "effect_size": difference["effect_size"],
+                }
+            )
+    return made
+
+
+def write_run(
+    folder: Path,
+    *,
+    kinds: Sequence[str] = ("plain", "modular"),
+    seeds: Sequence[int] = (42, 43, 44),
+    classes: Sequence[str] = CLASSES,
+    criteria: Sequence[str] = ("loss", "balanced"),
+    shapes: Mapping[str, tuple[int, int]] = SHAPES,
+    clusters: int = 3,
+    unclustered: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write circuits.json, the partitions and the circuits' files; returns the first."""
+    partitions = {
+        name: Partition.blocks(shape, clusters) for name, shape in shapes.items() if name not in unclustered
+    }
+    runs = []
+    for seed in seeds:
+        for kind in kinds:
+            name = f"{kind}-seed{seed}"
+            where = "." if len(kinds) * len(seeds) == 1 else name
+            save_partitions(folder / where / "partitions.npz", partitions)
+            found = {}
+            for criterion in criteria:
+                circuits = [
+                    random_circuit(label, criterion, partitions, shapes, kind == "modular", seed)
+                    for label in range(len(classes))
+                ]
+                for circuit in circuits:
+                    circuit.save(folder / where / "circuits" / criterion / f"label-{circuit.label}.npz")
+                found[criterion] = measure(circuits, partitions)
+            shares = {
+                layer: cluster_shares(each, len(classes), seed + index)
+                for index, (layer, each) in enumerate(partitions.items())
+            }
+            runs.append(
+                {
+                    "name": name,
+                    "kind": kind,
+                    "seed": seed,
+                    "folder": where,
+                    "accuracy": 0.6 + 0.01 * math.sin(len(runs)),
+                    "clusterability": dict.fromkeys(shapes, 0.3 if kind == "plain" else 0.9),
+                    "class_accuracy": [0.5 + 0.4 * label / len(classes) for label in range(len(classes))],
+                    "cluster_accuracy": shares,
+                    "criteria": found,
+                }
+            )
+    return finish(folder, runs, kinds, seeds, classes, criteria, list(shapes))
+
+
+def finish(
+    folder: Path,
+    runs: list[dict[str, Any]],
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    classes: Sequence[str],
+    criteria: Sequence[str],
+    layers: Sequence[str],
+) -> dict[str, Any]:
+    """Summarise the runs, and write circuits.json."""
+    results: dict[str, Any] = {
+        "config": {
+            "data": "digits",
+            "data_fingerprint": "472752740b774253",
+            "model": "auto",
+            "classes": list(classes),
+            "labels": list(range(len(classes))),
+            "criteria": list(criteria),
+            "tolerance": 0.0,
+            "layers": list(layers),
+            "seeds": list(seeds),
+            "kinds": list(kinds),
+            "regularised_layers": [layers[len(layers) // 2]],
+            "enmeshment_weight": 0.7,
+            "num_clusters": 4,
+            "epochs": {"plain": 60, "modular": 60},
+            "images": None,
+            "draws": 20,
+            "seed": 0,
+            "command": "modfast circuits out/demo --criteria loss balanced",
+        },
+        "environment": environment(),
+        "runs": runs,
+    }
+    results["summary"] = summarise(results)
+    results["claims"] = claims(results)
+    write_json(folder / "circuits.json", results)
+    return results
