@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .circuit_findings import Findings, read_findings
-from .circuit_words import MINUS, NOTHING, describe, numbers
 from .circuit_page import page
 from .circuit_sections import CRITERIA, clusters_section, criterion_section
+from .circuit_words import MINUS, NOTHING, describe, numbers
 from .files import atomic_write
 from .markup import Content, Markup, element, join
 

@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from modfast.circuit import Circuit
-from modfast.circuit_words import percent
 from modfast.circuit_network import Network, lay_out, weight_class
+from modfast.circuit_words import percent
 from modfast.partition import Partition
 from modfast.picture_style import name_end, new_figure, save_figure
 

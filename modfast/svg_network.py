@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .circuit_words import percent
 from .circuit_network import Column, Links, Network, weight_class
+from .circuit_words import percent
 from .markup import Markup, element, number
 from .picture_style import name_end
 from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width

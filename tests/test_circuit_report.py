@@ -17,9 +17,9 @@ import torch
 from circuit_report_helpers import CLASSES, write_run
 
 from modfast.circuit import Circuit
-from modfast.circuit_words import Estimate
 from modfast.circuit_network import lay_out
 from modfast.circuit_report import write_circuit_report
+from modfast.circuit_words import Estimate
 from modfast.files import write_json
 from modfast.markup import Markup, element
 from modfast.partition import Partition
