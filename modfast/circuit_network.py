@@ -101,7 +101,7 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
         partitions: layer name to clusters; a layer may have none.
 
     Raises:
-        ValueError: a mask is not two-dimensional, is empty, or does not fit its layer's partition.
+        ValueError: a mask is not two-dimensional, or does not fit its layer's partition.
 
     Example:
         >>> import torch
@@ -112,7 +112,7 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
         ([2, 2, 1], [0, 1])
     """
     for name, mask in circuit.masks.items():
-        if mask.dim() != 2 or mask.numel() == 0:
+        if mask.dim() != 2:
             raise ValueError(f"circuit: the mask of {name!r} must be (out, in), got {tuple(mask.shape)}")
         if name in partitions and partitions[name].shape != tuple(mask.shape):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
 def _report(findings: Findings) -> str:
     sections: list[tuple[str, str, Content]] = []
     if findings.results["claims"]:
-        sections.append(("claims", "What the data say", _claims(findings.results["claims"])))
+        sections.append(("claims", "What the data say", _claims(findings.results)))
     sections.append(("measures", "Measures", _measures(findings)))
     for criterion in findings.config["criteria"]:
         heading, content = criterion_section(findings, criterion)
@@ -99,35 +100,24 @@ def _opening(findings: Findings) -> Markup:
     )
 
 
-def _claims(claims: Sequence[Mapping[str, Any]]) -> Markup:
-    items = []
-    for claim in claims:
-        verdict = claim["verdict"]
-        parts = [CRITERIA[claim["criterion"]][0].lower() if claim["criterion"] in CRITERIA else None]
-        if claim["difference"] is not None:
-            (*_, told) = numbers([None, None, {"mean": claim["difference"], "interval": claim["interval"]}])
-            parts.append(f"difference {told}")
-        if claim["effect_size"] is not None:
-            parts.append(f"effect size {claim['effect_size']:.2f}".replace("-", MINUS))
-        items.append(
+def _claims(results: Mapping[str, Any]) -> Markup:
+    parts: list[Content] = []
+    claims = results["claims"]
+    for criterion in dict.fromkeys(claim["criterion"] for claim in claims):
+        items = [
             element(
                 "li",
-                element("p", _VERDICTS[verdict], class_="verdict"),
+                element("p", _VERDICTS[claim["verdict"]], class_="verdict"),
                 element("p", claim["statement"], class_="statement"),
-                element("p", claim["text"]),
-                element("p", "; ".join(part for part in parts if part), class_="quiet"),
-                class_=verdict,
+                element("p", re.sub(r"-(?=\d)", MINUS, claim["text"])),
+                class_=claim["verdict"],
             )
-        )
-    count = len(claims)
-    note = "One comparison was made, with a 95 % interval."
-    if count > 1:
-        note = (
-            f"{count} comparisons were made, each with a 95 % interval of its own that is not widened for "
-            f"the others: where nothing differs, some {_told(0.05 * count)} of them would still be decided "
-            "by chance."
-        )
-    return join(element("ul", items, class_="claims"), element("p", note, class_="quiet"))
+            for claim in claims
+            if claim["criterion"] == criterion
+        ]
+        title = CRITERIA[criterion][0] if criterion in CRITERIA else "Single clusters, on and off"
+        parts += [element("h3", title), element("ul", items, class_="claims")]
+    return join(*parts, element("p", results["note"], class_="quiet"))
 
 
 def _measures(findings: Findings) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from modfast.circuit import Circuit
+from modfast.claims import comparisons_note
 from modfast.files import write_json
 from modfast.partition import Partition, save_partitions
 from modfast.report import environment
@@ -244,5 +245,6 @@ def finish(
     }
     results["summary"] = summarise(results)
     results["claims"] = claims(results)
+    results["note"] = comparisons_note(results["claims"])
     write_json(folder / "circuits.json", results)
     return results

@@ -141,9 +141,9 @@ class TestReport:
             ("? undecided", "Clusters specialise in classes"),
         ):
             assert f"{verdict} {statement}" in page.text
-        assert "effect size 1.25" in page.text
-        assert "6 comparisons were made" in page.text
-        assert "some 0.3 of them" in page.text
+        assert page.text.count(results["claims"][0]["text"]) == 1
+        assert results["note"].startswith("6 claims are tested")
+        assert results["note"] in page.text
 
         size = results["summary"]["loss"]["size"]
         row = page.text.split("Circuit size (% of weights) ")[1]
@@ -414,8 +414,6 @@ class TestNetwork:
             lay_out(circuit, {"fc": Partition.blocks((2, 2), 2)})
         with pytest.raises(ValueError, match=r"the mask of 'c' must be \(out, in\), got \(2, 2, 3, 3\)"):
             lay_out(self.circuit(c=torch.ones(2, 2, 3, 3, dtype=torch.bool)), {})
-        with pytest.raises(ValueError, match=r"got \(0, 2\)"):
-            lay_out(self.circuit(c=torch.ones(0, 2, dtype=torch.bool)), {})
 
     def test_drawing(self) -> None:
         mask = torch.tensor([[True, False, False], [True, True, False]])
