@@ -2,6 +2,7 @@
 
 from .accuracy import class_accuracy, cluster_accuracy
 from .circuit import Circuit, load_circuits, save_circuits
+from .circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
 from .circuits import find_circuit, find_circuits
 from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy_loss import EnmeshmentLoss
@@ -24,8 +25,11 @@ __all__ = [
     "block_energy",
     "block_inner",
     "block_scale",
+    "circuit_overlap",
     "class_accuracy",
     "cluster_accuracy",
+    "cluster_information",
+    "cluster_shares",
     "clusterability",
     "enmeshment",
     "find_circuit",
@@ -38,6 +42,7 @@ __all__ = [
     "network_nodes",
     "network_partitions",
     "normalized_cut",
+    "random_circuits",
     "save_circuits",
     "save_partitions",
     "shuffle_test",
