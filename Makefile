@@ -59,30 +59,36 @@ bench-cuda: ## the same for the table of times
 soak: setup ## call the loss a million times and watch the memory
 	$(BIN)/python benchmarks/soak.py
 
-SANITIZE := $(CXX) -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc
+SANITIZERS = address,undefined
+SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc
+HEADERS := $(wildcard csrc/*.h csrc/*.inl tests/cpp/*.h)
 KERNELS := $(filter-out csrc/spectral_ops% csrc/circuits_ops%,$(wildcard csrc/energy_*.cpp csrc/spectral_*.cpp csrc/circuits_*.cpp)) csrc/cpu_dispatch.cpp csrc/kept_memory.cpp
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
 .SECONDARY: $(SANITIZED)
 
-build/sanitize/%.o: csrc/%.cpp $(wildcard csrc/*.h csrc/*.inl)
+build/sanitize/%.o: csrc/%.cpp $(HEADERS)
 	mkdir -p $(@D)
 	$(SANITIZE) -c $< -o $@
 
-build/sanitize/%: tests/cpp/%.cpp $(SANITIZED)
-	$(SANITIZE) $^ -o $@
+build/sanitize/%: tests/cpp/%.cpp $(SANITIZED) $(HEADERS)
+	$(SANITIZE) $< $(SANITIZED) -o $@
 
 # What CUDA's threads do needs headers alone.
-build/sanitize/test_threads build/sanitize/test_spectral_threads: build/sanitize/%: tests/cpp/%.cpp $(wildcard csrc/*.h)
+build/sanitize/test_threads build/sanitize/test_spectral_threads build/sanitize/test_circuits_races: build/sanitize/%: tests/cpp/%.cpp $(HEADERS)
 	mkdir -p $(@D)
 	$(SANITIZE) $< -o $@
 
-sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*.cpp)) ## run the kernels' own tests under the address and undefined-behaviour sanitizers
+build/sanitize/test_circuits_races: SANITIZERS = thread
+
+sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*.cpp)) ## run the kernels' own tests under the address, undefined-behaviour and thread sanitizers
 	for level in $$(build/sanitize/test_spectral levels); do \
-	  MODFAST_CPU=$$level build/sanitize/test_energy && MODFAST_CPU=$$level build/sanitize/test_spectral || exit 1; \
+	  for family in energy spectral circuits; do MODFAST_CPU=$$level build/sanitize/test_$$family || exit 1; done; \
 	done
 	build/sanitize/test_threads
 	build/sanitize/test_spectral_threads
+	build/sanitize/test_circuits_threads
+	build/sanitize/test_circuits_races
 
 lint: setup ## check formatting, style and types
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ struct Downstream {
 
   // Whether any logit moves at all.
   bool reaches() const { return is_logit || own != nullptr || others_count > 0; }
-  bool others_move() const { return others_count > 0 || (is_logit && !is_label); }
+  MODFAST_HD bool others_move() const { return others_count > 0 || (is_logit && !is_label); }
 };
 
 // The state of the walked neuron and the losses under some weights: pre-activations, activations, losses, and

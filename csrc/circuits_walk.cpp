@@ -6,7 +6,7 @@
 // follows a wrong guess is made again. A trial's outcome does not depend on the batch that it was made in, so
 // whether batches pay is found out by the clock: where other work wants the same cores, threads wait long for
 // each other.
-#include "circuits_downstream.h"
+#include "circuits_moves.h"
 #include "cpu_dispatch.h"
 
 #include <algorithm>
@@ -49,10 +49,6 @@ struct Links {
   }
 };
 
-const double* inputs_of(const Tail& tail, int64_t layer) {
-  return layer == 0 ? tail.features : tail.layers[layer - 1].held;
-}
-
 void forward_rows(const Tail& tail, int64_t layer, int64_t first, int64_t last, int64_t threads,
                   ParallelFor parallel_for) {
   const TailLayer& at = tail.layers[layer];
@@ -73,132 +69,39 @@ void forward_layers(const Tail& tail, size_t first, int64_t threads, ParallelFor
   }
 }
 
-// Downstream of one neuron, with the memory that it points to.
-class DownstreamOf {
- public:
-  DownstreamOf(const Tail& tail, int64_t layer, int64_t row) {
-    const int64_t last_layer = static_cast<int64_t>(tail.layers.size()) - 1;
-    const TailLayer& at = tail.layers[layer];
-    after_.activation = at.activation;
-    after_.slope = at.slope;
-    after_.held = at.held + row * tail.stride;
-    after_.is_logit = layer == last_layer;
-    after_.is_label = after_.is_logit && row == tail.label;
-    after_.before_label = row < tail.label;
-    after_.own_pre = tail.layers[last_layer].pre + tail.label * tail.stride;
-    after_.signs = tail.signs;
-    find_moved(tail, layer, row);
-    after_.changes = changes_.data();
-    after_.hidden = hidden_.data();
-    after_.hidden_count = static_cast<int64_t>(hidden_.size());
-    after_.others = others_.data();
-    after_.others_count = static_cast<int64_t>(others_.size());
-    if (!own_.empty()) after_.own = own_.data();
+// The state of a row and of what lies after it, from the weights that are left: what rounding has added up is
+// gone then.
+void forward_after(const Tail& tail, int64_t layer, int64_t row, int64_t threads, ParallelFor parallel_for) {
+  forward_rows(tail, layer, row, row + 1, threads, parallel_for);
+  forward_layers(tail, layer + 1, threads, parallel_for);
+}
+
+// Sums up the logits that do not move, and lets `after` point to these numbers.
+std::vector<double> sum_still(const Tail& tail, const Moves& moves, bool accuracy, int64_t threads,
+                              ParallelFor parallel_for, Downstream* after) {
+  const auto stride = static_cast<size_t>(tail.stride);
+  std::vector<const double*> still;
+  for (const int64_t c : moves.still) still.push_back(tail.layers.back().pre + c * tail.stride);
+  std::vector<double> memory((accuracy ? 7 : 3) * stride);
+  double* part = memory.data();
+  after->largest = part;
+  after->sum = part + stride;
+  after->logsumexp = part + 2 * stride;
+  if (accuracy) {
+    after->largest_before = part + 3 * stride;
+    after->largest_after = part + 4 * stride;
   }
-  DownstreamOf(const DownstreamOf&) = delete;
-
-  // Sums up the logits that do not move.
-  void sum_still(const Tail& tail, bool accuracy, int64_t threads, ParallelFor parallel_for) {
-    const auto stride = static_cast<size_t>(tail.stride);
-    const TailLayer& last = tail.layers.back();
-    std::vector<const double*> before, still;
-    for (int64_t c = 0; c < last.rows; ++c) {
-      if (c == tail.label) split_ = still.size();
-      if (c != tail.label && !moves_[c]) still.push_back(last.pre + c * tail.stride);
-    }
-    memory_.resize((accuracy ? 7 : 3) * stride);
-    double* part = memory_.data();
-    after_.largest = part;
-    after_.sum = part + stride;
-    after_.logsumexp = part + 2 * stride;
-    if (accuracy) {
-      after_.largest_before = part + 3 * stride;
-      after_.largest_after = part + 4 * stride;
-    }
-    const auto count = static_cast<int64_t>(still.size()), first = static_cast<int64_t>(split_);
-    over_chunks(tail, threads, parallel_for, [&](int64_t begin, int64_t end) {
-      const auto& lines = circuit_lines_in_use();
-      lines.logsumexp(still.data(), count, begin, end, part, part + stride, part + 2 * stride);
-      if (!accuracy) return;
-      double *sum = part + 5 * stride, *unused = part + 6 * stride;
-      lines.logsumexp(still.data(), first, begin, end, part + 3 * stride, sum, unused);
-      lines.logsumexp(still.data() + first, count - first, begin, end, part + 4 * stride, sum, unused);
-    });
-  }
-
-  const Downstream& operator*() const { return after_; }
-  const Downstream* operator->() const { return &after_; }
-
- private:
-  // Which neurons of each later layer lead to a logit.
-  static std::vector<std::vector<char>> leading(const Tail& tail, int64_t layer) {
-    const auto count = tail.layers.size();
-    std::vector<std::vector<char>> leads(count);
-    leads[count - 1].assign(tail.layers[count - 1].rows, 1);
-    for (size_t l = count - 1; l-- > static_cast<size_t>(layer) + 1;) {
-      const TailLayer& next = tail.layers[l + 1];
-      leads[l].assign(next.cols, 0);
-      for (int64_t s = 0; s < next.rows; ++s) {
-        if (!leads[l + 1][s]) continue;
-        for (int64_t q = 0; q < next.cols; ++q) {
-          if (next.weights[s * next.cols + q] != 0.0) leads[l][q] = 1;
-        }
-      }
-    }
-    return leads;
-  }
-
-  void find_moved(const Tail& tail, int64_t layer, int64_t row) {
-    const int64_t last_layer = static_cast<int64_t>(tail.layers.size()) - 1;
-    moves_.assign(tail.layers[last_layer].rows, 0);
-    if (layer == last_layer) {
-      moves_[row] = 1;
-      return;
-    }
-    const auto leads = leading(tail, layer);
-    struct Place {
-      int64_t neuron, place;
-    };
-    std::vector<Place> moved{{row, 0}}, next;
-    for (int64_t l = layer + 1; l <= last_layer; ++l) {
-      const TailLayer& to = tail.layers[l];
-      next.clear();
-      for (int64_t s = 0; s < to.rows; ++s) {
-        if (!leads[l][s]) continue;
-        const auto first = static_cast<int64_t>(changes_.size());
-        for (const Place& from : moved) {
-          const double weight = to.weights[s * to.cols + from.neuron];
-          if (weight != 0.0) changes_.push_back({weight, from.place});
-        }
-        const auto last = static_cast<int64_t>(changes_.size());
-        if (first == last) continue;
-        const bool logit = l == last_layer;
-        const Moved neuron{to.pre + s * tail.stride,
-                           logit ? nullptr : to.held + s * tail.stride,
-                           first,
-                           last,
-                           to.activation,
-                           to.slope,
-                           logit && s < tail.label};
-        if (logit) {
-          moves_[s] = 1;
-          (s == tail.label ? own_ : others_).push_back(neuron);
-        } else {
-          hidden_.push_back(neuron);
-          next.push_back({s, static_cast<int64_t>(hidden_.size())});
-        }
-      }
-      moved.swap(next);
-    }
-  }
-
-  Downstream after_;
-  std::vector<Change> changes_;
-  std::vector<Moved> hidden_, others_, own_;
-  std::vector<char> moves_;  // which logits
-  size_t split_ = 0;         // how many of the others that do not move come before the label
-  std::vector<double> memory_;
-};
+  const auto count = static_cast<int64_t>(still.size()), first = moves.still_before;
+  over_chunks(tail, threads, parallel_for, [&](int64_t begin, int64_t end) {
+    const auto& lines = circuit_lines_in_use();
+    lines.logsumexp(still.data(), count, begin, end, part, part + stride, part + 2 * stride);
+    if (!accuracy) return;
+    double *sum = part + 5 * stride, *unused = part + 6 * stride;
+    lines.logsumexp(still.data(), first, begin, end, part + 3 * stride, sum, unused);
+    lines.logsumexp(still.data() + first, count - first, begin, end, part + 4 * stride, sum, unused);
+  });
+  return memory;
+}
 
 // Outcomes side by side; one is the present one, the others are for trials.
 class Outcomes {
@@ -287,15 +190,16 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
     if (weights[j] != 0.0) columns.push_back(j);
   }
   if (columns.empty()) return;
-  DownstreamOf after(tail, layer, row);
+  const Moves moves(tail, layer, row);
   thread_local Pace pace;
   const int64_t threads = pace.better() ? tail.threads : 1;
-  if (!after->reaches()) {
+  if (!moves.after.reaches()) {
     for (const int64_t j : columns) weights[j] = 0.0;
-    forward_rows(tail, layer, row, row + 1, threads, parallel_for);
+    forward_after(tail, layer, row, threads, parallel_for);
     return;
   }
-  after.sum_still(tail, bounds.accuracy, threads, parallel_for);
+  Downstream after = moves.after;
+  const auto still = sum_still(tail, moves, bounds.accuracy, threads, parallel_for, &after);
 
   const int64_t chunks = (tail.stride + kChunk - 1) / kChunk;
   const int64_t most = std::min(chunks, tail.threads) == 1
@@ -305,9 +209,9 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
   over_chunks(tail, threads, parallel_for, [&](int64_t from, int64_t to) {
     const Outcome& present = outcomes.present();
     std::copy(at.pre + row * tail.stride + from, at.pre + row * tail.stride + to, present.pre + from);
-    std::copy(after->held + from, after->held + to, present.held + from);
-    const Room room = room_for(*after);
-    circuit_lines_in_use().losses(*after, from, to, present.held, present.losses, present.right, room.changes,
+    std::copy(after.held + from, after.held + to, present.held + from);
+    const Room room = room_for(after);
+    circuit_lines_in_use().losses(after, from, to, present.held, present.losses, present.right, room.changes,
                                   room.logits);
   });
 
@@ -324,10 +228,10 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
         together ? std::min<int64_t>({batch, most, static_cast<int64_t>(columns.size() - next)}) : 1;
     const bool guess = rate >= 0.5;
     over_chunks(tail, together ? tail.threads : 1, parallel_for, [&](int64_t from, int64_t to) {
-      const Room room = room_for(*after);
+      const Room room = room_for(after);
       for (int64_t t = 0; t < size; ++t) {
         const int64_t j = columns[next + t];
-        const Trial trial{&*after,
+        const Trial trial{&after,
                           weights[j],
                           inputs + j * tail.stride,
                           guess && t > 0 ? outcomes.of_trial(t - 1) : outcomes.present(),
@@ -366,9 +270,7 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
     if (most > 1) pace.note(made, std::chrono::duration<double>(Clock::now() - start).count());
   }
   if (!any_zeroed) return;
-  // From the weights that are left, so that what rounding has added up is gone.
-  forward_rows(tail, layer, row, row + 1, threads, parallel_for);
-  forward_layers(tail, layer + 1, threads, parallel_for);
+  forward_after(tail, layer, row, threads, parallel_for);
 }
 
 }  // namespace modfast
