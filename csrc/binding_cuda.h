@@ -10,7 +10,16 @@ namespace modfast {
 
 inline void check_device(const Tensor& tensor, const Tensor& first, const char* name) {
   REQUIRE(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), name,
-          " must be on the CUDA device of the first weight");
+          " must be on the CUDA device of the others");
+}
+
+// check_shaped, and on the device of another tensor.
+inline auto checked_beside(const Tensor& first) {
+  return [&first](const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
+                  const char* name) -> const Tensor& {
+    check_device(tensor, first, name);
+    return check_shaped(tensor, type, shape, name);
+  };
 }
 
 // Makes the tensors' device the current one, and knows its current stream.

@@ -9,15 +9,6 @@
 namespace modfast {
 namespace {
 
-// check_shaped, and on the device of the first weight.
-auto checked_beside(const std::vector<Tensor>& weights) {
-  return [&weights](const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
-                    const char* name) -> const Tensor& {
-    check_device(tensor, weights[0], name);
-    return check_shaped(tensor, type, shape, name);
-  };
-}
-
 void forward_rows(const Tail& tail, int64_t layer, int64_t first, int64_t last, const OnDevice& device) {
   require_success(
       cuda_forward(tail.layers[layer], inputs_of(tail, layer), tail.stride, first, last, device.stream()));
@@ -34,7 +25,7 @@ void tail_forward_cuda(Tensor features, Tensor signs, std::vector<Tensor> weight
                        std::vector<Tensor> held, int64_t label, int64_t threads) {
   const Tail tail =
       tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads},
-              checked_beside(weights));
+              checked_beside(features));
   forward_layers(tail, 0, OnDevice(weights[0]));
 }
 
@@ -63,7 +54,7 @@ void walk_row_cuda(Tensor features, Tensor signs, std::vector<Tensor> weights, s
                    int64_t begin, int64_t end, double highest_loss, std::optional<double> least_right) {
   const Tail tail =
       tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads},
-              checked_beside(weights));
+              checked_beside(features));
   check_place(tail, {layer, row, begin, end});
   if (begin == end) return;
   const OnDevice device(weights[0]);

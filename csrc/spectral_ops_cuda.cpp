@@ -12,15 +12,6 @@
 namespace modfast {
 namespace {
 
-// check_shaped, and on the device of the matrix.
-auto checked_beside(const Tensor& first) {
-  return [&first](const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
-                  const char* name) -> const Tensor& {
-    check_device(tensor, first, name);
-    return check_shaped(tensor, type, shape, name);
-  };
-}
-
 template <class C>
 Tensor room_for(int64_t numbers, const Tensor& like) {
   return torch::stable::new_empty(like, {numbers},

@@ -235,6 +235,6 @@ def test_every_operator_has_a_kernel_for_each_device_of_the_build():
         "graph_cut",
     }
     on_cpu_only = {f"modfast::{name}" for name in small}
-    assert len(registered("CPU")) == 18
+    assert len(registered("CPU")) == 20
     assert on_cpu_only < registered("CPU")
     assert registered("CUDA") == (registered("CPU") - on_cpu_only if modfast.backend()["cuda"] else set())
