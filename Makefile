@@ -43,6 +43,7 @@ bench: setup ## time each family against its peers and the floor, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
 	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
 	$(BIN)/python benchmarks/spectral_table.py --json out/bench/spectral.json
+	$(BIN)/python benchmarks/circuit_table.py --json out/bench/circuits.json
 
 # A machine with a GPU may have its own PyTorch and no way to download another: these two install nothing.
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
