@@ -36,8 +36,9 @@ class Circuit:
         num_inputs: how many inputs it was found on.
         loss_before: mean loss over them of the whole model, in nats.
         loss_after: that of the circuit alone.
-        accuracy_before: the share of the inputs that the whole model gets right: those of the class, by
-            answering it; with ``"balanced"`` the others too, by answering anything else.
+        accuracy_before: the share of the inputs that the whole model takes for what they are: those of the
+            class, by answering it. With ``"balanced"`` an input is taken for one of the class if that is more
+            probable than all other classes together.
         accuracy_after: that of the circuit alone.
     """
 

@@ -76,7 +76,7 @@ class Walk:
 
     def _measure(self) -> tuple[float, float]:
         logits = self._state.after[-1][:, : self._count].T.cpu()
-        return plain.measure(logits, self._state.label, self._is_label)
+        return plain.measure(logits, self._state.label, self._is_label, self._criterion)
 
     @property
     def masks(self) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ class PlainWalk:
         return logits
 
     def _measure(self) -> tuple[float, float]:
-        return measure(self.logits(), self._label, self._is_label)
+        return measure(self.logits(), self._label, self._is_label, self._criterion)
 
     @cached_property
     def before(self) -> tuple[float, float]:
@@ -144,8 +144,11 @@ def highest_loss(loss: float, tolerance: float) -> float:
     return loss + tolerance + TIE * (1 + abs(loss))
 
 
-def measure(logits: Tensor, label: int, is_label: Tensor) -> tuple[float, float]:
-    """Mean loss, one class against the rest, and the share of answers "that class, or not" that are right.
+def measure(logits: Tensor, label: int, is_label: Tensor, criterion: str) -> tuple[float, float]:
+    """Mean loss, one class against the rest, and the share of answers that are right.
+
+    An input is taken for one of the class if that is the model's answer, or, for ``"balanced"``, if the class
+    is more probable than all others together.
 
     Of inputs of the class the loss is their cross-entropy ``-log p``, where p is the class's probability by
     the softmax; of others it is ``-log(1 - p)``. With the margin ``m = logit - logsumexp(other logits)``
@@ -156,7 +159,8 @@ def measure(logits: Tensor, label: int, is_label: Tensor) -> tuple[float, float]
     ).logsumexp(1)
     signed = torch.where(is_label, -margin, margin)
     loss = torch.logaddexp(signed, torch.zeros_like(signed))
-    return float(loss.mean()), float((_is_first(logits, label) == is_label).double().mean())
+    taken = margin > 0 if criterion == "balanced" else _is_first(logits, label)
+    return float(loss.mean()), float((taken == is_label).double().mean())
 
 
 def _is_first(logits: Tensor, label: int) -> Tensor:
