@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from modfast import find_circuit
+from modfast import Circuit, find_circuit
+from modfast.cli import main
+from modfast.data import load_dataset
+from modfast.models import build_model
+from modfast.train import CHECKPOINT, read_checkpoint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BEGIN, END = "<!-- circuits table: begin -->\n", "<!-- circuits table: end -->\n"
@@ -80,6 +84,32 @@ def test_table_is_made(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert text.endswith(f"{END}after\n")
     assert "| digits, MLP | 8,832 |" in text
     assert "digits, MLP" in capsys.readouterr().out
+
+
+def test_answers_are_those_of_the_masked_model(load: Any, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    few = ["--device", "cpu", "--threads", "1"]
+    assert main(["train", "--data", "digits", "--epochs", "2", "--out", str(run), *few]) == 0
+    asked = ["--criterion", "loss", "--labels", "3", "--images", "5"]
+    assert main(["circuits", str(run), *asked, *few]) == 0
+    out = tmp_path / "answers.json"
+    load("circuit_answers").main([str(run), "--json", str(out)])
+    (found,) = json.loads(out.read_text())
+
+    dataset = load_dataset("digits")
+    model = build_model("mlp", dataset.image_shape, dataset.num_classes)
+    model.load_state_dict(read_checkpoint(run / CHECKPOINT)["model"])
+    circuit = Circuit.load(run / "circuits/loss/label-3.npz")
+    own = dataset.test_labels == 3
+    for place, network in enumerate((model, circuit.apply(model))):
+        with torch.no_grad():
+            logits = network(dataset.normalize(dataset.test_images))
+        answered, margin = logits.argmax(1) == 3, logits.softmax(1)[:, 3]
+        pairs = margin[own][:, None] - margin[~own][None, :]
+        expected = [answered[own], answered[~own], (pairs > 0).double() + 0.5 * (pairs == 0)]
+        for (share, *_), values in zip((each[place:] for each in found["shares"]), expected, strict=True):
+            assert share == pytest.approx(values.double().mean().item(), abs=1e-4)
+    assert "AUC" in capsys.readouterr().out
 
 
 def test_page_without_a_place_is_refused(load: Any, tmp_path: Path, capsys: Any) -> None:
