@@ -1,13 +1,22 @@
 // The body of the walk's inner loops; included once for each instruction set, and like the other bodies it
 // includes nothing but what is compiled with it.
 
-typedef double Lanes __attribute__((vector_size(kInputs * sizeof(double))));
+// As many numbers as a register holds: compilers take more apart slowly.
+#if defined(MODFAST_LINES_AVX512)
+constexpr int64_t kLanes = 8;
+#elif defined(MODFAST_LINES_AVX2)
+constexpr int64_t kLanes = 4;
+#else
+constexpr int64_t kLanes = 2;
+#endif
+static_assert(kInputs % kLanes == 0, "inputs fill registers");
+typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
 
 template <class V>
 struct Bits;
 template <>
 struct Bits<Lanes> {
-  typedef int64_t Type __attribute__((vector_size(kInputs * sizeof(int64_t))));
+  typedef int64_t Type __attribute__((vector_size(kLanes * sizeof(int64_t))));
 };
 
 #define MODFAST_EACH __attribute__((always_inline)) inline
@@ -16,10 +25,18 @@ struct Bits<Lanes> {
 
 // Whether any lane of a comparison holds.
 inline bool any(const Bits<Lanes>::Type& lanes) {
-  return (lanes[0] | lanes[1] | lanes[2] | lanes[3] | lanes[4] | lanes[5] | lanes[6] | lanes[7]) != 0;
+#if defined(MODFAST_LINES_AVX512)
+  return _mm512_movepi64_mask((__m512i)lanes) != 0;
+#elif defined(MODFAST_LINES_AVX2)
+  return _mm256_movemask_pd((__m256d)lanes) != 0;
+#else
+  int64_t found = 0;
+  for (int64_t i = 0; i < kLanes; ++i) found |= lanes[i];
+  return found != 0;
+#endif
 }
 
-// Of so many times kInputs inputs: a sum waits for the one before.
+// Of so many times kLanes inputs: a sum waits for the one before.
 template <int Sums>
 inline void forward_some(const Link* links, int64_t count, double bias, Activation activation, double slope,
                          double* pre, double* held, int64_t m) {
@@ -27,26 +44,26 @@ inline void forward_some(const Link* links, int64_t count, double bias, Activati
   for (int i = 0; i < Sums; ++i) x[i] = Lanes{} + bias;
   for (int64_t k = 0; k < count; ++k) {
     const double* input = links[k].input + m;
-    for (int i = 0; i < Sums; ++i) x[i] = x[i] + load<Lanes>(input + i * kInputs) * links[k].weight;
+    for (int i = 0; i < Sums; ++i) x[i] = x[i] + load<Lanes>(input + i * kLanes) * links[k].weight;
   }
   for (int i = 0; i < Sums; ++i) {
-    store<Lanes>(x[i], pre + m + i * kInputs);
-    store<Lanes>(activate(x[i], activation, slope), held + m + i * kInputs);
+    store<Lanes>(x[i], pre + m + i * kLanes);
+    store<Lanes>(activate(x[i], activation, slope), held + m + i * kLanes);
   }
 }
 
 void forward(const Link* links, int64_t count, double bias, Activation activation, double slope,
              int64_t begin, int64_t end, double* pre, double* held) {
   int64_t m = begin;
-  for (; m + 4 * kInputs <= end; m += 4 * kInputs) {
+  for (; m + 4 * kLanes <= end; m += 4 * kLanes) {
     forward_some<4>(links, count, bias, activation, slope, pre, held, m);
   }
-  for (; m < end; m += kInputs) forward_some<1>(links, count, bias, activation, slope, pre, held, m);
+  for (; m < end; m += kLanes) forward_some<1>(links, count, bias, activation, slope, pre, held, m);
 }
 
 void logsumexp(const double* const* logits, int64_t count, int64_t begin, int64_t end, double* largest,
                double* sum, double* result) {
-  for (int64_t m = begin; m < end; m += kInputs) {
+  for (int64_t m = begin; m < end; m += kLanes) {
     Lanes top = Lanes{} - __builtin_inf(), total{};
     for (int64_t c = 0; c < count; ++c) top = larger(top, load<Lanes>(logits[c] + m));
     for (int64_t c = 0; c < count; ++c) total = total + exp_of(load<Lanes>(logits[c] + m) - top);
@@ -58,25 +75,29 @@ void logsumexp(const double* const* logits, int64_t count, int64_t begin, int64_
 
 void losses(const Downstream& after, int64_t begin, int64_t end, const double* held, double* to,
             double* right, double* changes, double* logits) {
-  for (int64_t m = begin; m < end; m += kInputs) {
-    store<Lanes>(loss_of<Lanes>(after, m, load<Lanes>(held + m), changes, logits, kInputs,
-                                right ? right + m : nullptr),
-                 to + m);
+  for (int64_t m = begin; m < end; m += kLanes) {
+    store<Lanes>(
+        loss_of<Lanes>(after, m, load<Lanes>(held + m), changes, logits, kLanes, right ? right + m : nullptr),
+        to + m);
   }
 }
 
-inline double added_up(const Lanes& lanes) {
-  double sum = lanes[0];
-  for (int64_t i = 1; i < kInputs; ++i) sum += lanes[i];
-  return sum;
+// Each kInputs-th number is summed up, and then these sums: the same order, however many lanes there are.
+inline double sum_of(const double* numbers, int64_t begin, int64_t end) {
+  Lanes sums[kInputs / kLanes]{};
+  for (int64_t m = begin; m < end; m += kInputs) {
+    for (int64_t i = 0; i < kInputs / kLanes; ++i) sums[i] = sums[i] + load<Lanes>(numbers + m + i * kLanes);
+  }
+  double total = sums[0][0];
+  for (int64_t i = 1; i < kInputs; ++i) total += sums[i / kLanes][i % kLanes];
+  return total;
 }
 
 Verdict attempt(const Trial& trial, int64_t begin, int64_t end) {
   const Downstream& after = *trial.after;
   const Outcome &from = trial.from, &to = trial.to;
-  Lanes loss{}, right{};
   Verdict verdict;
-  for (int64_t m = begin; m < end; m += kInputs) {
+  for (int64_t m = begin; m < end; m += kLanes) {
     const Lanes held = load<Lanes>(from.held + m);
     const Lanes pre = load<Lanes>(from.pre + m) - load<Lanes>(trial.input + m) * trial.weight;
     const Lanes now = activate(pre, after.activation, after.slope);
@@ -85,7 +106,7 @@ Verdict attempt(const Trial& trial, int64_t begin, int64_t end) {
     Lanes each;
     if (any(now != held)) {
       verdict.moved = true;
-      each = loss_of<Lanes>(after, m, now, trial.changes, trial.logits, kInputs,
+      each = loss_of<Lanes>(after, m, now, trial.changes, trial.logits, kLanes,
                             to.right ? to.right + m : nullptr);
     } else {
       // The loss is a function of the activation alone, so that computing it again would give the same bits.
@@ -93,11 +114,9 @@ Verdict attempt(const Trial& trial, int64_t begin, int64_t end) {
       if (to.right) store<Lanes>(load<Lanes>(from.right + m), to.right + m);
     }
     store<Lanes>(each, to.losses + m);
-    loss = loss + each;
-    if (to.right) right = right + load<Lanes>(to.right + m);
   }
-  verdict.loss = added_up(loss);
-  verdict.right = added_up(right);
+  verdict.loss = sum_of(to.losses, begin, end);
+  if (to.right) verdict.right = sum_of(to.right, begin, end);
   return verdict;
 }
 
