@@ -11,6 +11,7 @@ from circuit_helpers import circuit, kept
 from sklearn.metrics import mutual_info_score
 
 from modfast.circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
+from modfast.kept_weights import KeptWeights
 from modfast.partition import Partition
 
 HALVES = Partition([0, 0, 1, 1], [0, 0, 1, 1], 2)
@@ -52,11 +53,6 @@ class TestOverlap:
             for j, other in enumerate(sets):
                 assert overlap[i, j] == len(one & other) / len(one | other)
         assert overlap.dtype == torch.float64
-
-    def test_counts_beyond_one_chunk_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected = circuit_overlap(some_circuits())
-        monkeypatch.setattr("modfast.circuit_measures._CHUNK", 7)
-        assert torch.equal(circuit_overlap(some_circuits()), expected)
 
     def test_two_empty_circuits_have_none(self) -> None:
         overlap = circuit_overlap(
@@ -194,6 +190,13 @@ class TestRandom:
         drawn = random_circuits([given], seed=0)[0]
         assert torch.equal(drawn.masks["none"], given.masks["none"])
         assert torch.equal(drawn.masks["all"], given.masks["all"])
+
+    def test_those_of_a_summary_are_these(self) -> None:
+        circuits = [*some_circuits(), circuit(9, fc1=torch.zeros(6, 9).bool(), fc2=torch.ones(4, 6).bool())]
+        drawn = KeptWeights.of(circuits).drawn(7)
+        masks = KeptWeights.of(random_circuits(circuits, seed=7))
+        for name, each in masks.indices.items():
+            assert [sorted(kept) for kept in drawn.indices[name]] == [kept.tolist() for kept in each]
 
     def test_bad_seed(self) -> None:
         with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):
