@@ -90,7 +90,7 @@ def cluster_information(
         layer: one of ``partitions``; None takes all of them.
 
     Returns:
-        Bits; NaN if no circuit has a weight there.
+        Bits; NaN unless two circuits have weights there, since one alone leaves nothing to tell.
 
     Raises:
         ValueError: as :func:`cluster_shares` does; ``partitions`` is empty, or ``layer`` not in it.
@@ -165,7 +165,7 @@ def mutual_information(counts: Sequence[Tensor]) -> float:
     """Bits, from how many weights each circuit has in each cluster of each layer, ``(n, k + 1)``."""
     totals = torch.stack([each.sum(1) for each in counts]).sum(0)
     held = totals > 0
-    if not bool(held.any()):
+    if held.sum() < 2:
         return math.nan
     bits = 0.0
     for each in counts:

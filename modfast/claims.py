@@ -31,21 +31,21 @@ class Claim(NamedTuple):
 OF_CIRCUITS = (
     Claim(
         "different",
-        "Circuits of different labels are not all the same weights (a single one that differs would do)",
+        "Circuits of different classes are not all the same weights (a single one that differs would do)",
         "overlap",
         1.0,
         -1,
     ),
     Claim(
         "disjoint",
-        "Circuits of different labels overlap less than random circuits of their sizes",
+        "Circuits of different classes overlap less than random circuits of their sizes",
         "overlap",
         "random_overlap",
         -1,
     ),
     Claim(
         "more_disjoint",
-        "Circuits of different labels overlap less in modular models than in plain ones",
+        "Circuits of different classes overlap less in modular models than in plain ones",
         "overlap",
         None,
         -1,
@@ -53,14 +53,14 @@ OF_CIRCUITS = (
     Claim("smaller", "Circuits are smaller in modular models", "size", None, -1),
     Claim(
         "informative",
-        "The cluster of a kept weight tells its label better than in random circuits of their sizes",
+        "The cluster of a kept weight tells its class better than in random circuits of their sizes",
         "information:regularised",
         "random_information:regularised",
         1,
     ),
     Claim(
         "more_informative",
-        "Clusters tell labels better, beyond random circuits, in modular models than in plain ones",
+        "Clusters tell classes better, beyond random circuits, in modular models than in plain ones",
         "information:regularised - random_information:regularised",
         None,
         1,

@@ -139,7 +139,7 @@ class TestInformation:
         pair = [circuit(0, fc1=spread, fc2=empty), circuit(1, fc1=empty, fc2=spread)]
         both = {"fc1": HALVES, "fc2": HALVES}
         assert cluster_information(pair, both) == 0
-        assert cluster_information(pair, both, "fc1") == 0
+        assert math.isnan(cluster_information(pair, both, "fc1"))
 
     def test_over_all_layers_it_is_the_mean_of_equally_large_ones(self) -> None:
         first, second = kept("xx.. .... .... ...."), kept(".... .... ..xx ....")
@@ -154,6 +154,11 @@ class TestInformation:
         pair = [circuit(0, fc=kept("xx.. .... .... ....")), circuit(1, fc=kept(".... .... ..xx ...."))]
         assert cluster_information([*pair, empty], {"fc": HALVES}) == 1
         assert math.isnan(cluster_information([empty], {"fc": HALVES}))
+
+    def test_one_circuit_leaves_nothing_to_tell(self) -> None:
+        one, empty = circuit(0, fc=kept("xx.. .... .... ....")), circuit(1, fc=kept(".... .... .... ...."))
+        assert math.isnan(cluster_information([one], {"fc": HALVES}))
+        assert math.isnan(cluster_information([one, empty], {"fc": HALVES}))
 
     def test_bad_layers(self) -> None:
         with pytest.raises(ValueError, match=r"layer must be one of partitions \('fc'\), got 'fc9'"):
