@@ -132,6 +132,6 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(results, dict) or not {"config", "runs", "summary", "claims"} <= set(results):
+    if not isinstance(results, dict) or not {"config", "runs", "summary", "claims", "note"} <= set(results):
         raise ValueError(f"{path} is no table of circuits")
     return results

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .circuit import Circuit
+from .circuit_files import read_circuits
 from .circuit_network import Network, lay_out
 from .experiment import PARTITIONS
 from .partition import load_partitions
-
-RESULTS = "circuits.json"
 
 # Circuits drawn of each criterion: of more, all would repeat the impression and the file would grow.
 MOST_DRAWN = 4
@@ -79,16 +77,7 @@ class Findings:
 
 def read_findings(folder: Path) -> Findings:
     """What the report is made of; raises as :func:`write_circuit_report` does."""
-    path = folder / RESULTS
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {RESULTS}: modfast circuits has not finished there")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(results, dict) or not {"config", "runs", "summary", "claims"} <= set(results):
-        raise ValueError(f"{path} is no result of modfast circuits")
-
+    results = read_circuits(folder)
     config = results["config"]
     circuits, networks = {}, {}
     num_clusters: dict[str, int] = {}

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from .circuit import Circuit
+from .kept_weights import KeptWeights, draw_weights, weight_clusters
 from .partition import Partition
-
-# Sums of so many ones are exact in float32, and the memory beside the masks is bounded.
-_CHUNK = 2**20
 
 
 def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Tensor:
@@ -40,14 +38,11 @@ def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Te
         tensor([[1.0000, 0.3333],
                 [0.3333, 1.0000]], dtype=torch.float64)
     """
-    shared = torch.zeros(len(circuits), len(circuits), dtype=torch.float64)
-    for name in _layers(circuits, layer):
-        masks = torch.stack([circuit.masks[name].flatten() for circuit in circuits])
-        for part in masks.split(_CHUNK, dim=1):
-            kept = part.float()
-            shared += (kept @ kept.T).double()
-    sizes = shared.diagonal()
-    return shared / (sizes[:, None] + sizes[None, :] - shared)
+    kept = KeptWeights.of(circuits)
+    if layer is not None and layer not in kept.shapes:
+        raise ValueError(f"layer must be one of the circuits' ({', '.join(kept.shapes)}), got {layer!r}")
+    names = kept.shapes if layer is None else [layer]
+    return intersection_over_union([kept.shared(name) for name in names])
 
 
 def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
@@ -95,7 +90,7 @@ def cluster_information(
         layer: one of ``partitions``; None takes all of them.
 
     Returns:
-        Bits; NaN if no circuit has a weight there.
+        Bits; NaN unless two circuits have weights there, since one alone leaves nothing to tell.
 
     Raises:
         ValueError: as :func:`cluster_shares` does; ``partitions`` is empty, or ``layer`` not in it.
@@ -117,18 +112,7 @@ def cluster_information(
     if not partitions:
         raise ValueError("partitions must hold at least one layer, got none")
     counts = _cluster_counts(circuits, partitions if layer is None else {layer: partitions[layer]})
-    totals = torch.stack([each.sum(1) for each in counts.values()]).sum(0)
-    held = totals > 0
-    if not bool(held.any()):
-        return math.nan
-    bits = 0.0
-    for each in counts.values():
-        # p(x, y, layer), against what it would be if x and y were independent within the layer.
-        joint = each[held] / totals[held, None] / held.sum()
-        independent = joint.sum(1, keepdim=True) * joint.sum(0) / joint.sum()
-        some = joint > 0
-        bits += float((joint[some] * (joint[some] / independent[some]).log2()).sum())
-    return max(bits, 0.0)  # rounding may leave less
+    return mutual_information(list(counts.values()))
 
 
 def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
@@ -152,13 +136,11 @@ def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-    # NumPy's draw takes as long as the circuit is large, PyTorch's permutation as the layer is.
     generator = np.random.default_rng(seed)
 
     def draw(mask: Tensor) -> Tensor:
         drawn = torch.zeros(mask.numel(), dtype=torch.bool)
-        chosen = generator.choice(mask.numel(), int(mask.count_nonzero()), replace=False, shuffle=False)
-        drawn[torch.from_numpy(chosen)] = True
+        drawn[torch.from_numpy(draw_weights(generator, mask.numel(), int(mask.count_nonzero())))] = True
         return drawn.view(mask.shape)
 
     return [
@@ -172,42 +154,30 @@ def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
     ]
 
 
-def _layers(circuits: Sequence[Circuit], layer: str | None) -> list[str]:
-    """The layers that are compared, if circuits can be."""
-    if not circuits:
-        raise ValueError("circuits must hold at least one circuit, got none")
-    shapes = [{name: tuple(mask.shape) for name, mask in circuit.masks.items()} for circuit in circuits]
-    for index, each in enumerate(shapes):
-        if each != shapes[0]:
-            raise ValueError(f"circuits must have the same layers: [0] has {shapes[0]}, [{index}] {each}")
-    if layer is None:
-        return list(shapes[0])
-    if layer not in shapes[0]:
-        raise ValueError(f"layer must be one of the circuits' ({', '.join(shapes[0])}), got {layer!r}")
-    return [layer]
+def intersection_over_union(shared: Sequence[Tensor]) -> Tensor:
+    """Of the weights of layers together, from how many each two circuits share in each, ``(n, n)``."""
+    total = torch.stack(list(shared)).sum(0)
+    sizes = total.diagonal()
+    return total / (sizes[:, None] + sizes[None, :] - total)
+
+
+def mutual_information(counts: Sequence[Tensor]) -> float:
+    """Bits, from how many weights each circuit has in each cluster of each layer, ``(n, k + 1)``."""
+    totals = torch.stack([each.sum(1) for each in counts]).sum(0)
+    held = totals > 0
+    if held.sum() < 2:
+        return math.nan
+    bits = 0.0
+    for each in counts:
+        # p(x, y, layer), against what it would be if x and y were independent within the layer.
+        joint = each[held] / totals[held, None] / held.sum()
+        independent = joint.sum(1, keepdim=True) * joint.sum(0) / joint.sum()
+        some = joint > 0
+        bits += float((joint[some] * (joint[some] / independent[some]).log2()).sum())
+    return max(bits, 0.0)  # rounding may leave less
 
 
 def _cluster_counts(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
-    """How many weights each circuit has in each cluster, and last how many cross: float64, ``(n, k + 1)``."""
-    layers = _layers(circuits, None)
-    counts = {}
-    for name, partition in partitions.items():
-        if name not in layers:
-            raise ValueError(
-                f"partitions: {name!r} is no layer of the circuits; they have: {', '.join(layers)}"
-            )
-        shape = tuple(circuits[0].masks[name].shape)
-        if shape[:2] != partition.shape:
-            raise ValueError(
-                f"partitions: layer {name!r} has (out, in) {shape[:2]}, its partition {partition.shape}"
-            )
-        placed, crossing = partition.to("cpu"), partition.num_clusters
-        cluster = torch.where(placed.mask(), placed.row_labels[:, None], crossing)
-        cluster = cluster.view(shape[:2] + (1,) * (len(shape) - 2)).expand(shape)
-        counts[name] = torch.stack(
-            [
-                torch.bincount(cluster[circuit.masks[name]], minlength=crossing + 1).double()
-                for circuit in circuits
-            ]
-        )
-    return counts
+    kept = KeptWeights.of(circuits)
+    clusters = weight_clusters(kept.shapes, partitions)
+    return {name: kept.clustered(name, each) for name, each in clusters.items()}

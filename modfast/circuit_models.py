@@ -18,9 +18,14 @@ from .circuit_files import CircuitFolder
 from .dataset import Dataset
 from .experiment import KINDS, PARTITIONS, read_results, run_name
 from .layers import linear_layers, match_layers
+from .library import BACKEND
 from .models import build_model
 from .partition import Partition, load_partitions
+from .tail import read_tail
 from .train import CHECKPOINT, choose_device, read_checkpoint
+
+# Enough to see whether circuits can be found in a model at all.
+_FEW_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,15 @@ def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) ->
 
     Raises:
         ValueError: a label is out of range or has no test image, a layer is unknown, or there is none, or no
-            such device.
+            such device; or the model does not end in these layers as :func:`modfast.find_circuit` asks.
     """
     choose_device(config.device)
     if config.layers is not None:
         match_layers(model, config.layers)
     elif not linear_layers(model):
         raise ValueError("layers: the model has no linear layer to find circuits in")
+    if BACKEND != "reference":  # which takes any model
+        read_tail(model, dataset.normalize(dataset.test_images[:_FEW_IMAGES]), config.layers)
     counts = torch.bincount(dataset.test_labels, minlength=dataset.num_classes).tolist()
     if config.labels is None:
         return [label for label, count in enumerate(counts) if count]

@@ -35,8 +35,8 @@ def page(title: str, contents: list[tuple[str, str, Content]], opening: Content)
     header = element("header", element("h1", title), opening)
     navigation = element("nav", links, aria_label="Contents")
     body = element("body", header, navigation, element("main", sections))
-    # A number stays on one line with its unit, and an interval with its sign.
-    body = Markup(re.sub(r"(?<=\d) (?=%)|(?<=±) ", "\N{NO-BREAK SPACE}", body))
+    # A number stays on one line with its unit, its sign or its name.
+    body = Markup(re.sub(r"(?<=\d) (?=%)|(?<=±) |(?<=d_z) ", "\N{NO-BREAK SPACE}", body))
     return "<!DOCTYPE html>\n" + join(element("html", head, "\n", body, lang="en")) + "\n"
 
 
@@ -96,7 +96,7 @@ th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--rule); text-alig
 thead th { font-size: 0.9rem; }
 tbody th { font-weight: 400; }
 th small { color: var(--quiet); }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; } .number small { display: block; color: var(--quiet); }
 tr { break-inside: avoid; }
 .group th { font-weight: 700; padding-top: 0.9rem; }
 .facts th { width: 30%; min-width: 8rem; color: var(--quiet); }
@@ -147,7 +147,7 @@ svg .found { font-weight: 700; }
 @media (max-width: 40rem) {
   h1 { font-size: 1.4rem; } h2 { font-size: 1.2rem; }
   /* Four columns do not fit: the measure above, its numbers below it. */
-  .measures, .measures caption, .measures tbody, .measures thead { display: block; }
+  .measures, .measures tbody, .measures thead { display: block; }
   .measures tr { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr));
     border-bottom: 1px solid var(--rule); }
   .measures th, .measures td { border: 0; padding: 0.2rem 0.3rem; }

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .circuit_files import REPORT
 from .circuit_findings import Findings, read_findings
 from .circuit_page import page
-from .circuit_sections import CRITERIA, clusters_section, criterion_section
-from .circuit_words import MINUS, NOTHING, describe, numbers
+from .circuit_sections import clusters_section, criterion_section
+from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, describe, numbers
 from .files import atomic_write
 from .markup import Content, Markup, element, join
-
-REPORT = "circuits.html"
 
 _VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 
@@ -82,7 +81,7 @@ def _opening(findings: Findings) -> Markup:
             f"{_listed(config['regularised_layers'])} that crosses between {config['num_clusters']} "
             "clusters of neurons."
         )
-    criteria = [CRITERIA[each][0].removeprefix("Circuits by ") for each in config["criteria"]]
+    criteria = [_criterion_name(each) for each in config["criteria"]]
     all_classes = len(config["labels"]) == len(config["classes"])
     asked = (
         f"For {'each class' if all_classes else 'the classes ' + _listed(findings.names)} an effective "
@@ -97,7 +96,19 @@ def _opening(findings: Findings) -> Markup:
             "the last layer to the first, is set to zero, and put back only if the network has become "
             "worse on images of the class. Its size is the share of weights that are left.",
         ),
+        element(
+            "ul",
+            [
+                element("li", element("b", _criterion_name(each)), f": worse is {CRITERIA[each].worse}.")
+                for each in config["criteria"]
+            ],
+        ),
     )
+
+
+def _criterion_name(criterion: str) -> str:
+    """As in a sentence."""
+    return CRITERIA[criterion].title.removeprefix("Circuits by ")
 
 
 def _claims(results: Mapping[str, Any]) -> Markup:
@@ -115,42 +126,71 @@ def _claims(results: Mapping[str, Any]) -> Markup:
             for claim in claims
             if claim["criterion"] == criterion
         ]
-        title = CRITERIA[criterion][0] if criterion in CRITERIA else "Single clusters, on and off"
+        title = CRITERIA[criterion].title if criterion in CRITERIA else "Single clusters, on and off"
         parts += [element("h3", title), element("ul", items, class_="claims")]
     return join(*parts, element("p", results["note"], class_="quiet"))
 
 
 def _measures(findings: Findings) -> Markup:
-    kinds, seeds = findings.kinds, findings.config["seeds"]
+    summary, regularised = findings.results["summary"], findings.config["regularised_layers"]
+    count = len(findings.config["seeds"])
+
+    def is_detail(name: str, measures: Mapping[str, Any]) -> bool:
+        """Whether it is of one layer, and of no regularised one or part of a measure over all."""
+        measure, _, layer = name.partition(":")
+        return layer not in ("", "regularised") and (measure in measures or layer not in regularised)
+
+    main, details = (
+        {
+            group: [name for name in measures if is_detail(name, measures) == wanted]
+            for group, measures in summary.items()
+        }
+        for wanted in (False, True)
+    )
+    meaning = (
+        f"Means over {count} seeds ± half widths of 95 % intervals; differences are taken seed by seed."
+        if count > 1
+        else "One seed: no intervals."
+    )
+    layers = element("details", element("summary", "Layer by layer"), _table(findings, details))
+    return join(element("p", meaning, class_="quiet"), _table(findings, main), layers)
+
+
+def _table(findings: Findings, chosen: Mapping[str, Sequence[str]]) -> Markup:
+    """These measures, and below each what random circuits of the same sizes give."""
+    kinds = findings.kinds
     compared = len(kinds) == 2
     headings = [*kinds, f"modular {MINUS} plain"] if compared else list(kinds)
     head = [element("th", "measure", scope="col", role="columnheader")]
     head += [element("th", each, scope="col", role="columnheader", class_="number") for each in headings]
     rows = [element("thead", element("tr", head, role="row"), role="rowgroup")]
-    for group, measures in findings.results["summary"].items():
-        title = CRITERIA[group][0] if group in CRITERIA else "Models"
+    for group, names in chosen.items():
+        measures = findings.results["summary"][group]
+        title = CRITERIA[group].title if group in CRITERIA else "Models"
         heading = element("th", title, colspan=len(headings) + 1, scope="rowgroup", role="rowheader")
         body = [element("tr", heading, class_="group", role="row")]
-        for name, parts in measures.items():
-            measure = describe(name)
+        for name in names:
+            if name.startswith(RANDOM):
+                continue
+            measure, parts, chances = describe(name), measures[name], measures.get(RANDOM + name)
             given = [parts.get(kind) for kind in kinds] + ([parts.get("difference")] if compared else [])
+            texts = numbers(given, measure.scale)
+            small: list[Markup | None] = [None] * len(texts)
+            if chances is not None:
+                means = [{"mean": chances[kind]["mean"], "interval": None} for kind in kinds]
+                small[: len(kinds)] = [
+                    element("small", f"by chance {text}") for text in numbers(means, measure.scale)
+                ]
             cells = [
-                element("td", text, class_="number", role="cell") for text in numbers(given, measure.scale)
+                element("td", text, [" ", chance] if chance else None, class_="number", role="cell")
+                for text, chance in zip(texts, small, strict=True)
             ]
             unit = element("small", f" ({measure.unit})") if measure.unit else None
-            body.append(
-                element(
-                    "tr", element("th", measure.title, unit, scope="row", role="rowheader"), cells, role="row"
-                )
-            )
+            title_cell = element("th", measure.title, unit, scope="row", role="rowheader")
+            body.append(element("tr", title_cell, cells, role="row"))
         rows.append(element("tbody", body, role="rowgroup"))
-    meaning = (
-        f"Means over {len(seeds)} seeds ± half widths of 95 % intervals; differences are taken seed by seed."
-        if len(seeds) > 1
-        else "One seed: no intervals."
-    )
     # Laid out anew on a narrow screen, a table is told as one only by its roles.
-    return element("table", element("caption", meaning), rows, class_="measures", role="table")
+    return element("table", rows, class_="measures", role="table")
 
 
 _READING = (
@@ -163,7 +203,8 @@ _READING = (
         "Overlap",
         "Of two circuits: the weights that both keep, as a share of those that either keeps. At 0 % they "
         "have none in common, at 100 % they are the same. Random circuits with as many weights in each "
-        "layer overlap too: only what exceeds theirs says that two classes share weights.",
+        "layer overlap too: only what exceeds theirs says that two classes share weights. It may say no more "
+        "than that they leave out the same neurons, such as those that are never active.",
     ),
     (
         "Inside clusters",
@@ -173,13 +214,22 @@ _READING = (
     (
         "Information",
         "How much the cluster of a kept weight tells about the class whose circuit it is from, in bits: 0 "
-        "if all classes use the clusters alike. Random circuits of the same sizes are the baseline.",
+        "if all classes use the clusters alike. Few weights seem to tell more than many: random circuits of "
+        "the same sizes are the baseline. Their weights are drawn one by one, where a circuit keeps or drops "
+        "many weights of a neuron together: to exceed them a little is not yet to be specialised.",
+    ),
+    (
+        "Specialisation",
+        "For each class, by how many points of accuracy the best cluster alone exceeds the mean of all "
+        "clusters alone, or by how many the network without the most needed cluster falls short of the mean; "
+        "then the mean over classes. It is 0 if all clusters are alike, and large also for clusters that "
+        "give one answer to all images.",
     ),
     ("Clusterability", "The share of a layer's squared weight that is inside clusters."),
     (
         "Verdict",
         "Supported or contradicted where the 95 % interval leaves no other answer; undecided where it "
-        "does, and with a single seed. The effect size is the mean difference in standard deviations.",
+        "does, and with a single seed. The effect size d_z is the mean difference in standard deviations.",
     ),
     (
         "Seeds",

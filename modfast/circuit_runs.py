@@ -112,6 +112,24 @@ def draw_circuits(folder: str | os.PathLike[str]) -> Path:
     return write_circuit_report(folder)
 
 
+def trained_since(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> list[str]:
+    """The names of the models that are others now than those whose circuits are told of.
+
+    Args:
+        folder: what :func:`find_run_circuits` wrote to.
+        results: its ``circuits.json``.
+    """
+
+    def measured(run: Mapping[str, Any]) -> list[Any]:
+        return [run[name] for name in _OF_MODELS]
+
+    return [
+        run["name"]
+        for run in results["runs"]
+        if measured(run) != measured(read_results(Path(folder) / run["folder"]))
+    ]
+
+
 def _prepare(folder: Path, runs: Sequence[TrainedModel], *, resume: bool, overwrite: bool) -> None:
     """See that circuits may be written, and remove what is to be replaced."""
     if resume and overwrite:

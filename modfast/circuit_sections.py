@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .circuit_findings import Findings
-from .circuit_words import Estimate, average, estimate, percent
+from .circuit_words import CRITERIA, NOTHING, Estimate, average, estimate, percent
 from .markup import Content, Markup, element, join
 from .picture_classes import MARGIN
 from .svg_charts import dot_plot, heat_map, marker
 from .svg_network import CLUSTER_COLOURS, draw_network
 
-CRITERIA = {
-    "loss": (
-        "Circuits by loss",
-        "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
-        "the whole network's{}. A circuit that answers this class whatever it sees would do: the balanced "
-        "criterion is the stricter one.",
-    ),
-    "loss_and_accuracy": (
-        "Circuits by loss and accuracy",
-        "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
-        "the whole network's{}, and the accuracy on them no lower.",
-    ),
-    "balanced": (
-        "Circuits by balanced loss",
-        "A weight stays zero if that leaves the loss of telling the class from the others no higher than the "
-        "whole network's{}, on the images of the class and as many of other classes. Here a circuit must "
-        "also say no.",
-    ),
-}
-
 
 def criterion_section(findings: Findings, criterion: str) -> tuple[str, Markup]:
     """Heading and content: what was asked, then sizes, overlaps, clusters and the circuits themselves."""
-    title, rule = CRITERIA[criterion]
+    title, _, rule = CRITERIA[criterion]
     inside = findings.shown_run(findings.kinds[0])["criteria"][criterion]["inside"]
     tolerance = findings.config["tolerance"]
     rule = rule.format(f" plus {tolerance:g} nats" if tolerance else "")
     return title, join(
         element("p", rule),
-        element("p", _right_answers(findings, criterion)),
+        element("p", _right_answers(findings, criterion), _undemanding(findings, criterion)),
         element("h3", "How large the circuits are"),
         _sizes(findings, criterion),
         element("h3", "How much two circuits share"),
@@ -64,6 +45,19 @@ def _right_answers(findings: Findings, criterion: str) -> str:
             f"whole {kind} networks are right on {percent(before)}, their circuits on {percent(after)}"
         )
     return f"On these images {'; '.join(sentences)}."
+
+
+def _undemanding(findings: Findings, criterion: str) -> str | None:
+    """For how many circuits it would do to know nothing."""
+    if criterion != "balanced":
+        return None
+    found = [each for kind in findings.kinds for each in findings.found(kind, criterion)]
+    losses = [loss for each in found for loss in each["loss_before"] if loss is not None]
+    count = sum(loss + findings.config["tolerance"] >= math.log(2) for loss in losses)
+    return (
+        f" Saying one half to every image costs ln 2 = {math.log(2):.3f} nats: {count} of the {len(losses)} "
+        "circuits were allowed that, since the loss of their whole network is no lower."
+    )
 
 
 def _key(kinds: Sequence[str], *more: str) -> Markup:
@@ -205,18 +199,18 @@ def _inside(findings: Findings, criterion: str, layer: str) -> Markup:
     top = _top([value for table in tables.values() for row in table for value in row])
     pictures = {}
     for kind, table in tables.items():
-        totals = [sum(value or 0.0 for value in row) for row in table]
-        average_total = average(totals[1:]) or 0.0
+        # A circuit without a weight in the layer has no shares.
+        totals = [None if None in row else sum(value or 0.0 for value in row) for row in table]
         drawn = heat_map(
             table,
             ["by chance", *findings.names],
             [f"cluster {cluster}" for cluster in range(len(table[0]))],
-            f"{layer}, {kind}: {average_total:.0f} % of the circuits' weights lie inside clusters, "
-            f"{totals[0]:.0f} % by chance",
+            f"{layer}, {kind}: {_rounded(average(totals[1:]))} of the circuits' weights lie inside clusters, "
+            f"{_rounded(totals[0])} by chance",
             top=top,
             unit="share of kept weights (%)",
             apart=(1,),
-            totals=[f"{total:.0f} %" for total in totals],
+            totals=[_rounded(total) for total in totals],
         )
         pictures[kind] = f"{kind}, {layer}, seed {findings.shown_seed}", drawn
     caption = (
@@ -336,6 +330,10 @@ def _hundredfold(values: Sequence[float | None]) -> float | None:
 def _top(*values: Sequence[float | None]) -> float:
     """A colour scale's end: the largest value."""
     return max((value for part in values for value in part if value is not None), default=0.0) or 1.0
+
+
+def _rounded(percentage: float | None) -> str:
+    return NOTHING if percentage is None else f"{percentage:.0f} %"
 
 
 def _percentage(value: float | None) -> str:

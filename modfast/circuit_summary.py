@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .circuit import Circuit
-from .circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
+from .circuit_measures import cluster_shares, intersection_over_union, mutual_information
 from .experiment import as_lists
+from .kept_weights import KeptWeights, weight_clusters
 from .partition import Partition
 from .statistics import effect_size, mean_interval, paired_interval
 
@@ -45,29 +46,37 @@ def describe_circuits(
         ([0.75], {'fc': [0.25, 0.25]}, {'all': None, 'fc': None})
     """
     layers = list(circuits[0].masks)
-    drawn = [random_circuits(circuits, seed * DRAWS + draw) for draw in range(DRAWS)]
+    found = KeptWeights.of(circuits)
+    clusters = weight_clusters(found.shapes, partitions)
 
-    def overlap(circuits: Sequence[Circuit]) -> dict[str, Tensor]:
-        return {"all": circuit_overlap(circuits)} | {name: circuit_overlap(circuits, name) for name in layers}
+    def overlap(kept: KeptWeights) -> dict[str, Tensor]:
+        shared = {name: kept.shared(name) for name in layers}
+        by_layer = {name: intersection_over_union([each]) for name, each in shared.items()}
+        return {"all": intersection_over_union(list(shared.values()))} | by_layer
 
-    def information(circuits: Sequence[Circuit]) -> dict[str, float]:
-        by_layer = {name: cluster_information(circuits, partitions, name) for name in partitions}
-        return {"all": cluster_information(circuits, partitions) if partitions else math.nan} | by_layer
+    def information(kept: KeptWeights) -> dict[str, float]:
+        counts = {name: kept.clustered(name, each) for name, each in clusters.items()}
+        by_layer = {name: mutual_information([each]) for name, each in counts.items()}
+        return {"all": mutual_information(list(counts.values())) if counts else math.nan} | by_layer
 
-    random_overlap = [{name: pair_mean(each) for name, each in overlap(draw).items()} for draw in drawn]
-    random_information = [information(draw) for draw in drawn]
+    random_overlap, random_information = [], []
+    for draw in range(DRAWS):
+        drawn = found.drawn(seed * DRAWS + draw)
+        random_overlap.append({name: pair_mean(each) for name, each in overlap(drawn).items()})
+        random_information.append(information(drawn))
+    all_sizes = [circuit.sizes for circuit in circuits]
     numbers = ("size", "num_inputs", "loss_before", "loss_after", "accuracy_before", "accuracy_after")
     return {
         **{name: [getattr(circuit, name) for circuit in circuits] for name in numbers},
-        "sizes": {name: [circuit.sizes[name] for circuit in circuits] for name in layers},
-        "overlap": {name: as_lists(each) for name, each in overlap(circuits).items()},
+        "sizes": {name: [sizes[name] for sizes in all_sizes] for name in layers},
+        "overlap": {name: as_lists(each) for name, each in overlap(found).items()},
         "random_overlap": _means(random_overlap),
         "inside": {name: as_lists(each) for name, each in cluster_shares(circuits, partitions).items()},
         "random_inside": {
             name: (each.sizes().double().prod(1) / math.prod(each.shape)).tolist()
             for name, each in partitions.items()
         },
-        "information": {name: _mean([bits]) for name, bits in information(circuits).items()},
+        "information": {name: _mean([bits]) for name, bits in information(found).items()},
         "random_information": _means(random_information),
     }
 

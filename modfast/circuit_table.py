@@ -14,12 +14,12 @@ from .report import _cell, _setting
 _OF_MODELS = (
     ("accuracy", "Test accuracy (%)", 100.0, 2, ""),
     ("clusterability", "Clusterability", 1.0, 3, "layers"),
-    ("specialisation_only", "Specialised, only (%)", 100.0, 2, ""),
-    ("specialisation_without", "Specialised, without (%)", 100.0, 2, ""),
+    ("specialisation_only", "Specialised, only (points)", 100.0, 2, ""),
+    ("specialisation_without", "Specialised, without (points)", 100.0, 2, ""),
 )
 _OF_CIRCUITS = (
     ("size", "Size (% of weights)", 100.0, 2, "layers"),
-    ("accuracy_after", "Accuracy (%)", 100.0, 2, ""),
+    ("accuracy_after", "Circuit's accuracy (%)", 100.0, 2, ""),
     ("overlap", "Overlap (%)", 100.0, 2, ""),
     ("random_overlap", "  if random", 100.0, 2, ""),
     ("inside", "Inside clusters (%)", 100.0, 2, "regularised"),

@@ -21,17 +21,57 @@ class Measure(NamedTuple):
 _MEASURES = {
     "accuracy": Measure("Test accuracy", "%", 100.0),
     "clusterability": Measure("Clusterability{}", "% of squared weight", 100.0),
-    "specialisation_only": Measure("Specialisation of clusters alone{}", "", 1.0),
-    "specialisation_without": Measure("Specialisation of clusters off{}", "", 1.0),
+    "specialisation_only": Measure("Specialisation, one cluster alone{}", "points", 100.0),
+    "specialisation_without": Measure("Specialisation, one cluster off{}", "points", 100.0),
+    "accuracy_before": Measure("Accuracy of the whole network on these images", "%", 100.0),
+    "accuracy_after": Measure("Accuracy of the circuit on these images", "%", 100.0),
     "size": Measure("Circuit size{}", "% of weights", 100.0),
     "overlap": Measure("Overlap of two circuits{}", "% of their union", 100.0),
     "inside": Measure("Circuit inside clusters{}", "% of kept weights", 100.0),
     "information": Measure("Information between cluster and class{}", "bits", 1.0),
 }
-_RANDOM = "random_"
+RANDOM = "random_"
+"""What the names of measures of random circuits begin with."""
+
+_REGULARISED = "regularised"
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
+
+
+class Criterion(NamedTuple):
+    """What a criterion is called, what "worse" means by it in a sentence, and in its own section."""
+
+    title: str
+    worse: str
+    rule: str
+
+
+CRITERIA = {
+    "loss": Criterion(
+        "Circuits by loss",
+        "a higher loss on images of the class, so that a circuit may give this answer whatever it sees",
+        "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
+        "the whole network's{}. A circuit that answers this class whatever it sees would do, and be right on "
+        "100 % of these images.",
+    ),
+    "loss_and_accuracy": Criterion(
+        "Circuits by loss and accuracy",
+        "a higher loss on images of the class, or fewer of them recognised",
+        "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
+        "the whole network's{}, and the accuracy on them no lower. A circuit that answers this class "
+        "whatever it sees would do.",
+    ),
+    "balanced": Criterion(
+        "Circuits by balanced loss",
+        "a higher loss of telling images of the class from as many of other classes",
+        "A weight stays zero if that leaves the loss of telling the class from the others no higher than the "
+        "whole network's{}, on the images of the class and as many of other classes. The loss looks at the "
+        "probability of the class alone, not at whether another has a higher one. An answer is right if "
+        "it is the class on its own images and any other class on the others: who gives the same answer to "
+        "all images is right on 50 %.",
+    ),
+}
 
 
 def describe(name: str) -> Measure:
@@ -44,10 +84,11 @@ def describe(name: str) -> Measure:
         'Overlap of two circuits, by chance'
     """
     measure, _, layer = name.partition(":")
-    known = _MEASURES.get(measure.removeprefix(_RANDOM))
+    layer = "mean of the regularised layers" if layer == _REGULARISED else layer
+    known = _MEASURES.get(measure.removeprefix(RANDOM))
     if known is None:
         known = Measure(measure.replace("_", " ").capitalize() + "{}", "", 1.0)
-    elif measure.startswith(_RANDOM):
+    elif measure.startswith(RANDOM):
         layer = f"{layer}, by chance" if layer else "by chance"
     return known._replace(title=known.title.format(f", {layer}" if layer else ""))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .circuit_words import describe
 from .statistics import effect_size, paired_interval
 
 
@@ -28,17 +29,23 @@ class Claim(NamedTuple):
 
 
 OF_CIRCUITS = (
-    Claim("different", "Circuits of different labels are not the same weights", "overlap", 1.0, -1),
+    Claim(
+        "different",
+        "Circuits of different classes are not all the same weights (a single one that differs would do)",
+        "overlap",
+        1.0,
+        -1,
+    ),
     Claim(
         "disjoint",
-        "Circuits of different labels overlap less than random circuits of their sizes",
+        "Circuits of different classes overlap less than random circuits of their sizes",
         "overlap",
         "random_overlap",
         -1,
     ),
     Claim(
         "more_disjoint",
-        "Circuits of different labels overlap less in modular models than in plain ones",
+        "Circuits of different classes overlap less in modular models than in plain ones",
         "overlap",
         None,
         -1,
@@ -46,14 +53,14 @@ OF_CIRCUITS = (
     Claim("smaller", "Circuits are smaller in modular models", "size", None, -1),
     Claim(
         "informative",
-        "The cluster of a kept weight tells its label better than in random circuits of their sizes",
+        "The cluster of a kept weight tells its class better than in random circuits of their sizes",
         "information:regularised",
         "random_information:regularised",
         1,
     ),
     Claim(
         "more_informative",
-        "Clusters tell labels better, beyond random circuits, in modular models than in plain ones",
+        "Clusters tell classes better, beyond random circuits, in modular models than in plain ones",
         "information:regularised - random_information:regularised",
         None,
         1,
@@ -111,16 +118,22 @@ def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
             else:
                 names = ("", "were they the same")
                 second = [claim.against] * len(first)
+            measure = describe(claim.measure.partition(" - ")[0])
             criterion = None if group == "model" else group
             told.append(
                 {"claim": claim.key, "criterion": criterion, "statement": claim.statement}
-                | judge(first, second, claim.sign, names)
+                | judge(first, second, claim.sign, names, measure.scale, measure.unit.partition(" ")[0])
             )
     return told
 
 
 def judge(
-    first: Sequence[float | None], second: Sequence[float | None], sign: int, names: tuple[str, str]
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    sign: int,
+    names: tuple[str, str],
+    scale: float = 1.0,
+    unit: str = "",
 ) -> dict[str, Any]:
     """Whether ``first`` is above (``sign`` 1) or below (-1) ``second``, paired by seed.
 
@@ -129,6 +142,8 @@ def judge(
         second: a value for each seed, in the same order.
         sign: of ``first - second``, if the claim holds.
         names: what the values are of, for the text.
+        scale: by which the text multiplies them.
+        unit: of the products.
 
     Returns:
         ``verdict``, ``text``, ``difference``, ``interval`` and ``effect_size``; see :func:`paper_claims`.
@@ -137,6 +152,8 @@ def judge(
         >>> judged = judge([1.0, 2.0, 3.0], [4.0, 5.0, 7.0], -1, ("here", "there"))
         >>> judged["verdict"], judged["text"]
         ('supported', '2 here, 5.33 there: difference -3.33 ± 1.43, 3 seeds, d_z -5.77')
+        >>> judge([0.25], [0.5], -1, ("here", "there"), 100.0, "%")["text"]
+        '25 % here, 50 % there: difference -25 points, one seed: no interval'
     """
     a = [value for value in first if value is not None]
     b = [value for value in second if value is not None]
@@ -146,14 +163,20 @@ def judge(
     difference, interval = paired_interval(a, b)
     effect = effect_size(a, b)
     verdict = "undecided"
-    if interval is not None and abs(difference) > interval:
+    # A difference that is nothing but rounding decides nothing, though it may be the same for all seeds.
+    least = 1e-12 * max(abs(value) for value in (*a, *b))
+    if interval is not None and abs(difference) > max(interval, least):
         verdict = "supported" if difference * sign > 0 else "contradicted"
     means = (
-        f"{_number(sum(each) / len(each))} {name}".strip() for each, name in zip((a, b), names, strict=True)
+        " ".join(filter(None, (_number(scale * sum(each) / len(each)), unit, name)))
+        for each, name in zip((a, b), names, strict=True)
     )
-    parts = [f"difference {_number(difference, '+')}", "one seed: no interval"]
+    told = f"difference {_number(scale * difference, '+')}"
     if interval is not None:
-        parts = [f"{parts[0]} ± {_number(interval)}", f"{len(a)} seeds"]
+        told += f" ± {_number(scale * interval)}"
+    if unit:
+        told += " points" if unit == "%" else f" {unit}"
+    parts = [told, "one seed: no interval" if interval is None else f"{len(a)} seeds"]
     if effect is not None:
         parts.append(f"d_z {_number(effect)}")
     text = f"{', '.join(means)}: {', '.join(parts)}"
@@ -170,16 +193,19 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
     """How far the verdicts may be trusted together.
 
     Example:
-        >>> comparisons_note([{"interval": 0.1}, {"interval": None}])[:40]
+        >>> comparisons_note([{"claim": "smaller", "interval": 0.1}])[:40]
         '1 claim is tested, each by a 95% interva'
     """
-    tested = sum(claim["interval"] is not None for claim in claims)
-    if not tested:
+    decidable = [claim["claim"] for claim in claims if claim["interval"] is not None]
+    if not decidable:
         return "No claim can be decided: an interval takes two seeds or more."
+    # No overlap is above 1: were all circuits the same, no chance would say that they are not.
+    tested = sum(name != "different" for name in decidable)
+    besides = "Besides whether circuits are all the same, " if tested < len(decidable) else ""
     return (
-        f"{tested} claim{'s are' if tested > 1 else ' is'} tested, each by a 95% interval of its own, "
-        f"without correction for their number: if no difference were real, {0.05 * tested:.1f} of them would "
-        "be decided by chance on average. They are not independent: several rest on the same circuits."
+        f"{besides}{tested} claim{'s are' if tested != 1 else ' is'} tested, each by a 95% interval of its "
+        f"own, without correction for their number: if no difference were real, {0.05 * tested:.1f} of them "
+        "would be decided by chance on average. They are not independent: several rest on the same circuits."
     )
 
 

@@ -304,7 +304,7 @@ def _report(options: argparse.Namespace, ranks: Ranks) -> None:
 
 def _show(folder: Path) -> None:
     from .circuit_files import CIRCUITS, read_circuits
-    from .circuit_runs import draw_circuits
+    from .circuit_runs import draw_circuits, trained_since
     from .cluster import redraw_clustering
     from .display import Display
     from .experiment import KINDS, draw_reproduction, draw_run, read_results
@@ -325,7 +325,14 @@ def _show(folder: Path) -> None:
             display.table(run_table(results), folder)
         if (folder / CIRCUITS).exists():
             draw_circuits(folder)
-            _show_circuits(read_circuits(folder), folder, display)
+            circuits = read_circuits(folder)
+            _show_circuits(circuits, folder, display)
+            changed = trained_since(folder, circuits)
+            if changed:
+                display.note(
+                    f"These circuits are not of {', '.join(changed)} as trained since: "
+                    f"`modfast circuits {folder} --overwrite` finds them anew"
+                )
 
 
 _COMMANDS = {

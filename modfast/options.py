@@ -112,12 +112,17 @@ def make_parser() -> argparse.ArgumentParser:
     circuits.add_argument(
         "--tolerance", type=float, default=0.0, metavar="NATS", help="how much the loss may rise; default: 0"
     )
-    circuits.add_argument("--labels", type=int, nargs="+", metavar="N", help="classes (default: all)")
+    circuits.add_argument(
+        "--labels", type=int, nargs="+", metavar="N", help="numbers of the classes (default: all)"
+    )
     circuits.add_argument(
         "--images", type=int, metavar="N", help="at most so many test images of each class (default: all)"
     )
     circuits.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="layers to prune, names or globs (default: every linear)"
+        "--layers",
+        nargs="+",
+        metavar="NAME",
+        help="layers to prune, names or globs (default: the linear layers that the model ends in)",
     )
     circuits.add_argument("--data", help="where the data is now (default: where it was for training)")
     circuits.add_argument(

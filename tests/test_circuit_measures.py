@@ -11,6 +11,7 @@ from circuit_helpers import circuit, kept
 from sklearn.metrics import mutual_info_score
 
 from modfast.circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
+from modfast.kept_weights import KeptWeights
 from modfast.partition import Partition
 
 HALVES = Partition([0, 0, 1, 1], [0, 0, 1, 1], 2)
@@ -52,11 +53,6 @@ class TestOverlap:
             for j, other in enumerate(sets):
                 assert overlap[i, j] == len(one & other) / len(one | other)
         assert overlap.dtype == torch.float64
-
-    def test_counts_beyond_one_chunk_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected = circuit_overlap(some_circuits())
-        monkeypatch.setattr("modfast.circuit_measures._CHUNK", 7)
-        assert torch.equal(circuit_overlap(some_circuits()), expected)
 
     def test_two_empty_circuits_have_none(self) -> None:
         overlap = circuit_overlap(
@@ -143,7 +139,7 @@ class TestInformation:
         pair = [circuit(0, fc1=spread, fc2=empty), circuit(1, fc1=empty, fc2=spread)]
         both = {"fc1": HALVES, "fc2": HALVES}
         assert cluster_information(pair, both) == 0
-        assert cluster_information(pair, both, "fc1") == 0
+        assert math.isnan(cluster_information(pair, both, "fc1"))
 
     def test_over_all_layers_it_is_the_mean_of_equally_large_ones(self) -> None:
         first, second = kept("xx.. .... .... ...."), kept(".... .... ..xx ....")
@@ -158,6 +154,11 @@ class TestInformation:
         pair = [circuit(0, fc=kept("xx.. .... .... ....")), circuit(1, fc=kept(".... .... ..xx ...."))]
         assert cluster_information([*pair, empty], {"fc": HALVES}) == 1
         assert math.isnan(cluster_information([empty], {"fc": HALVES}))
+
+    def test_one_circuit_leaves_nothing_to_tell(self) -> None:
+        one, empty = circuit(0, fc=kept("xx.. .... .... ....")), circuit(1, fc=kept(".... .... .... ...."))
+        assert math.isnan(cluster_information([one], {"fc": HALVES}))
+        assert math.isnan(cluster_information([one, empty], {"fc": HALVES}))
 
     def test_bad_layers(self) -> None:
         with pytest.raises(ValueError, match=r"layer must be one of partitions \('fc'\), got 'fc9'"):
@@ -194,6 +195,13 @@ class TestRandom:
         drawn = random_circuits([given], seed=0)[0]
         assert torch.equal(drawn.masks["none"], given.masks["none"])
         assert torch.equal(drawn.masks["all"], given.masks["all"])
+
+    def test_those_of_a_summary_are_these(self) -> None:
+        circuits = [*some_circuits(), circuit(9, fc1=torch.zeros(6, 9).bool(), fc2=torch.ones(4, 6).bool())]
+        drawn = KeptWeights.of(circuits).drawn(7)
+        masks = KeptWeights.of(random_circuits(circuits, seed=7))
+        for name, each in masks.indices.items():
+            assert [sorted(kept) for kept in drawn.indices[name]] == [kept.tolist() for kept in each]
 
     def test_bad_seed(self) -> None:
         with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):

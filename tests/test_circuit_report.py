@@ -142,7 +142,7 @@ class TestReport:
         ):
             assert f"{verdict} {statement}" in page.text
         assert page.text.count(results["claims"][0]["text"]) == 1
-        assert results["note"].startswith("6 claims are tested")
+        assert results["note"].startswith("Besides whether circuits are all the same, 4 claims are tested")
         assert results["note"] in page.text
 
         size = results["summary"]["loss"]["size"]
@@ -156,6 +156,49 @@ class TestReport:
                 sign
                 == {True: "\N{MINUS SIGN}", False: "+" if key == "difference" else ""}[size[key]["mean"] < 0]
             )
+
+    def test_one_layer_is_told_behind_a_click_and_chance_beside_the_measure(self, tmp_path: Path) -> None:
+        results = write_run(tmp_path, seeds=(1, 2), criteria=("loss",))
+        for name, chance in (("overlap", 0.0125), ("inside:fc2", 0.25), ("inside:fc1", 0.375)):
+            parts = {
+                kind: {"mean": chance, "interval": 0.0, "values": [chance] * 2}
+                for kind in ("plain", "modular")
+            }
+            results["summary"]["loss"]["random_" + name] = parts | {
+                "difference": {"mean": 0.0, "interval": 0.0}
+            }
+        write_json(tmp_path / "circuits.json", results)
+        page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
+        main, details = (
+            page.text.split(" Measures ")[-1].split(" Circuits by loss A weight")[0].split("Layer by layer")
+        )
+        # fc2 is the regularised layer.
+        for row in (
+            "Clusterability, fc2",
+            "Circuit size (",
+            "Overlap of two circuits (",
+            "Circuit inside clusters, fc2",
+        ):
+            assert row in main
+            assert row not in details
+        for row in ("Clusterability, fc1", "Circuit size, fc2", "Circuit inside clusters, fc3"):
+            assert row in details
+            assert row not in main
+        assert [main.count(f"by chance {each}") for each in ("1.25", "25.0", "37.5")] == [2, 2, 0]
+        assert details.count("by chance 37.5") == 2
+
+    def test_circuits_that_need_not_look_are_counted(self, tmp_path: Path) -> None:
+        results = write_run(tmp_path, seeds=(1, 2))
+        for run in results["runs"]:
+            # 0.6 and 0.69 are below ln 2, 0.7 is not.
+            run["criteria"]["balanced"]["loss_before"] = [0.6, 0.69, 0.7]
+        write_json(tmp_path / "circuits.json", results)
+        page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
+        assert page.text.count("4 of the 12 circuits were allowed that") == 1
+        results["config"]["tolerance"] = 0.01
+        write_json(tmp_path / "circuits.json", results)
+        page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
+        assert "8 of the 12 circuits were allowed that" in page.text
 
     def test_overlap_and_its_baseline(self, tmp_path: Path) -> None:
         page, results = report(tmp_path, criteria=("loss",))
@@ -207,6 +250,10 @@ class TestReport:
         assert "\N{EN DASH}" in page.text
         assert "None" not in page.text
         assert "nan" not in page.text.lower().split()
+        # A circuit without a weight in a layer has no share inside, also in all clusters together: one row
+        # of each layer, kind and criterion.
+        text = (tmp_path / "circuits.html").read_text(encoding="utf-8")
+        assert text.count('text-anchor="end">\N{EN DASH}</text>') == 3 * 2 * 2
 
     def test_size_of_the_published_network(self, tmp_path: Path) -> None:
         names = [f"class {label}" for label in range(4)]
@@ -218,7 +265,7 @@ class TestReport:
     def test_missing_and_damaged(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"holds no circuits\.json"):
             write_circuit_report(tmp_path)
-        for content, error in (("{", "is damaged"), ("[]", "is no result"), ('{"plain": 1}', "is no result")):
+        for content, error in (("{", "is damaged"), ("[]", "is no table"), ('{"plain": 1}', "is no table")):
             (tmp_path / "circuits.json").write_text(content)
             with pytest.raises(ValueError, match=error):
                 write_circuit_report(tmp_path)

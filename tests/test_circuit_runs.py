@@ -178,6 +178,27 @@ class TestMistakes:
         assert "criteria" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
+    def test_a_model_without_a_tail_is_told_before_training(self, tmp_path, capsys, monkeypatch):
+        class Normalised(Tiny):
+            def forward(self, images):
+                return torch.softmax(super().forward(images), dim=1)
+
+        monkeypatch.setattr("circuit_helpers.Tiny", Normalised)
+        assert main(["reproduce", *TRAINING, "--out", str(tmp_path / "out"), "--circuits"]) == 1
+        assert "model must end in a linear layer" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_nor_are_circuits_removed_for_layers_that_cannot_be_walked(self, out, capsys, monkeypatch):
+        class Twice(Tiny):
+            def forward(self, images):
+                return super().forward(images) + super().forward(images)
+
+        monkeypatch.setattr("circuit_helpers.Tiny", Twice)
+        before = contents(out)
+        assert main(["circuits", str(out), *FEW, "--overwrite"]) == 1
+        assert "model" in capsys.readouterr().err
+        assert contents(out) == before
+
     def test_a_folder_without_a_finished_run(self, tmp_path, capsys):
         assert main(["circuits", str(tmp_path)]) == 1
         assert "no run has finished there" in capsys.readouterr().err
@@ -334,6 +355,19 @@ class TestResuming:
         assert not (out / "circuits.json").exists()
         assert main(["circuits", str(out), *FEW, "--resume"]) == 0
         assert numbers(out) == numbers(examined)
+
+    def test_a_report_tells_of_models_that_were_trained_since(self, out, capsys, monkeypatch):
+        monkeypatch.setattr("modfast.experiment.draw_reproduction", lambda folder: [])
+        monkeypatch.setattr("modfast.circuit_report.write_circuit_report", lambda folder: folder)
+        assert main(["report", str(out)]) == 0
+        assert "trained since" not in capsys.readouterr().out
+        path = out / "plain-seed43/results.json"
+        results = json.loads(path.read_text())
+        results["class_accuracy"][0] += 0.01
+        path.write_text(json.dumps(results))
+        assert main(["report", str(out)]) == 0
+        shown = capsys.readouterr().out
+        assert "These circuits are not of plain-seed43 as trained since: `modfast circuits" in shown
 
     def test_training_anew_removes_the_circuits_of_the_old_model(self, out, monkeypatch):
         monkeypatch.setattr("modfast.experiment.draw_run", lambda folder: [])

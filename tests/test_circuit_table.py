@@ -37,7 +37,7 @@ def test_plain_modular_and_difference() -> None:
     assert rows["Inside clusters (%), fc"][1] == "100.00 ± 0.00"
     assert rows["if random, fc"][1] != rows["Information (bits), fc"][1]
     assert rows["Information (bits), fc"][1] == "1.000 ± 0.000"
-    assert rows["Specialised, without (%)"] == ["0.00 ± 0.00", "0.00 ± 0.00", "+0.00 ± 0.00"]
+    assert rows["Specialised, without (points)"] == ["0.00 ± 0.00", "0.00 ± 0.00", "+0.00 ± 0.00"]
 
 
 def test_a_single_run() -> None:
@@ -58,5 +58,5 @@ def test_a_line_for_each_claim() -> None:
     lines = claim_lines(results)
     assert len(lines) == len(results["claims"]) + 1
     (line,) = [line for line in lines if "smaller" in line]
-    assert line.startswith("supported     Circuits are smaller in modular models (loss): 0.219 in modular")
-    assert lines[-1].startswith("8 claims are tested")
+    assert line.startswith("supported     Circuits are smaller in modular models (loss): 21.9 % in modular")
+    assert lines[-1].startswith("Besides whether circuits are all the same, 7 claims are tested")

@@ -34,6 +34,7 @@ class TestJudge:
             ([1, 1], [2, 2], -1, "supported"),
             ([1, 1], [1, 1], -1, "undecided"),
             ([1, None], [2, 2], -1, "undecided"),
+            ([0.1 + 0.2] * 3, [0.3] * 3, 1, "undecided"),  # nothing but rounding
         ],
     )
     def test_verdict(self, first, second, sign, verdict) -> None:
@@ -51,6 +52,14 @@ class TestJudge:
         assert judged["text"] == "0.25 a, 0.5 b: difference -0.25, one seed: no interval"
         assert judged["interval"] is judged["effect_size"] is None
 
+    def test_shares_are_told_in_percent_and_their_differences_in_points(self) -> None:
+        text = judge([0.10, 0.12], [0.2, 0.2], -1, NAMES, 100.0, "%")["text"]
+        # Differences -10 and -8: deviation sqrt(2), and 12.706 / sqrt(2) times it for the half width.
+        assert text == "11 % a, 20 % b: difference -9 ± 12.7 points, 2 seeds, d_z -6.36"
+        assert judge([0.5], [0.25], 1, NAMES, 1.0, "bits")["text"].startswith(
+            "0.5 bits a, 0.25 bits b: difference +0.25 bits"
+        )
+
     def test_a_missing_measure_is_said(self) -> None:
         judged = judge([None, None], [None, None], 1, NAMES)
         assert judged["text"] == "there is nothing to measure"
@@ -59,12 +68,19 @@ class TestJudge:
 
 class TestNote:
     def test_it_counts_what_is_tested(self) -> None:
-        note = comparisons_note([{"interval": 0.1}] * 14 + [{"interval": None}])
+        tested, untested = {"claim": "smaller", "interval": 0.1}, {"claim": "smaller", "interval": None}
+        note = comparisons_note([tested] * 14 + [untested])
         assert note.startswith("14 claims are tested")
         assert "0.7 of them would be decided by chance" in note
 
+    def test_what_chance_cannot_decide_does_not_count(self) -> None:
+        claims = [{"claim": name, "interval": 0.1} for name in ("different", "smaller", "disjoint")]
+        note = comparisons_note(claims)
+        assert note.startswith("Besides whether circuits are all the same, 2 claims are tested")
+        assert "0.1 of them" in note
+
     def test_nothing_tested(self) -> None:
-        assert "two seeds" in comparisons_note([{"interval": None}])
+        assert "two seeds" in comparisons_note([{"claim": "smaller", "interval": None}])
 
 
 def test_specialisation_by_hand() -> None:

@@ -1,0 +1,121 @@
+"""The weights that circuits keep, as indices: few of many, so that random circuits need no masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .circuit import Circuit
+from .partition import Partition
+
+Indices: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class KeptWeights:
+    """What several circuits of the same layers keep.
+
+    Attributes:
+        shapes: layer name to the shape of its weight.
+        indices: layer name to what each circuit keeps of the flat weight, in no order.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    indices: Mapping[str, Sequence[Indices]]
+
+    @classmethod
+    def of(cls, circuits: Sequence[Circuit]) -> KeptWeights:
+        """What circuits keep, if they can be compared.
+
+        Raises:
+            ValueError: there is no circuit, or they differ in layers or shapes.
+        """
+        if not circuits:
+            raise ValueError("circuits must hold at least one circuit, got none")
+        shapes = [{name: tuple(mask.shape) for name, mask in circuit.masks.items()} for circuit in circuits]
+        for index, each in enumerate(shapes):
+            if each != shapes[0]:
+                raise ValueError(f"circuits must have the same layers: [0] has {shapes[0]}, [{index}] {each}")
+        masks = {name: [circuit.masks[name].numpy() for circuit in circuits] for name in shapes[0]}
+        return cls(shapes[0], {name: [np.flatnonzero(mask) for mask in each] for name, each in masks.items()})
+
+    def drawn(self, seed: int) -> KeptWeights:
+        """As many weights of each circuit and layer at random: those of ``random_circuits`` of this seed."""
+        generator = np.random.default_rng(seed)
+        drawn: dict[str, list[Indices]] = {name: [] for name in self.indices}
+        for circuit in zip(*self.indices.values(), strict=True):
+            for name, kept in zip(self.shapes, circuit, strict=True):
+                drawn[name].append(draw_weights(generator, math.prod(self.shapes[name]), len(kept)))
+        return KeptWeights(self.shapes, drawn)
+
+    def shared(self, layer: str) -> Tensor:
+        """How many weights of a layer each two circuits share: float64, ``(n, n)``."""
+        indices = self.indices[layer]
+        everything = np.concatenate(indices)
+        owners = np.repeat(np.arange(len(indices)), [len(kept) for kept in indices])
+        is_kept = np.zeros(math.prod(self.shapes[layer]), dtype=bool)
+        shared = []
+        for kept in indices:
+            is_kept[kept] = True
+            shared.append(np.bincount(owners[is_kept[everything]], minlength=len(indices)))
+            is_kept[kept] = False
+        return torch.from_numpy(np.stack(shared)).double()
+
+    def clustered(self, layer: str, clusters: WeightClusters) -> Tensor:
+        """How many weights each circuit has in each cluster, and last how many cross: ``(n, k + 1)``."""
+        counts = [
+            np.bincount(clusters.of_weight[kept], minlength=clusters.num_clusters + 1)
+            for kept in self.indices[layer]
+        ]
+        return torch.from_numpy(np.stack(counts)).double()
+
+
+def draw_weights(generator: np.random.Generator, size: int, count: int) -> Indices:
+    """``count`` of ``size`` weights, each as likely."""
+    # NumPy's draw takes as long as the circuit is large, PyTorch's permutation as the layer is.
+    return generator.choice(size, count, replace=False, shuffle=False)
+
+
+class WeightClusters(NamedTuple):
+    """The cluster of each weight of a layer.
+
+    Attributes:
+        of_weight: of the flat weight; ``num_clusters`` where it crosses from cluster to cluster.
+        num_clusters: how many there are.
+    """
+
+    of_weight: Indices
+    num_clusters: int
+
+
+def weight_clusters(
+    shapes: Mapping[str, tuple[int, ...]], partitions: Mapping[str, Partition]
+) -> dict[str, WeightClusters]:
+    """The clusters of layers of these shapes, ``(out, in, *kernel)``.
+
+    Raises:
+        ValueError: a partition is of an unknown layer or does not fit.
+    """
+    clusters = {}
+    for name, partition in partitions.items():
+        if name not in shapes:
+            raise ValueError(
+                f"partitions: {name!r} is no layer of the circuits; they have: {', '.join(shapes)}"
+            )
+        shape = shapes[name]
+        if shape[:2] != partition.shape:
+            raise ValueError(
+                f"partitions: layer {name!r} has (out, in) {shape[:2]}, its partition {partition.shape}"
+            )
+        rows, cols = partition.row_labels.cpu().numpy()[:, None], partition.col_labels.cpu().numpy()
+        of_channels = np.where((rows == cols) & (rows >= 0), rows, partition.num_clusters)
+        of_weight = np.repeat(of_channels.reshape(-1), math.prod(shape[2:]))
+        clusters[name] = WeightClusters(of_weight, partition.num_clusters)
+    return clusters
