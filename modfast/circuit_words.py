@@ -67,9 +67,9 @@ CRITERIA = {
         "a higher loss of telling images of the class from as many of other classes",
         "A weight stays zero if that leaves the loss of telling the class from the others no higher than the "
         "whole network's{}, on the images of the class and as many of other classes. The loss looks at the "
-        "probability of the class alone, not at whether another has a higher one. An answer is right if "
-        "it is the class on its own images and any other class on the others: who gives the same answer to "
-        "all images is right on 50 %.",
+        "probability of the class alone, not at whether another has a higher one. An answer is right if it "
+        "holds the class for more likely than not on its own images, and for less on the others: who gives "
+        "the same answer to all images is right on 50 %.",
     ),
 }
 
