@@ -24,6 +24,7 @@ template <class V>
 MODFAST_EACH void store(const V& x, double* to) {
   __builtin_memcpy(to, &x, sizeof x);
 }
+// NaN if b is, so that no overflow is lost.
 template <class V>
 MODFAST_EACH V larger(const V& a, const V& b) {
   return a > b ? a : b;
@@ -55,11 +56,12 @@ MODFAST_EACH void exp_parts(const V& x, V* power, V* rest) {
 template <class V>
 MODFAST_EACH V exp_of(const V& x) {
   V power, rest;
-  exp_parts(larger(x, V{} - 708.0), &power, &rest);
+  exp_parts(larger(V{} - 708.0, x), &power, &rest);
   return x < -708.0 ? V{} : power + power * rest;
 }
 
-// log(x) for x >= 1: x = 2^k m with m in [1 / sqrt 2, sqrt 2), and log m = 2 artanh((m - 1) / (m + 1)).
+// log(x) for x >= 1: x = 2^k m with m in [1 / sqrt 2, sqrt 2), and log m = 2 artanh((m - 1) / (m + 1)). Its
+// bits would make a number of NaN: x - x keeps that.
 template <class V>
 MODFAST_EACH V log_of(const V& x) {
   using Integer = typename Bits<V>::Type;
@@ -78,7 +80,7 @@ MODFAST_EACH V log_of(const V& x) {
   const V high_terms = s2 * (1.0 / 21) + 1.0 / 19;
   const V s8 = s4 * s4;
   const V tail = s * s2 * (low + s8 * (middle + s8 * high_terms));
-  return k * 0.69314718036912382 + ((s + s) + ((tail + tail) + k * 1.9082149292705877e-10));
+  return k * 0.69314718036912382 + ((s + s) + ((tail + tail) + (k * 1.9082149292705877e-10 + (x - x))));
 }
 
 // log(1 + x) for x in [0, 1]: what 1 + x lost in rounding is made up for.
@@ -91,7 +93,7 @@ MODFAST_EACH V log1p_of(const V& x) {
 // log(1 + exp(x)).
 template <class V>
 MODFAST_EACH V softplus(const V& x) {
-  return larger(x, V{}) + log1p_of(exp_of(V{} - size_of(x)));
+  return larger(V{}, x) + log1p_of(exp_of(V{} - size_of(x)));
 }
 
 template <class V>
@@ -105,7 +107,7 @@ template <class V>
 MODFAST_EACH V tanh_of(const V& x) {
   const V size = size_of(x), argument = V{} - (size + size);
   V power, rest;
-  exp_parts(larger(argument, V{} - 708.0), &power, &rest);
+  exp_parts(larger(V{} - 708.0, argument), &power, &rest);
   const V e = (power - 1.0) + power * rest, value = (V{} - e) / (e + 2.0);
   return x < 0.0 ? V{} - value : value;
 }
@@ -136,7 +138,7 @@ MODFAST_EACH V normal_of(const V& x) {
 template <class V>
 MODFAST_EACH V activate(const V& x, Activation activation, double slope) {
   switch (activation) {
-    case Activation::relu: return larger(x, V{});
+    case Activation::relu: return larger(V{}, x);
     case Activation::leaky_relu: return x < 0.0 ? x * slope : x;
     case Activation::gelu: return x * normal_of(x);
     case Activation::gelu_tanh: {

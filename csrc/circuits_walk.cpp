@@ -25,7 +25,7 @@ void over_chunks(const Tail& tail, int64_t threads, ParallelFor parallel_for, co
   } context{f, tail.stride};
   const int64_t chunks = (tail.stride + kChunk - 1) / kChunk;
   parallel_for(
-      chunks, (chunks + threads - 1) / threads,
+      chunks, (chunks - 1) / threads + 1,
       [](int64_t first, int64_t last, void* given) {
         const auto& loop = *static_cast<const Context*>(given);
         for (int64_t c = first; c < last; ++c) {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,17 @@ CRITERIA = ("loss", "loss_and_accuracy", "balanced")
 _FORMAT = "modfast circuits 1"
 _WHAT = "circuits file"
 
+# Of a circuit, and of what type each is.
+_NUMBERS: dict[str, Callable[[Any], int | float]] = {
+    "label": operator.index,
+    "num_inputs": operator.index,
+    **dict.fromkeys(("tolerance", "loss_before", "loss_after", "accuracy_before", "accuracy_after"), float),
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Circuit:
-    """The weights that are left for one class, and what they cost.
+    """The weights that are left for one class, and what they cost. Equal if all of that is.
 
     Attributes:
         label: the class.
@@ -55,6 +63,13 @@ class Circuit:
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion must be one of {CRITERIA}, got {self.criterion!r}")
+        for name, number in _NUMBERS.items():
+            try:
+                object.__setattr__(self, name, number(getattr(self, name)))
+            except (TypeError, ValueError):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}") from None
+        if not isinstance(self.masks, Mapping):
+            raise TypeError(f"masks must be a mapping, got {type(self.masks).__name__}")
         if not self.masks:
             raise ValueError("masks must hold at least one layer")
         for name, mask in self.masks.items():
@@ -65,6 +80,18 @@ class Circuit:
         # Its own, so that the caller's may change.
         masks = {name: mask.detach().to("cpu", copy=True) for name, mask in self.masks.items()}
         object.__setattr__(self, "masks", masks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in ("criterion", *_NUMBERS))
+            and list(self.masks) == list(other.masks)
+            and all(torch.equal(mask, other.masks[name]) for name, mask in self.masks.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.label, self.criterion, self.num_inputs, self.loss_after, *self.masks))
 
     @property
     def size(self) -> float:
@@ -88,12 +115,20 @@ class Circuit:
             model: the one that the circuit was found in, or one like it. It is not changed.
 
         Raises:
-            ValueError: it lacks a layer, or its weight has another shape.
+            ValueError: it lacks a layer, or its weight has another shape or is computed from others.
+            TypeError: it is no ``nn.Module``.
         """
-        masked = copy.deepcopy(model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        masked = copy_model(model)
         with torch.no_grad():
             for name, mask in self.masks.items():
-                weight = find_layer(masked, name, "model").stored()
+                layer = find_layer(masked, name, "model")
+                if layer.is_computed:
+                    raise ValueError(
+                        f"model: the weight of layer {name!r} must be a parameter, it is computed"
+                    )
+                weight = layer.stored()
                 if weight.shape != mask.shape:
                     raise ValueError(
                         f"model: the weight of layer {name!r} must have shape {tuple(mask.shape)}, "
@@ -125,6 +160,16 @@ def _count(mask: Tensor) -> int:
     return int(np.count_nonzero(mask.numpy()))
 
 
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps what it has computed, such as pruned weights or activations.
+
+    PyTorch refuses to copy tensors with a record for gradients; what modules keep of them is copied without.
+    """
+    kept = (value for module in model.modules() for value in vars(module).values())
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
 def save_circuits(path: str | os.PathLike[str], circuits: Iterable[Circuit]) -> None:
     """Save circuits: a NumPy ``.npz`` archive without pickled objects, whole or not at all.
 
@@ -148,13 +193,9 @@ def save_circuits(path: str | os.PathLike[str], circuits: Iterable[Circuit]) -> 
     for index, circuit in enumerate(circuits):
         if not isinstance(circuit, Circuit):
             raise TypeError(f"circuits must hold Circuit, got {type(circuit).__name__}")
-        numbers = {key: getattr(circuit, key) for key in _NUMBERS}
-        layers = pack_masks(circuit.masks, arrays, f"mask_{index}")
-        entries.append({"label": circuit.label, "criterion": circuit.criterion, "layers": layers, **numbers})
+        numbers = {key: getattr(circuit, key) for key in ("criterion", *_NUMBERS)}
+        entries.append({"layers": pack_masks(circuit.masks, arrays, f"mask_{index}"), **numbers})
     write_arrays(path, _FORMAT, entries, arrays)
-
-
-_NUMBERS = ("tolerance", "num_inputs", "loss_before", "loss_after", "accuracy_before", "accuracy_after")
 
 
 def load_circuits(path: str | os.PathLike[str]) -> list[Circuit]:
@@ -171,8 +212,7 @@ def load_circuits(path: str | os.PathLike[str]) -> list[Circuit]:
 
 def _read_circuit(index: int, entry: Mapping[str, Any], arrays: Mapping[str, Any]) -> Circuit:
     masks = unpack_masks(entry["layers"], arrays, f"mask_{index}")
-    numbers = {key: entry[key] for key in _NUMBERS}
-    return Circuit(label=entry["label"], masks=masks, criterion=entry["criterion"], **numbers)
+    return Circuit(masks=masks, **{key: entry[key] for key in ("criterion", *_NUMBERS)})
 
 
 def pack_masks(

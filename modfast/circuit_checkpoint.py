@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ _FORMAT = "modfast walk 1"
 # A walk that is killed loses at most so many seconds of its work.
 _SECONDS_BETWEEN = 10.0
 
+_SAME_LOSS = 1e-9
+
 
 def walk_file(label: int) -> str:
     """The name of a class's file, where there are several."""
@@ -28,6 +31,9 @@ def walk_file(label: int) -> str:
 
 
 class _Walk(Protocol):
+    @property
+    def before(self) -> tuple[float, float]: ...
+
     @property
     def masks(self) -> dict[str, Tensor]: ...
 
@@ -60,7 +66,10 @@ class Checkpoint:
             found, done = entries["fingerprint"], int(entries["done"])
             masks = unpack_masks(entries["layers"], arrays, "mask")
             shapes = {name: mask.shape for name, mask in walk.masks.items()}
-            if found != self._fingerprint or {name: mask.shape for name, mask in masks.items()} != shapes:
+            same = found == self._fingerprint and {name: mask.shape for name, mask in masks.items()} == shapes
+            # The fingerprint knows the model's numbers, not what it does with them. The file may be another
+            # processor's, which rounds otherwise.
+            if not same or not math.isclose(entries["loss_before"], walk.before[0], rel_tol=_SAME_LOSS):
                 raise ValueError("it is of a walk over another model, other inputs or with other options")
         walk.restore(masks)
         return done
@@ -72,6 +81,7 @@ class Checkpoint:
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         layers = pack_masks(walk.masks, arrays, "mask")
         entries = {"fingerprint": self._fingerprint, "done": done, "layers": layers}
+        entries["loss_before"] = walk.before[0]
         write_arrays(self._path, _FORMAT, entries, arrays)
         self._saved = time.monotonic()
 
@@ -79,7 +89,8 @@ class Checkpoint:
 def fingerprint(model: nn.Module, tensors: Mapping[str, Tensor | None], options: Mapping[str, Any]) -> str:
     """A digest of all that a walk depends on."""
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
-    for name, tensor in [*model.state_dict().items(), *tensors.items()]:
+    # Not the state_dict, which may hold what is no tensor, and lacks some buffers.
+    for name, tensor in [*model.named_parameters(), *model.named_buffers(), *tensors.items()]:
         if tensor is None:
             continue
         plain = tensor.detach().cpu().contiguous()

@@ -7,14 +7,17 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .circuit import Circuit
 from .circuit_operators import ACTIVATIONS, LANES, TailState
 from .reference import circuits as plain
 from .tail import Tail
 
-# How many trials of one input each a call may make: it can be interrupted after less than a second.
-_MOST_TRIALS = 2**27
+# How much a call may do, so that it can be interrupted after about a second at most. The unit is a weight
+# that is not zero; a trial, and a neuron with its activation or its share of the softmax, count for so many.
+_MOST_WORK = 2**32
+_NEURON = 32
 
 
 class Walk:
@@ -46,15 +49,18 @@ class Walk:
         padded = -(-self._count // LANES) * LANES
 
         def along_rows(columns: Tensor) -> Tensor:
-            rows = columns.new_zeros(columns.shape[1], padded, device=device)
+            rows = columns.new_empty(columns.shape[1], padded, device=device)
             rows[:, : self._count] = columns.T
+            # What is beyond the last input is as the last: else it might move, or overflow, where none does.
+            rows[:, self._count :] = columns[-1:].T
             return rows
 
+        signs = torch.where(is_label, 1.0, -1.0).to(torch.float64)
         weights = [layer.weight.to(device, copy=True).contiguous() for layer in tail.layers]
         room = [weight.new_empty(len(weight), padded) for weight in weights]
         self._state = TailState(
             features=along_rows(tail.features),
-            signs=along_rows(torch.where(is_label, 1.0, -1.0).to(torch.float64)[:, None])[0],
+            signs=functional.pad(signs, (0, padded - self._count)).to(device),
             weights=weights,
             biases=[
                 weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.to(device).contiguous()
@@ -93,14 +99,21 @@ class Walk:
 
     def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
         """In the order of the walk, how many weights each step decides, and what decides them."""
-        most = max(1, _MOST_TRIALS // len(self._state.signs))
         for index in reversed(range(len(self._layers))):
             rows, cols = self._state.weights[index].shape
             if self._layers[index].pruned:
+                # The later layers are decided, so that a walk that goes on makes the same steps.
+                most = max(1, _MOST_WORK // (len(self._state.signs) * self._work_of_trial(index)))
                 for row in range(rows):
                     for begin in range(0, cols, most):
                         place = (index, row, begin, min(begin + most, cols))
                         yield place[3] - begin, partial(self._decide, place)
+
+    def _work_of_trial(self, index: int) -> int:
+        """Of one weight of a layer, on one input, at most."""
+        after = [weight != 0 for weight in self._state.weights[index + 1 :]]
+        neurons = 1 + sum(int(live.any(1).sum()) for live in after)
+        return _NEURON * neurons + sum(int(live.sum()) for live in after)
 
     def _decide(self, place: tuple[int, int, int, int]) -> None:
         self._state.walk_row_(*place, self._highest, self._least_right)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .partition import Partition
@@ -37,10 +38,14 @@ class Layer(NamedTuple):
         return weight
 
     @property
+    def is_computed(self) -> bool:
+        """Whether the weight is no parameter, but made from others at each look-up."""
+        return self.module._parameters.get(self.attribute) is None
+
+    @property
     def identity(self) -> object:
         """The same for two layers that share one parameter; a computed weight is its module's own."""
-        parameter = self.module._parameters.get(self.attribute)
-        return (id(self.module), self.attribute) if parameter is None else id(parameter)
+        return (id(self.module), self.attribute) if self.is_computed else id(self.stored())
 
     def oriented(self, stored: Tensor) -> Tensor:
         """The ``(out, in, *kernel)`` view of a tensor laid out as the stored weight, and back."""
@@ -71,8 +76,10 @@ def find_layers(model: nn.Module) -> list[Layer]:
     """Every weight of ``model`` with at least two dimensions, in the model's order."""
     layers = []
     for prefix, module in model.named_modules():
-        if isinstance(module, ParametrizationList):
-            continue  # holds what a weight is computed from, not what a layer multiplies by
+        # The first holds what a weight is computed from, not what a layer multiplies by; the second shows
+        # neither.
+        if isinstance(module, (ParametrizationList, ScriptModule)):
+            continue
         # A parametrised weight is computed, not a parameter, yet it is what the layer multiplies by.
         parametrised = getattr(module, "parametrizations", {})
         for attribute in dict.fromkeys([*module._parameters, *parametrised]):

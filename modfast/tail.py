@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .circuit import copy_model
 from .layers import find_layers, match_layers
 from .recorded import Step, Unhidden, linear_steps
 
-_BATCH_SIZE = 1000
+# So few that memory is bounded, and that it can be stopped soon.
+_BATCH_SIZE = 200
 _SAMPLE_SIZE = 16
 # Rounding when sums are taken in another order, as a share of the largest, and of what cancels out.
 _TOLERANCE = 1e-9
@@ -84,7 +85,13 @@ class Tail:
         return {layer.name: layer.parameter for layer in self.layers if layer.pruned}
 
 
-def read_tail(model: nn.Module, inputs: Tensor, layers: Sequence[str] | str | None = None) -> Tail:
+def read_tail(
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Sequence[str] | str | None = None,
+    *,
+    before_batch: Callable[[], None] = lambda: None,
+) -> Tail:
     """The linear layers that a model ends in, and what the first of them reads.
 
     From the logits backwards, as far as there is nothing but linear layers, with or without biases, and
@@ -100,6 +107,7 @@ def read_tail(model: nn.Module, inputs: Tensor, layers: Sequence[str] | str | No
         inputs: ``(n, ...)``.
         layers: names or globs of the layers to prune, by default all that the model ends in. The tail begins
             with the first of them.
+        before_batch: called before each batch; what it raises ends the reading.
 
     Raises:
         ValueError: there is no input; the model does not end in a linear layer, or not in all of ``layers``;
@@ -122,15 +130,15 @@ def read_tail(model: nn.Module, inputs: Tensor, layers: Sequence[str] | str | No
         raise ValueError(f"inputs must hold at least one input, got shape {tuple(inputs.shape)}")
     # Whatever mode the caller is in: it is by the record for gradients that layers are found.
     with torch.inference_mode(False), torch.enable_grad():
-        plain = copy.deepcopy(model).to("cpu", torch.float64).eval()
-        return _Reader(plain).read(inputs.detach(), layers)
+        plain = copy_model(model).to("cpu", torch.float64).eval()
+        return _Reader(plain, before_batch).read(inputs.detach(), layers)
 
 
 class _Reader:
     """Reads the tail of a model of its own, whose weights and settings it changes."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, before_batch: Callable[[], None]) -> None:
+        self.model, self.before_batch = model, before_batch
         # Of a weight with several names, the first.
         self.layers = {layer.identity: layer for layer in reversed(find_layers(model))}
 
@@ -171,6 +179,7 @@ class _Reader:
 
     def run(self, batch: Tensor) -> Tensor:
         """The model's logits, ``(n, classes)``, with their record."""
+        self.before_batch()
         dtype = torch.float64 if batch.is_floating_point() else batch.dtype
         # Of copies, since a model may write to its input.
         try:

@@ -1,6 +1,8 @@
 """What a circuit is, and its files."""
 
 import copy
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from modfast.partition import Partition, save_partitions
 
 
 def make_circuit(label=1, **changes):
-    generator = torch.Generator().manual_seed(label)
+    generator = torch.Generator().manual_seed(int(label))
     masks = {"fc1": torch.rand(7, 9, generator=generator) < 0.3, "fc/2": torch.rand(3, 7) < 0.5}
     return Circuit(label, changes.pop("masks", masks), "balanced", 0.25, 100, 0.5, 0.625, 0.75, 0.875)
 
@@ -23,6 +25,38 @@ def test_sizes_are_shares():
     assert circuit.size == 3 / 6
     assert circuit.sizes == {"a": 3 / 4, "b": 0.0}
     assert circuit.num_weights == 3
+
+
+def test_equal_are_those_with_the_same_masks_and_numbers():
+    masks = {"a": torch.tensor([[True, False]]), "b": torch.tensor([[True]])}
+    circuit = make_circuit(masks=masks)
+    same = pickle.loads(pickle.dumps(circuit))
+    assert circuit == same == copy.deepcopy(circuit)
+    assert len({circuit, same}) == 1
+    others = [
+        make_circuit(masks=masks, label=2),
+        make_circuit(masks={"a": ~masks["a"], "b": masks["b"]}),
+        make_circuit(masks={"a": masks["a"]}),
+        make_circuit(masks={"a": masks["a"], "c": masks["b"]}),
+        replace(circuit, loss_after=0.1),
+        replace(circuit, criterion="loss"),
+        "circuit",
+    ]
+    assert circuit not in others
+
+
+def test_numbers_are_pythons_own(tmp_path):
+    circuit = replace(make_circuit(np.int64(3)), num_inputs=np.int32(7), loss_after=np.float32(0.5))
+    assert [type(each) for each in (circuit.label, circuit.num_inputs, circuit.loss_after)] == [
+        int,
+        int,
+        float,
+    ]
+    circuit.save(tmp_path / "circuit.npz")
+    assert Circuit.load(tmp_path / "circuit.npz") == circuit
+    for name, bad in (("label", "1"), ("label", 1.5), ("num_inputs", None), ("loss_before", "high")):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got {bad!r}"):
+            replace(circuit, **{name: bad})
 
 
 def test_masks_are_its_own():
@@ -45,6 +79,8 @@ def test_apply_masks_a_copy():
     assert torch.equal(masked[0].weight, model[0].weight.where(mask, torch.tensor(0.0)))
     assert torch.equal(masked[0].bias, model[0].bias)
     assert torch.equal(masked[2].weight, model[2].weight)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
+        make_circuit(masks={"0": mask}).apply("model")
     for bad, message in (({"1": mask}, "'1' is no layer"), ({"2": mask}, r"must have shape \(2, 3\)")):
         with pytest.raises(ValueError, match=message):
             make_circuit(masks=bad).apply(model)
@@ -60,6 +96,8 @@ def test_apply_masks_a_copy():
     ],
 )
 def test_bad_masks(masks, message):
+    with pytest.raises(TypeError, match="masks must be a mapping, got list"):
+        make_circuit(masks=list(masks))
     with pytest.raises(ValueError, match=message):
         make_circuit(masks=masks)
 

@@ -175,6 +175,31 @@ def test_large_pre_activations_do_not_overflow():
         assert_same_masks(found, reference.find_circuit(model, inputs, 1, **options))
 
 
+def test_what_overflows_is_kept():
+    # Both logits of the last input are infinite without one of the first layer's weights: no loss is known.
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1e200, -1e200]], dtype=torch.float64))
+        model[1].weight.copy_(torch.tensor([[3e200], [2e200]], dtype=torch.float64))
+    inputs = torch.tensor([[1e-200, 0.0], [-1e-200, 0.0]] * 8 + [[1.0, 1.0]], dtype=torch.float64)
+    found = find_circuit(model, inputs, 0)
+    assert found.masks["0"].all()
+    assert_same_masks(found, reference.find_circuit(model, inputs, 0))
+
+
+def test_what_only_zero_inputs_would_do_does_not_matter():
+    # The kernels compute on eight inputs at once. Three are given, and an input of zeros would overflow.
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1e200, 0.0], [0.0, 1.0]], dtype=torch.float64))
+        model[0].bias.copy_(torch.tensor([-1e200, 0.0], dtype=torch.float64))
+        model[1].weight.copy_(torch.tensor([[3e200, 1.0], [2e200, -1.0]], dtype=torch.float64))
+    inputs = torch.tensor([[1.0, 2.0], [1.0, 1.0], [1.0, -0.5]], dtype=torch.float64)
+    found = find_circuit(model, inputs, 0)
+    assert 0 < found.size < 1
+    assert_same_masks(found, reference.find_circuit(model, inputs, 0))
+
+
 # --- which models ---
 
 
@@ -287,6 +312,17 @@ def test_constant_inputs_and_one_input(problem):
         ({"inputs": torch.full((4, 12), torch.nan)}, ValueError, "inputs"),
         ({"label": 5}, ValueError, r"label must lie in \[0, 4\], got 5"),
         ({"label": -1}, ValueError, r"label must lie in \[0, 4\], got -1"),
+        ({"label": 2**70}, ValueError, "label must fit into 64 bits, got 1180591620717411303424"),
+        ({"inputs": torch.ones(4, 12).to_sparse()}, ValueError, "inputs must be dense numbers, got torch.sp"),
+        ({"inputs": torch.ones(4, 12, device="meta")}, ValueError, "inputs must be dense .* on meta"),
+        (
+            {"labels": torch.ones(40, dtype=torch.int64, device="meta")},
+            ValueError,
+            "labels must be dense numbers, got .* on meta",
+        ),
+        ({"model": nn.Linear(12, 5, device="meta")}, ValueError, "model must hold numbers, .* meta"),
+        ({"model": nn.Flatten()}, ValueError, "model must (end in|have) a linear layer"),
+        ({"layers": []}, ValueError, "layers"),
         ({"label": 1.0}, TypeError, "label must be a whole number, got 1.0"),
         ({"criterion": "accuracy"}, ValueError, "criterion must be one of .*, got 'accuracy'"),
         ({"tolerance": -0.1}, ValueError, "tolerance must be finite and at least 0, got -0.1"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..circuit import Circuit
+from ..circuit import Circuit, copy_model
 
 # Losses this close are equal, and a weight whose zero leaves the loss equal to what is allowed stays zero:
 # otherwise rounding would decide. Likewise logits, of which then the first is the largest.
@@ -45,7 +44,9 @@ def find_circuit(
             id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)
         }
         layers = list(linear.values())
-    is_label = torch.ones(len(inputs), dtype=torch.bool) if labels is None else labels.cpu() == label
+    is_label = (
+        torch.ones(len(inputs), dtype=torch.bool, device="cpu") if labels is None else labels.cpu() == label
+    )
     walk = PlainWalk(model, inputs, label, is_label, list(layers), criterion, tolerance)
     for _, decide in walk.steps():
         decide()
@@ -75,7 +76,7 @@ class PlainWalk:
         criterion: str,
         tolerance: float,
     ) -> None:
-        self._model = copy.deepcopy(model).to(device="cpu", dtype=torch.float64).eval()
+        self._model = copy_model(model).to(device="cpu", dtype=torch.float64).eval()
         self._inputs = inputs.detach().cpu()
         if self._inputs.is_floating_point():
             self._inputs = self._inputs.double()

@@ -70,6 +70,13 @@ void try_functions() {
   check(sigmoid_of(-1e300) == 0.0 && sigmoid_of(far) == 1.0, "sigmoid far away", sigmoid_of(far), 1.0);
   check(normal_of(-1e100) == 0.0 && normal_of(1e100) == 1.0, "normal far away", normal_of(1e100), 1.0);
   check(softplus(1e300) == 1e300 && softplus(-1e300) == 0.0, "softplus far away", softplus(1e300), 1e300);
+  // What has overflowed stays NaN: no loss is made of it.
+  const double none = std::numeric_limits<double>::quiet_NaN();
+  for (const double x : {exp_of(none), log_of(none), softplus(none)}) check(std::isnan(x), "of NaN", x, none);
+  for (int64_t a = 0; a < kActivations; ++a) {
+    const double x = activate(none, static_cast<Activation>(a), 0.1);
+    check(std::isnan(x), "activation of NaN", x, none);
+  }
 }
 
 // The instruction set's functions take the steps of the plain ones above.
@@ -198,7 +205,7 @@ void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
 }
 
 // The same bits whatever the number of threads.
-void try_threads(int64_t depth, int64_t inputs) {
+void try_threads(int64_t depth, int64_t inputs, int64_t threads) {
   RandomTail one(depth, inputs, true);
   tail_forward(one.tail(), in_turn);
   RandomTail several = one;
@@ -206,7 +213,7 @@ void try_threads(int64_t depth, int64_t inputs) {
   for (int64_t l = depth; l-- > 0;) {
     for (int64_t row = 0; row < one.layers[l].rows; ++row) {
       walk_row(one.tail(), l, row, 0, one.layers[l].cols, bounds, in_turn);
-      walk_row(several.tail(3), l, row, 0, one.layers[l].cols, bounds, in_turn);
+      walk_row(several.tail(threads), l, row, 0, one.layers[l].cols, bounds, in_turn);
       check_same(several, one);
     }
   }
@@ -220,7 +227,9 @@ int main() {
   constexpr int kWalks = 200;
   for (int walk = 0; walk < kWalks; ++walk)
     try_walk(draw(1, 4), draw(1, draw(0, 5) ? 20 : 300), walk % 2 == 1);
-  for (int walk = 0; walk < 4; ++walk) try_threads(3, 500);
+  for (int walk = 0; walk < 4; ++walk) {
+    try_threads(3, 500, walk % 2 ? std::numeric_limits<int64_t>::max() : 3);
+  }
   check(close_calls * 50 <= decisions, "decisions by rounding", static_cast<double>(close_calls), 0.0);
   check(kept > 300 && decisions - kept > 300, "weights kept", static_cast<double>(kept), 301);
   std::printf("%s: %lld decisions of the circuits family passed, 0 failed\n", lines_in_use().name,

@@ -1,0 +1,274 @@
+"""The walks that find circuits: their arguments checked, and run side by side."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .circuit import CRITERIA, Circuit
+from .circuit_checkpoint import Checkpoint, fingerprint
+from .circuit_walk import Walk
+from .layers import linear_layers, match_layers
+from .library import BACKEND
+from .reference.circuits import PlainWalk
+from .tail import read_tail
+
+METHODS = ("compiled", "reference")
+
+# Each walk on a GPU keeps one of its multiprocessors busy, and a thread of the host.
+_WALKS_ON_GPU = 64
+
+_SECONDS_BETWEEN_PROGRESS = 0.1
+
+_READING = threading.Lock()
+
+
+class Job:
+    """One walk, its arguments checked."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        label: int,
+        layers: Sequence[str] | str | None,
+        criterion: str,
+        tolerance: float,
+        labels: Tensor | None,
+        method: str,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            raise ValueError("model must hold numbers, and has parameters or buffers on the meta device")
+        check_inputs(inputs)
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {CRITERIA}, got {criterion!r}")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+            raise TypeError(f"tolerance must be a number, got {tolerance!r}")
+        if not (math.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"tolerance must be finite and at least 0, got {tolerance}")
+        self.label = check_integer("label", label)
+        is_label = torch.ones(len(inputs), dtype=torch.bool, device="cpu")
+        if labels is not None:
+            is_label = check_labels(inputs, labels) == self.label
+        if not is_label.any():
+            raise ValueError(
+                f"inputs must hold at least one of class {self.label}, got none of {len(inputs)}"
+            )
+        if criterion == "balanced" and is_label.all():
+            raise ValueError(
+                'labels must name inputs of other classes for criterion "balanced", '
+                + ("got None" if labels is None else f"all are of class {self.label}")
+            )
+        if criterion != "balanced" and not is_label.all():
+            inputs, is_label = inputs[is_label.to(inputs.device)], is_label[is_label]
+        self._model, self._inputs, self._is_label = model, inputs, is_label
+        self._layers, self._criterion, self._tolerance = layers, criterion, float(tolerance)
+        self._method = "reference" if BACKEND == "reference" else method
+        self._checkpoint = checkpoint
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        first = next(self._model.parameters(), None)
+        if self._method == "compiled" and first is not None and first.device.type == "cuda":
+            return first.device
+        return torch.device("cpu")
+
+    def run(self, threads: int, progress: Progress) -> Circuit:
+        """Walk from the first weight, or from where the checkpoint is, to the last."""
+        walk = self._start(threads, progress)
+        if not math.isfinite(walk.before[0]):
+            raise ValueError(f"model: its mean loss over inputs must be finite, got {walk.before[0]}")
+        total = sum(mask.numel() for mask in walk.masks.values())
+        kept = Checkpoint(self._checkpoint, "" if self._checkpoint is None else self._fingerprint(walk.masks))
+        done = restored = kept.restore(walk)
+        # Where nothing can be written, that is known before the work.
+        kept.save(walk, restored, now=True)
+        progress.add(restored, total)
+        done = 0
+        for count, decide in walk.steps():
+            done += count
+            if done <= restored:
+                continue  # a step is never cut in two
+            decide()
+            progress.add(count, total)
+            kept.save(walk, done, now=False)
+        kept.save(walk, done, now=True)
+        return walk.circuit()
+
+    def _start(self, threads: int, progress: Progress) -> Walk | PlainWalk:
+        options = (self._criterion, self._tolerance)
+        if self._method == "compiled":
+            # One after the other, each with all threads: PyTorch's of several would wait for each other.
+            with _READING, _running_the_model():
+                tail = read_tail(self._model, self._inputs, self._layers, before_batch=progress.check)
+            self._check_classes(tail.logits)
+            return Walk(tail, self.label, self._is_label, *options, self.device, threads)
+        names = self._names()
+        with _running_the_model():
+            walk = PlainWalk(self._model, self._inputs, self.label, self._is_label, names, *options)
+            logits = walk.logits()
+        self._check_classes(logits)
+        return walk
+
+    def _names(self) -> list[str]:
+        """Of the layers that the reference prunes."""
+        if self._layers is None:
+            found, where = linear_layers(self._model), "model must have a linear layer, found none"
+        else:
+            found, where = match_layers(self._model, self._layers), "layers must name a layer, got none"
+        if not found:
+            raise ValueError(where)
+        for layer in found:
+            if layer.attribute != "weight" or layer.is_computed:
+                raise ValueError(
+                    f"layers: {layer.name!r} must have a weight that is a parameter, not computed"
+                )
+            if not layer.stored().detach().isfinite().all():
+                raise ValueError(f"layers: the weight of {layer.name!r} must be finite")
+        return [layer.name for layer in found]
+
+    def _check_classes(self, logits: Any) -> None:
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"model must return a tensor of logits, got {type(logits).__name__}")
+        if logits.dim() != 2 or len(logits) != len(self._inputs) or logits.shape[1] < 2:
+            raise ValueError(
+                "model must give logits (n, classes) of at least two classes, "
+                f"got shape {tuple(logits.shape)} for {len(self._inputs)} inputs"
+            )
+        if not 0 <= self.label < logits.shape[1]:
+            raise ValueError(f"label must lie in [0, {logits.shape[1] - 1}], got {self.label}")
+
+    def _fingerprint(self, masks: dict[str, Tensor]) -> str:
+        tensors = {"inputs": self._inputs, "is_label": self._is_label}
+        options = {"label": self.label, "layers": list(masks), "method": self._method}
+        options |= {"criterion": self._criterion, "tolerance": self._tolerance}
+        return fingerprint(self._model, tensors, options)
+
+
+class _StoppedError(Exception):
+    """Another walk has failed, or the caller was interrupted."""
+
+
+class Progress:
+    """How far all walks together are; they end at their next step once they are stopped."""
+
+    def __init__(self, walks: int, tell: Callable[[int, int], None] | None) -> None:
+        self._walks, self._tell = walks, tell
+        self._lock = threading.Lock()
+        self._done = self._total = 0
+        self.stopped = False
+
+    def check(self) -> None:
+        """Ends the walk that calls it if all are to end."""
+        if self.stopped:
+            raise _StoppedError
+
+    def add(self, count: int, total: int) -> None:
+        """One walk of so many weights has decided so many more."""
+        self.check()
+        with self._lock:
+            self._done += count
+            self._total = total * self._walks
+
+    def tell(self) -> None:
+        """Tell the caller, in whose thread this is called."""
+        if self._tell is not None and self._total:
+            self._tell(self._done, self._total)
+
+
+def run_all(
+    jobs: Sequence[Job],
+    tell: Callable[[int, int], None] | None,
+    on_circuit: Callable[[Circuit], None] | None,
+) -> list[Circuit]:
+    """Run walks side by side, in threads of their own: this one stays free for Ctrl-C and for the caller."""
+    if not jobs:
+        return []
+    device, threads = jobs[0].device, torch.get_num_threads()
+    at_once = min(len(jobs), _WALKS_ON_GPU if device.type == "cuda" else threads)
+    progress = Progress(len(jobs), tell)
+    before = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def run(job: Job) -> Circuit:
+        if before is None:
+            return job.run(max(1, threads // at_once), progress)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(before)
+        with torch.cuda.stream(stream):
+            return job.run(1, progress)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            futures = [pool.submit(run, job) for job in jobs]
+            waiting: set[Future[Circuit]] = set(futures)
+            while waiting:
+                ended, waiting = wait(waiting, _SECONDS_BETWEEN_PROGRESS, FIRST_COMPLETED)
+                progress.tell()
+                for future in ended:
+                    circuit = future.result()
+                    if on_circuit is not None:
+                        on_circuit(circuit)
+        except BaseException:
+            progress.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+@contextmanager
+def _running_the_model() -> Iterator[None]:
+    """Says what a failure of the model in another dtype may come from."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"model must run in float64 on the CPU, where its copy fails: {error}") from error
+
+
+def check_integer(name: str, value: Any) -> int:
+    """A whole number as PyTorch can hold it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {number}")
+    return number
+
+
+def check_inputs(inputs: Tensor) -> None:
+    """Raises unless they are a tensor ``(n, ...)`` of numbers in memory."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
+    if inputs.layout != torch.strided or inputs.is_meta:
+        raise ValueError(f"inputs must be dense numbers, got {inputs.layout} on {inputs.device}")
+    if inputs.dim() == 0:
+        raise ValueError("inputs must have a first dimension (n, ...), got a single number")
+
+
+def check_labels(inputs: Tensor, labels: Tensor) -> Tensor:
+    """The labels on the CPU, one for each input."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        what = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be a tensor of whole numbers, got {what}")
+    if labels.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"labels must have shape {tuple(inputs.shape[:1])}, one for each input, got {tuple(labels.shape)}"
+        )
+    if labels.layout != torch.strided or labels.is_meta:
+        raise ValueError(f"labels must be dense numbers, got {labels.layout} on {labels.device}")
+    return labels.detach().cpu()

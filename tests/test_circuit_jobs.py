@@ -1,0 +1,241 @@
+"""What callers, models and files do to the walks that find circuits, and what that must not change."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from modfast import reference
+from modfast.circuit_walk import Walk
+from modfast.circuits import find_circuit, find_circuits
+from modfast.tail import read_tail
+
+METHODS = ["compiled", "reference"]
+INPUTS = (40, 12)
+
+
+def make_model(middle=None):
+    return nn.Sequential(nn.Linear(12, 8), middle or nn.ReLU(), nn.Linear(8, 5))
+
+
+# --- models ---
+
+
+def pruned(model):
+    prune.l1_unstructured(model[0], "weight", 0.3)
+
+
+def normed(model):
+    nn.utils.weight_norm(model[0])
+
+
+def remembering(model):
+    model.remembered = model[0](torch.randn(3, 12))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("change", [pruned, normed, remembering])
+def test_a_model_may_keep_what_it_has_computed(change, method):
+    model, inputs = make_model(), torch.randn(INPUTS)
+    change(model)
+    model(inputs)
+    found = find_circuit(model, inputs, 1, layers="2", method=method)
+    with torch.no_grad():
+        logits = found.apply(model)(inputs)
+    loss = nn.functional.cross_entropy(logits, torch.ones(len(inputs), dtype=torch.int64))
+    assert found.loss_after == pytest.approx(float(loss), rel=1e-5)
+    assert found.size < 1
+
+
+def test_computed_weights_are_in_no_circuit():
+    model, inputs = make_model(), torch.randn(INPUTS)
+    circuit = find_circuit(model, inputs, 1)
+    parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="the weight of layer '0' must be a parameter, it is computed"):
+        circuit.apply(model)
+    with pytest.raises(ValueError, match="'0' must have a weight that is a parameter, not computed"):
+        find_circuit(model, inputs, 1, method="reference")
+    assert list(find_circuit(model, inputs, 1, layers="2", method="reference").masks) == ["2"]
+
+
+class Rounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 5)
+
+    def forward(self, inputs):
+        return self.layer(inputs.half().float())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_fails_in_float64_is_an_error_that_says_so(method):
+    with pytest.raises(
+        ValueError, match=r"model must run in float64 on the CPU, where its copy fails: .*dtype"
+    ):
+        find_circuit(Rounded(), torch.randn(INPUTS), 1, method=method)
+
+
+class Answering(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.layer, self.answer = nn.Linear(12, 5), answer
+
+    def forward(self, inputs):
+        return self.answer(self.layer(inputs))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_must_give_logits(method):
+    inputs = torch.randn(INPUTS)
+    with pytest.raises(TypeError, match="model must return a tensor of logits, got tuple"):
+        find_circuit(Answering(lambda logits: (logits,)), inputs, 1, method=method)
+    for answer in (lambda logits: logits[0], lambda logits: logits[:-1], lambda logits: logits[:, :1]):
+        with pytest.raises(ValueError, match=r"model must .*logits \(n, classes\)|it ends in"):
+            find_circuit(Answering(answer), inputs, 1, method=method)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_what_is_compiled_to_torchscript_has_no_layers():
+    scripted = torch.jit.trace(make_model(), torch.randn(INPUTS))
+    with pytest.raises(ValueError, match="model must have a linear layer, found none"):
+        find_circuit(scripted, torch.randn(INPUTS), 1, method="reference")
+
+
+# --- the caller's modes ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_may_happen_in_inference_mode(method):
+    with torch.inference_mode():
+        model, inputs = make_model(), torch.randn(INPUTS)
+        found = find_circuit(model, inputs, 1, method=method)
+    assert found == find_circuit(model, inputs, 1, method=method)
+
+
+def test_the_default_device_makes_no_difference():
+    model, inputs, labels = make_model(), torch.randn(INPUTS), torch.arange(40) % 5
+    expected = find_circuits(model, inputs, labels)
+    with torch.device("meta"):
+        assert find_circuits(model, inputs, labels) == expected
+        plain = reference.find_circuit(model, inputs[labels == 1], 1)
+    assert all(torch.equal(plain.masks[name], mask) for name, mask in expected[1].masks.items())
+
+
+# --- checkpoints ---
+
+
+class Shifted(nn.Module):
+    """Adds a number that the state_dict does not hold."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def forward(self, inputs):
+        return inputs + self.shift
+
+    def get_extra_state(self):
+        return {"no": "tensor"}
+
+
+def test_a_checkpoint_is_of_what_the_model_does(tmp_path):
+    inputs = torch.randn(INPUTS)
+    states = {}
+    for first, second in ((nn.ReLU(), nn.GELU()), (Shifted(0.0), Shifted(1.0))):
+        path = tmp_path / f"{type(second).__name__}.npz"
+        for middle in (first, second):
+            model = make_model(middle)
+            model.load_state_dict({**model.state_dict(), **states}, strict=False)
+            states = {name: value for name, value in model.state_dict().items() if "extra" not in name}
+            if middle is first:
+                found = find_circuit(model, inputs, 1, checkpoint=path)
+                assert find_circuit(model, inputs, 1, checkpoint=path) == found
+                continue
+            with pytest.raises(ValueError, match="of a walk over another model"):
+                find_circuit(model, inputs, 1, checkpoint=path)
+
+
+def test_that_nothing_can_be_written_is_known_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(Walk, "_decide", lambda *arguments: pytest.fail("it has begun"))
+    with pytest.raises(OSError, match="file"):
+        find_circuit(make_model(), torch.randn(INPUTS), 1, checkpoint=tmp_path / "file" / "walk.npz")
+
+
+def test_labels_may_be_of_any_type_of_whole_numbers(tmp_path):
+    model, inputs, labels = make_model(), torch.randn(INPUTS), torch.arange(40) % 2
+    expected = find_circuits(model, inputs, labels)
+    for dtype in (torch.bool, torch.uint8, torch.int32, torch.uint64):
+        assert find_circuits(model, inputs, labels.to(dtype), checkpoint=tmp_path / str(dtype)) == expected
+        assert {path.name for path in (tmp_path / str(dtype)).iterdir()} == {"label-0.npz", "label-1.npz"}
+
+
+# --- Ctrl-C ---
+
+
+@pytest.mark.parametrize("most", [1, 50_000])
+def test_steps_are_short_where_trials_are_long(monkeypatch, most):
+    torch.manual_seed(4)
+    model, inputs = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 9)), torch.randn(16, 30)
+    expected = find_circuit(model, inputs, 1, layers="0")
+    walk = Walk(read_tail(model, inputs, "0"), 1, torch.ones(16, dtype=torch.bool), "loss", 0.0, "cpu", 1)
+    assert {count for count, _ in walk.steps()} == {30}
+    monkeypatch.setattr("modfast.circuit_walk._MOST_WORK", most)
+    # Each of 16 inputs: a trial, 9 logits, and a weight to each from all 20 neurons, of which one moves.
+    counts = [count for count, _ in walk.steps()]
+    assert sum(counts) == 600
+    assert max(counts) == max(1, most // (16 * (32 * 10 + 180)))
+    assert find_circuit(model, inputs, 1, layers="0") == expected
+
+
+CODE = """
+import sys, threading, torch
+from torch import nn
+from modfast.circuits import find_circuits
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(2048, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 500))
+before = [parameter.clone() for parameter in model.parameters()]
+
+def progress(done, total):
+    if done:
+        print("walking", flush=True)
+
+try:
+    inputs = torch.randn(2000, 2048)
+    find_circuits(model, inputs, torch.arange(2000) % 2, layers="0", progress=progress)
+except KeyboardInterrupt:
+    assert all(map(torch.equal, before, model.parameters()))
+    assert threading.active_count() == 1
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_a_long_walk_soon():
+    # Each weight of the first layer moves all of 262,000 others: one row takes a minute or more.
+    process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "walking\n"
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert printed.endswith("interrupted\n")
+
+
+def test_reading_a_model_can_be_stopped():
+    batches = []
+
+    def stop():
+        batches.append(1)
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_tail(make_model(), torch.randn(1000, 12), before_batch=stop)
+    read_tail(make_model(), torch.randn(1000, 12), before_batch=lambda: batches.append(1))
+    assert len(batches) > 8
