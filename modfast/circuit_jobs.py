@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -95,19 +96,20 @@ class Job:
             raise ValueError(f"model: its mean loss over inputs must be finite, got {walk.before[0]}")
         total = sum(mask.numel() for mask in walk.masks.values())
         kept = Checkpoint(self._checkpoint, "" if self._checkpoint is None else self._fingerprint(walk.masks))
-        done = restored = kept.restore(walk)
+        restored = kept.restore(walk)
         # Where nothing can be written, that is known before the work.
         kept.save(walk, restored, now=True)
         progress.add(restored, total)
+        # Whatever happens, a finished layer is not lost.
+        ends = set(accumulate(mask.numel() for mask in reversed(walk.masks.values())))
         done = 0
         for count, decide in walk.steps():
             done += count
             if done <= restored:
                 continue  # a step is never cut in two
             decide()
+            kept.save(walk, done, now=done in ends)
             progress.add(count, total)
-            kept.save(walk, done, now=False)
-        kept.save(walk, done, now=True)
         return walk.circuit()
 
     def _start(self, threads: int, progress: Progress) -> Walk | PlainWalk:

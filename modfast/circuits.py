@@ -58,8 +58,8 @@ def find_circuit(
             criteria the other classes' inputs are left out.
         method: ``"compiled"``, or ``"reference"``: a forward pass of the whole model for each weight, which
             works for any model whose pruned weights are parameters, and takes thousands of times as long.
-        checkpoint: a file that holds how far the walk is, written every few seconds. If it exists, the walk
-            goes on from there; it stays when the walk has ended.
+        checkpoint: a file that holds how far the walk is, written after each layer and every ten seconds. If
+            it exists, the walk goes on from there; it stays when the walk has ended.
         progress: called with the numbers of weights decided so far and in all;
             :func:`modfast.progress.progress_bar` makes one that shows the time left.
 

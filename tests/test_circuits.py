@@ -521,6 +521,25 @@ def test_interrupted_walk_goes_on(problem, tmp_path, monkeypatch, method, walk, 
         assert_same_masks(find_circuit(model, inputs, 1, method=method, checkpoint=path), whole)
 
 
+@pytest.mark.parametrize(
+    ("method", "walk", "steps", "left"),
+    [("compiled", Walk, 8, 13 - 5), ("reference", PlainWalk, 50, 136 - 40)],
+)
+def test_finished_layer_is_not_lost(problem, tmp_path, monkeypatch, method, walk, steps, left):
+    model, inputs, _ = problem
+    whole, path = find_circuit(model, inputs, 1), tmp_path / "walk.npz"
+    with monkeypatch.context() as context:
+        Interrupted(context, walk, steps)
+        with pytest.raises(KeyboardInterrupt):
+            find_circuit(model, inputs, 1, method=method, checkpoint=path)
+    with monkeypatch.context() as context:
+        Interrupted(context, walk, left)
+        assert_same_masks(find_circuit(model, inputs, 1, method=method, checkpoint=path), whole)
+    with monkeypatch.context() as context:
+        Interrupted(context, walk, 0)
+        assert_same_masks(find_circuit(model, inputs, 1, method=method, checkpoint=path), whole)
+
+
 def test_checkpoint_of_another_walk_is_an_error(problem, tmp_path):
     model, inputs, labels = problem
     path = tmp_path / "walk.npz"
