@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,8 @@ def logits_of(tail: Tail, circuit: Circuit) -> Tensor:
     values = tail.features
     for layer in tail.layers:
         mask = circuit.masks.get(layer.name)
-        weight = layer.weight if mask is None else layer.weight * mask
-        values = torch.nn.functional.linear(values, weight, layer.bias)
-        if layer.activation == "relu":
-            values = values.relu()
+        kept = layer if mask is None else replace(layer, weight=layer.weight * mask)
+        values = kept.run(values)
     return values
 
 

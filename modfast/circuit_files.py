@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from .circuit import Circuit
 from .circuit_checkpoint import walk_file
-from .files import write_json
+from .files import read_json, write_json
 
 CIRCUITS = "circuits.json"
 REPORT = "circuits.html"
@@ -51,9 +50,9 @@ class CircuitFolder:
                 raise ValueError(f"{self.path} holds circuits but no {_SETTINGS}: --overwrite replaces them")
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): --overwrite replaces it") from error
+            raise ValueError(f"{error}: --overwrite replaces it") from error
         differing = [
             f"{name} {found.get(name) if isinstance(found, dict) else None!r}, not {wanted!r}"
             for name, wanted in self.settings.items()
@@ -128,10 +127,7 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / CIRCUITS
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {CIRCUITS}: `modfast circuits {folder}` finds them")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+    results = read_json(path)
     if not isinstance(results, dict) or not {"config", "runs", "summary", "claims", "note"} <= set(results):
         raise ValueError(f"{path} is no table of circuits")
     return results

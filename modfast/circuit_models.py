@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from .circuit import CRITERIA
+from .circuit_checkpoint import fingerprint
 from .circuit_files import CircuitFolder
 from .dataset import Dataset
 from .experiment import KINDS, PARTITIONS, read_results, run_name
@@ -152,7 +152,7 @@ def open_models(
     folder = Path(folder)
     trained_on(folder)
     results = read_results(folder)
-    fingerprint, device = dataset.fingerprint(), choose_device(config.device)
+    data_fingerprint, device = dataset.fingerprint(), choose_device(config.device)
     if "history" in results:
         found = [(folder, results)]
     else:
@@ -161,16 +161,17 @@ def open_models(
     runs = []
     for path, each in found:
         given = each["config"]
-        if given["data_fingerprint"] != fingerprint:
+        if given["data_fingerprint"] != data_fingerprint:
             raise ValueError(
                 f"data: {dataset.name} is not what {path} was trained on, {given['data']} "
-                f"(fingerprint {fingerprint}, not {given['data_fingerprint']}): --data says where that is now"
+                f"(fingerprint {data_fingerprint}, not {given['data_fingerprint']}): "
+                "--data says where that is now"
             )
         model = _load_model(path, each, dataset).to(device)
         kind = "modular" if given["enmeshment_weight"] > 0 else "plain"
         settings = {
-            "weights": _fingerprint(model),
-            "data_fingerprint": fingerprint,
+            "weights": fingerprint(model, {}, {})[:16],
+            "data_fingerprint": data_fingerprint,
             "images": config.images,
             "layers": None if config.layers is None else list(config.layers),
             "tolerance": config.tolerance,
@@ -198,13 +199,3 @@ def _load_model(folder: Path, results: Mapping[str, Any], dataset: Dataset) -> n
     except RuntimeError as error:
         raise ValueError(f"{folder / CHECKPOINT} does not fit the model {name!r} ({error})") from error
     return model.eval()
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over all names and weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes, since NumPy does not know every dtype.
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

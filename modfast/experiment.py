@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -19,7 +18,7 @@ from .accuracy import class_accuracy, cluster_accuracy
 from .circuit_files import held_circuits
 from .data import Dataset
 from .distributed import Ranks
-from .files import write_json
+from .files import read_json, write_json
 from .models import build_model
 from .partition import Partition, load_partitions, save_partitions
 from .report import (
@@ -205,10 +204,7 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / RESULTS
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {RESULTS}: no run has finished there")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+    results = read_json(path)
     known = ({"history"}, {"clustering"}, set(KINDS))
     if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
         raise ValueError(f"{path} is no result of modfast")

@@ -64,6 +64,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged ({error})") from error
+
+
 def write_arrays(
     path: str | os.PathLike[str], file_format: str, entries: Any, arrays: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
