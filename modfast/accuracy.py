@@ -2,95 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .layers import partitioned_layers
+from .layer_weight import source_of
+from .layers import Layer, operation, partitioned_layers, replaced_parameters, replaced_weights
 from .partition import Partition
+from .running import call_model, device_of, evaluating, logits_of, moved, split_batch
+from .sharded import require_whole
 
-Batches: TypeAlias = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+Batches: TypeAlias = Any
+"""Labelled inputs: a pair of tensors, or an iterable of batches; see :func:`class_accuracy`."""
 
 _BATCH_SIZE = 1000
 _MODES = ("only", "without")
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; each submodule's own mode again afterwards.
-
-    Example:
-        >>> model = nn.Dropout()
-        >>> with evaluating(model):
-        ...     model.training
-        False
-        >>> model.training
-        True
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _batches(data: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a loader, or of one pair of tensors."""
-    if (
-        isinstance(data, tuple)
-        and len(data) == 2
-        and isinstance(data[0], Tensor)
-        and isinstance(data[1], Tensor)
-    ):
-        inputs, labels = data
-        if len(inputs) != len(labels):
-            raise ValueError(f"data has {len(inputs)} inputs and {len(labels)} labels")
-        yield from zip(inputs.split(_BATCH_SIZE), labels.split(_BATCH_SIZE), strict=True)
-    else:
-        yield from data
+def _batches(data: Batches) -> Iterator[tuple[Any, Tensor]]:
+    """The batches of a loader, or of inputs and labels that lie in memory."""
+    if isinstance(data, Mapping):
+        data = split_batch(data, "data")
+    if not (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)):
+        for batch in data:
+            inputs, labels = split_batch(batch, "data")
+            yield inputs, torch.as_tensor(labels, device="cpu")
+        return
+    inputs, labels = data
+    parts = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+    for part in parts.values():
+        if not isinstance(part, Tensor) or len(part) != len(labels):
+            got = f"{len(part)} inputs" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise ValueError(f"data has {got} and {len(labels)} labels")
+    for start in range(0, len(labels), _BATCH_SIZE):
+        rows = slice(start, start + _BATCH_SIZE)
+        batch = {name: part[rows] for name, part in parts.items()}
+        yield batch if isinstance(inputs, Mapping) else batch[""], labels[rows]
 
 
 def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
     """The share of each class's inputs that the model classifies as that class.
 
     Args:
-        model: gives logits ``(n, classes)``. Evaluated in evaluation mode, and left as it was.
-        data: a pair of tensors ``(inputs, labels)``, or an iterable of such batches (a ``DataLoader``);
-            labels are int64 in ``[0, classes)``.
-        parameters: used in place of the model's own of these names, as by ``torch.func.functional_call``.
+        model: gives logits ``(n, classes)``, as a tensor or as an object with ``.logits`` (transformers).
+            Evaluated in evaluation mode, and left as it was, its buffers too.
+        data: ``(inputs, labels)``, or an iterable of such batches (a ``DataLoader``, a generator). Inputs are
+            a tensor, a tuple of positional arguments, or a mapping of keyword arguments; a mapping with the
+            key ``"labels"`` is a batch as well. Labels are int64 in ``[0, classes)``.
+        parameters: used in place of the model's own parameters or buffers of these names, as by
+            ``torch.func.functional_call``.
 
     Returns:
         float64, ``(classes,)``; NaN for a class without inputs.
 
     Raises:
-        ValueError: there is no input, or a label is out of range.
+        ValueError: there is no input, a label is out of range, or the logits have another shape; a name of
+            ``parameters`` is unknown.
+        TypeError: a batch is of another kind, or the model returns no logits.
 
     Example:
         >>> class_accuracy(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
         tensor([1.0000, 0.5000,    nan], dtype=torch.float64)
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    right: Tensor | None = None
-    with evaluating(model):
-        for inputs, labels in _batches(data):
-            logits = torch.func.functional_call(model, dict(parameters or {}), (inputs.to(device),))
-            classes = logits.shape[1]
-            if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-                raise ValueError(
-                    f"data: labels must lie in [0, {classes - 1}], got {labels.unique().tolist()}"
-                )
-            hits = labels[logits.argmax(dim=1).cpu() == labels.cpu()]
-            counted = torch.stack([torch.bincount(each.cpu(), minlength=classes) for each in (hits, labels)])
-            right = counted if right is None else right + counted
-    if right is None:
-        raise ValueError("data holds no batch")
-    return right[0] / right[1].to(torch.float64)
+    given = dict(parameters or {})
+
+    def whole() -> AbstractContextManager[None]:
+        return replaced_parameters(model, given, "parameters") if given else nullcontext()
+
+    (accuracy,) = _accuracies(model, data, [whole])
+    return accuracy
 
 
 def cluster_accuracy(
@@ -99,11 +82,12 @@ def cluster_accuracy(
     """Class by class accuracy with one cluster alone, or with one cluster ablated.
 
     A neuron that is off reads as 0 in every layer of ``partitions``: its weights there, into it (with its
-    bias) and out of it, are taken as zero. The model itself is not changed.
+    bias) and out of it, are taken as zero. The model itself is not changed. The weight of a layer is what its
+    forward pass multiplies by, also where it is computed; see :class:`EnmeshmentLoss`.
 
     Args:
-        model: gives logits ``(n, classes)``.
-        data: as for :func:`class_accuracy`.
+        model: as for :func:`class_accuracy`.
+        data: as for :func:`class_accuracy`. It is gone through once.
         partitions: layer name to :class:`Partition`, all with the same number k of clusters; cluster c is
             on or off in all these layers together.
         mode: ``"only"``: all neurons but cluster c's are off, unassigned ones too. ``"without"``: just
@@ -113,7 +97,9 @@ def cluster_accuracy(
         float64, ``(k, classes)``; NaN for a class without inputs.
 
     Raises:
-        ValueError: an unknown mode or layer, a partition that does not fit, or different k.
+        ValueError: an unknown mode or layer, a partition that does not fit, different k, or what
+            :func:`class_accuracy` raises.
+        TypeError: a layer's weight is spread over processes (``DTensor``).
 
     Source: arXiv 2409.15747, class-wise accuracy with clusters on and off.
 
@@ -130,11 +116,24 @@ def cluster_accuracy(
     counts = {partition.num_clusters for _, partition in layers}
     if len(counts) != 1:
         raise ValueError(f"partitions must have one number of clusters, got {sorted(counts)}")
-    rows = []
-    for cluster in range(counts.pop()):
-        masked: dict[str, Tensor] = {}
+    for layer, _ in layers:
+        require_whole(layer.stored(), f"model: the weight of layer {layer.name!r}")
+
+    def with_cluster(cluster: int) -> Callable[[], AbstractContextManager[None]]:
+        return lambda: _masked(model, layers, cluster, mode)
+
+    return torch.stack(_accuracies(model, data, [with_cluster(cluster) for cluster in range(counts.pop())]))
+
+
+@contextmanager
+def _masked(
+    model: nn.Module, layers: Sequence[tuple[Layer, Partition]], cluster: int, mode: str
+) -> Iterator[None]:
+    """Inside, the neurons that are off have weights and biases of zero."""
+    weights: dict[Layer, Tensor] = {}
+    with ExitStack() as stack:
         for layer, partition in layers:
-            weight = layer.oriented(layer.stored())
+            weight = layer.weight()
             placed = partition.to(weight.device)
             keep_row, keep_col = (
                 labels == cluster if mode == "only" else labels != cluster
@@ -144,9 +143,50 @@ def cluster_accuracy(
                 partition.shape + (1,) * (weight.dim() - 2)
             )
             # Selected, not multiplied: an infinite weight that is off must not become NaN.
-            masked[layer.parameter_name] = layer.oriented(torch.where(keep, weight, 0.0))
-            bias = getattr(layer.module, "bias", None)
-            if layer.attribute == "weight" and isinstance(bias, Tensor):
-                masked[layer.sibling("bias")] = torch.where(keep_row, bias, 0.0)
-        rows.append(class_accuracy(model, data, masked))
-    return torch.stack(rows)
+            weights[layer] = torch.where(keep, weight, 0.0)
+            if layer.attribute == "weight" and getattr(operation(layer.module), "bias", None) is not None:
+                bias = source_of(layer.module, "bias")
+                stack.enter_context(bias.replaced(torch.where(keep_row, bias.tensor(), 0.0)))
+        stack.enter_context(replaced_weights(model, weights))
+        yield
+
+
+def _accuracies(
+    model: nn.Module, data: Batches, variants: Sequence[Callable[[], AbstractContextManager[None]]]
+) -> list[Tensor]:
+    """The accuracy of each class, of the model in each of several states: data may be gone through but once.
+
+    Args:
+        model: as for :func:`class_accuracy`.
+        data: as there.
+        variants: each makes a context in which the model is in such a state.
+    """
+    device = device_of(model)
+    right: list[Tensor] = []
+    for inputs, labels in _batches(data):
+        on_device = moved(inputs, device)
+        # The model's mode is the caller's own while the caller's code makes the next batch.
+        with evaluating(model):
+            for place, variant in enumerate(variants):
+                with variant():
+                    counted = _count(logits_of(call_model(model, on_device)), labels.cpu())
+                if len(right) == place:
+                    right.append(counted)
+                else:
+                    right[place] += counted
+    if not right:
+        raise ValueError("data holds no batch")
+    return [each[0] / each[1].to(torch.float64) for each in right]
+
+
+def _count(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many inputs of each class are answered by it, and how many there are: ``(2, classes)``."""
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise ValueError(
+            f"model must give logits (n, classes), got shape {tuple(logits.shape)} for {len(labels)} labels"
+        )
+    classes = logits.shape[1]
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise ValueError(f"data: labels must lie in [0, {classes - 1}], got {labels.unique().tolist()}")
+    hits = labels[logits.argmax(dim=1).cpu() == labels]
+    return torch.stack([torch.bincount(each, minlength=classes) for each in (hits, labels)])

@@ -6,16 +6,15 @@ import functools
 import warnings
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .layers import Layer, find_layers, match_layers
-
-BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from .layer_order import BatchNorm, joins_units, named_order, norms_in_sequences, sequence_order
+from .layers import Layer, operation
+from .seen_order import seen_norms, seen_order
+from .sharded import require_whole
 
 # No layer's name can be this: the names of modules hold no dot.
 _INPUT = ".input"
@@ -39,37 +38,43 @@ class Link(NamedTuple):
     norm: BatchNorm | None
 
 
-@torch.no_grad()
-def find_chain(model: nn.Module, layers: Sequence[str] | str | None) -> list[Link]:
+def find_chain(
+    model: nn.Module, layers: Sequence[str] | str | None, example_inputs: Any = None
+) -> list[Link]:
     """The layers of :func:`network_graph`, checked to fit each other."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if layers is None:
-        chosen = [layer for layer in find_layers(model) if _is_supported(layer)]
+    if layers is not None:
+        named = named_order(model, layers)
+        # Which of them a batch norm follows is not in their names.
+        if example_inputs is None:
+            ordered = norms_in_sequences(model, named)
+        else:
+            ordered = seen_norms(model, example_inputs, named)
+    elif example_inputs is not None:
+        ordered = seen_order(model, example_inputs)
     else:
-        chosen = match_layers(model, layers, in_given_order=True)
-    if not chosen:
-        raise ValueError(
-            f"layers: nothing selected by {layers!r}"
-            if layers is not None
-            else f"model must have an nn.Linear or a convolution, got a {type(model).__name__} without"
-        )
-    norms = _norms(model)
+        ordered = sequence_order(model)
     chain: list[Link] = []
-    for layer in chosen:
-        if not _is_supported(layer):
-            raise ValueError(
-                f"layers: {layer.name!r} is of a {type(layer.module).__name__}; a network's graph is made of "
-                "nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d and transformers' Conv1D"
-            )
-        weight = layer.oriented(layer.stored()).detach()
-        if weight.numel() == 0:
-            raise ValueError(f"layers: {layer.name!r} must have a weight, got shape {tuple(weight.shape)}")
-        groups = layer.module.groups if isinstance(layer.module, _CONVOLUTIONS) else 1
-        inputs = _nodes_read(chain[-1] if chain else None, layer, weight.shape[1] * groups)
-        norm = _norm_of(layer, norms.get(id(layer.module), []), len(weight))
-        chain.append(Link(layer, weight, inputs, groups, norm))
+    with torch.no_grad():
+        for layer, norm in ordered:
+            chain.append(_link(layer, norm, chain[-1] if chain else None))
     return chain
+
+
+def _link(layer: Layer, norm: BatchNorm | None, previous: Link | None) -> Link:
+    if not joins_units(layer):
+        raise ValueError(
+            f"layers: {layer.name!r} is of a {type(layer.module).__name__}; a network's graph is made of "
+            "nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d and transformers' Conv1D"
+        )
+    stored = layer.stored()
+    require_whole(stored, f"model: the weight of layer {layer.name!r}")
+    weight = layer.oriented(stored).detach()
+    if weight.numel() == 0:
+        raise ValueError(f"layers: {layer.name!r} must have a weight, got shape {tuple(weight.shape)}")
+    groups = operation(layer.module).groups if layer.is_convolution else 1
+    return Link(layer, weight, _nodes_read(previous, layer, weight.shape[1] * groups), groups, norm)
 
 
 def graph_of(chain: Sequence[Link]) -> Tensor:
@@ -134,12 +139,6 @@ def _scale(norm: BatchNorm, like: Tensor) -> Tensor:
     return scale / (norm.running_var.to(like) + norm.eps).sqrt()
 
 
-def _is_supported(layer: Layer) -> bool:
-    # Of the layers stored transposed only transformers' Conv1D has a matrix; the others are convolutions.
-    linear = isinstance(layer.module, nn.Linear) or (layer.stored_transposed and layer.stored().dim() == 2)
-    return layer.attribute == "weight" and (linear or isinstance(layer.module, _CONVOLUTIONS))
-
-
 def _nodes_read(previous: Link | None, layer: Layer, size: int) -> int:
     """How many nodes a layer of ``size`` inputs reads."""
     if previous is None:
@@ -147,37 +146,13 @@ def _nodes_read(previous: Link | None, layer: Layer, size: int) -> int:
     outputs = len(previous.weight)
     # Channels come first, so a flattened channel's positions lie together. What a linear layer gives has its
     # features last: flattened, they would be interleaved.
-    flattened = isinstance(previous.layer.module, _CONVOLUTIONS) and not isinstance(
-        layer.module, _CONVOLUTIONS
-    )
+    flattened = previous.layer.is_convolution and not layer.is_convolution
     if size != outputs and not (flattened and size % outputs == 0):
         raise ValueError(
             f"layers: {layer.name!r} takes {size} inputs, which does not fit the {outputs} outputs of "
             f"{previous.layer.name!r} before it"
         )
     return outputs
-
-
-def _norms(model: nn.Module) -> dict[int, list[BatchNorm]]:
-    """The batch norms registered after each module with a weight matrix, before the next, by its id."""
-    holders = {id(layer.module) for layer in find_layers(model)}
-    found: dict[int, list[BatchNorm]] = {}
-    last = None
-    for module in model.modules():
-        if id(module) in holders:
-            last = id(module)
-        elif last is not None and isinstance(module, BatchNorm):
-            found.setdefault(last, []).append(module)
-    return found
-
-
-def _norm_of(layer: Layer, norms: Sequence[BatchNorm], outputs: int) -> BatchNorm | None:
-    if len(norms) > 1:
-        raise ValueError(
-            f"model: {len(norms)} batch norms are registered after layer {layer.name!r} and before the next, "
-            "so that it is not known which of them it feeds"
-        )
-    return next((norm for norm in norms if norm.num_features == outputs), None)
 
 
 def nodes_of(chain: Sequence[Link]) -> dict[str, slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 import os
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 
 from .files import read_arrays, write_arrays
 from .layers import find_layer
+from .plain_model import plain_copy
+from .sharded import require_whole
 
 CRITERIA = ("loss", "loss_and_accuracy", "balanced")
 
@@ -112,23 +113,22 @@ class Circuit:
         """A copy of the model in which all other weights of the circuit's layers are zero.
 
         Args:
-            model: the one that the circuit was found in, or one like it. It is not changed.
+            model: the one that the circuit was found in, or one like it. It is not changed. The copy is in
+                its plainest form: without wrappers such as ``DistributedDataParallel`` and adapters, and
+                weights that the model computes (parametrised, pruned) are parameters.
 
         Raises:
-            ValueError: it lacks a layer, or its weight has another shape or is computed from others.
-            TypeError: it is no ``nn.Module``.
+            ValueError: it lacks a layer, or its weight has another shape or cannot be read.
+            TypeError: it is no ``nn.Module``, or a weight is spread over processes (``DTensor``).
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        masked = copy_model(model)
+        for name in self.masks:
+            require_whole(find_layer(model, name, "model").stored(), f"model: the weight of layer {name!r}")
+        masked = plain_copy(model)
         with torch.no_grad():
             for name, mask in self.masks.items():
-                layer = find_layer(masked, name, "model")
-                if layer.is_computed:
-                    raise ValueError(
-                        f"model: the weight of layer {name!r} must be a parameter, it is computed"
-                    )
-                weight = layer.stored()
+                weight = find_layer(masked, name, "model").stored()
                 if weight.shape != mask.shape:
                     raise ValueError(
                         f"model: the weight of layer {name!r} must have shape {tuple(mask.shape)}, "
@@ -158,16 +158,6 @@ class Circuit:
 def _count(mask: Tensor) -> int:
     # On a busy machine PyTorch's threads wait for each other for longer than NumPy's one counts.
     return int(np.count_nonzero(mask.numpy()))
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model that keeps what it has computed, such as pruned weights or activations.
-
-    PyTorch refuses to copy tensors with a record for gradients; what modules keep of them is copied without.
-    """
-    kept = (value for module in model.modules() for value in vars(module).values())
-    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def save_circuits(path: str | os.PathLike[str], circuits: Iterable[Circuit]) -> None:

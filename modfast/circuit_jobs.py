@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from .circuit_walk import Walk
 from .layers import linear_layers, match_layers
 from .library import BACKEND
 from .reference.circuits import PlainWalk
-from .tail import read_tail
+from .tail import Tail, read_tail
 
 METHODS = ("compiled", "reference")
 
@@ -29,8 +30,6 @@ METHODS = ("compiled", "reference")
 _WALKS_ON_GPU = 64
 
 _SECONDS_BETWEEN_PROGRESS = 0.1
-
-_READING = threading.Lock()
 
 
 class Job:
@@ -89,9 +88,29 @@ class Job:
             return first.device
         return torch.device("cpu")
 
-    def run(self, threads: int, progress: Progress) -> Circuit:
+    def read(self, progress: Progress) -> Tail | PlainWalk:
+        """Run the model, in the caller's thread: there it can be interrupted at any time."""
+        # Whatever mode the caller is in: a walk changes what is made here in a thread that is in none.
+        with _running_the_model(), torch.inference_mode(False):
+            if self._method == "reference":
+                options = (self._names(), self._criterion, self._tolerance)
+                walk = PlainWalk(self._model, self._inputs, self.label, self._is_label, *options)
+                self._check_classes(walk.logits())
+                _ = walk.before  # which needs another forward pass
+                return walk
+            tail = read_tail(self._model, self._inputs, self._layers, before_batch=progress.tell)
+        self._check_classes(tail.logits)
+        self._tell_if_short(tail)
+        return tail
+
+    def run(self, read: Tail | PlainWalk, threads: int, progress: Progress) -> Circuit:
         """Walk from the first weight, or from where the checkpoint is, to the last."""
-        walk = self._start(threads, progress)
+        walk: Walk | PlainWalk
+        if isinstance(read, Tail):
+            options = (self._criterion, self._tolerance)
+            walk = Walk(read, self.label, self._is_label, *options, self.device, threads)
+        else:
+            walk = read
         if not math.isfinite(walk.before[0]):
             raise ValueError(f"model: its mean loss over inputs must be finite, got {walk.before[0]}")
         total = sum(mask.numel() for mask in walk.masks.values())
@@ -112,20 +131,16 @@ class Job:
             progress.add(count, total)
         return walk.circuit()
 
-    def _start(self, threads: int, progress: Progress) -> Walk | PlainWalk:
-        options = (self._criterion, self._tolerance)
-        if self._method == "compiled":
-            # One after the other, each with all threads: PyTorch's of several would wait for each other.
-            with _READING, _running_the_model():
-                tail = read_tail(self._model, self._inputs, self._layers, before_batch=progress.check)
-            self._check_classes(tail.logits)
-            return Walk(tail, self.label, self._is_label, *options, self.device, threads)
-        names = self._names()
-        with _running_the_model():
-            walk = PlainWalk(self._model, self._inputs, self.label, self._is_label, names, *options)
-            logits = walk.logits()
-        self._check_classes(logits)
-        return walk
+    def _tell_if_short(self, tail: Tail) -> None:
+        """Warn where only the last of several linear layers is walked along, and nobody asked for that."""
+        if self._layers is None and len(tail.layers) == 1 and len(linear_layers(self._model)) > 1:
+            warnings.warn(
+                f"only the last layer, {tail.layers[0].name!r}, is walked along: before it comes "
+                f"{tail.obstacle or 'nothing that PyTorch records for gradients'}. "
+                'method="reference" walks along all linear layers, a forward pass for each weight',
+                ShortTailWarning,
+                stacklevel=5,
+            )
 
     def _names(self) -> list[str]:
         """Of the layers that the reference prunes."""
@@ -136,17 +151,13 @@ class Job:
         if not found:
             raise ValueError(where)
         for layer in found:
-            if layer.attribute != "weight" or layer.is_computed:
-                raise ValueError(
-                    f"layers: {layer.name!r} must have a weight that is a parameter, not computed"
-                )
+            if layer.attribute != "weight" or layer.place is not None:
+                raise ValueError(f"layers: {layer.name!r} must be the weight of a layer of its own")
             if not layer.stored().detach().isfinite().all():
                 raise ValueError(f"layers: the weight of {layer.name!r} must be finite")
         return [layer.name for layer in found]
 
-    def _check_classes(self, logits: Any) -> None:
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"model must return a tensor of logits, got {type(logits).__name__}")
+    def _check_classes(self, logits: Tensor) -> None:
         if logits.dim() != 2 or len(logits) != len(self._inputs) or logits.shape[1] < 2:
             raise ValueError(
                 "model must give logits (n, classes) of at least two classes, "
@@ -160,6 +171,10 @@ class Job:
         options = {"label": self.label, "layers": list(masks), "method": self._method}
         options |= {"criterion": self._criterion, "tolerance": self._tolerance}
         return fingerprint(self._model, tensors, options)
+
+
+class ShortTailWarning(UserWarning):
+    """A circuit was found in the last layer only, though the model has more linear layers."""
 
 
 class _StoppedError(Exception):
@@ -206,30 +221,37 @@ def run_all(
     progress = Progress(len(jobs), tell)
     before = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-    def run(job: Job) -> Circuit:
+    def run(job: Job, read: Tail | PlainWalk) -> Circuit:
         if before is None:
-            return job.run(max(1, threads // at_once), progress)
+            return job.run(read, max(1, threads // at_once), progress)
         stream = torch.cuda.Stream(device)
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
-            return job.run(1, progress)
+            return job.run(read, 1, progress)
 
+    circuits: dict[Job, Circuit] = {}
+    walking: dict[Future[Circuit], Job] = {}
+    waiting = list(reversed(jobs))
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            futures = [pool.submit(run, job) for job in jobs]
-            waiting: set[Future[Circuit]] = set(futures)
-            while waiting:
-                ended, waiting = wait(waiting, _SECONDS_BETWEEN_PROGRESS, FIRST_COMPLETED)
+            while waiting or walking:
+                # The next one is read while others walk, but no more than can walk.
+                if waiting and len(walking) < at_once:
+                    job = waiting.pop()
+                    walking[pool.submit(run, job, job.read(progress))] = job
+                at_end = len(walking) == at_once or not waiting
+                ended, _ = wait(walking, _SECONDS_BETWEEN_PROGRESS if at_end else 0, FIRST_COMPLETED)
                 progress.tell()
                 for future in ended:
                     circuit = future.result()
+                    circuits[walking.pop(future)] = circuit
                     if on_circuit is not None:
                         on_circuit(circuit)
         except BaseException:
             progress.stopped = True
             pool.shutdown(cancel_futures=True)
             raise
-    return [future.result() for future in futures]
+    return [circuits[job] for job in jobs]
 
 
 @contextmanager

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 
 from . import reference, sharded
+from .autograd_graph import leaves_of
 from .energy import clusterability, enmeshment
-from .layers import Layer, linear_layers, match_layers, partitioned_layers
+from .layers import Choice, Layer, PartitionsByName, partitioned_layers
+from .loss_layers import chosen_layers, placed_partition
 from .operators import (
     accumulate_enmeshment_grad_,
     add_enmeshment_grad_,
     enmeshments,
     enmeshments_and_energies,
 )
-from .partition import Partition
+from .partition import Partition, pack_partitions, unpack_partitions
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -28,23 +32,42 @@ class EnmeshmentLoss(nn.Module):
 
     Args:
         module: the model. Its weights are looked up at each call, so it may be moved, sharded or
-            changed afterwards. It does not become a child of the loss.
+            changed afterwards. It does not become a child of the loss. Wrap it first (``torch.compile``, DDP,
+            FSDP, peft): a layer that is exchanged for another one later on is not noticed.
         partitions: the number of clusters (contiguous blocks for each layer, :meth:`Partition.blocks`), or
             a mapping from layer name (``"fc2"``) or parameter name (``"fc2.weight"``) to
             :class:`Partition`. A partition fits the weight as ``(out, in)``, however it is stored.
-        layers: names of layers or parameters, or globs of them (``"*.mlp.c_fc"``). By default the
-            mapping's layers, or, with a number of clusters, every ``nn.Linear``. Layers without a name of
-            their own (a bare ``nn.Linear`` as the model) have the name ``""``.
+        layers: which layers, by one or several of: names of layers or parameters, or globs of them
+            (``"*.mlp.c_fc"``); modules of the model, which stand for all layers in them; functions that get a
+            layer's name and its weight's shape and return whether it is meant. By default the mapping's
+            layers, or, with a number of clusters, every linear layer (``nn.Linear`` and ``transformers``'
+            ``Conv1D``), but none whose weight is also an embedding's. Layers without a name of their own (a
+            bare ``nn.Linear`` as the model) have the name ``""``.
+        exclude: layers to leave out of these, chosen in the same ways.
         reduction: ``"mean"`` or ``"sum"`` over layers, or ``"none"`` for one value each.
 
     Raises:
         ValueError: an unknown layer, a shape that does not fit, no layer selected, a layer without a
-            partition, one weight selected twice, or an unknown reduction.
+            partition, one weight selected twice, a weight that cannot be read (packed or quantised, for
+            example), or an unknown reduction.
         TypeError: ``module`` is no ``nn.Module``, or ``partitions`` neither a number nor a mapping.
 
-    Understands ``nn.Linear``, convolutions (transposed ones too), ``transformers``' ``Conv1D``, and any
-    parameter of two dimensions or more; ``DTensor`` parameters too, whose loss and gradient are those of the
-    whole weight on every process (partitions are of the whole weight; all processes call together).
+    The weight of a layer is what its forward pass multiplies by. Where it is computed, the gradient flows
+    into what it is computed from: through parametrizations, the hooks of ``torch.nn.utils.weight_norm``,
+    ``spectral_norm`` and ``prune``, and the LoRA adapters of peft. A parameter of three dimensions that is no
+    convolution's is a stack of matrices, each a layer: ``"experts.up_proj[3]"`` is one, ``"experts.up_proj"``
+    means all.
+
+    Names are the same whatever the model is wrapped in: those of wrappers (``module.``, ``_orig_mod.``,
+    ``base_model.model.`` and so on) are left out, and accepted where they are given. Convolutions
+    (transposed ones too) and any parameter of two dimensions, such as ``in_proj_weight`` of
+    ``nn.MultiheadAttention``, can be chosen by name. The loss and the gradient of ``DTensor`` parameters are
+    those of the whole weight on every process (partitions are of the whole weight; all processes call
+    together).
+
+    ``state_dict()`` holds the partitions, and ``load_state_dict`` restores them. A pickled loss holds its
+    partitions, but no weights and no model: :meth:`attach` gives it one.
+
     Source: arXiv 2409.15747, where 0.7 times this is added to the cross-entropy.
 
     Example:
@@ -60,8 +83,10 @@ class EnmeshmentLoss(nn.Module):
         self,
         module: nn.Module,
         partitions: int | Mapping[str, Partition],
-        layers: Sequence[str] | str | None = None,
+        layers: Sequence[Choice] | Choice | None = None,
         reduction: str = "mean",
+        *,
+        exclude: Sequence[Choice] | Choice | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -73,53 +98,91 @@ class EnmeshmentLoss(nn.Module):
                 f"partitions must be a number of clusters or a mapping of names to Partition, "
                 f"got {type(partitions).__name__}"
             )
-        by_name = isinstance(partitions, Mapping)
-        given = dict(partitioned_layers(module, partitions)) if isinstance(partitions, Mapping) else {}
-        if layers is not None:
-            chosen = match_layers(module, layers)
-        else:
-            chosen = list(given) if by_name else linear_layers(module)
-        if not chosen:
-            raise ValueError(
-                f"partitions: nothing selected by {partitions!r}"
-                if by_name and layers is None
-                else f"layers: nothing selected by {layers!r}; by default every nn.Linear is"
-            )
-
         self.reduction = reduction
+        self._set_layers(chosen_layers(module, partitions, layers, exclude))
+
+    def _set_layers(self, chosen: Sequence[tuple[Layer, Partition]]) -> None:
         # In a list, since a registered child would put the model's weights into this loss's parameters.
-        self._layers: list[Layer] = chosen
-        self._partitions: list[Partition] = []
+        self._attached: list[Layer] | None = [layer for layer, _ in chosen]
+        self._names = [layer.name for layer, _ in chosen]
+        self._partitions = [placed_partition(*each) for each in chosen]
         self._pieces: dict[int, tuple[object, sharded.Piece]] = {}
-        seen: dict[object, str] = {}
-        for layer in chosen:
-            stored = layer.stored()
-            if layer.identity in seen:
-                raise ValueError(f"layers: {layer.name!r} and {seen[layer.identity]!r} are one tied weight")
-            seen[layer.identity] = layer.name
-            if isinstance(partitions, int):
-                try:
-                    partition = Partition.blocks(layer.oriented(stored).shape, partitions)
-                except ValueError as error:
-                    raise ValueError(f"partitions: layer {layer.name!r}: {error}") from error
-            elif layer in given:
-                partition = given[layer]
-            else:
-                raise ValueError(f"partitions: no partition for layer {layer.name!r}")
-            # A model on the meta device is materialised later, on a device not known yet.
-            self._partitions.append(partition if stored.is_meta else partition.to(stored.device))
+
+    def attach(self, module: nn.Module) -> EnmeshmentLoss:
+        """Give the loss the layers of the same names of another model, and return it.
+
+        Args:
+            module: the model, wrapped or not. A pickled loss needs this before it can be used.
+
+        Raises:
+            ValueError: a layer is missing, or has another shape.
+
+        Example:
+            >>> import pickle
+            >>> model = nn.Linear(8, 8)
+            >>> loss = pickle.loads(pickle.dumps(EnmeshmentLoss(model, 2))).attach(model)
+            >>> list(loss.partitions)
+            ['']
+        """
+        chosen = {layer.name: (layer, each) for layer, each in partitioned_layers(module, self.partitions)}
+        self._set_layers([chosen[name] for name in self._names])
+        return self
+
+    @property
+    def _layers(self) -> list[Layer]:
+        if self._attached is None:
+            raise RuntimeError(
+                "this loss was pickled, which keeps no model: give it one by loss.attach(model)"
+            )
+        return self._attached
 
     @property
     def partitions(self) -> dict[str, Partition]:
-        """Each chosen layer's partition, by name."""
-        return {
-            layer.name: partition for layer, partition in zip(self._layers, self._partitions, strict=True)
-        }
+        """Each chosen layer's partition, by canonical name.
+
+        Looking one up, any other name of the layer will do, and that of a stack whose matrices all have the
+        same.
+        """
+        return PartitionsByName(zip(self._names, self._partitions, strict=True))
+
+    def get_extra_state(self) -> Tensor:
+        """The partitions, for ``state_dict()``: int64, 1-D, its length fixed by the layers."""
+        return pack_partitions(self.partitions)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore partitions of the same layers, for ``load_state_dict``.
+
+        Raises:
+            ValueError: they are of other layers or shapes, or ``state`` is no packed partitions.
+        """
+        found, own = unpack_partitions(state), self.partitions
+        if set(found) != set(own):
+            raise ValueError(
+                f"state: the partitions are of the layers {sorted(found)}, the loss has {sorted(own)}"
+            )
+        for name, partition in found.items():
+            if partition.shape != own[name].shape:
+                raise ValueError(
+                    f"state: the partition of layer {name!r} has shape {partition.shape}, "
+                    f"not {own[name].shape}"
+                )
+        self._partitions = [found[name].to(own[name].device) for name in self._names]
+        self._pieces = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attached": None, "_pieces": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnmeshmentLoss:
+        # Unlike a pickled one, a copy belongs to the model that is copied with it.
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_pieces": {}}, memo))
+        return copied
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """Each chosen layer's weight as ``(out, in, *kernel)``, detached, by name."""
-        return {layer.name: layer.oriented(layer.stored()).detach() for layer in self._layers}
+        return {layer.name: layer.weight().detach() for layer in self._layers}
 
     def _reduce(self, losses: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """In float64 if any weight is, else in float32, as for a single weight."""
@@ -132,15 +195,19 @@ class EnmeshmentLoss(nn.Module):
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
         stored = [layer.stored() for layer in self._layers]
+        return self._reduce(self._losses(stored, range(len(stored))), stored)
+
+    def _losses(self, stored: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
+        """The losses of some layers in their order, float64, given the tensors that hold all weights."""
         parts, places = [], []
-        for members in _groups(stored, range(len(stored))):
+        for members in _groups(stored, indices):
             if sharded.is_sharded(stored[members[0]]):
                 parts.append(self._sharded(stored, members))
             else:
                 labels = self._labels(stored[members[0]].device, members)
                 parts.append(enmeshments([self._layers[i].oriented(stored[i]) for i in members], *labels))
             places += members
-        return self._reduce(_in_order(parts, places), stored)
+        return _in_order(parts, places)
 
     def _labels(
         self, device: torch.device, members: Sequence[int]
@@ -156,6 +223,11 @@ class EnmeshmentLoss(nn.Module):
 
     def _piece(self, index: int, stored: Any) -> sharded.Piece:
         """What this process holds of a ``DTensor``, as (out, in); kept, since placements seldom change."""
+        if self._layers[index].place is not None:
+            raise TypeError(
+                f"layer {self._names[index]!r} is one of a stack that is spread over processes "
+                "(DTensor), which is not supported: take the enmeshment of its full_tensor()"
+            )
         key = (stored.device_mesh, stored.placements, stored.device)
         if index not in self._pieces or self._pieces[index][0] != key:
             partition, transposed = self._partitions[index], self._layers[index].stored_transposed
@@ -182,23 +254,31 @@ class EnmeshmentLoss(nn.Module):
         groups = tuple(piece.group for piece in pieces)
         return enmeshments(own, *self._piece_labels(pieces, members), groups)
 
-    def accumulate_grad_(self, scale: float) -> Tensor:
+    def accumulate_grad_(self, scale: float, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
 
         One fused pass over all layers, in place of ``(scale * loss()).backward()``, with the same result
-        up to rounding. A ``.grad`` that is absent is made; weights that do not require a gradient
-        count in the loss and get none. With ``reduction="none"`` the gradient is that of the sum.
+        up to rounding. A ``.grad`` that is absent is made, of the weight's ``grad_dtype``; weights that do
+        not require a gradient count in the loss and get none. Where a weight is computed, its gradient is
+        carried on by autograd to the parameters that it is computed from. With ``reduction="none"`` the
+        gradient is that of the sum.
+
+        Call it once per optimiser step, not once per micro-batch: right before ``optimizer.step()``, after
+        gradients were unscaled and clipped. (Clipping afterwards would clip this gradient as well.) Gradients
+        that are still scaled by a ``GradScaler`` need ``scaler``.
 
         Args:
             scale: the factor of the loss, lambda in the paper.
+            scaler: the ``GradScaler`` by which the gradients are scaled now; this one is scaled along, at the
+                price of waiting for the device once. None after ``scaler.unscale_(optimizer)``.
 
         Returns:
             The loss itself (not times ``scale``), as :meth:`forward` gives it, detached.
 
         Raises:
-            TypeError: ``scale`` is no real number.
-            RuntimeError: a chosen weight is computed (parametrised), so that it has no ``.grad``; or
-                gradients share memory.
+            TypeError: ``scale`` is no real number, or ``scaler`` no ``GradScaler``.
+            ValueError: ``scaler`` has unscaled the gradients already.
+            RuntimeError: gradients share memory.
 
         Example:
             >>> model = nn.Linear(8, 8)
@@ -211,45 +291,71 @@ class EnmeshmentLoss(nn.Module):
         if not isinstance(given, (float, int, Real, Tensor)):  # the usual first: Real takes longer to ask
             raise TypeError(f"scale must be a real number, got {type(given).__name__}")
         factor = float(given)
+        if scaler is not None:
+            factor *= _scale_of(scaler)
         if self.reduction == "mean":
             factor /= len(self._layers)
         with torch.enable_grad():  # without it a computed weight would pass for a frozen one
             stored = [layer.stored() for layer in self._layers]
-        for layer, weight in zip(self._layers, stored, strict=True):
-            if not weight.is_leaf:
-                raise RuntimeError(
-                    f"layer {layer.name!r} has a computed weight without .grad: "
-                    "use (scale * loss()).backward()"
-                )
-        wanted = [index for index, weight in enumerate(stored) if weight.requires_grad]
+        frozen = [index for index, weight in enumerate(stored) if not weight.requires_grad]
+        computed = [index for index, weight in enumerate(stored) if not weight.is_leaf]
+        wanted = [index for index, weight in enumerate(stored) if weight.requires_grad and weight.is_leaf]
+        parts, places = [], []
+        if computed:
+            parts.append(self._accumulate_computed(computed, stored, factor))
+            places += computed
         with torch.no_grad():
-            parts, places = [], []
             for members in _groups(stored, wanted):
                 parts.append(self._accumulate(members, [stored[i] for i in members], factor))
                 places += members
-            for index, weight in enumerate(stored):
-                if not weight.requires_grad:
-                    oriented = self._layers[index].oriented(weight)
-                    parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
-                    places.append(index)
+            for index in frozen:
+                oriented = self._layers[index].oriented(stored[index])
+                parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
+                places.append(index)
             return self._reduce(_in_order(parts, places), stored)
+
+    def _accumulate_computed(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
+        """The same for computed weights, by autograd: float64, (members,)."""
+        with torch.enable_grad():
+            losses = self._losses(stored, members)
+        leaves = leaves_of(losses)
+        # Not by backward(), which would run the hooks of DistributedDataParallel out of turn.
+        found = torch.autograd.grad(losses, leaves, torch.full_like(losses, factor), allow_unused=True)
+        with torch.no_grad():
+            for leaf, grad in zip(leaves, found, strict=True):
+                if grad is not None:
+                    _grad_of(leaf).add_(grad)
+        return losses.detach()
 
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
         """One pass over the weights of the layers ``members``, all of one group: float64, (members,)."""
-        stored_grads = []
-        for weight in stored:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            stored_grads.append(weight.grad)
+        grads = [_grad_of(weight) for weight in stored]
+        # A gradient of another dtype than its weight's (``grad_dtype``) is computed in one that holds both.
+        dtypes = [
+            torch.promote_types(*pair) for pair in zip(map(_dtype, stored), map(_dtype, grads), strict=True)
+        ]
+        weights = [weight.to(dtype) for weight, dtype in zip(stored, dtypes, strict=True)]
+        targets = [
+            grad if grad.dtype == dtype else torch.zeros_like(grad, dtype=dtype)
+            for grad, dtype in zip(grads, dtypes, strict=True)
+        ]
         if sharded.is_sharded(stored[0]):
-            losses = self._accumulate_sharded(members, stored, stored_grads, factor)
+            losses = self._accumulate_sharded(members, weights, targets, factor)
         else:
             layers = [self._layers[i] for i in members]
-            weights = [layer.oriented(weight) for layer, weight in zip(layers, stored, strict=True)]
-            grads = [layer.oriented(grad) for layer, grad in zip(layers, stored_grads, strict=True)]
             rows, cols, counts = self._labels(stored[0].device, members)
-            losses = accumulate_enmeshment_grad_(weights, grads, rows, cols, counts, factor)
-        torch.autograd.graph.increment_version(stored_grads)
+            losses = accumulate_enmeshment_grad_(
+                [layer.oriented(weight) for layer, weight in zip(layers, weights, strict=True)],
+                [layer.oriented(target) for layer, target in zip(layers, targets, strict=True)],
+                rows,
+                cols,
+                counts,
+                factor,
+            )
+        for grad, target in zip(grads, targets, strict=True):
+            if target is not grad:
+                grad.add_(target)
+        torch.autograd.graph.increment_version(grads)
         return losses
 
     def _accumulate_sharded(
@@ -276,14 +382,38 @@ class EnmeshmentLoss(nn.Module):
     def clusterability(self) -> dict[str, float]:
         """Each chosen layer's clusterability ``1 - E``, by name."""
         return {
-            layer.name: float(clusterability(layer.oriented(layer.stored()), partition))
+            layer.name: float(clusterability(layer.weight(), partition))
             for layer, partition in zip(self._layers, self._partitions, strict=True)
         }
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        names = ", ".join(layer.name for layer in self._layers)
+        names = ", ".join(self._names)
         return f"layers=[{names}], reduction={self.reduction!r}"
+
+
+def _scale_of(scaler: torch.amp.GradScaler) -> float:
+    """By how much a ``GradScaler`` has scaled the gradients."""
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler or None, got {type(scaler).__name__}")
+    if any(state["stage"] is OptState.UNSCALED for state in scaler._per_optimizer_states.values()):
+        raise ValueError(
+            "scaler has unscaled gradients already: leave it out after scaler.unscale_(optimizer)"
+        )
+    return float(scaler.get_scale())
+
+
+def _grad_of(weight: Tensor) -> Tensor:
+    """The weight's ``.grad``, made of zeros if it is absent."""
+    if weight.grad is None:
+        # None stands for a gradient of any dtype; PyTorch before 2.10 knows the weight's only.
+        dtype = getattr(weight, "grad_dtype", None) or weight.dtype
+        weight.grad = torch.zeros_like(weight, dtype=dtype)
+    return weight.grad
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype
 
 
 def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .chain import find_chain, graph_of, nodes_of
-from .layers import find_layer
+from .layers import find_layer, replaced_weights
 from .partition import Labels, Partition, _labels
+from .running import call_model, logits_of, preserved, split_batch
+from .sharded import require_whole
 
 
-def network_graph(model: nn.Module, layers: Sequence[str] | str | None = None) -> Tensor:
+def network_graph(
+    model: nn.Module, layers: Sequence[str] | str | None = None, example_inputs: Any = None
+) -> Tensor:
     """The whole network as one sparse undirected graph.
 
     The nodes are the inputs of the first layer, then the outputs of each layer in order: the neurons of a
@@ -22,25 +27,37 @@ def network_graph(model: nn.Module, layers: Sequence[str] | str | None = None) -
     kernel's positions are summed. Where a convolution's channels are flattened for a linear layer, a
     channel's positions are summed as well. Zero weights tie nothing and are not stored.
 
-    The layers are taken for a chain, each reading the one before: PyTorch does not say how a model joins its
-    layers. A batch norm registered after a layer and before the next, with as many features as the layer has
-    outputs, is folded in: it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. Biases,
-    activations, other normalisations and skip connections are left out.
+    The layers have to be a chain, each reading what the one before puts out, and PyTorch does not say how a
+    model joins its layers. So a model is taken without more where its order is beyond doubt: if it is an
+    ``nn.Sequential`` of layers and of modules that keep units in their places (activations, pooling, dropout,
+    normalisation, ``nn.Flatten``). For any other give ``example_inputs``: the model is run once, and has to
+    be such a chain, without skip connections, branches or layers that are used twice. Or give ``layers``: the
+    chain that is meant is then your word, whatever else the model does.
+
+    A batch norm that follows a layer before the next, with as many features as the layer has outputs, is
+    folded in: it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. With ``layers`` it is
+    known to follow where both are in one ``nn.Sequential``, or from ``example_inputs``. Biases, activations
+    and other normalisations are left out.
 
     Args:
         model: the network. ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` (grouped ones too)
-            and ``transformers``' ``Conv1D`` are its layers.
-        layers: names of layers or parameters, or globs of them (``"features.*"``), in the order of the
-            chain; the layers of one glob in the model's order. By default every layer in the model's order.
+            and ``transformers``' ``Conv1D`` are its layers. It is not changed.
+        layers: names of layers or parameters in the order of the chain. A glob (``"features.*"``) may stand
+            for the layers of one ``nn.Sequential``.
+        example_inputs: what the model takes: a tensor, a tuple of positional arguments, or a mapping of
+            keyword arguments.
 
     Returns:
         ``torch.sparse_csr``, ``(n, n)``, symmetric, not negative; float64 if a weight is, else float32;
         int64 indices; on the device of the first layer. :func:`network_nodes` tells which node is which.
 
     Raises:
-        ValueError: the model has no layer, ``layers`` names none or one of another kind, a layer does not
-            fit the one before it, several batch norms follow one layer, or a weight is empty or not finite.
-        TypeError: ``model`` is no ``nn.Module``.
+        ValueError: the model has no layer, or it is not known in which order its layers run (the message says
+            what to give); ``layers`` names none or one of another kind; a layer does not fit the one before
+            it; it is not known whether a batch norm follows a layer, or several do; a weight is empty, not
+            finite, or cannot be read.
+        TypeError: ``model`` is no ``nn.Module``, returns no tensor for ``example_inputs``, or a weight is
+            spread over processes (``DTensor``).
 
     Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
 
@@ -54,15 +71,18 @@ def network_graph(model: nn.Module, layers: Sequence[str] | str | None = None) -
                 [3., 4., 0., 5.],
                 [0., 0., 5., 0.]])
     """
-    return graph_of(find_chain(model, layers))
+    return graph_of(find_chain(model, layers, example_inputs))
 
 
-def network_nodes(model: nn.Module, layers: Sequence[str] | str | None = None) -> dict[str, slice]:
+def network_nodes(
+    model: nn.Module, layers: Sequence[str] | str | None = None, example_inputs: Any = None
+) -> dict[str, slice]:
     """Where in :func:`network_graph` each layer's outputs lie.
 
     Args:
         model: as there.
         layers: as there.
+        example_inputs: as there.
 
     Returns:
         Layer name to nodes, in the graph's order; first of all ``".input"``, the inputs of the first layer
@@ -75,11 +95,14 @@ def network_nodes(model: nn.Module, layers: Sequence[str] | str | None = None) -
         >>> network_nodes(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
         {'.input': slice(0, 2, None), '0': slice(2, 5, None), '2': slice(5, 6, None)}
     """
-    return nodes_of(find_chain(model, layers))
+    return nodes_of(find_chain(model, layers, example_inputs))
 
 
 def network_partitions(
-    model: nn.Module, labels: Labels, layers: Sequence[str] | str | None = None
+    model: nn.Module,
+    labels: Labels,
+    layers: Sequence[str] | str | None = None,
+    example_inputs: Any = None,
 ) -> dict[str, Partition]:
     """The partition of each layer's weight, from clusters of the whole network.
 
@@ -88,6 +111,7 @@ def network_partitions(
         labels: the cluster of each node of that graph: integers, -1 for "in no cluster". A tensor, list or
             numpy array.
         layers: as for :func:`network_graph`.
+        example_inputs: as for :func:`network_graph`.
 
     Returns:
         Layer name to :class:`Partition`, as :class:`EnmeshmentLoss` and :func:`save_partitions` take it. All
@@ -104,7 +128,7 @@ def network_partitions(
         >>> partitions["2"].row_labels, partitions["2"].col_labels
         (tensor([1]), tensor([0, 1]))
     """
-    chain = find_chain(model, layers)
+    chain = find_chain(model, layers, example_inputs)
     nodes = nodes_of(chain)
     total = list(nodes.values())[-1].stop
     given = _labels("labels", labels, 2**31 - 2)
@@ -124,31 +148,36 @@ def network_partitions(
 def gradient_affinity(
     model: nn.Module,
     layer: str,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Any],
     loss: Callable[[Any, Any], Tensor],
 ) -> Tensor:
     """How much a loss, over batches, depends on each weight of a layer: ``|sum of dL/dW|``.
 
     A similarity of rows and columns for ``spectral_cocluster(..., affinity="given")``, in place of ``|W|``.
 
-    The model runs as it is, in training or evaluation mode, and is left as it was: no ``.grad`` and no
-    ``requires_grad`` changes. The weight may be frozen. Nothing is moved to another device.
+    The model runs as it is, in training or evaluation mode, and is left as it was: no ``.grad``, no
+    ``requires_grad`` and no buffer (running statistics, for example) changes. The weight may be frozen, and
+    it may be computed: it is what the layer's forward pass multiplies by. Nothing is moved to another device.
 
     Args:
-        model: is called as ``model(inputs)``.
+        model: is called with the inputs of a batch.
         layer: the name of the layer (``"fc2"``) or of its weight (``"fc2.weight"``).
-        batches: pairs ``(inputs, targets)``, on the model's device: a ``DataLoader``, for example.
+        batches: pairs ``(inputs, targets)``, on the model's device: a ``DataLoader`` or a generator, for
+            example. Inputs are a tensor, a tuple of positional arguments, or a mapping of keyword
+            arguments. A mapping with the key ``"labels"`` is a batch as well, with these as its targets.
         loss: is called as ``loss(outputs, targets)`` and returns a scalar, as
-            ``torch.nn.functional.cross_entropy`` does.
+            ``torch.nn.functional.cross_entropy`` does. ``outputs`` is what the model returns; only PyTorch's
+            own losses get its ``.logits``, where it is an object that has them (transformers).
 
     Returns:
         ``(out, in, *kernel)``, also where the weight is stored transposed; float64 for a float64 weight, else
         float32; on the weight's device, detached.
 
     Raises:
-        ValueError: no such layer, or one whose weight is computed (parametrised); no batches; the loss is
-            no scalar, does not depend on the layer, or its gradient is NaN or infinite.
-        TypeError: ``model`` is no ``nn.Module``; an element of ``batches`` is no pair.
+        ValueError: no such layer, or one whose weight cannot be read; no batches; the loss is no scalar, does
+            not depend on the layer, or its gradient is NaN or infinite.
+        TypeError: ``model`` is no ``nn.Module``; an element of ``batches`` is of another kind; the weight is
+            spread over processes (``DTensor``).
 
     Source: arXiv 2409.15747 and 2502.02470, whose similarities are this one and ``|W|``.
 
@@ -161,33 +190,36 @@ def gradient_affinity(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     chosen = find_layer(model, layer, "layer")
-    if chosen.attribute not in chosen.module._parameters:
-        raise ValueError(
-            f"layer: {layer!r} has a computed (parametrised) weight, which no gradient is kept of"
-        )
-    # It takes the parameter's place, so that a frozen one has a gradient too, and no .grad is touched.
-    weight = chosen.stored().detach().requires_grad_()
+    stored = chosen.stored()
+    require_whole(stored, f"model: the weight of layer {chosen.name!r}")
+    # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
+    weight = chosen.oriented(stored.detach()).requires_grad_()
     total = torch.zeros_like(
         weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
     )
     count = 0
     for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError(f"batches must hold pairs (inputs, targets), got {type(batch).__name__}")
-        inputs, targets = batch
-        with torch.enable_grad():
-            outputs = torch.func.functional_call(model, {chosen.parameter_name: weight}, (inputs,))
-            value = loss(outputs, targets)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"loss must return a scalar tensor, got {given}")
-        gradient = torch.autograd.grad(value, weight, allow_unused=True)[0] if value.requires_grad else None
-        if gradient is None:
+        inputs, targets = split_batch(batch, "batches")
+        with preserved(model), replaced_weights(model, {chosen: weight}), torch.enable_grad():
+            outputs = call_model(model, inputs)
+            value = loss(logits_of(outputs) if _is_loss_of_pytorch(loss) else outputs, targets)
+            if not isinstance(value, Tensor) or value.dim() != 0:
+                given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"loss must return a scalar tensor, got {given}")
+            found = torch.autograd.grad(value, weight, allow_unused=True)[0] if value.requires_grad else None
+        if found is None:
             raise ValueError(f"loss does not depend on the weight of layer {layer!r}")
-        total += gradient
+        total += found
         count += 1
     if count == 0:
         raise ValueError("batches holds no batch")
     if not total.isfinite().all():
         raise ValueError(f"the gradient of the loss in layer {layer!r} must be finite, got NaN or infinity")
-    return chosen.oriented(total).abs()
+    return total.abs()
+
+
+def _is_loss_of_pytorch(loss: object) -> bool:
+    """Whether it is a loss that can take nothing but tensors."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return isinstance(loss, nn.modules.loss._Loss) or getattr(loss, "__module__", "") == "torch.nn.functional"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -214,6 +215,63 @@ class Partition:
 
     def _order(self, labels: Tensor) -> Tensor:
         return torch.where(labels < 0, self.num_clusters, labels).argsort(stable=True)
+
+
+# A Partition in a checkpoint, such as Lightning's hyperparameters, is loaded by
+# torch.load(weights_only=True).
+torch.serialization.add_safe_globals([Partition])
+
+_PACKED_FORMAT = 1
+
+
+def pack_partitions(mapping: Mapping[str, Partition]) -> Tensor:
+    """Partitions by name as one int64 tensor on the CPU, of a length that names and shapes decide.
+
+    So it is part of a ``state_dict`` that any format for tensors can hold.
+
+    Example:
+        >>> unpack_partitions(pack_partitions({"fc2": Partition.blocks((64, 64), 4)}))
+        {'fc2': Partition(shape=(64, 64), num_clusters=4)}
+    """
+    parts = [torch.tensor([_PACKED_FORMAT, len(mapping)], device="cpu")]
+    for name, partition in mapping.items():
+        encoded = list(name.encode())
+        parts.append(
+            torch.tensor([len(encoded), *partition.shape, partition.num_clusters, *encoded], device="cpu")
+        )
+        parts += [partition.row_labels.cpu(), partition.col_labels.cpu()]
+    return torch.cat(parts)
+
+
+def unpack_partitions(packed: Tensor) -> dict[str, Partition]:
+    """The inverse of :func:`pack_partitions`.
+
+    Raises:
+        ValueError: ``packed`` is something else.
+    """
+    problem = "packed must be partitions as modfast packs them"
+    if not isinstance(packed, Tensor) or packed.dtype != torch.int64 or packed.dim() != 1 or len(packed) < 2:
+        raise ValueError(f"{problem}, got {reprlib.repr(packed)}")
+    numbers = packed.detach().cpu()
+    version, count = numbers[:2].tolist()
+    if version != _PACKED_FORMAT:
+        raise ValueError(f"{problem}, got format {version}")
+    mapping: dict[str, Partition] = {}
+    place = 2
+    for _ in range(count):
+        head = numbers[place : place + 4].tolist()
+        if len(head) < 4 or min(head) < 0 or place + 4 + sum(head[:3]) > len(numbers):
+            raise ValueError(f"{problem}, got a tensor that is cut off or damaged")
+        name_length, rows, cols, num_clusters = head
+        sizes = [name_length, rows, cols]
+        encoded, row_labels, col_labels = numbers[place + 4 : place + 4 + sum(sizes)].split(sizes)
+        try:
+            name = bytes(encoded.tolist()).decode()
+        except ValueError as error:
+            raise ValueError(f"{problem}, got a damaged name ({error})") from error
+        mapping[name] = Partition(row_labels, col_labels, num_clusters)
+        place += 4 + sum(sizes)
+    return mapping
 
 
 _FORMAT = "modfast partitions 1"

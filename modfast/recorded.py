@@ -5,19 +5,13 @@ Modules and functions, in place or not, are the same there, and whatever else to
 
 from __future__ import annotations
 
-import re
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from .autograd_graph import Node, count_uses, nodes_before, operation_name, parameter_of
 from .layers import Layer
-
-# An operation with its inputs: PyTorch gives its kinds no useful type.
-_Node: TypeAlias = Any
 
 # Operations by PyTorch's names for them.
 _ACTIVATIONS = {
@@ -55,19 +49,6 @@ class Step(NamedTuple):
     values: Tensor
 
 
-class Unhidden(TorchFunctionMode):
-    """Inside, PyTorch records also what a model hides by ``detach`` or ``no_grad``. No value changes."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.detach:
-            return args[0]
-        if func is torch._C._set_grad_enabled:
-            return func(True)
-        return func(*args, **(kwargs or {}))
-
-
 def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[Step], str]:
     """The linear layers that logits come from, with one activation at most between two of them.
 
@@ -79,12 +60,12 @@ def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[S
         The layers, from the first to the last, as far back as there is nothing else; and, in words, what then
         comes, or "" if nothing does.
     """
-    uses = _count_uses(logits.grad_fn)
+    uses = count_uses(logits.grad_fn)
     steps: list[Step] = []
     activation = Activation()
-    node: _Node = logits.grad_fn
+    node: Node = logits.grad_fn
     while node is not None:
-        operation = _operation(node)
+        operation = operation_name(node)
         # Logits may be rounded to another dtype; what a layer reads may not.
         if operation in _RESHAPES or (operation == "ToCopy" and not steps):
             node = node.next_functions[0][0]
@@ -104,18 +85,18 @@ def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[S
 
 
 def _linear_step(
-    node: _Node, activation: Activation, layers: Mapping[object, Layer], uses: Mapping[int, int], rows: int
+    node: Node, activation: Activation, layers: Mapping[object, Layer], uses: Mapping[int, int], rows: int
 ) -> Step | str:
     """The linear layer that a matrix product is, or why it is none that counts."""
     *bias_node, _, weight_node = (parent for parent, _ in node.next_functions)
-    turned = weight_node is not None and _operation(weight_node) == "T"
-    weight = _parameter(weight_node.next_functions[0][0]) if turned else None
-    layer = layers.get(id(weight))
+    turned = weight_node is not None and operation_name(weight_node) == "T"
+    weight = parameter_of(weight_node.next_functions[0][0]) if turned else None
+    layer = layers.get((id(weight), None))
     if weight is None or layer is None:
         return "a product with a matrix that is no layer's weight, or is computed from it"
     if uses[id(weight)] > 1:
         return f"layer {layer.name!r}, whose weight is used {uses[id(weight)]} times"
-    bias = _parameter(bias_node[0]) if bias_node else None
+    bias = parameter_of(bias_node[0]) if bias_node else None
     if bias_node and (
         bias is None or bias.shape != weight.shape[:1] or (node._saved_alpha, node._saved_beta) != (1, 1)
     ):
@@ -129,42 +110,13 @@ def _linear_step(
     return Step(layer, bias, activation, values.detach())
 
 
-def _operation(node: _Node) -> str:
-    """An operation's name, such as ``"Relu"``."""
-    return re.sub(r"Backward\d+$", "", node.name()).removeprefix("torch::autograd::")
-
-
-def _activation(operation: str, node: _Node) -> Activation:
+def _activation(operation: str, node: Node) -> Activation:
     if operation == "Gelu" and node._saved_approximate == "tanh":
         return Activation("gelu_tanh")
     return Activation(_ACTIVATIONS[operation], float(getattr(node, "_saved_negative_slope", 0.0)))
 
 
-def _parameter(node: _Node) -> Tensor | None:
-    """The parameter, if it is one that a node stands for."""
-    return node.variable if node is not None and _operation(node) == "AccumulateGrad" else None
-
-
-def _nodes(start: _Node) -> Iterator[_Node]:
-    """An operation and all that lead to it, the nearest first."""
-    waiting = deque([] if start is None else [start])
-    seen = set(waiting)
-    while waiting:
-        node = waiting.popleft()
-        yield node
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                waiting.append(parent)
-
-
-def _count_uses(start: _Node) -> Counter[int]:
-    """How many operations read each parameter, by its ``id``."""
-    parents = (parent for node in _nodes(start) for parent, _ in node.next_functions)
-    return Counter(id(parameter) for parameter in map(_parameter, parents) if parameter is not None)
-
-
-def _place(node: _Node, layers: Mapping[object, Layer]) -> str:
+def _place(node: Node, layers: Mapping[object, Layer]) -> str:
     """Where an operation is, in words: the layer whose weight is nearest to it."""
-    found = (layers.get(id(_parameter(each))) for each in _nodes(node))
+    found = (layers.get((id(parameter_of(each)), None)) for each in nodes_before(node))
     return next((f" at or after layer {layer.name!r}" for layer in found if layer is not None), "")

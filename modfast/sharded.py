@@ -22,6 +22,19 @@ def is_sharded(weight: object) -> bool:
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
 
 
+def require_whole(tensor: object, name: str) -> None:
+    """Raises for a ``DTensor`` where only a whole tensor serves.
+
+    Raises:
+        TypeError: it is one; the message calls it ``name``.
+    """
+    if is_sharded(tensor):
+        raise TypeError(
+            f"{name} must be a whole tensor, got a DTensor, which is spread over processes: gather it first, "
+            "by full_tensor() on all of them"
+        )
+
+
 class Group(NamedTuple):
     """The processes that hold the pieces of a weight: some dimensions of a mesh."""
 

@@ -43,6 +43,7 @@ def shuffle_test(
     num_shuffles: int,
     *,
     layers: Sequence[str] | str | None = None,
+    example_inputs: Any = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
@@ -60,6 +61,7 @@ def shuffle_test(
         num_shuffles: how many shuffled networks, at least 2. The p-value is at least
             ``1 / (1 + num_shuffles)``.
         layers: as for :func:`network_graph`.
+        example_inputs: as for :func:`network_graph`.
         seed: of the shuffles, each of which has its own random numbers, and of each clustering.
         progress: called as ``progress(done, num_shuffles)`` after each shuffled network.
         workers: how many networks are clustered at the same time, each by one thread: as many as PyTorch has
@@ -98,7 +100,7 @@ def shuffle_test(
             f"shuffle_test takes of spectral_cluster's options n_init, tol, max_iter, got {unknown}"
         )
     threads = torch.get_num_threads() if workers is None else _positive_integer("workers", workers)
-    chain = find_chain(model, layers)
+    chain = find_chain(model, layers, example_inputs)
     graph = graph_of(chain)
 
     def cut(graph: Tensor) -> float:

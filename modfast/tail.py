@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .circuit import copy_model
-from .layers import find_layers, match_layers
-from .recorded import Step, Unhidden, linear_steps
+from .autograd_graph import Unhidden
+from .layers import find_layer, find_layers, match_layers
+from .plain_model import plain_copy
+from .recorded import Step, linear_steps
+from .running import logits_of
 
 # So few that memory is bounded, and that it can be stopped soon.
 _BATCH_SIZE = 200
@@ -73,11 +75,13 @@ class Tail:
         features: float64 ``(n, in)`` on the CPU: what the first layer reads for each input.
         layers: from the first to the last.
         logits: float64 ``(n, classes)`` on the CPU: what the whole model gives.
+        obstacle: in words, what keeps layers before these from being among them; "" if nothing does.
     """
 
     features: Tensor
     layers: list[TailLayer]
     logits: Tensor
+    obstacle: str
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -130,7 +134,7 @@ def read_tail(
         raise ValueError(f"inputs must hold at least one input, got shape {tuple(inputs.shape)}")
     # Whatever mode the caller is in: it is by the record for gradients that layers are found.
     with torch.inference_mode(False), torch.enable_grad():
-        plain = copy_model(model).to("cpu", torch.float64).eval()
+        plain = plain_copy(model).to("cpu", torch.float64).eval()
         return _Reader(plain, before_batch).read(inputs.detach(), layers)
 
 
@@ -146,7 +150,8 @@ class _Reader:
         sample = inputs[:_SAMPLE_SIZE]
         self.record(list(self.model.parameters()))
         sample_logits = self.run(sample)
-        steps, pruned = self.choose(*linear_steps(sample_logits, self.layers), patterns)
+        found, obstacle = linear_steps(sample_logits, self.layers)
+        steps, pruned = self.choose(found, obstacle, patterns)
         # From now on, what comes before the tail keeps nothing for gradients.
         self.record([step.layer.stored() for step in steps] + [step.bias for step in steps])
         layers = [_tail_layer(step, step.layer.identity in pruned) for step in steps]
@@ -169,7 +174,7 @@ class _Reader:
                 f"model: what layer {layers[0].name!r} reads must not depend on the weights that are to be "
                 f"pruned, and does; {_OTHERWISE}"
             )
-        return Tail(features, layers, logits)
+        return Tail(features, layers, logits, obstacle)
 
     def record(self, tensors: Sequence[Tensor | None]) -> None:
         """Has PyTorch record what is done with these parameters, and with no others."""
@@ -184,12 +189,11 @@ class _Reader:
         # Of copies, since a model may write to its input.
         try:
             with Unhidden():
-                logits = self.model(batch.to("cpu", dtype, copy=True))
+                output = self.model(batch.to("cpu", dtype, copy=True))
         except RuntimeError:
             # Some operations are possible only where nothing is recorded.
-            logits = self.model(batch.to("cpu", dtype, copy=True))
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"model must return a tensor of logits, got {type(logits).__name__}")
+            output = self.model(batch.to("cpu", dtype, copy=True))
+        logits = logits_of(output)
         if logits.dim() != 2 or len(logits) != len(batch) or logits.shape[1] == 0:
             raise ValueError(
                 f"model must return logits (n, classes), got shape {tuple(logits.shape)} "
@@ -251,7 +255,7 @@ class _Reader:
             if layer.pruned:
                 kept = torch.rand(layer.weight.shape, generator=generator, device="cpu") < 0.5
                 layer = replace(layer, weight=torch.where(kept, layer.weight, 0.0))
-                self.model.get_parameter(layer.parameter).data.copy_(layer.weight)
+                find_layer(self.model, layer.name, "model").stored().data.copy_(layer.weight)
             halved.append(layer)
         return halved
 

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .accuracy import evaluating
 from .data import Dataset
 from .distributed import Ranks
 from .energy_loss import EnmeshmentLoss
@@ -27,6 +26,7 @@ from .files import atomic_write
 from .layers import linear_layers
 from .library import backend
 from .partition import Partition
+from .running import evaluating
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "modfast checkpoint 1"

@@ -1,8 +1,10 @@
 """What callers, models and files do to the walks that find circuits, and what that must not change."""
 
+import copy
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from modfast import reference
+from modfast.circuit_jobs import ShortTailWarning
 from modfast.circuit_walk import Walk
 from modfast.circuits import find_circuit, find_circuits
 from modfast.tail import read_tail
@@ -52,15 +55,18 @@ def test_a_model_may_keep_what_it_has_computed(change, method):
     assert found.size < 1
 
 
-def test_computed_weights_are_in_no_circuit():
+@pytest.mark.parametrize("method", METHODS)
+def test_a_computed_weight_is_what_the_layer_multiplies_by(method):
     model, inputs = make_model(), torch.randn(INPUTS)
-    circuit = find_circuit(model, inputs, 1)
+    plain = copy.deepcopy(model)
     parametrizations.weight_norm(model[0])
-    with pytest.raises(ValueError, match="the weight of layer '0' must be a parameter, it is computed"):
-        circuit.apply(model)
-    with pytest.raises(ValueError, match="'0' must have a weight that is a parameter, not computed"):
-        find_circuit(model, inputs, 1, method="reference")
-    assert list(find_circuit(model, inputs, 1, layers="2", method="reference").masks) == ["2"]
+    prune.random_unstructured(model[2], "weight", 0.4)
+    plain[0].weight.data, plain[2].weight.data = model[0].weight.data, model[2].weight.data
+    found, expected = (find_circuit(each, inputs, 1, method=method) for each in (model, plain))
+    assert list(found.masks) == ["0", "2"]
+    assert all(torch.equal(mask, expected.masks[name]) for name, mask in found.masks.items())
+    torch.testing.assert_close(found.apply(model)(inputs), expected.apply(plain)(inputs))
+    assert "parametrizations" in dict(model[0].named_children())  # the model itself is as it was
 
 
 class Rounded(nn.Module):
@@ -92,7 +98,7 @@ class Answering(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_must_give_logits(method):
     inputs = torch.randn(INPUTS)
-    with pytest.raises(TypeError, match="model must return a tensor of logits, got tuple"):
+    with pytest.raises(TypeError, match=r"model must return a tensor of logits, got tuple without \.logits"):
         find_circuit(Answering(lambda logits: (logits,)), inputs, 1, method=method)
     for answer in (lambda logits: logits[0], lambda logits: logits[:-1], lambda logits: logits[:, :1]):
         with pytest.raises(ValueError, match=r"model must .*logits \(n, classes\)|it ends in"):
@@ -102,7 +108,7 @@ def test_a_model_must_give_logits(method):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_what_is_compiled_to_torchscript_has_no_layers():
     scripted = torch.jit.trace(make_model(), torch.randn(INPUTS))
-    with pytest.raises(ValueError, match="model must have a linear layer, found none"):
+    with pytest.raises(ValueError, match=r"layer '0' .* its weight belongs to TorchScript"):
         find_circuit(scripted, torch.randn(INPUTS), 1, method="reference")
 
 
@@ -126,6 +132,24 @@ def test_the_default_device_makes_no_difference():
     assert all(torch.equal(plain.masks[name], mask) for name, mask in expected[1].masks.items())
 
 
+# --- what is left out is said ---
+
+
+def test_a_tail_of_the_last_layer_only_is_said_and_why():
+    inputs = torch.randn(INPUTS)
+    with pytest.warns(ShortTailWarning, match=r"only the last layer, '2', .* it comes NativeLayerNorm .*'0'"):
+        find_circuit(make_model(nn.LayerNorm(8)), inputs, 1)
+    labels = torch.arange(len(inputs)) % 5
+    with pytest.warns(ShortTailWarning, match="only the last layer") as told:
+        find_circuits(make_model(nn.LayerNorm(8)), inputs, labels)
+    assert {warning.filename for warning in told} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_circuit(make_model(nn.LayerNorm(8)), inputs, 1, layers="2")
+        find_circuit(make_model(), inputs, 1)
+        find_circuit(nn.Sequential(nn.Conv1d(1, 1, 3), nn.Flatten(), nn.Linear(10, 5)), inputs[:, None], 1)
+
+
 # --- checkpoints ---
 
 
@@ -143,6 +167,8 @@ class Shifted(nn.Module):
         return {"no": "tensor"}
 
 
+# Of the second pair only the last layer can be walked along, which does not matter here.
+@pytest.mark.filterwarnings("ignore:only the last layer")
 def test_a_checkpoint_is_of_what_the_model_does(tmp_path):
     inputs = torch.randn(INPUTS)
     states = {}
@@ -239,3 +265,30 @@ def test_reading_a_model_can_be_stopped():
         read_tail(make_model(), torch.randn(1000, 12), before_batch=stop)
     read_tail(make_model(), torch.randn(1000, 12), before_batch=lambda: batches.append(1))
     assert len(batches) > 8
+
+
+class Interrupted(nn.Module):
+    """Ctrl-C is pressed while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.passes = nn.Linear(12, 5), []
+
+    def forward(self, inputs):
+        self.passes.append("begun")
+        signal.raise_signal(signal.SIGINT)
+        self.passes.append("ended")
+        return self.layer(inputs)
+
+    def __deepcopy__(self, memo):
+        copied = Interrupted()
+        copied.passes = self.passes
+        return copied
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_forward_pass_can_be_interrupted(method):
+    model = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        find_circuit(model, torch.randn(INPUTS), 1, method=method)
+    assert model.passes == ["begun"]

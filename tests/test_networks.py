@@ -32,6 +32,13 @@ class Conv1D(nn.Module):
 Conv1D.__module__ = "transformers.pytorch_utils"
 
 
+class Doubled(nn.Module):
+    """Elementwise, which its class does not tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
 def adjacency(*blocks: Tensor) -> Tensor:
     """The dense graph of (out, in) similarities in a chain, node by node."""
     sizes = [blocks[0].shape[1]] + [len(block) for block in blocks]
@@ -70,8 +77,9 @@ def test_mlp() -> None:
     model.fc2.weight.data[2, 3] = 0.0
     model.fc2.weight.data[:, 1] = 0.0
     blocks = [layer.weight.detach().abs() for layer in (model.fc1, model.fc2, model.fc3)]
-    assert_graph(network_graph(model), adjacency(*blocks))
-    nodes = network_nodes(model)
+    images = torch.randn(2, 1, 2, 3)
+    assert_graph(network_graph(model, example_inputs=images), adjacency(*blocks))
+    nodes = network_nodes(model, example_inputs=images)
     assert nodes == {
         ".input": slice(0, 6),
         "fc1": slice(6, 11),
@@ -79,7 +87,8 @@ def test_mlp() -> None:
         "fc3": slice(16, 20),
     }
     assert list(nodes) == [".input", "fc1", "fc2", "fc3"]
-    torch.testing.assert_close(network_graph(model).to_dense()[nodes["fc3"], nodes["fc2"]], blocks[2])
+    graph = network_graph(model, ["fc1", "fc2", "fc3"])
+    torch.testing.assert_close(graph.to_dense()[nodes["fc3"], nodes["fc2"]], blocks[2])
 
 
 def test_cnn_with_flatten() -> None:
@@ -88,8 +97,10 @@ def test_cnn_with_flatten() -> None:
     for column in range(model.fc1.in_features):
         by_channel[:, column // 12] += model.fc1.weight.detach()[:, column].abs()
     blocks = [l1(model.conv1), by_channel, model.fc2.weight.detach().abs(), model.fc3.weight.detach().abs()]
-    assert_graph(network_graph(model), adjacency(*blocks))
-    assert network_nodes(model)["conv1"] == slice(3, 19)
+    images = torch.randn(2, 3, 8, 6)
+    assert_graph(network_graph(model, example_inputs=images), adjacency(*blocks))
+    assert network_nodes(model, example_inputs=(images,))["conv1"] == slice(3, 19)
+    assert network_nodes(model, example_inputs={"images": images})["conv1"] == slice(3, 19)
 
 
 def test_a_flattened_channel_is_one_node() -> None:
@@ -221,13 +232,38 @@ def test_layers_in_the_order_given() -> None:
     assert list(network_nodes(model, ["a", "b"])) == [".input", "a", "b"]
     expected = adjacency(model["a"].weight.detach().abs(), model["b"].weight.detach().abs())
     assert_graph(network_graph(model, ["a.weight", "b"]), expected)
-    assert list(network_nodes(model, ["a", "[ab]"])) == [".input", "a", "b"]
+    with pytest.raises(ValueError, match=r"'\[ab\]' matches several layers \('b', 'a'\), in which order"):
+        network_nodes(model, ["a", "[ab]"])
     assert list(network_nodes(model, "other")) == [".input", "other"]
 
 
-def test_other_modules_are_skipped() -> None:
-    model = nn.Sequential(nn.Embedding(7, 5), nn.ConvTranspose2d(5, 5, 2), nn.Linear(4, 3), nn.Linear(3, 2))
-    assert list(network_nodes(model)) == [".input", "2", "3"]
+def test_a_glob_may_stand_for_the_layers_of_a_sequence() -> None:
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)  # registered first, run last
+            self.features = nn.Sequential(nn.Linear(3, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 4)))
+
+    assert list(network_nodes(Classifier(), ["features.*", "head"])) == [
+        ".input", "features.0", "features.1.1", "head",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (nn.Embedding(7, 3), r"how the Embedding \(\'1\'\) joins layers is not known: give example_inputs"),
+        (nn.ConvTranspose2d(3, 3, 2), r"how the ConvTranspose2d \(\'1\'\) joins layers"),
+        (nn.Bilinear(3, 3, 3), r"how the Bilinear \(\'1\'\) joins layers"),
+        (nn.MultiheadAttention(3, 1), r"how the MultiheadAttention \(\'1\'\) joins layers"),
+        (nn.Unflatten(1, (3, 1)), r"how the Unflatten \(\'1\'\) joins layers"),
+        (nn.Flatten(0), r"how the Flatten \(\'1\'\) joins layers"),
+        (Doubled(), r"how the Doubled \(\'1\'\) joins layers"),
+    ],
+)
+def test_no_module_is_passed_over_in_a_sequence(between: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network_graph(nn.Sequential(nn.Linear(4, 3), between, nn.Linear(3, 2)))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +285,7 @@ def test_other_modules_are_skipped() -> None:
         (
             nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2)),
             None,
-            "2 batch norms are registered after layer '1'",
+            "2 batch norms follow layer '1'",
         ),
     ],
 )  # fmt: skip
@@ -292,10 +328,11 @@ def test_weights_that_are_not_finite_raise(value: float) -> None:
 
 def test_partitions_fit_their_layers(tmp_path: Any) -> None:
     model = CNN((3, 4, 4), num_classes=4, hidden=5)
-    nodes = network_nodes(model)
+    images = torch.randn(2, 3, 4, 4)
+    nodes = network_nodes(model, example_inputs=images)
     labels = torch.randint(-1, 3, (nodes["fc3"].stop,))
     labels[0] = 2
-    partitions = network_partitions(model, labels)
+    partitions = network_partitions(model, labels, example_inputs=images)
     assert list(partitions) == ["conv1", "fc1", "fc2", "fc3"]
     assert EnmeshmentLoss(model, partitions).partitions == partitions
     assert {partition.num_clusters for partition in partitions.values()} == {3}
@@ -308,8 +345,8 @@ def test_partitions_fit_their_layers(tmp_path: Any) -> None:
         before = name
     save_partitions(tmp_path / "partitions.npz", partitions)
     assert load_partitions(tmp_path / "partitions.npz") == partitions
-    assert network_partitions(model, labels.numpy()[::-1][::-1]) == partitions
-    assert network_partitions(model, labels.tolist()) == partitions
+    for given in (labels.numpy()[::-1][::-1], labels.tolist()):
+        assert network_partitions(model, given, ["conv1", "fc1", "fc2", "fc3"]) == partitions
 
 
 def test_partitions_of_chosen_layers_and_transposed_weights() -> None:
@@ -475,19 +512,25 @@ def test_bad_gradients(layer: str, batches: Any, loss: Any, error: type[Exceptio
         gradient_affinity(Unused(), layer, batches, loss)
 
 
-def test_a_computed_weight_has_no_gradient_affinity() -> None:
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match=r"'0' has a computed \(parametrised\) weight"):
-        gradient_affinity(model, "0", [(torch.ones(1, 2), 0)], total)
+def test_the_gradient_of_a_computed_weight() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    plain = nn.Sequential(nn.Linear(2, 2), copy.deepcopy(model[1]))
+    plain[0].load_state_dict({"weight": model[0].weight, "bias": model[0].bias})
+    batches = [(torch.randn(3, 2), torch.tensor([0, 1, 1]))]
+    found, expected = (
+        gradient_affinity(each, "0", batches, functional.cross_entropy) for each in (model, plain)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.cuda
 def test_on_cuda() -> None:
     model = CNN((3, 4, 4), num_classes=4, hidden=5)
-    expected_graph, batches = network_graph(model), digits()
+    images = torch.randn(2, 3, 4, 4)
+    expected_graph, batches = network_graph(model, example_inputs=images), digits()
     expected = gradient_affinity(model, "fc1", batches, functional.cross_entropy)
     model.cuda()
-    graph = network_graph(model)
+    graph = network_graph(model, example_inputs=images)
     assert graph.device.type == "cuda"
     torch.testing.assert_close(graph.to_dense().cpu(), expected_graph.to_dense())
     batches = [(inputs.cuda(), targets.cuda()) for inputs, targets in batches]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast import shuffling
+from modfast.models import MLP
 from modfast.shuffling import shuffle_test
 
 
@@ -128,9 +129,16 @@ def test_the_model_and_the_random_state_stay() -> None:
 
 def test_layers_are_passed_on() -> None:
     model = nn.ModuleDict({"b": nn.Linear(4, 4), "a": nn.Linear(6, 4)})
-    with pytest.raises(ValueError, match="'a' takes 6 inputs"):
+    with pytest.raises(ValueError, match="how the ModuleDict joins layers is not known"):
         shuffle_test(model, 2, 2)
     assert shuffle_test(model, 2, 2, layers=["a", "b"], n_init=1).shuffled.shape == (2,)
+
+
+def test_example_inputs_are_passed_on() -> None:
+    model, images = MLP((1, 2, 3), num_classes=4, hidden=5), torch.randn(2, 1, 2, 3)
+    found = shuffle_test(model, 2, 2, example_inputs=images, n_init=1)
+    expected = shuffle_test(model, 2, 2, layers=["fc1", "fc2", "fc3"], n_init=1)
+    assert torch.equal(found.shuffled, expected.shuffled)
 
 
 def test_progress() -> None:

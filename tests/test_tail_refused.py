@@ -184,12 +184,7 @@ def test_weights_that_are_shared_or_computed_do_not_count():
     with pytest.raises(ValueError, match="it ends in layer '0', whose weight is used 2 times"):
         read_tail(tied, torch.randint(0, 9, (5, 3)))
 
-    model = between(lambda model, x: x)
-    nn.utils.parametrizations.weight_norm(model.fc2)
-    tail = read_tail(model, inputs)
-    assert names(tail) == ["fc3", "head"]
-    check_exact(model, inputs, tail)
-    nn.utils.parametrizations.weight_norm(model.head)
+    model = Model(lambda model, x: functional.linear(model.fc1(x), 2 * model.head.weight))
     with pytest.raises(ValueError, match=r"it ends in a product with a matrix .* computed"):
         read_tail(model, inputs)
 
@@ -267,7 +262,7 @@ def test_arguments_are_checked():
     for empty in (torch.ones(0, 6), torch.tensor(1.0)):
         with pytest.raises(ValueError, match="inputs must hold at least one input, got shape"):
             read_tail(model, empty)
-    with pytest.raises(TypeError, match="model must return a tensor of logits, got tuple"):
+    with pytest.raises(TypeError, match=r"model must return a tensor of logits, got tuple without \.logits"):
         read_tail(Model(lambda model, x: (model.fc1(x), x)), torch.ones(2, 6))
     for inputs in (torch.ones(6), torch.ones(2, 4, 6)):
         with pytest.raises(ValueError, match=r"model must return logits \(n, classes\), got shape"):

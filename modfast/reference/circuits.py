@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..circuit import Circuit, copy_model
+from ..circuit import Circuit
+from ..plain_model import plain_copy
+from ..running import logits_of
 
 # Losses this close are equal, and a weight whose zero leaves the loss equal to what is allowed stays zero:
 # otherwise rounding would decide. Likewise logits, of which then the first is the largest.
@@ -76,7 +78,7 @@ class PlainWalk:
         criterion: str,
         tolerance: float,
     ) -> None:
-        self._model = copy_model(model).to(device="cpu", dtype=torch.float64).eval()
+        self._model = plain_copy(model).to(device="cpu", dtype=torch.float64).eval()
         self._inputs = inputs.detach().cpu()
         if self._inputs.is_floating_point():
             self._inputs = self._inputs.double()
@@ -94,8 +96,7 @@ class PlainWalk:
     def logits(self) -> Tensor:
         """Of the model as it is now."""
         # A copy, since a model may write to its input.
-        logits: Tensor = functional_call(self._model, self._state, (self._inputs.clone(),))
-        return logits
+        return logits_of(functional_call(self._model, self._state, (self._inputs.clone(),)))
 
     def _measure(self) -> tuple[float, float]:
         return measure(self.logits(), self._label, self._is_label, self._criterion)

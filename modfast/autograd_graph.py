@@ -1,0 +1,65 @@
+"""What PyTorch records for gradients, as a graph: operations, and the parameters that they come from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# An operation with its inputs: PyTorch gives its kinds no useful type.
+Node: TypeAlias = Any
+
+
+def operation_name(node: Node) -> str:
+    """An operation's name, such as ``"Relu"``."""
+    return re.sub(r"Backward\d+$", "", node.name()).removeprefix("torch::autograd::")
+
+
+def parameter_of(node: Node) -> Tensor | None:
+    """The parameter, if it is one that a node stands for."""
+    return node.variable if node is not None and operation_name(node) == "AccumulateGrad" else None
+
+
+def nodes_before(start: Node) -> Iterator[Node]:
+    """An operation and all that lead to it, the nearest first."""
+    waiting = deque([] if start is None else [start])
+    seen = set(waiting)
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+
+
+def count_uses(start: Node) -> Counter[int]:
+    """How many operations read each parameter, by its ``id``."""
+    parents = (parent for node in nodes_before(start) for parent, _ in node.next_functions)
+    return Counter(id(parameter) for parameter in map(parameter_of, parents) if parameter is not None)
+
+
+def leaves_of(tensor: Tensor) -> list[Tensor]:
+    """The parameters that a tensor is computed from and that require a gradient."""
+    if tensor.grad_fn is None:
+        return [tensor] if tensor.requires_grad else []
+    found = map(parameter_of, nodes_before(tensor.grad_fn))
+    return [parameter for parameter in found if parameter is not None]
+
+
+class Unhidden(TorchFunctionMode):
+    """Inside, PyTorch records also what a model hides by ``detach`` or ``no_grad``. No value changes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.detach:
+            return args[0]
+        if func is torch._C._set_grad_enabled:
+            return func(True)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,86 @@
+"""Which layers an enmeshment loss is of, and the partition of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .layers import Choice, Layer, choose_layers, find_layers, layer_names, linear_layers, partitioned_layers
+from .partition import Partition
+
+
+def chosen_layers(
+    module: nn.Module,
+    partitions: int | Mapping[str, Partition],
+    layers: Sequence[Choice] | Choice | None,
+    exclude: Sequence[Choice] | Choice | None,
+) -> list[tuple[Layer, Partition]]:
+    """The layers that the arguments of :class:`modfast.EnmeshmentLoss` ask for, each with its partition.
+
+    Raises:
+        ValueError, TypeError: as that class does.
+    """
+    given = dict(partitioned_layers(module, partitions)) if isinstance(partitions, Mapping) else None
+    chosen = _choose(module, None if given is None else list(given), layers, exclude)
+    if not chosen:
+        raise ValueError(_nothing_selected(module, partitions, layers, exclude))
+    seen: dict[object, str] = {}
+    for layer in chosen:
+        if layer.identity in seen:
+            raise ValueError(f"layers: {layer.name!r} and {seen[layer.identity]!r} are one tied weight")
+        seen[layer.identity] = layer.name
+    return [(layer, _partition_of(layer, partitions, given)) for layer in chosen]
+
+
+def _choose(
+    module: nn.Module,
+    given: Sequence[Layer] | None,
+    layers: Sequence[Choice] | Choice | None,
+    exclude: Sequence[Choice] | Choice | None,
+) -> list[Layer]:
+    """The layers that are meant, if ``given`` are those with a partition of their own."""
+    known = find_layers(module)
+    if layers is not None:
+        chosen = choose_layers(known, layers, "layers")
+    else:
+        chosen = linear_layers(module) if given is None else list(given)
+    left_out = [] if exclude is None else choose_layers(known, exclude, "exclude")
+    return [layer for layer in chosen if layer not in left_out]
+
+
+def _nothing_selected(module: nn.Module, partitions: object, layers: object, exclude: object) -> str:
+    known = f"there are: {layer_names(find_layers(module))}"
+    if exclude is not None:
+        return f"exclude: nothing is left of the layers without {exclude!r}; {known}"
+    if layers is not None:
+        return f"layers: nothing selected by {layers!r}; {known}"
+    if isinstance(partitions, Mapping):
+        return f"partitions: nothing selected by {partitions!r}; {known}"
+    return (
+        "layers: nothing selected; by default every linear layer is whose weight is no embedding's, and "
+        f"there is none; {known}"
+    )
+
+
+def _partition_of(
+    layer: Layer, partitions: int | Mapping[str, Partition], given: Mapping[Layer, Partition] | None
+) -> Partition:
+    if given is None:
+        shape = layer.shape
+        try:
+            return Partition.blocks(shape, partitions)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"partitions: layer {layer.name!r}: {error}") from error
+    if layer not in given:
+        raise ValueError(f"partitions: no partition for layer {layer.name!r}")
+    return given[layer]
+
+
+def placed_partition(layer: Layer, partition: Partition) -> Partition:
+    """The partition on the device of the layer's weight."""
+    with torch.no_grad():
+        stored = layer.stored()
+    # A model on the meta device is materialised later, on a device not known yet.
+    return partition if stored.is_meta else partition.to(stored.device)

@@ -1,0 +1,169 @@
+"""The names of a model's modules, the same whatever the model is wrapped in.
+
+``torch.compile``, ``DistributedDataParallel``, FSDP, activation checkpointing, weight averaging and peft put
+a module into another one, so that ``fc1`` becomes ``module.fc1`` or ``base_model.model.fc1.base_layer``. A
+canonical name leaves all of that out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.swa_utils import AveragedModel
+
+# Children that only these wrappers have, by which they are known without an import.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# What they and adapters put into a name, and what some wrappers put before every name of a model.
+WRAPPING_PARTS = (*_WRAPPED, "base_layer")
+WRAPPING_PREFIXES = ("module.", "base_model.model.")
+
+
+def is_of(module: nn.Module, package: str, *class_names: str) -> bool:
+    """Whether a module's class, or one that it is derived from, has one of these names in a package.
+
+    By name, so that the package need not be installed. Without names any class of the package counts.
+    """
+    return any(
+        (kind.__module__ == package or kind.__module__.startswith(package + "."))
+        and (not class_names or kind.__name__ in class_names)
+        for kind in type(module).__mro__
+    )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that a wrapper runs, through any number of them; a module that is no wrapper itself."""
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    children = module._modules
+    for name in _WRAPPED:
+        if name in children:
+            return children[name]
+    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)):
+        return children["module"]
+    if is_of(module, "peft", "PeftModel"):
+        return children["base_model"]
+    if is_of(module, "peft.tuners.tuners_utils", "BaseTuner"):
+        return children["model"]
+    if is_of(module, "peft.utils.other", "ModulesToSaveWrapper"):
+        return _trained_copy(module)
+    return None
+
+
+def _trained_copy(module: Any) -> nn.Module | None:
+    """The copy of a module that peft trains for the active adapter, or the original without one."""
+    active = [] if module.disable_adapters else module.active_adapters
+    trained: nn.Module = module.original_module
+    if active and active[0] in module.modules_to_save:
+        trained = module.modules_to_save[active[0]]
+    return trained
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module is peft's, wraps a layer and adds an adapter to it."""
+    return is_of(module, "peft.tuners.tuners_utils", "BaseTunerLayer")
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a model once, by its canonical name, in the model's order.
+
+    A layer with an adapter is one module, whose pieces are not shown; nor is what computes a parametrised
+    weight.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> [name for name, _ in named_modules(nn.DataParallel(model))]
+        ['', '0', '1']
+    """
+    seen: set[nn.Module] = set()
+
+    def visit(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        module = unwrapped(module)
+        if module in seen:
+            return
+        seen.add(module)
+        yield name, module
+        if is_adapter(module):
+            return
+        for child_name, child in module.named_children():
+            # A parametrised module keeps what computes its weights in a child.
+            if not (child_name == "parametrizations" and _holds_parametrizations(child)):
+                yield from visit(join(name, child_name), child)
+
+    yield from visit("", model)
+
+
+def _holds_parametrizations(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleDict) and any(
+        isinstance(child, ParametrizationList) for child in module.values()
+    )
+
+
+def join(prefix: str, name: str) -> str:
+    """The name of something within a module."""
+    return f"{prefix}.{name}" if prefix else name
+
+
+def spellings(name: str) -> list[str]:
+    """A name or glob as given, then with ever more of what wrappers add to names left out.
+
+    Example:
+        >>> spellings("module._orig_mod.fc1")
+        ['module._orig_mod.fc1', 'module.fc1', 'fc1']
+    """
+    found = [name]
+    parts = name.split(".")
+    plain = ".".join(part for part in parts if part not in WRAPPING_PARTS)
+    found.append(plain)
+    while (
+        prefix := next((prefix for prefix in WRAPPING_PREFIXES if plain.startswith(prefix)), None)
+    ) is not None:
+        plain = plain.removeprefix(prefix)
+        found.append(plain)
+    return list(dict.fromkeys(found))
+
+
+def match_names(names: Sequence[Sequence[str]], pattern: str, argument: str) -> list[int]:
+    """The indices of the layers of which ``pattern``, a name or a glob, matches one of the names.
+
+    Args:
+        names: of each layer all names that it goes by, the canonical one first.
+        pattern: a name comes before a glob, and what is given before what is left of it without wrappers.
+        argument: what the message calls it.
+
+    Raises:
+        ValueError: it matches none.
+    """
+    for spelling in spellings(pattern):
+        # A name may hold brackets, so it is compared before it is read as a glob.
+        for matches in (str.__eq__, fnmatchcase, _matches_place):
+            matched = [i for i, own in enumerate(names) if any(matches(name, spelling) for name in own)]
+            if matched:
+                return matched
+    raise ValueError(
+        f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {known_names(names)}"
+    )
+
+
+def _matches_place(name: str, pattern: str) -> bool:
+    """Whether a glob that ends in the place within a stack, as in ``"*.up_proj[*]"``, matches a name."""
+    stack, bracket, place = pattern.rpartition("[")
+    return bool(bracket) and place.endswith("]") and fnmatchcase(name, f"{stack}[[]{place}")
+
+
+def known_names(names: Sequence[Sequence[str]]) -> str:
+    """The canonical names, for a message; of very many the first."""
+    known = [repr(own[0]) for own in names]
+    if len(known) > _MOST_NAMES:
+        known[_MOST_NAMES:] = [f"and {len(known) - _MOST_NAMES} more"]
+    return ", ".join(known) or "none"
+
+
+_MOST_NAMES = 60

@@ -1,0 +1,65 @@
+"""A copy of a model in its plainest form: the same function of plain parameters, without wrappers."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from .layer_weight import UnsupportedWeightError, computed_tensors, source_of
+from .layers import operation
+from .names import is_adapter, unwrapped
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a model without wrappers, whose weights are parameters wherever they can be read.
+
+    Parametrised and pruned weights and those with LoRA adapters become parameters, with the values that the
+    forward pass in evaluation mode multiplies by. So its modules have their canonical names, and a record for
+    gradients shows its weights. The model itself is not changed.
+
+    Example:
+        >>> model = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        >>> [name for name, _ in plain_copy(nn.DataParallel(model)).named_parameters()]
+        ['bias', 'weight']
+    """
+    inner = unwrapped(model)
+    # PyTorch refuses to copy tensors with a record for gradients; what modules keep of them is copied
+    # without.
+    kept = (value for module in inner.modules() for value in vars(module).values())
+    recorded = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    copied = copy.deepcopy(inner, {id(tensor): tensor.detach().clone() for tensor in recorded})
+    return _plain(copied, {})
+
+
+def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The module without wrappers, changed in place but for these."""
+    inner = unwrapped(module)
+    if inner in done:
+        return done[inner]
+    if is_adapter(inner):
+        try:
+            weight = source_of(inner, "weight").tensor().detach().clone()
+        except UnsupportedWeightError:
+            done[inner] = inner  # it goes on as it is; whoever needs its weight is told why not
+            return inner
+        layer: nn.Module = operation(inner)
+        _make_plain(layer)
+        layer.weight = nn.Parameter(weight)
+        done[inner] = layer
+        return layer
+    _make_plain(inner)
+    done[inner] = inner
+    for name, child in inner._modules.items():
+        if child is not None:
+            inner._modules[name] = _plain(child, done)
+    return inner
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Make parameters of the tensors that a module computes itself."""
+    for name in computed_tensors(module):
+        try:
+            source_of(module, name).make_plain()
+        except UnsupportedWeightError:
+            continue  # as above

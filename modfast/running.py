@@ -1,0 +1,114 @@
+"""Runs a model without changing it: what it is called with, what it returns, what it writes to meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layer_weight import computed_tensors, in_evaluation_mode
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Inside, the model writes to copies of its buffers, such as running statistics; its own stay the same.
+
+    Example:
+        >>> model = nn.BatchNorm1d(2)
+        >>> with preserved(model):
+        ...     _ = model(torch.randn(8, 2))
+        >>> int(model.num_batches_tracked)
+        0
+    """
+    copies: dict[int, Tensor] = {}
+    kept: list[tuple[dict[str, Any], str, Any]] = []
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            kept.append((module._buffers, name, buffer))
+            if buffer is not None:
+                if id(buffer) not in copies:
+                    copies[id(buffer)] = buffer.detach().clone()
+                module._buffers[name] = copies[id(buffer)]
+        # What the hooks of torch.nn.utils compute before each forward pass is kept there as well.
+        kept += [
+            (module.__dict__, name, module.__dict__[name])
+            for name in computed_tensors(module)
+            if name in module.__dict__
+        ]
+    try:
+        yield
+    finally:
+        for home, name, value in kept:
+            home[name] = value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; the model is left as it was.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with evaluating(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    with preserved(model), in_evaluation_mode(model), torch.no_grad():
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """What the model returns for a tensor, a tuple of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def moved(inputs: Any, device: torch.device) -> Any:
+    """A tensor, or the tensors in tuples, lists and mappings, on a device; other values as they are."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {name: moved(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return [moved(value, device) for value in inputs]
+    return inputs
+
+
+def split_batch(batch: Any, argument: str) -> tuple[Any, Any]:
+    """The inputs and the labels of a batch: of a pair, or of a mapping with the key ``"labels"``.
+
+    Raises:
+        TypeError: it is neither; the message names ``argument``.
+    """
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2:
+        return batch[0], batch[1]
+    got = f"a mapping with {sorted(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+    raise TypeError(
+        f"{argument} must hold pairs (inputs, labels) or mappings with the key 'labels', got {got}"
+    )
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits of what a model returns: a tensor, or an object or mapping with ``logits`` (transformers).
+
+    Raises:
+        TypeError: it is neither.
+    """
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(f"model must return a tensor of logits, got {type(output).__name__} without .logits")
+    return found
