@@ -284,6 +284,11 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
     check_out(options.model, options.out)
     folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
     with Display() as display:
+        if weights.left_out:
+            names = ", ".join(weights.left_out[:5]) + (", ..." if len(weights.left_out) > 5 else "")
+            display.note(
+                f"Not clustered unless --layers names them: {names} ({len(weights.left_out)} matrices)"
+            )
         results = cluster_model(
             weights,
             config,

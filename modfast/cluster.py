@@ -147,17 +147,20 @@ def check_weights(weights: Mapping[str, Tensor], num_clusters: Sequence[int]) ->
     Raises:
         ValueError: naming the layer, or the numbers of clusters.
     """
-    for name, weight in weights.items():
+    sides, not_zero = {}, []
+    for name, weight in weights.items():  # once: they may be read from a file as they are asked for
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"layer {name!r} must have finite weights, got NaN or infinity")
-    sides = {name: min(weight.shape[:2]) for name, weight in weights.items()}
+        sides[name] = min(weight.shape[:2])
+        if bool(weight.any()):
+            not_zero.append(name)
     largest = max(sides, key=lambda name: sides[name])
     if num_clusters[0] > sides[largest]:
         raise ValueError(
             f"clusters must be at most {sides[largest]}, the most neurons or channels on the smaller side "
             f"of a layer ({largest!r}), got {num_clusters[0]} at least"
         )
-    if not any(bool(weight.any()) for name, weight in weights.items() if sides[name] >= num_clusters[0]):
+    if not any(sides[name] >= num_clusters[0] for name in not_zero):
         raise ValueError("layers: all weights are zero, there is nothing to cluster")
 
 
@@ -463,7 +466,7 @@ def draw_clustering(
     records = {name: results["clustering"][name] for name in chosen}
     made = draw_clusterability(folder / "clusterability.png", records)
     if weights is not None:
-        made += draw_matrices(folder / "matrices.png", {name: weights[name] for name in chosen}, chosen)
+        made += draw_matrices(folder / "matrices.png", weights, chosen)
     return made
 
 

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .layers import find_layers, match_names
+from .file_weights import FoundWeight, file_weights
+from .layer_weight import UnsupportedWeightError
+from .layers import Layer, find_layers
 from .models import build_model, import_model
+from .names import match_names
+from .tensor_files import is_weights_folder, load_pickled, memory_of, open_tensors
 from .train import CHECKPOINT, read_checkpoint
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+class Weights(Mapping[str, Tensor]):
+    """Weights by layer, each ``(out, in, *kernel)``, read when it is asked for.
 
-class _Found(NamedTuple):
-    name: str
-    parameter_name: str
-    weight: Tensor
+    Attributes:
+        left_out: the names of matrices that are there and were not asked for, nor are meant by default.
+    """
 
-    @property
-    def is_default(self) -> bool:
-        """Whether it is chosen where none is named: biases of two dimensions and tokens are not."""
-        return self.parameter_name == "weight" or self.parameter_name.endswith(".weight")
+    def __init__(self, found: Sequence[FoundWeight], left_out: Sequence[str]) -> None:
+        self._found = {each.name: each for each in found}
+        self.left_out = list(left_out)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._found[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight, which is not read for it."""
+        return self._found[name].shape
 
 
 def read_weights(
@@ -35,12 +49,14 @@ def read_weights(
     *,
     sizes: tuple[Sequence[int], int] | None = None,
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> Weights:
     """A model's dense floating-point weights of at least two dimensions, by layer.
 
     Args:
-        model: a folder or checkpoint that ``modfast train`` wrote; a ``.safetensors`` file; another file
-            with a state_dict, loaded without running code from it; or ``"package.module:callable"``.
+        model: a folder or checkpoint that ``modfast train`` wrote; a folder of transformers, with weights in
+            one file or in shards, or the index of the shards; a ``.safetensors`` file; another file with a
+            state_dict, as a whole or as its one entry that is one (``"state_dict"`` of Lightning,
+            ``"model"``), loaded without running code from it; or ``"package.module:callable"``.
         layers: names of layers or parameters, or globs of them. By default those named ``weight``.
         sizes: image shape and number of classes for a callable, which is called as ``modfast train --model``
             does. Without them it is called without arguments.
@@ -48,53 +64,65 @@ def read_weights(
 
     Returns:
         Layer name to ``(out, in, *kernel)``, detached, on the device where they lie (the CPU for a file); a
-        tied weight once. The name is the parameter's without ``.weight``. A state_dict does not tell whether
-        a layer stores its weight transposed, as ``ConvTranspose2d`` and the ``Conv1D`` of transformers do:
-        there the first two dimensions are taken as they stand.
+        tied weight once. Of shards one is in memory at a time, and each weight is read when it is looked up.
+        Names are canonical: those of wrappers (``module.``, ``_orig_mod.``, ``base_model.model.``) are left
+        out, so that partitions found here fit the plain model and the wrapped one.
+
+        The weight is what the layer multiplies by: also where the file has what it is computed from, by
+        weight_norm, spectral_norm, pruning, or a LoRA adapter beside its ``adapter_config.json``. Weights
+        kept as (in, out), as in transposed convolutions and the ``Conv1D`` of transformers, come out as (out,
+        in): they are known by the length of their bias or by ``config.json``. Without a bias or config, the
+        first two dimensions are taken as they stand. A tensor of three dimensions is a convolution's if it is
+        called ``weight``, else a stack of matrices, each with its place as in ``"experts.up_proj[3]"``.
 
     Raises:
-        FileNotFoundError: there is nothing of that name.
+        FileNotFoundError: there is nothing of that name, or a shard is missing.
         ValueError, OSError, TrainingError: it is no model, or a damaged one; a pattern of ``layers`` matches
-            nothing, or there is no weight at all.
+            nothing, or there is no weight at all. Where a weight is read: it is packed or quantised, or the
+            file does not tell how it is computed or kept.
         ImportError: a ``.safetensors`` file without that package.
 
     Example:
         >>> {name: tuple(weight.shape) for name, weight in read_weights("modfast.models:MLP").items()}
         {'fc1': (64, 784), 'fc2': (64, 64), 'fc3': (10, 64)}
     """
-    found = [each for each in _find(model, sizes, seed) if _is_matrix(each.weight)]
-    names = [(each.name, each.parameter_name) for each in found]
+    found = _find(model, sizes, seed)
     if layers is None:
         chosen = [each for each in found if each.is_default]
     else:
+        names = [(each.name, each.parameter_name) for each in found]
         matched = {index for pattern in layers for index in match_names(names, pattern, "layers")}
         chosen = [found[index] for index in sorted(matched)]
     if not chosen:
         raise ValueError(
             f"{model} has no weight matrix: no dense floating-point '*.weight' of two dimensions"
         )
-    # The tied ones have one memory, which the model and torch.load keep shared.
-    distinct: dict[object, _Found] = {}
+    left_out = [each.name for each in found if not each.is_default] if layers is None else []
+    distinct: dict[object, FoundWeight] = {}
     for each in chosen:
-        distinct.setdefault((each.weight.data_ptr(), each.weight.shape, each.weight.stride()), each)
-    return {each.name: each.weight for each in distinct.values()}
+        distinct.setdefault(each.name if each.memory is None else each.memory, each)
+    return Weights(list(distinct.values()), left_out)
 
 
 def find_checkpoint(model: str | os.PathLike[str]) -> Path | None:
-    """The file that holds ``model``: itself, or the checkpoint within it; None for a callable.
+    """Where ``model`` is kept: a file, a folder of transformers, a run's checkpoint; None for a callable.
 
     Raises:
-        FileNotFoundError: there is nothing of that name, or a folder without a checkpoint.
+        FileNotFoundError: there is nothing of that name, or a folder without a model.
         ValueError: a folder holds several runs.
     """
     path = Path(model)
     if path.is_dir():
         if (path / CHECKPOINT).exists():
             return path / CHECKPOINT
-        runs = sorted(str(checkpoint.parent) for checkpoint in path.rglob(CHECKPOINT))
+        if is_weights_folder(path):
+            return path
+        runs = sorted(str(folder) for folder in path.iterdir() if (folder / CHECKPOINT).is_file())
         if runs:
             raise ValueError(f"{model} holds {len(runs)} runs, choose one of them: {', '.join(runs)}")
-        raise FileNotFoundError(f"{model} holds no {CHECKPOINT}: no run was started there")
+        raise FileNotFoundError(
+            f"{model} holds no {CHECKPOINT} of modfast and no model.safetensors or pytorch_model.bin"
+        )
     if path.exists():
         return path
     module, separator, attribute = str(model).partition(":")
@@ -103,73 +131,43 @@ def find_checkpoint(model: str | os.PathLike[str]) -> Path | None:
     raise FileNotFoundError(f"{model} is no file, no folder and no package.module:callable")
 
 
-def _find(model: str, sizes: tuple[Sequence[int], int] | None, seed: int) -> list[_Found]:
+def _find(model: str, sizes: tuple[Sequence[int], int] | None, seed: int) -> list[FoundWeight]:
     path = find_checkpoint(model)
     if path is None:
         return _of_callable(model, sizes, seed)
-    if path.suffix == ".safetensors":
-        return _of_state_dict(_load_safetensors(path))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises many kinds, with a page of advice
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} is damaged, or holds more than a state_dict ({reason})") from error
-    if isinstance(state, Mapping) and {"format", "model", "weights"} <= set(state):
-        state = read_checkpoint(path)
-        # The run knew its layers: how they are oriented, and what a parametrised one comes to.
-        known = {name or "weight": weight for name, weight in state["weights"].items()}
-        found = [
-            each._replace(weight=known.pop(each.name, each.weight)) for each in _of_state_dict(state["model"])
-        ]
-        return found + [_Found(name, f"{name}.weight", weight) for name, weight in known.items()]
-    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
-        kind = f"keys {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"{path} holds no state_dict, a mapping of names to tensors, but {kind}")
-    return _of_state_dict(state)
+    if path.name != CHECKPOINT and path.suffix not in (".pt", ".pth", ".ckpt"):
+        return file_weights(open_tensors(path))
+    state = load_pickled(path)
+    if not isinstance(state, Mapping) or not {"format", "model", "weights"} <= set(state):
+        return file_weights(open_tensors(path, state))
+    state = read_checkpoint(path)
+    # The run knew its layers: how they are oriented, and what a computed one comes to.
+    known = {name or "weight": _in_memory(name, weight) for name, weight in state["weights"].items()}
+    others = file_weights(open_tensors(path, state["model"]))
+    return [known.pop(each.name, each) for each in others] + list(known.values())
 
 
-def _of_state_dict(state: Mapping[Any, Any]) -> list[_Found]:
-    return [
-        _Found(str(key).removesuffix(".weight"), str(key), value)
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    ]
+def _in_memory(name: str, weight: Tensor) -> FoundWeight:
+    """A layer's weight that is read already."""
+    called = f"{name}.weight" if name else "weight"
+    return FoundWeight(name or "weight", called, tuple(weight.shape), True, lambda: weight, memory_of(weight))
 
 
-def _of_callable(name: str, sizes: tuple[Sequence[int], int] | None, seed: int) -> list[_Found]:
+def _of_callable(name: str, sizes: tuple[Sequence[int], int] | None, seed: int) -> list[FoundWeight]:
     torch.manual_seed(seed)
     try:
         made = import_model(name) if sizes is None else build_model(name, *sizes)
     except TypeError as error:
         # What the user named is wrong, not this program.
         raise ValueError(f"{error}; --data gives it the image_shape and num_classes of a data set") from error
-    return [
-        _Found(layer.name or "weight", layer.parameter_name, layer.oriented(layer.stored()).detach())
-        for layer in find_layers(made)
-    ]
+    return [_of_layer(layer) for layer in find_layers(made)]
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _of_layer(layer: Layer) -> FoundWeight:
+    is_default = layer.attribute == "weight" and not layer.is_ambiguous
+    named = layer.name or "weight", layer.parameter_name
     try:
-        library = importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise ImportError(f"{path} needs the package safetensors: pip install safetensors") from error
-    try:
-        state: dict[str, Tensor] = library.load_file(path)
-    except OSError:
-        raise
-    except Exception as error:  # the package's own kind
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-    return state
-
-
-def _is_matrix(weight: Tensor) -> bool:
-    return (
-        weight.dim() >= 2
-        and weight.numel() > 0
-        and weight.dtype in _DTYPES
-        and weight.layout == torch.strided
-        and not weight.is_meta
-    )
+        shape, memory = layer.shape, None if layer.is_computed else memory_of(layer.weight())
+    except UnsupportedWeightError:
+        shape, memory = (), None  # said where it is read
+    return FoundWeight(*named, shape, is_default, lambda: layer.weight().detach(), memory)
