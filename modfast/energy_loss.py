@@ -396,6 +396,8 @@ def _scale_of(scaler: torch.amp.GradScaler) -> float:
     """By how much a ``GradScaler`` has scaled the gradients."""
     if not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(f"scaler must be a torch.amp.GradScaler or None, got {type(scaler).__name__}")
+    if not scaler.is_enabled():
+        return 1.0
     if any(state["stage"] is OptState.UNSCALED for state in scaler._per_optimizer_states.values()):
         raise ValueError(
             "scaler has unscaled gradients already: leave it out after scaler.unscale_(optimizer)"

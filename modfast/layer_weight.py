@@ -254,8 +254,10 @@ class Adapted(Source):
     @override
     def tensor(self) -> Tensor:
         tensor = self.base.tensor()
-        for name in _active(self.module):
-            tensor = tensor + self._change(name).to(tensor.device)
+        # The factors are multiplied in their own dtype, where autocast would take another.
+        with torch.autocast(tensor.device.type, enabled=False):
+            for name in _active(self.module):
+                tensor = tensor + self._change(name).to(tensor.device)
         return tensor
 
     def _change(self, name: str) -> Tensor:

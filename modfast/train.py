@@ -26,7 +26,7 @@ from .files import atomic_write
 from .layers import linear_layers
 from .library import backend
 from .partition import Partition
-from .running import evaluating
+from .running import evaluating, logits_of
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "modfast checkpoint 1"
@@ -279,7 +279,7 @@ def _backward(run: Run, dataset: Dataset, share: Tensor, batch_size: int) -> Ten
     labels = dataset.train_labels[share].to(run.device)
     precision = _PRECISIONS[run.config.precision]
     with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
-        logits = run.model(images)
+        logits = logits_of(run.model(images))
         entropy = cross_entropy(logits, labels)
     (entropy * (len(share) / batch_size)).backward()
     correct = (logits.detach().argmax(dim=1) == labels).sum()
@@ -322,7 +322,7 @@ def _start(
     chosen = EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     measured = dict(chosen.partitions)
     for layer in linear_layers(model):
-        shape = layer.stored().shape
+        shape = layer.shape
         if layer.name not in measured and min(shape) >= config.num_clusters:
             measured[layer.name] = Partition.blocks(shape, config.num_clusters)
     return Run(
@@ -365,7 +365,7 @@ def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> 
             strict=True,
         ):
             if len(labels):  # a rank has none where there are fewer images than ranks
-                logits = run.model(dataset.normalize(images.to(run.device)))
+                logits = logits_of(run.model(dataset.normalize(images.to(run.device))))
                 right += int((logits.argmax(dim=1).cpu() == labels).sum())
         enmeshment = float(loss())
     return {

@@ -105,6 +105,75 @@ def test_gradient_scaling():
     assert_same(gradients(model), expected)
 
 
+@pytest.mark.parametrize("given", ["after unscaling", "with the scaler", "switched off"])
+def test_accumulation_beside_a_gradient_scaler(given):
+    model, batch = small_model(), torch.randn(5, 12)
+    loss = EnmeshmentLoss(model, 4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, enabled=given != "switched off")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(model, loss):
+        (model(batch).square().mean() + 0.7 * loss()).backward()
+
+    expected = expected_gradients(model, step)
+    scaler.scale(model(batch).square().mean()).backward()
+    if given == "after unscaling":
+        scaler.unscale_(optimizer)
+        value = loss.accumulate_grad_(0.7)
+        with pytest.raises(ValueError, match=r"scaler has unscaled gradients already: leave it out"):
+            loss.accumulate_grad_(0.7, scaler=scaler)
+    else:
+        value = loss.accumulate_grad_(0.7, scaler=scaler)
+        scaler.unscale_(optimizer)
+    assert float(value) == pytest.approx(float(loss().detach()))
+    assert_same(gradients(model), expected)
+    before = model[0].weight.detach().clone()
+    scaler.step(optimizer)
+    scaler.update()
+    assert_same([before - model[0].weight], [0.1 * expected[0]])
+
+
+@pytest.mark.parametrize("scaler", ["scaler", 2.0, torch.optim.SGD])
+def test_a_scaler_is_a_gradient_scaler(scaler):
+    with pytest.raises(TypeError, match=r"scaler must be a torch\.amp.GradScaler or None, got "):
+        EnmeshmentLoss(small_model(), 4).accumulate_grad_(0.7, scaler=scaler)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("grad_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("present", [False, True])
+def test_gradients_of_another_dtype_than_their_weight_s(weight_dtype, grad_dtype, present):
+    """``grad_dtype``: float32 gradients of 16-bit weights, for example."""
+    model = small_model().to(weight_dtype)
+    for parameter in model.parameters():
+        parameter.grad_dtype = grad_dtype
+        if present:
+            parameter.grad = torch.full_like(parameter, 0.25, dtype=grad_dtype)
+    loss = EnmeshmentLoss(model, 4)
+    value = loss.accumulate_grad_(0.7)
+    torch.testing.assert_close(value, loss().detach())
+    coarsest = max(torch.finfo(grad_dtype).eps, 1e-6)
+    for index in (0, 2):
+        weight = model[index].weight
+        exact = weight.detach().double().requires_grad_()
+        reference.enmeshment(exact, Partition.blocks(weight.shape, 4)).backward()
+        assert weight.grad.dtype == grad_dtype
+        # Rounded once to the gradient's dtype, and once more where it is added to what was there.
+        expected = 0.25 * present + 0.35 * exact.grad
+        torch.testing.assert_close(weight.grad.double(), expected, rtol=2 * coarsest, atol=1e-7)
+
+
+def test_a_grad_dtype_of_none_takes_gradients_of_any_dtype():
+    model = nn.Linear(8, 8).to(torch.bfloat16)
+    model.weight.grad_dtype = None
+    loss = EnmeshmentLoss(model, 2)
+    loss.accumulate_grad_(0.7)
+    assert model.weight.grad.dtype == torch.bfloat16
+    model.weight.grad = torch.zeros(8, 8)
+    loss.accumulate_grad_(0.7)
+    assert model.weight.grad.dtype == torch.float32
+
+
 def test_functional_gradient_and_ensemble():
     models = [small_model() for _ in range(3)]
     loss = EnmeshmentLoss(models[0], 4)
