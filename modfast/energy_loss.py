@@ -297,9 +297,12 @@ class EnmeshmentLoss(nn.Module):
             factor /= len(self._layers)
         with torch.enable_grad():  # without it a computed weight would pass for a frozen one
             stored = [layer.stored() for layer in self._layers]
-        frozen = [index for index, weight in enumerate(stored) if not weight.requires_grad]
-        computed = [index for index, weight in enumerate(stored) if not weight.is_leaf]
-        wanted = [index for index, weight in enumerate(stored) if weight.requires_grad and weight.is_leaf]
+        wanted: list[int] = []
+        computed: list[int] = []
+        frozen: list[int] = []
+        for index, weight in enumerate(stored):
+            kind = frozen if not weight.requires_grad else wanted if weight.is_leaf else computed
+            kind.append(index)
         parts, places = [], []
         if computed:
             parts.append(self._accumulate_computed(computed, stored, factor))
@@ -330,15 +333,12 @@ class EnmeshmentLoss(nn.Module):
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
         """One pass over the weights of the layers ``members``, all of one group: float64, (members,)."""
         grads = [_grad_of(weight) for weight in stored]
-        # A gradient of another dtype than its weight's (``grad_dtype``) is computed in one that holds both.
-        dtypes = [
-            torch.promote_types(*pair) for pair in zip(map(_dtype, stored), map(_dtype, grads), strict=True)
-        ]
-        weights = [weight.to(dtype) for weight, dtype in zip(stored, dtypes, strict=True)]
-        targets = [
-            grad if grad.dtype == dtype else torch.zeros_like(grad, dtype=dtype)
-            for grad, dtype in zip(grads, dtypes, strict=True)
-        ]
+        weights, targets = list(stored), list(grads)
+        for place, (weight, grad) in enumerate(zip(stored, grads, strict=True)):
+            if grad.dtype != weight.dtype:  # ``grad_dtype`` is set: computed in a dtype that holds both
+                dtype = torch.promote_types(weight.dtype, grad.dtype)
+                weights[place] = weight.to(dtype)
+                targets[place] = grad if grad.dtype == dtype else torch.zeros_like(grad, dtype=dtype)
         if sharded.is_sharded(stored[0]):
             losses = self._accumulate_sharded(members, weights, targets, factor)
         else:
@@ -407,15 +407,12 @@ def _scale_of(scaler: torch.amp.GradScaler) -> float:
 
 def _grad_of(weight: Tensor) -> Tensor:
     """The weight's ``.grad``, made of zeros if it is absent."""
-    if weight.grad is None:
-        # None stands for a gradient of any dtype; PyTorch before 2.10 knows the weight's only.
+    grad = weight.grad
+    if grad is None:
+        # A grad_dtype of None stands for a gradient of any dtype.
         dtype = getattr(weight, "grad_dtype", None) or weight.dtype
-        weight.grad = torch.zeros_like(weight, dtype=dtype)
-    return weight.grad
-
-
-def _dtype(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype
+        grad = weight.grad = torch.zeros_like(weight, dtype=dtype)
+    return grad
 
 
 def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
