@@ -160,7 +160,7 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
     """The share of squared weight that crosses clusters: ``E = 1 - trace(B) / sum(B)``, in [0, 1].
 
     The denominator counts every weight; a weight of an unassigned row or column always crosses.
-    Scaling the weight changes nothing. An all-zero weight has E 0 and gradient 0; NaN or infinity in the
+    Scaling the weight changes nothing. An all-zero weight has E 0 and derivatives 0; NaN or infinity in the
     weight gives NaN.
 
     Args:

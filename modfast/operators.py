@@ -19,12 +19,16 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .derivatives import compiles_a_transform, in_forward_mode, one_by_one
 from .library import BACKEND
 from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 
 # The operators for one weight are registered with fake kernels, derivatives and batching rules below, for
 # whoever calls torch.ops.modfast. The package reaches them through autograd.Function, with the same formulas,
 # because torch.func's transforms do not see through torch.library.register_autograd.
+#
+# In forward mode the specification runs in their place. A jvp of the autograd.Functions would not do: PyTorch
+# silently takes its derivative for 0 in a forward mode within another, and torch.compile breaks at it.
 
 # --- block_inner(weight, other, row_labels, col_labels, num_clusters) -> float64 (k + 1, k + 1)
 # Without other it is the weight itself, the block energies: one tensor to read and one derivative.
@@ -184,7 +188,8 @@ class _Enmeshment(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         if slopes is None:
             return (None,) * (4 + len(weights))
-        if torch.is_grad_enabled():  # asked for with create_graph: the gradient is to be differentiated again
+        # Asked for with create_graph or in forward mode: the gradient is to be differentiated again.
+        if torch.is_grad_enabled() or in_forward_mode():
             grads = [
                 _differentiable_grad(
                     weights[i], slopes[i], rows[i], cols[i], counts[i], ctx.groups[i] if ctx.groups else ALONE
@@ -251,25 +256,12 @@ def _enmeshment_grad_batched(
     ]
 
 
-def _one_by_one(op: Any) -> Any:
-    """The batching rule: one call for each element of the batch, as each is a pass over its own memory."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        results = [
-            op(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(results), 0
-
-    return rule
-
-
 for _name, _setup, _backward in (
     ("block_inner", _block_inner_setup, _block_inner_backward),
     ("block_scale", _block_scale_setup, _block_scale_backward),
 ):
     torch.library.register_autograd(f"modfast::{_name}", _backward, setup_context=_setup)
-    torch.library.register_vmap(f"modfast::{_name}", _one_by_one(getattr(torch.ops.modfast, _name)))
+    torch.library.register_vmap(f"modfast::{_name}", one_by_one(getattr(torch.ops.modfast, _name)))
 
 _rules = torch.library.Library("modfast", "FRAGMENT")
 for _key in ("FuncTorchBatched", "Batched"):  # torch.vmap's, and that of autograd.grad(is_grads_batched=True)
@@ -277,15 +269,31 @@ for _key in ("FuncTorchBatched", "Batched"):  # torch.vmap's, and that of autogr
     _rules.impl("enmeshment_grad", _enmeshment_grad_batched, _key)
 
 
+def _by_reference() -> bool:
+    return BACKEND == "reference" or in_forward_mode() or compiles_a_transform()
+
+
+def inner_blocks(
+    weight: Tensor, other: Tensor | None, row_labels: Tensor, col_labels: Tensor, num_clusters: int
+) -> Tensor:
+    """:func:`reference.labelled_block_inner`, differentiable any number of times in either mode."""
+    function = reference.labelled_block_inner if _by_reference() else _BlockInner.apply
+    sums: Tensor = function(weight, other, row_labels, col_labels, num_clusters)
+    return sums
+
+
+def scale_blocks(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    """:func:`reference.labelled_block_scale`, differentiable any number of times in either mode."""
+    function = reference.labelled_block_scale if _by_reference() else _BlockScale.apply
+    scaled: Tensor = function(weight, factors, row_labels, col_labels)
+    return scaled
+
+
 if BACKEND == "reference":
-    inner_blocks: Any = reference.labelled_block_inner
-    scale_blocks: Any = reference.labelled_block_scale
     enmeshments_and_energies: Any = reference.labelled_enmeshment
     add_enmeshment_grad_: Any = reference.add_enmeshment_grad_
     accumulate_enmeshment_grad_: Any = reference.accumulate_enmeshment_grad_
 else:
-    inner_blocks = _BlockInner.apply
-    scale_blocks = _BlockScale.apply
     enmeshments_and_energies = torch.ops.modfast.enmeshment.default
     add_enmeshment_grad_ = torch.ops.modfast.add_enmeshment_grad_.default
     accumulate_enmeshment_grad_ = torch.ops.modfast.accumulate_enmeshment_grad_.default
@@ -298,12 +306,12 @@ def enmeshments(
     num_clusters: list[int],
     groups: tuple[Group, ...] = (),
 ) -> Tensor:
-    """Each weight's enmeshment, float64, (n,): differentiable any number of times.
+    """Each weight's enmeshment, float64, (n,): differentiable any number of times in either mode.
 
     With ``groups``, this process holds a piece of each weight, and the labels are those of the piece.
     """
     losses: Tensor
-    if BACKEND == "reference":
+    if _by_reference():
         losses, energies = reference.labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
         return reference.enmeshment_of_split(sum_all_over(energies, groups)) if groups else losses
     losses, _ = _Enmeshment.apply(tuple(row_labels), tuple(col_labels), tuple(num_clusters), groups, *weights)

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .derivatives import in_forward_mode
 from .partition import Partition
 
 
@@ -90,7 +92,16 @@ class _Local(torch.autograd.Function):
 
 
 def local(weight: Any) -> Tensor:
-    """This process's piece of a ``DTensor``, differentiable any number of times."""
+    """This process's piece of a ``DTensor``, differentiable any number of times in reverse mode.
+
+    Raises:
+        NotImplementedError: the weight carries a tangent.
+    """
+    if in_forward_mode() and forward_ad.unpack_dual(weight).tangent is not None:
+        raise NotImplementedError(
+            "weight is a DTensor, which has derivatives in reverse mode only: for forward mode (jvp, jacfwd, "
+            "hessian) give the whole weight, weight.full_tensor()"
+        )
     piece: Tensor = _Local.apply(weight)
     return piece
 
