@@ -95,6 +95,7 @@ def graph_of(chain: Sequence[Link]) -> Tensor:
         torch.cat(columns),
         torch.cat(values),
         (starts[-1], starts[-1]),
+        device=chain[0].weight.device,
         check_invariants=False,
     )
 

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from . import energy
+from .arrays import as_tensor, to_int64
 from .partition import Partition, _positive_integer
+from .sharded import require_whole
 from .spectral import spectral_cocluster
 
 Clusters: TypeAlias = Mapping[int, Sequence[int] | np.ndarray[Any, Any] | Tensor]
@@ -149,8 +151,8 @@ def _check_matrix(name: str, matrix: object) -> None:
 def _block_labels(size: int, num_clusters: int) -> Tensor:
     """Blocks of ``size // num_clusters``, and -1 for what is left over."""
     block = size // num_clusters
-    labels = torch.full((size,), -1)
-    labels[: block * num_clusters] = torch.arange(num_clusters).repeat_interleave(block)
+    labels = torch.full((size,), -1, device="cpu")
+    labels[: block * num_clusters] = torch.arange(num_clusters, device="cpu").repeat_interleave(block)
     return labels
 
 
@@ -164,7 +166,7 @@ def _labels(name: str, clusters: Clusters, size: int, num_clusters: int) -> Tens
             f"{name} must have the keys 0 to {num_clusters - 1}, one for each of num_clusters (with an empty "
             f"list for an empty cluster), got {reprlib.repr(list(clusters))}"
         )
-    labels = torch.full((size,), -1)
+    labels = torch.full((size,), -1, device="cpu")
     for cluster in range(num_clusters):
         indices = _indices(f"{name}[{cluster}]", clusters[cluster], size)
         taken = indices[labels[indices] >= 0]
@@ -180,17 +182,16 @@ def _labels(name: str, clusters: Clusters, size: int, num_clusters: int) -> Tens
 
 def _indices(name: str, indices: object, size: int) -> Tensor:
     """As an int64 tensor on the CPU, checked."""
+    require_whole(name, indices)
     try:
-        given = (
-            indices.detach().cpu() if isinstance(indices, Tensor) else torch.as_tensor(np.asarray(indices))
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
+        given = as_tensor(name, indices).cpu()
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}") from error
     # An empty list has no dtype of its own. A boolean mask would read as the indices 0 and 1.
     integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if given.dim() != 1 or not (integers or given.numel() == 0):
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}")
-    result = given.to(torch.int64)
+    result = to_int64(name, given)
     outside = result[(result < 0) | (result >= size)]
     if len(outside) > 0:
         raise ValueError(

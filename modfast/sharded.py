@@ -6,14 +6,16 @@ What crosses the network is a sum of block energies, ``k x k`` numbers or two fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from .derivatives import in_forward_mode
-from .partition import Partition
+
+if TYPE_CHECKING:
+    from .partition import Partition
 
 
 def is_sharded(weight: object) -> bool:
@@ -22,6 +24,25 @@ def is_sharded(weight: object) -> bool:
     if type(weight) in (Tensor, torch.nn.Parameter):
         return False
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raises for a tensor of which this process holds a piece only, where the whole one is needed.
+
+    To gather it unasked would hang where one process calls alone.
+
+    Args:
+        name: of the argument, for the message.
+        value: anything.
+
+    Raises:
+        TypeError: it is a ``DTensor``.
+    """
+    if is_sharded(value):
+        raise TypeError(
+            f"{name} must be a whole tensor, got a DTensor: give its full_tensor(), which all processes of "
+            "its mesh call together"
+        )
 
 
 class Group(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
+from .arrays import as_tensor, native
 from .spectral_operators import AFFINITIES
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -156,10 +157,9 @@ class CompressedRows(NamedTuple):
 
 def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
     """What a user may have: a tensor of any layout, a NumPy array, a SciPy sparse matrix."""
-    if isinstance(weight, Tensor):
-        return weight.detach() if weight.layout == torch.strided else _from_sparse(weight.detach(), name)
-    if isinstance(weight, np.ndarray):
-        return _from_numpy(weight, name)
+    if isinstance(weight, (Tensor, np.ndarray)):
+        tensor = as_tensor(name, weight)
+        return tensor if tensor.layout == torch.strided else _from_sparse(tensor, name)
     if hasattr(weight, "tocsr"):
         return _from_scipy(weight, name)
     raise TypeError(
@@ -196,24 +196,45 @@ def _from_sparse(weight: Tensor, name: str) -> CompressedRows:
     )
 
 
-def _from_numpy(weight: np.ndarray[Any, Any], name: str) -> Tensor:
-    # PyTorch shares the memory of what it may write to, in the order in which it lies.
-    shared = weight if weight.flags.writeable and min(weight.strides, default=0) >= 0 else weight.copy()
-    try:
-        return torch.from_numpy(shared)
-    except TypeError as error:
-        raise TypeError(f"{name} must hold real numbers, got dtype {weight.dtype}") from error
+# What SciPy's formats hold beside their data. The others are made of Python's own lists and dicts.
+_SCIPY_INDICES = {
+    "csr": ("indices", "indptr"),
+    "csc": ("indices", "indptr"),
+    "bsr": ("indices", "indptr"),
+    "coo": ("row", "col"),
+    "dia": ("offsets",),
+}
 
 
 def _from_scipy(weight: Any, name: str) -> CompressedRows:
-    matrix = weight.tocsr()
+    if len(weight.shape) != 2:
+        raise ValueError(f"a sparse {name} must have shape (rows, columns), got {tuple(weight.shape)}")
+    try:
+        matrix = _checked(weight, name).tocsr()
+    except (ValueError, IndexError, AttributeError) as error:
+        raise ValueError(f"a sparse {name} must be a valid SciPy matrix: {error}") from error
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    starts, indices, values = (
-        _from_numpy(part, name) for part in (matrix.indptr, matrix.indices, matrix.data)
-    )
+    starts, indices, values = (as_tensor(name, part) for part in (matrix.indptr, matrix.indices, matrix.data))
     return CompressedRows(starts, indices, values, (int(matrix.shape[0]), int(matrix.shape[1])))
+
+
+def _checked(matrix: Any, name: str) -> Any:
+    """The same matrix, made anew of its arrays: SciPy checks them then, and later goes wherever they say."""
+    if matrix.format not in _SCIPY_INDICES:
+        return matrix
+    from scipy import sparse  # it is there, where a matrix of it is
+
+    data = native(name, matrix.data)
+    indices = tuple(native(name, getattr(matrix, part)) for part in _SCIPY_INDICES[matrix.format])
+    if any(part.dtype.kind not in "iu" for part in indices):
+        raise ValueError(f"its indices must be integers, got {[str(part.dtype) for part in indices]}")
+    parts = (data, indices) if matrix.format == "coo" else (data, *indices)
+    made = getattr(sparse, f"{matrix.format}_array")(parts, shape=matrix.shape)
+    if hasattr(made, "check_format"):
+        made.check_format(full_check=True)
+    return made
 
 
 def read_similarity(matrix: Tensor | CompressedRows, affinity: str, name: str = "weight") -> Similarity:
@@ -253,8 +274,8 @@ def _read_sparse(matrix: CompressedRows, affinity: str, name: str) -> SparseSimi
     starts, indices, values, (_, cols) = matrix
     if values.dtype not in (torch.float32, torch.float64):
         values = values.to(torch.float32 if values.dtype in _FLOATS else torch.float64)
-    if starts.dtype != indices.dtype:
-        starts = starts.to(indices.dtype)
+    if not (starts.dtype == indices.dtype and starts.dtype in (torch.int32, torch.int64)):
+        starts, indices = starts.to(torch.int64), indices.to(torch.int64)
     entries = len(values)
     if int(starts[0]) != 0 or int(starts[-1]) != entries or bool((starts.diff() < 0).any()):
         raise ValueError(f"a sparse {name}'s row starts must rise from 0 to {entries}, its number of entries")

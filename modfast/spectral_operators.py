@@ -208,7 +208,7 @@ def graph_cut(
     sums = []
     for kept in (values * same, values):
         of_nodes, _ = sparse_similarity_sums(starts, indices, kept, nodes, 2, scale, of_cols=False)
-        none = torch.zeros(num_clusters, dtype=torch.float64)
+        none = torch.zeros(num_clusters, dtype=torch.float64, device="cpu")
         sums.append(none.index_add(0, labels[tied], of_nodes.cpu()[tied]))
     return sums[0], sums[1]
 
