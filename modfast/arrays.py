@@ -24,11 +24,11 @@ def as_tensor(name: str, values: Any) -> Tensor:
             an iterator of numbers. An array's memory is shared where PyTorch can use it.
 
     Raises:
-        TypeError: it is a ``DTensor``, or does not hold numbers.
+        TypeError: it is a ``DTensor``, nested or quantised, or does not hold numbers.
         ValueError: it is ragged, or has masked elements.
     """
     if isinstance(values, Tensor):
-        require_whole(name, values)
+        require_plain(name, values)
         return values.detach()
     if isinstance(values, Iterator):
         values = list(values)
@@ -39,6 +39,28 @@ def as_tensor(name: str, values: Any) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{name} must have one shape, got {type(values).__name__} ({error})") from error
     return torch.from_numpy(native(name, array))
+
+
+def require_plain(name: str, tensor: Tensor) -> None:
+    """Raises for a tensor that is not one block of numbers of this process.
+
+    Raises:
+        TypeError: it is a ``DTensor``, nested or quantised.
+    """
+    require_whole(name, tensor)
+    if tensor.is_nested or tensor.is_quantized:
+        kind = "a nested tensor" if tensor.is_nested else tensor.dtype
+        raise TypeError(f"{name} must be one tensor of plain numbers, got {kind}")
+
+
+def require_numbers(name: str, tensor: Tensor) -> None:
+    """Raises for a tensor that has a shape, but no numbers.
+
+    Raises:
+        ValueError: it is on the meta device.
+    """
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
 
 
 def to_int64(name: str, values: Tensor, allowed: str = "below 2**63") -> Tensor:

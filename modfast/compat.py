@@ -27,9 +27,11 @@ import torch
 from torch import Tensor
 
 from . import energy
-from .arrays import as_tensor, to_int64
+from .arrays import as_tensor, require_plain, to_int64
+from .matrices import as_matrix
 from .partition import Partition, _positive_integer
 from .sharded import require_whole
+from .similarity import read_similarity
 from .spectral import spectral_cocluster
 
 Clusters: TypeAlias = Mapping[int, Sequence[int] | np.ndarray[Any, Any] | Tensor]
@@ -131,12 +133,14 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
     """
     count = _positive_integer("k", k)
     _check_matrix("layer", layer)
+    require_plain("layer", layer)
     if count > min(layer.shape[:2]):
         raise ValueError(
             f"k must be at most {min(layer.shape[:2])} for shape {tuple(layer.shape[:2])}, got {count}"
         )
-    if not layer.isfinite().all():
-        raise ValueError(f"layer must be finite, got {layer[~layer.isfinite()][0].item()}")
+    if layer.layout != torch.strided:
+        raise ValueError(f"layer must be dense, got layout {layer.layout}")
+    read_similarity(as_matrix(layer, "layer"), "abs", "layer")  # so that messages name it as it is named here
     partition = spectral_cocluster(layer, count)
     return _members(partition.row_labels, count), _members(partition.col_labels, count)
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
+from .arrays import require_numbers, require_plain
 from .derivatives import one_by_one
 from .embedding import normalised_eigenvectors, singular_vectors
+from .matrices import FLOATS
 from .similarity import DenseSimilarity, read_similarity
 from .spectral import _check_integer, _check_solver, _warn_unless
 
@@ -79,9 +81,11 @@ def _check_layers(layers: list[Any]) -> None:
     if not layers:
         raise ValueError("weights must hold at least one weight, got none")
     for index, layer in enumerate(layers):
-        if not isinstance(layer, Tensor) or layer.layout != torch.strided or not layer.is_floating_point():
+        if not isinstance(layer, Tensor) or layer.layout != torch.strided or layer.dtype not in FLOATS:
             got = f"{layer.dtype}, {layer.layout}" if isinstance(layer, Tensor) else type(layer).__name__
             raise TypeError(f"weights[{index}] must be a dense floating-point tensor, got {got}")
+        require_plain(f"weights[{index}]", layer)
+        require_numbers(f"weights[{index}]", layer)
         if layer.dim() < 2 or layer.numel() == 0:
             raise ValueError(
                 f"weights[{index}] must have shape (out, in, *kernel), none 0, got {tuple(layer.shape)}"

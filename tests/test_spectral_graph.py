@@ -14,8 +14,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from modfast import Partition, normalized_cut, reference, spectral_cluster
+from modfast.matrices import as_matrix
 from modfast.refinement import refine_in_rounds
-from modfast.similarity import SparseSimilarity, as_matrix, read_similarity
+from modfast.similarity import SparseSimilarity, read_similarity
 from modfast.spectral import graph_embedding
 
 
