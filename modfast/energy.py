@@ -9,8 +9,7 @@ from torch.nn.functional import pad
 from . import sharded
 from .operators import enmeshments, inner_blocks, scale_blocks
 from .partition import Partition
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from .shapes import FLOATS
 
 
 def check_weight(weight: object, partition: object, name: str = "weight") -> None:
@@ -19,7 +18,7 @@ def check_weight(weight: object, partition: object, name: str = "weight") -> Non
         raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
     if not isinstance(partition, Partition):
         raise TypeError(f"partition must be a modfast.Partition, got {type(partition).__name__}")
-    if weight.dtype not in _DTYPES:
+    if weight.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
     if weight.layout != torch.strided:
         raise ValueError(f"{name} must be dense, got layout {weight.layout}")

@@ -14,7 +14,7 @@ from . import spectral_operators as ops
 from .arrays import require_numbers, require_plain
 from .derivatives import one_by_one
 from .embedding import normalised_eigenvectors, singular_vectors
-from .matrices import FLOATS
+from .shapes import FLOATS
 from .similarity import DenseSimilarity, read_similarity
 from .spectral import _check_integer, _check_solver, _warn_unless
 

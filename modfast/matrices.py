@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .arrays import as_tensor, native, require_numbers
-
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from .shapes import FLOATS
 
 # What SciPy's formats hold beside their data. The others are made of Python's own lists and dicts.
 _SCIPY_INDICES = {

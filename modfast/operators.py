@@ -21,6 +21,7 @@ from torch import Tensor
 from . import reference
 from .derivatives import compiles_a_transform, in_forward_mode, one_by_one
 from .library import BACKEND
+from .shapes import FLOATS, check_shaped, require
 from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 
 # The operators for one weight are registered with fake kernels, derivatives and batching rules below, for
@@ -30,6 +31,37 @@ from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 # In forward mode the specification runs in their place. A jvp of the autograd.Functions would not do: PyTorch
 # silently takes its derivative for 0 in a forward mode within another, and torch.compile breaks at it.
 
+
+def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
+    """What all fake kernels ask of a weight and its labels."""
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        given = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise RuntimeError(f"modfast: weight must have shape (out, in, *kernel), got {given}")
+    check_shaped("weight", weight, FLOATS, weight.shape)
+    check_shaped("row_labels", row_labels, torch.int64, (weight.shape[0],))
+    check_shaped("col_labels", col_labels, torch.int64, (weight.shape[1],))
+    require(
+        1 <= num_clusters < 2**31 - 1, f"num_clusters must be a positive 32-bit number, got {num_clusters}"
+    )
+
+
+def _check_all_labelled(
+    weights: list[Tensor],
+    grads: list[Tensor] | None,
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+) -> None:
+    require(len(weights) > 0, "weights must hold at least one tensor")
+    lengths = {len(weights), len(row_labels), len(col_labels), len(num_clusters)}
+    lengths |= set() if grads is None else {len(grads)}
+    require(len(lengths) == 1, "weights, grads, row_labels, col_labels and num_clusters must have one length")
+    for weight, rows, cols, count in zip(weights, row_labels, col_labels, num_clusters, strict=True):
+        _check_labelled(weight, rows, cols, count)
+    for weight, grad in zip(weights, grads, strict=True) if grads is not None else ():
+        check_shaped("grads", grad, weight.dtype, weight.shape)
+
+
 # --- block_inner(weight, other, row_labels, col_labels, num_clusters) -> float64 (k + 1, k + 1)
 # Without other it is the weight itself, the block energies: one tensor to read and one derivative.
 
@@ -38,6 +70,9 @@ from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 def _block_inner_fake(
     weight: Tensor, other: Tensor | None, row_labels: Tensor, col_labels: Tensor, num_clusters: int
 ) -> Tensor:
+    _check_labelled(weight, row_labels, col_labels, num_clusters)
+    if other is not None:
+        check_shaped("other", other, weight.dtype, weight.shape)
     return weight.new_empty((num_clusters + 1, num_clusters + 1), dtype=torch.float64)
 
 
@@ -72,6 +107,12 @@ class _BlockInner(torch.autograd.Function):
 
 @torch.library.register_fake("modfast::block_scale")
 def _block_scale_fake(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    check_shaped("factors", factors, torch.float64, (None, None))
+    require(
+        factors.shape[0] == factors.shape[1] >= 2,
+        f"factors must be square, with a row for each cluster and one more, got {tuple(factors.shape)}",
+    )
+    _check_labelled(weight, row_labels, col_labels, 1)
     return torch.empty_like(weight)
 
 
@@ -103,10 +144,16 @@ class _BlockScale(torch.autograd.Function):
 # energies: float64 (n, 2), inside clusters and across them; losses, slopes (dL/dE of each): float64 (n,).
 
 
+def _check_energies(energies: Tensor, slopes: Tensor, count: int) -> None:
+    check_shaped("energies", energies, torch.float64, (count, 2))
+    check_shaped("slopes", slopes, torch.float64, (count,))
+
+
 @torch.library.register_fake("modfast::enmeshment")
 def _enmeshment_fake(
     weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
 ) -> tuple[Tensor, Tensor]:
+    _check_all_labelled(weights, None, row_labels, col_labels, num_clusters)
     count = len(weights)
     return (
         weights[0].new_empty((count,), dtype=torch.float64),
@@ -123,6 +170,8 @@ def _enmeshment_grad_fake(
     col_labels: list[Tensor],
     num_clusters: list[int],
 ) -> list[Tensor]:
+    _check_all_labelled(weights, None, row_labels, col_labels, num_clusters)
+    _check_energies(energies, slopes, len(weights))
     return [torch.empty_like(weight) for weight in weights]
 
 
@@ -136,7 +185,8 @@ def _add_enmeshment_grad_fake(
     col_labels: list[Tensor],
     num_clusters: list[int],
 ) -> None:
-    return None
+    _check_all_labelled(weights, grads, row_labels, col_labels, num_clusters)
+    _check_energies(energies, slopes, len(weights))
 
 
 @torch.library.register_fake("modfast::accumulate_enmeshment_grad_")
@@ -148,6 +198,7 @@ def _accumulate_fake(
     num_clusters: list[int],
     scale: float,
 ) -> Tensor:
+    _check_all_labelled(weights, grads, row_labels, col_labels, num_clusters)
     return weights[0].new_empty((len(weights),), dtype=torch.float64)
 
 

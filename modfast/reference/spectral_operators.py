@@ -36,7 +36,8 @@ def similarity_product(
 ) -> tuple[Tensor, Tensor]:
     """A right, and A^T left or A^T (row_weights * (A right))."""
     given = right if right is not None else left
-    assert given is not None
+    if given is None:
+        raise ValueError("right or left must be given")
     values = _similarity(weight, affinity, scale, given.dtype)
     nothing = given.new_empty(0, given.shape[1])
     forward = nothing if right is None else values @ right
