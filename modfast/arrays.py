@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, ValuesView
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
     Args:
         name: of the argument, for messages.
         values: a tensor, which is detached; an array of any byte order, alignment and layout; a sequence or
-            an iterator of numbers. An array's memory is shared where PyTorch can use it.
+            an iterator of numbers, a dict's values too. An array's memory is shared where PyTorch can use it.
 
     Raises:
         TypeError: it is a ``DTensor``, nested or quantised, or does not hold numbers.
@@ -30,7 +30,7 @@ def as_tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         require_plain(name, values)
         return values.detach()
-    if isinstance(values, Iterator):
+    if isinstance(values, (Iterator, ValuesView)):
         values = list(values)
     try:
         array = np.asanyarray(values)

@@ -81,11 +81,12 @@ def _from_sparse(weight: Tensor, name: str) -> CompressedRows:
         raise ValueError(f"a sparse {name} must have shape (rows, columns), got {tuple(weight.shape)}")
     shape = (weight.shape[0], weight.shape[1])
     if weight.layout == torch.sparse_coo:
-        weight = weight.coalesce()
         if weight.dense_dim() == 0:
+            # Before entries of one place are added, which writes wherever the indices say.
+            for side, indices, size in zip(("row", "column"), weight._indices(), shape, strict=True):
+                _check_range(indices, size, f"a sparse {name}'s {side} indices")
+            weight = weight.coalesce()
             rows, cols = weight.indices()
-            _check_range(rows, shape[0], f"a sparse {name}'s row indices")
-            _check_range(cols, shape[1], f"a sparse {name}'s column indices")
             return _compressed(rows, cols, weight.values(), shape)
     elif weight.layout == torch.sparse_csr and weight.values().dim() == 1:
         return _checked_rows(weight.crow_indices(), weight.col_indices(), weight.values(), shape, name)
