@@ -1,4 +1,4 @@
-"""Numbers on the CPU give the same results whatever PyTorch's default device is."""
+"""Numbers on the CPU give the same results whatever PyTorch's default device and default dtype are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import ast
 import copy
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -281,14 +282,25 @@ def test_every_public_function_is_called() -> None:
     assert set(modfast.__all__) - COMPUTES_NOTHING <= set(CALLS)
 
 
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("name", list(CALLS))
-def test_results_do_not_depend_on_the_default_device(given: Given, name: str, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_defaults(given: Given, name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     expected = plain(CALLS[name](given, tmp_path))
-    with torch.device("meta"):
-        torch.manual_seed(1)
-        found = plain(CALLS[name](given, tmp_path))
-    np.testing.assert_equal(found, expected)
+    for other in (torch.device("meta"), float64_by_default()):
+        with other:
+            torch.manual_seed(1)
+            found = plain(CALLS[name](given, tmp_path))
+        np.testing.assert_equal(found, expected)
 
 
 def test_weights_are_read(tmp_path: Path) -> None:
