@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import require_plain
 from .files import read_arrays, write_arrays
 from .layers import find_layer
 
@@ -75,6 +76,11 @@ class Circuit:
         for name, mask in self.masks.items():
             if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise ValueError(f"masks must map names to bool tensors, got {name!r}: {type(mask).__name__}")
+            require_plain(f"masks[{name!r}]", mask)
+            if mask.layout != torch.strided or mask.is_meta:
+                raise ValueError(
+                    f"masks must be dense, got {name!r} of layout {mask.layout} on {mask.device}"
+                )
             if not mask.numel():
                 raise ValueError(f"masks must not be empty, got {name!r} of shape {tuple(mask.shape)}")
         # Its own, so that the caller's may change.

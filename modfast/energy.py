@@ -109,6 +109,7 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
     k = partition.num_clusters
     if not isinstance(factors, Tensor):
         raise TypeError(f"factors must be a torch.Tensor, got {type(factors).__name__}")
+    sharded.require_whole("factors", factors)
     if not factors.is_floating_point():
         raise TypeError(f"factors must be floating, got {factors.dtype}")
     if factors.shape != (k, k) or factors.device != weight.device:

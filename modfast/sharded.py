@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-
-from .derivatives import in_forward_mode
 
 if TYPE_CHECKING:
     from .partition import Partition
@@ -113,16 +110,10 @@ class _Local(torch.autograd.Function):
 
 
 def local(weight: Any) -> Tensor:
-    """This process's piece of a ``DTensor``, differentiable any number of times in reverse mode.
+    """This process's piece of a ``DTensor``, differentiable any number of times.
 
-    Raises:
-        NotImplementedError: the weight carries a tangent.
+    In reverse mode: PyTorch gives no ``DTensor`` a tangent.
     """
-    if in_forward_mode() and forward_ad.unpack_dual(weight).tangent is not None:
-        raise NotImplementedError(
-            "weight is a DTensor, which has derivatives in reverse mode only: for forward mode (jvp, jacfwd, "
-            "hessian) give the whole weight, weight.full_tensor()"
-        )
     piece: Tensor = _Local.apply(weight)
     return piece
 
