@@ -19,22 +19,21 @@ so ``torch.compile`` breaks the graph at it.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import energy
 from .arrays import as_tensor, require_plain, to_int64
 from .matrices import as_matrix
-from .partition import Partition, _positive_integer
+from .partition import Labels, Partition, _positive_integer
 from .sharded import require_whole
 from .similarity import read_similarity
 from .spectral import spectral_cocluster
 
-Clusters: TypeAlias = Mapping[int, Sequence[int] | np.ndarray[Any, Any] | Tensor]
+Clusters: TypeAlias = Mapping[int, Labels]
 
 
 def clusterability(
@@ -52,8 +51,8 @@ def clusterability(
         matrix: dense float32, float64, float16 or bfloat16, ``(out, in, *kernel)``, on any device that
             modfast computes on.
         cluster_U_indices: for each cluster, 0 to ``num_clusters - 1``, the indices of its rows, as a list,
-            tuple, array or tensor of integers. Python's or NumPy's integers are keys. A row may be in no
-            cluster.
+            tuple, array, tensor or iterator of integers. Python's or NumPy's integers are keys. A row may be
+            in no cluster.
         cluster_V_indices: the same for the columns. If either of the two is None, so is the other: clusters
             are then contiguous blocks of ``out // num_clusters`` rows and ``in // num_clusters`` columns,
             and what is left over at the end is in no cluster. (:meth:`modfast.Partition.blocks` shares
@@ -117,7 +116,7 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
         ``k``. Rows and columns that are all zero are in no cluster (the script raises a singular matrix).
 
     Raises:
-        TypeError: ``layer`` is no tensor, or complex.
+        TypeError: ``layer`` is no tensor, complex, or a ``DTensor`` (give its ``full_tensor()``).
         ValueError: ``layer`` is not dense, has fewer than two dimensions, or holds NaN or infinity; ``k`` is
             out of range.
 

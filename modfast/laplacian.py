@@ -46,7 +46,7 @@ def laplacian_eigenvalues(
         without ties are left out.
 
     Raises:
-        TypeError: weights are no tensors, or of another dtype.
+        TypeError: weights are no tensors, of another dtype, or a ``DTensor`` (give its ``full_tensor()``).
         ValueError: they do not fit each other, hold NaN or infinity or nothing but zeros; another argument
             is out of range.
         NotImplementedError: a second derivative, or one in forward mode, is asked for.

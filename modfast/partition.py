@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from .arrays import as_tensor, to_int64
 from .files import read_arrays, write_arrays
 from .sharded import require_whole
 
-Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[int]
+Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Iterable[int]
 
 _INTEGER_DTYPES = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
@@ -59,13 +59,14 @@ class Partition:
 
     Args:
         row_labels: for each row (output neuron or channel) its cluster, in ``[0, num_clusters)``, or -1
-            for "in no cluster": its weights always count as crossing. Any integer tensor, list or
-            numpy array; a copy is kept, as an int64 tensor on the same device.
+            for "in no cluster": its weights always count as crossing. A tensor, NumPy array, sequence or
+            iterator of integers of any type; a copy is kept, as an int64 tensor on the same device.
         col_labels: the same for each column (input neuron or channel).
         num_clusters: how many clusters there are; a cluster may be empty.
 
     Raises:
         ValueError: a label is no integer or out of range, or ``num_clusters`` is no positive integer.
+        TypeError: the labels are a ``DTensor``.
 
     Example:
         >>> partition = Partition([0, 0, 1], [0, 1, 1, -1], num_clusters=2)

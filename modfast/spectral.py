@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, overload
 
@@ -15,7 +14,7 @@ from . import spectral_operators as ops
 from .arrays import as_tensor, to_int64
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .matrices import as_matrix, compress
-from .partition import Partition
+from .partition import Labels, Partition
 from .refinement import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
 from .sharded import require_whole
 from .similarity import SparseSimilarity, read_similarity
@@ -98,9 +97,11 @@ def spectral_cocluster(
         ``seconds``.
 
     Raises:
-        TypeError: ``weight`` is none of those, or complex.
+        TypeError: ``weight`` is none of those, holds no real numbers, or is a ``DTensor`` (give its
+            ``full_tensor()``).
         ValueError: ``weight`` is empty, has fewer than two dimensions, holds NaN or infinity or, as a
-            given similarity, a negative number; any other argument is out of range.
+            given similarity, a negative number, or its indices do not fit its shape; any other argument is
+            out of range.
 
     Warns:
         ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
@@ -203,7 +204,8 @@ def spectral_cluster(
         place of the singular values.
 
     Raises:
-        TypeError: ``adjacency`` is none of those, or complex.
+        TypeError: ``adjacency`` is none of those, holds no real numbers, or is a ``DTensor`` (give its
+            ``full_tensor()``).
         ValueError: it is not square or not symmetric, holds NaN, infinity or a negative number; any other
             argument is out of range.
 
@@ -238,9 +240,7 @@ def spectral_cluster(
     return (labels, info) if return_info else labels
 
 
-def normalized_cut(
-    adjacency: Any, labels: Tensor | Partition | Sequence[int], *, affinity: str = "abs"
-) -> float:
+def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str = "abs") -> float:
     """The normalised cut: for each cluster the share of its ties that leave it, added up.
 
     ``sum over clusters c of cut(c) / volume(c)``: the volume is the sum of the degrees of its nodes, the
@@ -249,7 +249,8 @@ def normalized_cut(
     Args:
         adjacency: a graph as for :func:`spectral_cluster`; with a ``Partition``, a weight as for
             :func:`spectral_cocluster`, whose rows and columns are the nodes.
-        labels: ``(n,)`` integers, -1 for "in no cluster", or a ``Partition`` of the weight.
+        labels: ``(n,)`` integers, -1 for "in no cluster", as a tensor, array, sequence or iterator; or a
+            ``Partition`` of the weight.
         affinity: the similarity of a weight, ``"abs"``, ``"square"`` or ``"given"``.
 
     Returns:
@@ -354,7 +355,7 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     return similarity, similarity.row_sums()
 
 
-def _node_labels(labels: Tensor | Sequence[int], nodes: int) -> Tensor:
+def _node_labels(labels: Labels, nodes: int) -> Tensor:
     require_whole("labels", labels)
     try:
         tensor = as_tensor("labels", labels).cpu()
