@@ -1,4 +1,10 @@
-"""Block energy, clusterability and enmeshment of one weight."""
+"""Block energy, clusterability and enmeshment of one weight.
+
+They have derivatives of every order in reverse and in forward mode. In forward mode (``torch.func.jvp``,
+``jacfwd``, ``hessian``, dual numbers), and in a transform of ``torch.func`` that ``torch.compile`` traces,
+they run in plain PyTorch: with the same results, more slowly, and with float64 copies of the weight. For a
+Hessian-vector product of a large weight reverse mode twice is the faster way.
+"""
 
 from __future__ import annotations
 

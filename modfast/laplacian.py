@@ -112,9 +112,9 @@ def _no_derivative(ctx: Any, *given: Any) -> Any:
 
 
 class _Eigenvalues(torch.autograd.Function):
-    """``apply(k, tol, max_iter, seed, *layers)``: the values, then the eigenvectors y of each range of nodes.
+    """``apply(k, tol, max_iter, seed, *layers)``: the values l, ``1 - l``, the eigenvectors y of each side.
 
-    They are in the weights' own unit: ``y^T D y = 1`` holds for the degrees as they are.
+    These are in the weights' own unit: ``y^T D y = 1`` holds for the degrees as they are.
     """
 
     jvp = staticmethod(_no_derivative)
@@ -130,29 +130,32 @@ class _Eigenvalues(torch.autograd.Function):
         smallest = min(each.scale for each in chain)
         chain = [replace(each, scale=smallest) for each in chain]
         places, similar = _places(chain, k, tol, max_iter, seed)
-        values = (1.0 - similar).clamp(min=0.0).to(layers[0].device)
-        return values, *(each * smallest**0.5 for each in places)
+        similar = similar.to(layers[0].device)
+        return (1.0 - similar).clamp(min=0.0), similar, *(each * smallest**0.5 for each in places)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         layers = inputs[4:]
         ctx.count = len(layers)
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*layers, *output)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*layers, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        layers, output = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None, None, None, None, *([None] * ctx.count))
+        layers, found = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         needed = ctx.needs_input_grad[4:]
         wanted = [layer if each else None for layer, each in zip(layers, needed, strict=True)]
-        grads = iter(_Gradient.apply(grad, *output, *wanted))
+        grads = iter(_Gradient.apply(grad, *found, *wanted))
         return None, None, None, None, *(next(grads) if each else None for each in needed)
 
     vmap: Any  # set below, when there is a class to call
 
 
 class _Gradient(torch.autograd.Function):
-    """``apply(grad, values, *places, *layers)``: of each layer that is no None its gradient.
+    """``apply(grad, similar, *places, *layers)``: of each layer that is no None its gradient.
 
     A function of its own, so that its derivative is refused, which would take the eigenvectors for constants.
     """
@@ -161,11 +164,11 @@ class _Gradient(torch.autograd.Function):
     backward = staticmethod(_no_derivative)
 
     @staticmethod
-    def forward(grad: Tensor, values: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(grad: Tensor, similar: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         count = len(tensors) // 2
         places, layers = tensors[: count + 1], tensors[count + 1 :]
         slopes = grad.to(torch.float64)
-        similar = slopes * (1.0 - values)
+        similar_slopes = slopes * similar
         grads = []
         for (cols, rows), layer in zip(pairwise(places), layers, strict=True):
             if layer is None:
@@ -175,8 +178,8 @@ class _Gradient(torch.autograd.Function):
             matrix = _matrix(layer)
             edges = ops.edge_gradient(
                 matrix if matrix.stride(1) == 1 else matrix.contiguous(),
-                rows.square() @ similar,
-                cols.square() @ similar,
+                rows.square() @ similar_slopes,
+                cols.square() @ similar_slopes,
                 rows * slopes,
                 cols,
             )

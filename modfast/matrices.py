@@ -156,7 +156,7 @@ def _check_range(indices: Tensor, size: int, what: str) -> None:
 
 def _is_canonical(matrix: CompressedRows) -> bool:
     """Whether columns rise within each row, so that none is there twice."""
-    rises = matrix.indices.diff() > 0
+    rises = matrix.indices[1:] > matrix.indices[:-1]
     begins = matrix.starts[1:-1]
     begins = begins[(begins > 0) & (begins < len(matrix.indices))]
     rises[begins.long() - 1] = True
@@ -167,12 +167,7 @@ def _merged(matrix: CompressedRows) -> CompressedRows:
     """With the sum of the entries that are at one place."""
     starts, indices, values, shape = matrix
     rows = torch.arange(shape[0], device=starts.device).repeat_interleave(starts.diff().long())
-    whole = torch.sparse_coo_tensor(
-        torch.stack([rows, indices.long()]),
-        widened(values),
-        shape,
-        device=values.device,
-        check_invariants=False,
-    ).coalesce()
-    merged_rows, merged_cols = whole.indices()
-    return _compressed(merged_rows, merged_cols, whole.values(), shape)
+    places, place_of = torch.unique(rows * shape[1] + indices, return_inverse=True)
+    values = widened(values)
+    sums = values.new_zeros(len(places)).index_add_(0, place_of, values)
+    return _compressed(places // shape[1], places % shape[1], sums, shape)

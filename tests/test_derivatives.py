@@ -272,6 +272,16 @@ def test_one_derivative_of_the_laplacian():
     assert gradcheck(fast, leaves, check_batched_grad=True)
 
 
+def test_the_eigenvalues_may_be_changed_in_place():
+    weight = torch.rand(6, 5, dtype=torch.float64, requires_grad=True)
+    values = laplacian_eigenvalues(weight, 3)
+    values[1:] *= 2.0
+    (found,) = torch.autograd.grad(values.sum(), weight)
+    slopes = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    (expected,) = torch.autograd.grad(laplacian_eigenvalues(weight, 3), weight, slopes)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_gradient_of_the_laplacian_may_be_kept_for_what_needs_none_of_it():
     weight = torch.rand(6, 5, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(laplacian_eigenvalues(weight, 2).sum(), weight, create_graph=True)
