@@ -28,8 +28,9 @@ from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 # whoever calls torch.ops.modfast. The package reaches them through autograd.Function, with the same formulas,
 # because torch.func's transforms do not see through torch.library.register_autograd.
 #
-# In forward mode the specification runs in their place. A jvp of the autograd.Functions would not do: PyTorch
-# silently takes its derivative for 0 in a forward mode within another, and torch.compile breaks at it.
+# Where PyTorch does not ask an autograd.Function for its derivative, the specification runs in its place: in
+# forward mode, where a jvp of its own would not do (PyTorch silently takes the derivative of a jvp for 0, and
+# torch.compile breaks at one), and in a transform that torch.compile traces.
 
 
 def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
