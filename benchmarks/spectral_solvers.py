@@ -23,7 +23,8 @@ from torch import Tensor
 
 from modfast.embedding import inverse
 from modfast.krylov import block_width, largest_eigenvectors
-from modfast.similarity import Similarity, as_matrix, read_similarity
+from modfast.matrices import as_matrix
+from modfast.similarity import Similarity, read_similarity
 
 TOL = 1e-3
 MAX_PASSES = 300

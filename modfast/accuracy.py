@@ -117,7 +117,7 @@ def cluster_accuracy(
     if len(counts) != 1:
         raise ValueError(f"partitions must have one number of clusters, got {sorted(counts)}")
     for layer, _ in layers:
-        require_whole(layer.stored(), f"model: the weight of layer {layer.name!r}")
+        require_whole(f"model: the weight of layer {layer.name!r}", layer.stored())
 
     def with_cluster(cluster: int) -> Callable[[], AbstractContextManager[None]]:
         return lambda: _masked(model, layers, cluster, mode)

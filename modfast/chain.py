@@ -69,7 +69,7 @@ def _link(layer: Layer, norm: BatchNorm | None, previous: Link | None) -> Link:
             "nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d and transformers' Conv1D"
         )
     stored = layer.stored()
-    require_whole(stored, f"model: the weight of layer {layer.name!r}")
+    require_whole(f"model: the weight of layer {layer.name!r}", stored)
     weight = layer.oriented(stored).detach()
     if weight.numel() == 0:
         raise ValueError(f"layers: {layer.name!r} must have a weight, got shape {tuple(weight.shape)}")
@@ -100,6 +100,7 @@ def graph_of(chain: Sequence[Link]) -> Tensor:
         torch.cat(columns),
         torch.cat(values),
         (starts[-1], starts[-1]),
+        device=chain[0].weight.device,
         check_invariants=False,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import require_plain
 from .files import read_arrays, write_arrays
 from .layers import find_layer
 from .plain_model import plain_copy
@@ -76,6 +77,11 @@ class Circuit:
         for name, mask in self.masks.items():
             if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 raise ValueError(f"masks must map names to bool tensors, got {name!r}: {type(mask).__name__}")
+            require_plain(f"masks[{name!r}]", mask)
+            if mask.layout != torch.strided or mask.is_meta:
+                raise ValueError(
+                    f"masks must be dense, got {name!r} of layout {mask.layout} on {mask.device}"
+                )
             if not mask.numel():
                 raise ValueError(f"masks must not be empty, got {name!r} of shape {tuple(mask.shape)}")
         # Its own, so that the caller's may change.
@@ -124,7 +130,7 @@ class Circuit:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         for name in self.masks:
-            require_whole(find_layer(model, name, "model").stored(), f"model: the weight of layer {name!r}")
+            require_whole(f"model: the weight of layer {name!r}", find_layer(model, name, "model").stored())
         masked = plain_copy(model)
         with torch.no_grad():
             for name, mask in self.masks.items():

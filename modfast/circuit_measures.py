@@ -139,7 +139,7 @@ def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
     generator = np.random.default_rng(seed)
 
     def draw(mask: Tensor) -> Tensor:
-        drawn = torch.zeros(mask.numel(), dtype=torch.bool)
+        drawn = torch.zeros(mask.numel(), dtype=torch.bool, device="cpu")
         drawn[torch.from_numpy(draw_weights(generator, mask.numel(), int(mask.count_nonzero())))] = True
         return drawn.view(mask.shape)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import library as library  # registers the operators
+from .shapes import check_shaped, require
 
 _OPS: Any = torch.ops.modfast
 
@@ -74,10 +75,64 @@ class TailState:
 
 
 @torch.library.register_fake("modfast::tail_forward_")
-def _tail_forward_fake(*arguments: Any) -> None:
-    return None
+def _tail_forward_fake(
+    features: Tensor,
+    signs: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activations: list[int],
+    slopes: list[float],
+    pre: list[Tensor],
+    held: list[Tensor],
+    label: int,
+    threads: int,
+) -> None:
+    width, inputs = check_shaped("features", features, torch.float64, (None, None)).shape
+    require(
+        inputs > 0 and inputs % LANES == 0, f"features must have a multiple of {LANES} columns, got {inputs}"
+    )
+    check_shaped("signs", signs, torch.float64, (inputs,))
+    require(len(weights) > 0, "weights must hold at least one layer")
+    lists = (weights, biases, activations, slopes, pre, held)
+    require(
+        len({len(each) for each in lists}) == 1,
+        "weights, biases, activations, slopes, pre and held must be lists of one length",
+    )
+    require(threads >= 1, f"threads must be at least 1, got {threads}")
+    for weight, bias, activation, before, after in zip(weights, biases, activations, pre, held, strict=True):
+        rows = check_shaped("weights", weight, torch.float64, (None, width)).shape[0]
+        require(rows > 0 and width > 0, "weights must not be empty")
+        check_shaped("biases", bias, torch.float64, (rows,))
+        require(0 <= activation < len(ACTIVATIONS), f"activations must be known, got {activation}")
+        check_shaped("pre", before, torch.float64, (rows, inputs))
+        check_shaped("held", after, torch.float64, (rows, inputs))
+        width = rows
+    require(activations[-1] == 0, "the last layer's outputs must be the logits")
+    require(width >= 2, f"the last layer must have at least two rows, got {width}")
+    require(0 <= label < width, f"label must be in [0, {width - 1}], got {label}")
 
 
 @torch.library.register_fake("modfast::walk_row_")
-def _walk_row_fake(*arguments: Any) -> None:
-    return None
+def _walk_row_fake(
+    features: Tensor,
+    signs: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activations: list[int],
+    slopes: list[float],
+    pre: list[Tensor],
+    held: list[Tensor],
+    label: int,
+    threads: int,
+    layer: int,
+    row: int,
+    begin: int,
+    end: int,
+    highest_loss: float,
+    least_right: float | None,
+) -> None:
+    _tail_forward_fake(features, signs, weights, biases, activations, slopes, pre, held, label, threads)
+    require(0 <= layer < len(weights), f"layer must be in [0, {len(weights) - 1}], got {layer}")
+    rows, cols = weights[layer].shape
+    require(0 <= row < rows, f"row must be in [0, {rows - 1}], got {row}")
+    require(0 <= begin <= end <= cols, f"begin and end must rise from 0 to {cols}, got {begin} and {end}")

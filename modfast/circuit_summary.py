@@ -88,7 +88,7 @@ def pair_mean(overlap: Tensor) -> float | None:
         >>> pair_mean(torch.tensor([[1.0, 0.25], [0.25, 1.0]]))
         0.25
     """
-    first, second = torch.triu_indices(len(overlap), len(overlap), 1)
+    first, second = torch.triu_indices(len(overlap), len(overlap), 1, device="cpu")
     return _mean(overlap[first, second].tolist())
 
 
@@ -173,7 +173,7 @@ def _sum(row: Sequence[float | None]) -> float | None:
 
 def _matrix(rows: Sequence[Sequence[float | None]]) -> Tensor:
     known = [[math.nan if value is None else value for value in row] for row in rows]
-    return torch.tensor(known, dtype=torch.float64)
+    return torch.tensor(known, dtype=torch.float64, device="cpu")
 
 
 def summarize_circuits(

@@ -148,6 +148,6 @@ def _draw(labels: Tensor, label: int, criterion: str, seed: int) -> Tensor:
     if criterion != "balanced":
         return own
     others = (labels != label).nonzero().flatten()
-    generator = torch.Generator().manual_seed(seed + label)
+    generator = torch.Generator("cpu").manual_seed(seed + label)
     drawn = torch.randperm(len(others), generator=generator, device="cpu")[: len(own)]
     return torch.cat([own, others[drawn]]).sort().values

@@ -260,7 +260,7 @@ def cluster_layer(
         each["gap"] = gaps[each["num_clusters"]]
     record["chosen"] = choose_count(gaps)
 
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator("cpu").manual_seed(config.seed)
     shuffled = _shuffled(weight, generator)
     found, _ = cocluster(shuffled, record["chosen"], config.n_init)
     spectra = []
@@ -302,7 +302,7 @@ def by_chance(partition: Partition) -> dict[str, float]:
 
 def _shuffled(weight: Tensor, generator: torch.Generator) -> Tensor:
     """The same weights in a random order, a kernel's together."""
-    order = torch.randperm(weight.shape[0] * weight.shape[1], generator=generator)
+    order = torch.randperm(weight.shape[0] * weight.shape[1], generator=generator, device="cpu")
     return weight.flatten(0, 1)[order.to(weight.device)].view(weight.shape)
 
 

@@ -19,18 +19,21 @@ so ``torch.compile`` breaks the graph at it.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import energy
-from .partition import Partition, _positive_integer
+from .arrays import as_tensor, require_plain, to_int64
+from .matrices import as_matrix
+from .partition import Labels, Partition, _positive_integer
+from .sharded import require_whole
+from .similarity import read_similarity
 from .spectral import spectral_cocluster
 
-Clusters: TypeAlias = Mapping[int, Sequence[int] | np.ndarray[Any, Any] | Tensor]
+Clusters: TypeAlias = Mapping[int, Labels]
 
 
 def clusterability(
@@ -48,8 +51,8 @@ def clusterability(
         matrix: dense float32, float64, float16 or bfloat16, ``(out, in, *kernel)``, on any device that
             modfast computes on.
         cluster_U_indices: for each cluster, 0 to ``num_clusters - 1``, the indices of its rows, as a list,
-            tuple, array or tensor of integers. Python's or NumPy's integers are keys. A row may be in no
-            cluster.
+            tuple, array, tensor or iterator of integers. Python's or NumPy's integers are keys. A row may be
+            in no cluster.
         cluster_V_indices: the same for the columns. If either of the two is None, so is the other: clusters
             are then contiguous blocks of ``out // num_clusters`` rows and ``in // num_clusters`` columns,
             and what is left over at the end is in no cluster. (:meth:`modfast.Partition.blocks` shares
@@ -113,7 +116,7 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
         ``k``. Rows and columns that are all zero are in no cluster (the script raises a singular matrix).
 
     Raises:
-        TypeError: ``layer`` is no tensor, or complex.
+        TypeError: ``layer`` is no tensor, complex, or a ``DTensor`` (give its ``full_tensor()``).
         ValueError: ``layer`` is not dense, has fewer than two dimensions, or holds NaN or infinity; ``k`` is
             out of range.
 
@@ -129,12 +132,14 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
     """
     count = _positive_integer("k", k)
     _check_matrix("layer", layer)
+    require_plain("layer", layer)
     if count > min(layer.shape[:2]):
         raise ValueError(
             f"k must be at most {min(layer.shape[:2])} for shape {tuple(layer.shape[:2])}, got {count}"
         )
-    if not layer.isfinite().all():
-        raise ValueError(f"layer must be finite, got {layer[~layer.isfinite()][0].item()}")
+    if layer.layout != torch.strided:
+        raise ValueError(f"layer must be dense, got layout {layer.layout}")
+    read_similarity(as_matrix(layer, "layer"), "abs", "layer")  # so that messages name it as it is named here
     partition = spectral_cocluster(layer, count)
     return _members(partition.row_labels, count), _members(partition.col_labels, count)
 
@@ -149,8 +154,8 @@ def _check_matrix(name: str, matrix: object) -> None:
 def _block_labels(size: int, num_clusters: int) -> Tensor:
     """Blocks of ``size // num_clusters``, and -1 for what is left over."""
     block = size // num_clusters
-    labels = torch.full((size,), -1)
-    labels[: block * num_clusters] = torch.arange(num_clusters).repeat_interleave(block)
+    labels = torch.full((size,), -1, device="cpu")
+    labels[: block * num_clusters] = torch.arange(num_clusters, device="cpu").repeat_interleave(block)
     return labels
 
 
@@ -164,7 +169,7 @@ def _labels(name: str, clusters: Clusters, size: int, num_clusters: int) -> Tens
             f"{name} must have the keys 0 to {num_clusters - 1}, one for each of num_clusters (with an empty "
             f"list for an empty cluster), got {reprlib.repr(list(clusters))}"
         )
-    labels = torch.full((size,), -1)
+    labels = torch.full((size,), -1, device="cpu")
     for cluster in range(num_clusters):
         indices = _indices(f"{name}[{cluster}]", clusters[cluster], size)
         taken = indices[labels[indices] >= 0]
@@ -180,17 +185,16 @@ def _labels(name: str, clusters: Clusters, size: int, num_clusters: int) -> Tens
 
 def _indices(name: str, indices: object, size: int) -> Tensor:
     """As an int64 tensor on the CPU, checked."""
+    require_whole(name, indices)
     try:
-        given = (
-            indices.detach().cpu() if isinstance(indices, Tensor) else torch.as_tensor(np.asarray(indices))
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
+        given = as_tensor(name, indices).cpu()
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}") from error
     # An empty list has no dtype of its own. A boolean mask would read as the indices 0 and 1.
     integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if given.dim() != 1 or not (integers or given.numel() == 0):
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}")
-    result = given.to(torch.int64)
+    result = to_int64(name, given)
     outside = result[(result < 0) | (result >= size)]
     if len(outside) > 0:
         raise ValueError(

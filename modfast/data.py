@@ -122,11 +122,15 @@ def _load_digits() -> Dataset:
 
 def _make_fake() -> Dataset:
     num_train, num_test, num_classes = 512, 128, 10
-    generator = torch.Generator().manual_seed(0)
-    coarse = 0.2 + 0.6 * torch.rand(num_classes, 3, 4, 4, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    coarse = 0.2 + 0.6 * torch.rand(
+        num_classes, 3, 4, 4, generator=generator, dtype=torch.float32, device="cpu"
+    )
     patterns = coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    labels = torch.arange(num_train + num_test) % num_classes
-    noise = 0.2 * torch.randn(num_train + num_test, 3, 32, 32, generator=generator)
+    labels = torch.arange(num_train + num_test, device="cpu") % num_classes
+    noise = 0.2 * torch.randn(
+        num_train + num_test, 3, 32, 32, generator=generator, dtype=torch.float32, device="cpu"
+    )
     images = (patterns[labels] + noise).clamp(0, 1).mul(255).round().to(torch.uint8)
     return Dataset(
         "fake",

@@ -108,9 +108,9 @@ def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> 
     return Dataset(
         source.name,
         _channels_first(train.data),
-        torch.as_tensor(train.targets, dtype=torch.int64),
+        torch.as_tensor(train.targets, dtype=torch.int64, device="cpu"),
         _channels_first(test.data),
-        torch.as_tensor(test.targets, dtype=torch.int64),
+        torch.as_tensor(test.targets, dtype=torch.int64, device="cpu"),
         source.classes,
         source.mean,
         source.std,
@@ -170,7 +170,7 @@ def _by_hand(source: Downloadable, root: Path, tried: str) -> str:
 
 def _channels_first(images: Any) -> Tensor:
     """MNIST's (n, h, w) and CIFAR-10's (n, h, w, channels) as contiguous (n, channels, h, w)."""
-    tensor = torch.as_tensor(images)
+    tensor = torch.as_tensor(images, device="cpu")
     if tensor.dim() == 3:
         tensor = tensor.unsqueeze(-1)
     return tensor.permute(0, 3, 1, 2).contiguous()

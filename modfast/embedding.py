@@ -97,7 +97,7 @@ def singular_vectors(
     if _is_small(min(similarity.shape), count):
         left, values, right = _all_singular_vectors(similarity, row_weights, col_weights, count)
         return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
         of_rows, of_cols = row_weights.to(dtype), col_weights.to(dtype)[:, None]
@@ -244,7 +244,7 @@ def normalised_eigenvectors(
         values, vectors = _padded(values.flip(0)[:count].cpu(), count), vectors.flip(1)
         vectors = _spread(vectors / roots[:, None], tied, count)
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
         weights = inverse(degrees).to(dtype)

@@ -1,4 +1,10 @@
-"""Block energy, clusterability and enmeshment of one weight."""
+"""Block energy, clusterability and enmeshment of one weight.
+
+They have derivatives of every order in reverse and in forward mode. In forward mode (``torch.func.jvp``,
+``jacfwd``, ``hessian``, dual numbers), and in a transform of ``torch.func`` that ``torch.compile`` traces,
+they run in plain PyTorch: with the same results, more slowly, and with float64 copies of the weight. For a
+Hessian-vector product of a large weight reverse mode twice is the faster way.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +15,7 @@ from torch.nn.functional import pad
 from . import sharded
 from .operators import enmeshments, inner_blocks, scale_blocks
 from .partition import Partition
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from .shapes import FLOATS
 
 
 def check_weight(weight: object, partition: object, name: str = "weight") -> None:
@@ -19,7 +24,7 @@ def check_weight(weight: object, partition: object, name: str = "weight") -> Non
         raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
     if not isinstance(partition, Partition):
         raise TypeError(f"partition must be a modfast.Partition, got {type(partition).__name__}")
-    if weight.dtype not in _DTYPES:
+    if weight.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
     if weight.layout != torch.strided:
         raise ValueError(f"{name} must be dense, got layout {weight.layout}")
@@ -110,6 +115,7 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
     k = partition.num_clusters
     if not isinstance(factors, Tensor):
         raise TypeError(f"factors must be a torch.Tensor, got {type(factors).__name__}")
+    sharded.require_whole("factors", factors)
     if not factors.is_floating_point():
         raise TypeError(f"factors must be floating, got {factors.dtype}")
     if factors.shape != (k, k) or factors.device != weight.device:
@@ -160,7 +166,7 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
     """The share of squared weight that crosses clusters: ``E = 1 - trace(B) / sum(B)``, in [0, 1].
 
     The denominator counts every weight; a weight of an unassigned row or column always crosses.
-    Scaling the weight changes nothing. An all-zero weight has E 0 and gradient 0; NaN or infinity in the
+    Scaling the weight changes nothing. An all-zero weight has E 0 and derivatives 0; NaN or infinity in the
     weight gives NaN.
 
     Args:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .sharded import require_whole
 from .spectral import graph_embedding, spectral_cluster, spectral_cocluster
 
 try:
@@ -107,6 +108,7 @@ class SpectralCoclustering(sklearn.cluster.SpectralCoclustering):  # type: ignor
             ValueError: a parameter is out of range, ``n_clusters`` exceeds the number of rows, ``init`` is an
                 array, or ``X`` is not finite, or sparse with a negative entry.
         """
+        require_whole("X", X)
         X = _validate_data(self, X, accept_sparse="csr", dtype=np.float64)
         _check_n_clusters(self.n_clusters, X.shape[0])
         if isinstance(self.init, np.ndarray):
@@ -197,6 +199,7 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
             UserWarning: the similarities are not symmetric, or the graph is not fully connected; ``X`` is
                 square though samples were expected.
         """
+        require_whole("X", X)
         X = _validate_data(
             self, X, accept_sparse=["csr", "csc", "coo"], dtype=np.float64, ensure_min_samples=2
         )

@@ -191,7 +191,9 @@ def _tensor(shares: Any) -> Tensor:
     """The inverse of :func:`as_lists`."""
     if shares and isinstance(shares[0], list):
         return torch.stack([_tensor(row) for row in shares])
-    return torch.tensor([float("nan") if value is None else value for value in shares], dtype=torch.float64)
+    return torch.tensor(
+        [float("nan") if value is None else value for value in shares], dtype=torch.float64, device="cpu"
+    )
 
 
 def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:

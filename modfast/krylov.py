@@ -56,7 +56,7 @@ def block_width(count: int) -> int:
 
 def random_block(rows: int, cols: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """Numbers between -1/2 and 1/2, the same on every device."""
-    return torch.rand(rows, cols, generator=generator).sub_(0.5).to(like)
+    return torch.rand(rows, cols, generator=generator, dtype=torch.float32, device="cpu").sub_(0.5).to(like)
 
 
 def largest_eigenvectors(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
+from .arrays import require_numbers, require_plain
+from .derivatives import one_by_one
 from .embedding import normalised_eigenvectors, singular_vectors
+from .shapes import FLOATS
 from .similarity import DenseSimilarity, read_similarity
 from .spectral import _check_integer, _check_solver, _warn_unless
 
@@ -37,14 +41,15 @@ def laplacian_eigenvalues(
         seed: of the solver's start.
 
     Returns:
-        ``(k,)``, ascending, float64 if a weight is, else float32; differentiable once. Of eigenvalues that
-        repeat, only functions that treat them alike, as their sum, have a derivative. Nodes without ties are
-        left out.
+        ``(k,)``, ascending, float64 if a weight is, else float32; differentiable once, in reverse mode. Of
+        eigenvalues that repeat, only functions that treat them alike, as their sum, have a derivative. Nodes
+        without ties are left out.
 
     Raises:
-        TypeError: weights are no tensors, or of another dtype.
+        TypeError: weights are no tensors, of another dtype, or a ``DTensor`` (give its ``full_tensor()``).
         ValueError: they do not fit each other, hold NaN or infinity or nothing but zeros; another argument
             is out of range.
+        NotImplementedError: a second derivative, or one in forward mode, is asked for.
 
     Warns:
         ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
@@ -66,18 +71,21 @@ def laplacian_eigenvalues(
     _check_layers(layers)
     _check_integer("k", k, 1, min(min(layer.shape[:2]) for layer in layers), " for these weights")
     _check_solver(1, tol, max_iter, seed)
-    values: Tensor = _Eigenvalues.apply(int(k), float(tol), int(max_iter), int(seed), *layers)
+    values, *_ = _Eigenvalues.apply(int(k), float(tol), int(max_iter), int(seed), *layers)
     double = any(layer.dtype == torch.float64 for layer in layers)
-    return values.to(torch.float64 if double else torch.float32)
+    result: Tensor = values.to(torch.float64 if double else torch.float32)
+    return result
 
 
 def _check_layers(layers: list[Any]) -> None:
     if not layers:
         raise ValueError("weights must hold at least one weight, got none")
     for index, layer in enumerate(layers):
-        if not isinstance(layer, Tensor) or layer.layout != torch.strided or not layer.is_floating_point():
+        if not isinstance(layer, Tensor) or layer.layout != torch.strided or layer.dtype not in FLOATS:
             got = f"{layer.dtype}, {layer.layout}" if isinstance(layer, Tensor) else type(layer).__name__
             raise TypeError(f"weights[{index}] must be a dense floating-point tensor, got {got}")
+        require_plain(f"weights[{index}]", layer)
+        require_numbers(f"weights[{index}]", layer)
         if layer.dim() < 2 or layer.numel() == 0:
             raise ValueError(
                 f"weights[{index}] must have shape (out, in, *kernel), none 0, got {tuple(layer.shape)}"
@@ -91,46 +99,103 @@ def _check_layers(layers: list[Any]) -> None:
             raise ValueError(f"weights must be on one device, got {layers[0].device} and {layer.device}")
 
 
+def _matrix(layer: Tensor) -> Tensor:
+    """The similarities at a kernel's positions are added, which keeps the unit of the weights."""
+    return layer if layer.dim() == 2 else layer.to(torch.float64).flatten(2).abs().sum(2)
+
+
+def _no_derivative(ctx: Any, *given: Any) -> Any:
+    raise NotImplementedError(
+        "laplacian_eigenvalues can be differentiated once, in reverse mode: it has no second derivative, and "
+        "none in forward mode (jvp, jacfwd, hessian)"
+    )
+
+
 class _Eigenvalues(torch.autograd.Function):
+    """``apply(k, tol, max_iter, seed, *layers)``: the values l, ``1 - l``, the eigenvectors y of each side.
+
+    These are in the weights' own unit: ``y^T D y = 1`` holds for the degrees as they are.
+    """
+
+    jvp = staticmethod(_no_derivative)
+
     @staticmethod
-    def forward(ctx: Any, k: int, tol: float, max_iter: int, seed: int, *layers: Tensor) -> Tensor:
+    def forward(k: int, tol: float, max_iter: int, seed: int, *layers: Tensor) -> tuple[Tensor, ...]:
         chain = []
         for index, layer in enumerate(layers):
-            # The similarities at a kernel's positions are added, which keeps the unit of the weights.
-            matrix = layer if layer.dim() == 2 else layer.to(torch.float64).flatten(2).abs().sum(2)
-            similarity = read_similarity(matrix, "abs", f"weights[{index}]")
+            similarity = read_similarity(_matrix(layer), "abs", f"weights[{index}]")
             assert isinstance(similarity, DenseSimilarity)
             chain.append(similarity)
         # All layers in one unit, in which the largest weight is near one.
         smallest = min(each.scale for each in chain)
         chain = [replace(each, scale=smallest) for each in chain]
         places, similar = _places(chain, k, tol, max_iter, seed)
-        ctx.save_for_backward(*layers, *places, similar)
-        ctx.chain, ctx.scale = chain, smallest
-        return (1.0 - similar).clamp(min=0.0).to(layers[0].device)
+        similar = similar.to(layers[0].device)
+        return (1.0 - similar).clamp(min=0.0), similar, *(each * smallest**0.5 for each in places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.chain)
-        layers, places = ctx.saved_tensors[:count], ctx.saved_tensors[count:-1]
-        similar = ctx.saved_tensors[-1].to(grad.device)
-        slopes = grad.to(torch.float64) * ctx.scale
-        grads: list[Tensor | None] = []
-        for index, layer in enumerate(layers):
-            if not ctx.needs_input_grad[4 + index]:
-                grads.append(None)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        layers = inputs[4:]
+        ctx.count = len(layers)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*layers, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None, None, None, None, *([None] * ctx.count))
+        layers, found = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        needed = ctx.needs_input_grad[4:]
+        wanted = [layer if each else None for layer, each in zip(layers, needed, strict=True)]
+        grads = iter(_Gradient.apply(grad, *found, *wanted))
+        return None, None, None, None, *(next(grads) if each else None for each in needed)
+
+    vmap: Any  # set below, when there is a class to call
+
+
+class _Gradient(torch.autograd.Function):
+    """``apply(grad, similar, *places, *layers)``: of each layer that is no None its gradient.
+
+    A function of its own, so that its derivative is refused, which would take the eigenvectors for constants.
+    """
+
+    jvp = staticmethod(_no_derivative)
+    backward = staticmethod(_no_derivative)
+
+    @staticmethod
+    def forward(grad: Tensor, similar: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        count = len(tensors) // 2
+        places, layers = tensors[: count + 1], tensors[count + 1 :]
+        slopes = grad.to(torch.float64)
+        similar_slopes = slopes * similar
+        grads = []
+        for (cols, rows), layer in zip(pairwise(places), layers, strict=True):
+            if layer is None:
                 continue
-            rows, cols = places[index + 1], places[index]
+            assert rows is not None
+            assert cols is not None
+            matrix = _matrix(layer)
             edges = ops.edge_gradient(
-                ctx.chain[index].weight,
-                rows.square() @ (slopes * similar),
-                cols.square() @ (slopes * similar),
+                matrix if matrix.stride(1) == 1 else matrix.contiguous(),
+                rows.square() @ similar_slopes,
+                cols.square() @ similar_slopes,
                 rows * slopes,
                 cols,
             )
             # The similarities of a kernel have been added: what holds for the sum holds for each position.
             grads.append(edges if layer.dim() == 2 else _spread(edges, layer))
-        return None, None, None, None, *grads
+        return tuple(grads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    vmap: Any
+
+
+for _function in (_Eigenvalues, _Gradient):
+    _function.vmap = staticmethod(one_by_one(_function.apply))
 
 
 def _spread(edges: Tensor, layer: Tensor) -> Tensor:

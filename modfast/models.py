@@ -124,7 +124,8 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
         num_classes: Number of outputs.
 
     Returns:
-        A new model with PyTorch's default initialization; seed PyTorch beforehand to repeat it.
+        A new model with PyTorch's default initialization; seed PyTorch beforehand to repeat it. On the CPU,
+        whatever PyTorch's default device, unless the callable names another.
 
     Raises:
         ValueError: ``name`` is none of these, cannot be imported, or another argument is out of range.
@@ -140,10 +141,11 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
     _check_count("num_classes", num_classes)
     if name == "auto":
         name = "mlp" if shape[0] == 1 else "cnn"
-    if name == "cnn":
-        return CNN(shape, num_classes)
-    if name == "mlp":
-        return MLP(shape, num_classes)
+    with torch.device("cpu"):
+        if name == "cnn":
+            return CNN(shape, num_classes)
+        if name == "mlp":
+            return MLP(shape, num_classes)
     return _call(name, f"one of {MODELS}", image_shape=shape, num_classes=num_classes)
 
 
@@ -183,7 +185,8 @@ def _call_attribute(name: str, module_name: str, attribute: str, arguments: dict
     except TypeError as error:
         accepted = f"the keyword arguments {' and '.join(arguments)}" if arguments else "no arguments"
         raise TypeError(f"model name {name!r}: must accept {accepted} ({error})") from error
-    model = factory(**arguments)
+    with torch.device("cpu"):
+        model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
     return model

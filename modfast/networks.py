@@ -191,7 +191,7 @@ def gradient_affinity(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     chosen = find_layer(model, layer, "layer")
     stored = chosen.stored()
-    require_whole(stored, f"model: the weight of layer {chosen.name!r}")
+    require_whole(f"model: the weight of layer {chosen.name!r}", stored)
     # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
     weight = chosen.oriented(stored.detach()).requires_grad_()
     total = torch.zeros_like(

@@ -19,12 +19,49 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .derivatives import compiles_a_transform, in_forward_mode, one_by_one
 from .library import BACKEND
+from .shapes import FLOATS, check_shaped, require
 from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 
 # The operators for one weight are registered with fake kernels, derivatives and batching rules below, for
 # whoever calls torch.ops.modfast. The package reaches them through autograd.Function, with the same formulas,
 # because torch.func's transforms do not see through torch.library.register_autograd.
+#
+# Where PyTorch does not ask an autograd.Function for its derivative, the specification runs in its place: in
+# forward mode, where a jvp of its own would not do (PyTorch silently takes the derivative of a jvp for 0, and
+# torch.compile breaks at one), and in a transform that torch.compile traces.
+
+
+def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
+    """What all fake kernels ask of a weight and its labels."""
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        given = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise RuntimeError(f"modfast: weight must have shape (out, in, *kernel), got {given}")
+    check_shaped("weight", weight, FLOATS, weight.shape)
+    check_shaped("row_labels", row_labels, torch.int64, (weight.shape[0],))
+    check_shaped("col_labels", col_labels, torch.int64, (weight.shape[1],))
+    require(
+        1 <= num_clusters < 2**31 - 1, f"num_clusters must be a positive 32-bit number, got {num_clusters}"
+    )
+
+
+def _check_all_labelled(
+    weights: list[Tensor],
+    grads: list[Tensor] | None,
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+) -> None:
+    require(len(weights) > 0, "weights must hold at least one tensor")
+    lengths = {len(weights), len(row_labels), len(col_labels), len(num_clusters)}
+    lengths |= set() if grads is None else {len(grads)}
+    require(len(lengths) == 1, "weights, grads, row_labels, col_labels and num_clusters must have one length")
+    for weight, rows, cols, count in zip(weights, row_labels, col_labels, num_clusters, strict=True):
+        _check_labelled(weight, rows, cols, count)
+    for weight, grad in zip(weights, grads, strict=True) if grads is not None else ():
+        check_shaped("grads", grad, weight.dtype, weight.shape)
+
 
 # --- block_inner(weight, other, row_labels, col_labels, num_clusters) -> float64 (k + 1, k + 1)
 # Without other it is the weight itself, the block energies: one tensor to read and one derivative.
@@ -34,6 +71,9 @@ from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 def _block_inner_fake(
     weight: Tensor, other: Tensor | None, row_labels: Tensor, col_labels: Tensor, num_clusters: int
 ) -> Tensor:
+    _check_labelled(weight, row_labels, col_labels, num_clusters)
+    if other is not None:
+        check_shaped("other", other, weight.dtype, weight.shape)
     return weight.new_empty((num_clusters + 1, num_clusters + 1), dtype=torch.float64)
 
 
@@ -68,6 +108,12 @@ class _BlockInner(torch.autograd.Function):
 
 @torch.library.register_fake("modfast::block_scale")
 def _block_scale_fake(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    check_shaped("factors", factors, torch.float64, (None, None))
+    require(
+        factors.shape[0] == factors.shape[1] >= 2,
+        f"factors must be square, with a row for each cluster and one more, got {tuple(factors.shape)}",
+    )
+    _check_labelled(weight, row_labels, col_labels, 1)
     return torch.empty_like(weight)
 
 
@@ -99,10 +145,16 @@ class _BlockScale(torch.autograd.Function):
 # energies: float64 (n, 2), inside clusters and across them; losses, slopes (dL/dE of each): float64 (n,).
 
 
+def _check_energies(energies: Tensor, slopes: Tensor, count: int) -> None:
+    check_shaped("energies", energies, torch.float64, (count, 2))
+    check_shaped("slopes", slopes, torch.float64, (count,))
+
+
 @torch.library.register_fake("modfast::enmeshment")
 def _enmeshment_fake(
     weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
 ) -> tuple[Tensor, Tensor]:
+    _check_all_labelled(weights, None, row_labels, col_labels, num_clusters)
     count = len(weights)
     return (
         weights[0].new_empty((count,), dtype=torch.float64),
@@ -119,6 +171,8 @@ def _enmeshment_grad_fake(
     col_labels: list[Tensor],
     num_clusters: list[int],
 ) -> list[Tensor]:
+    _check_all_labelled(weights, None, row_labels, col_labels, num_clusters)
+    _check_energies(energies, slopes, len(weights))
     return [torch.empty_like(weight) for weight in weights]
 
 
@@ -132,7 +186,8 @@ def _add_enmeshment_grad_fake(
     col_labels: list[Tensor],
     num_clusters: list[int],
 ) -> None:
-    return None
+    _check_all_labelled(weights, grads, row_labels, col_labels, num_clusters)
+    _check_energies(energies, slopes, len(weights))
 
 
 @torch.library.register_fake("modfast::accumulate_enmeshment_grad_")
@@ -144,6 +199,7 @@ def _accumulate_fake(
     num_clusters: list[int],
     scale: float,
 ) -> Tensor:
+    _check_all_labelled(weights, grads, row_labels, col_labels, num_clusters)
     return weights[0].new_empty((len(weights),), dtype=torch.float64)
 
 
@@ -184,7 +240,8 @@ class _Enmeshment(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         if slopes is None:
             return (None,) * (4 + len(weights))
-        if torch.is_grad_enabled():  # asked for with create_graph: the gradient is to be differentiated again
+        # Asked for with create_graph or in forward mode: the gradient is to be differentiated again.
+        if torch.is_grad_enabled() or in_forward_mode():
             grads = [
                 _differentiable_grad(
                     weights[i], slopes[i], rows[i], cols[i], counts[i], ctx.groups[i] if ctx.groups else ALONE
@@ -251,25 +308,12 @@ def _enmeshment_grad_batched(
     ]
 
 
-def _one_by_one(op: Any) -> Any:
-    """The batching rule: one call for each element of the batch, as each is a pass over its own memory."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        results = [
-            op(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(results), 0
-
-    return rule
-
-
 for _name, _setup, _backward in (
     ("block_inner", _block_inner_setup, _block_inner_backward),
     ("block_scale", _block_scale_setup, _block_scale_backward),
 ):
     torch.library.register_autograd(f"modfast::{_name}", _backward, setup_context=_setup)
-    torch.library.register_vmap(f"modfast::{_name}", _one_by_one(getattr(torch.ops.modfast, _name)))
+    torch.library.register_vmap(f"modfast::{_name}", one_by_one(getattr(torch.ops.modfast, _name)))
 
 _rules = torch.library.Library("modfast", "FRAGMENT")
 for _key in ("FuncTorchBatched", "Batched"):  # torch.vmap's, and that of autograd.grad(is_grads_batched=True)
@@ -277,15 +321,31 @@ for _key in ("FuncTorchBatched", "Batched"):  # torch.vmap's, and that of autogr
     _rules.impl("enmeshment_grad", _enmeshment_grad_batched, _key)
 
 
+def _by_reference() -> bool:
+    return BACKEND == "reference" or in_forward_mode() or compiles_a_transform()
+
+
+def inner_blocks(
+    weight: Tensor, other: Tensor | None, row_labels: Tensor, col_labels: Tensor, num_clusters: int
+) -> Tensor:
+    """:func:`reference.labelled_block_inner`, differentiable any number of times in either mode."""
+    function = reference.labelled_block_inner if _by_reference() else _BlockInner.apply
+    sums: Tensor = function(weight, other, row_labels, col_labels, num_clusters)
+    return sums
+
+
+def scale_blocks(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
+    """:func:`reference.labelled_block_scale`, differentiable any number of times in either mode."""
+    function = reference.labelled_block_scale if _by_reference() else _BlockScale.apply
+    scaled: Tensor = function(weight, factors, row_labels, col_labels)
+    return scaled
+
+
 if BACKEND == "reference":
-    inner_blocks: Any = reference.labelled_block_inner
-    scale_blocks: Any = reference.labelled_block_scale
     enmeshments_and_energies: Any = reference.labelled_enmeshment
     add_enmeshment_grad_: Any = reference.add_enmeshment_grad_
     accumulate_enmeshment_grad_: Any = reference.accumulate_enmeshment_grad_
 else:
-    inner_blocks = _BlockInner.apply
-    scale_blocks = _BlockScale.apply
     enmeshments_and_energies = torch.ops.modfast.enmeshment.default
     add_enmeshment_grad_ = torch.ops.modfast.add_enmeshment_grad_.default
     accumulate_enmeshment_grad_ = torch.ops.modfast.accumulate_enmeshment_grad_.default
@@ -298,12 +358,12 @@ def enmeshments(
     num_clusters: list[int],
     groups: tuple[Group, ...] = (),
 ) -> Tensor:
-    """Each weight's enmeshment, float64, (n,): differentiable any number of times.
+    """Each weight's enmeshment, float64, (n,): differentiable any number of times in either mode.
 
     With ``groups``, this process holds a piece of each weight, and the labels are those of the piece.
     """
     losses: Tensor
-    if BACKEND == "reference":
+    if _by_reference():
         losses, energies = reference.labelled_enmeshment(weights, row_labels, col_labels, num_clusters)
         return reference.enmeshment_of_split(sum_all_over(energies, groups)) if groups else losses
     losses, _ = _Enmeshment.apply(tuple(row_labels), tuple(col_labels), tuple(num_clusters), groups, *weights)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_tensor, to_int64
 from .files import read_arrays, write_arrays
+from .sharded import require_whole
 
-Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[int]
+Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Iterable[int]
 
 _INTEGER_DTYPES = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
@@ -31,9 +33,10 @@ def _positive_integer(name: str, value: object) -> int:
 
 def _labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
     """A private, contiguous int64 copy of ``labels``, checked."""
+    require_whole(name, labels)
     try:
-        given = labels if isinstance(labels, Tensor) else _as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
+        given = as_tensor(name, labels)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {type(labels).__name__}") from error
     if given.dim() != 1 or given.layout != torch.strided:
         raise ValueError(f"{name} must be 1-D and dense, got shape {tuple(given.shape)}, {given.layout}")
@@ -42,21 +45,14 @@ def _labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
         raise ValueError(f"{name} must hold integers, got dtype {given.dtype}")
     # Made in inference mode, the labels could never be saved for a backward pass.
     with torch.inference_mode(False):
-        result = given.detach().to(torch.int64).clone(memory_format=torch.contiguous_format)
+        result = to_int64(name, given, f"in [-1, {num_clusters - 1}]")
+        result = result.clone(memory_format=torch.contiguous_format)
     if result.numel() > 0 and not result.is_meta:
         low, high = (int(value) for value in torch.aminmax(result))
-        if given.dtype == torch.uint64 and low < 0:
-            raise ValueError(f"{name} must lie in [-1, {num_clusters - 1}], got {low + 2**64}")
         if low < -1 or high >= num_clusters:
             bad = low if low < -1 else high
             raise ValueError(f"{name} must lie in [-1, {num_clusters - 1}], got {bad}")
     return result
-
-
-def _as_tensor(labels: np.ndarray[Any, Any] | Sequence[int]) -> Tensor:
-    array = np.asarray(labels)
-    # A copy in the machine's byte order: PyTorch takes no other, no negative strides, no read-only memory.
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
 class Partition:
@@ -64,13 +60,14 @@ class Partition:
 
     Args:
         row_labels: for each row (output neuron or channel) its cluster, in ``[0, num_clusters)``, or -1
-            for "in no cluster": its weights always count as crossing. Any integer tensor, list or
-            numpy array; a copy is kept, as an int64 tensor on the same device.
+            for "in no cluster": its weights always count as crossing. A tensor, NumPy array, sequence or
+            iterator of integers of any type; a copy is kept, as an int64 tensor on the same device.
         col_labels: the same for each column (input neuron or channel).
         num_clusters: how many clusters there are; a cluster may be empty.
 
     Raises:
         ValueError: a label is no integer or out of range, or ``num_clusters`` is no positive integer.
+        TypeError: the labels are a ``DTensor``.
 
     Example:
         >>> partition = Partition([0, 0, 1], [0, 1, 1, -1], num_clusters=2)

@@ -40,9 +40,11 @@ def numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
     nodes = len(labels)
     # Nodes without a cluster count for one more.
     places = torch.where(tied, labels, num_clusters)
-    first = torch.full((num_clusters + 1,), nodes).scatter_reduce(0, places, torch.arange(nodes), "amin")
-    numbers = torch.empty(num_clusters + 1, dtype=torch.int64)
-    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters)
+    first = torch.full((num_clusters + 1,), nodes, device="cpu").scatter_reduce(
+        0, places, torch.arange(nodes, device="cpu"), "amin"
+    )
+    numbers = torch.empty(num_clusters + 1, dtype=torch.int64, device="cpu")
+    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters, device="cpu")
     numbers[num_clusters] = -1
     return numbers[places]
 
@@ -54,7 +56,7 @@ def _least_gain(dtype: torch.dtype) -> float:
 
 def _members(labels: Tensor, num_clusters: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(n, block width)``: 1 where a node is in a cluster."""
-    members = torch.zeros(len(labels), block_width(num_clusters), dtype=dtype)
+    members = torch.zeros(len(labels), block_width(num_clusters), dtype=dtype, device="cpu")
     tied = (labels >= 0).nonzero().flatten()
     members[tied, labels[tied]] = 1.0
     return members.to(device)
@@ -70,7 +72,7 @@ def sides_cut(
     """What lies inside each cluster of rows and columns, its volume, and the ties of rows and of columns."""
     rows, cols = (_members(each, num_clusters, dtype, similarity.device) for each in labels)
     ties = [each.to("cpu", torch.float64) for each in similarity.product(right=cols, left=rows)]
-    inside, volume = torch.zeros(2, num_clusters, dtype=torch.float64)
+    inside, volume = torch.zeros(2, num_clusters, dtype=torch.float64, device="cpu")
     for side, of_side in enumerate(labels):
         tied = of_side >= 0
         volume.index_add_(0, of_side[tied], degrees[side].cpu()[tied])
@@ -147,7 +149,8 @@ def refine_in_rounds(
     rows, neighbours = rows[off_diagonal], indices[off_diagonal]
     degrees, loops = degrees.cpu(), loops.cpu()
     # A fixed order of precedence: of nodes that are tied and both want to move, the first one may.
-    rank = torch.randperm(nodes, generator=torch.Generator().manual_seed(0)).to(device) + 1
+    rank = torch.randperm(nodes, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    rank = rank.to(device) + 1
     least = _least_gain(torch.float64)
     for _ in range(_MAX_SWEEPS):
         members = _members(labels, num_clusters, torch.float64, device)
@@ -155,9 +158,13 @@ def refine_in_rounds(
         tied = labels >= 0
         own = labels.clamp(min=0)[:, None]
         ties.scatter_add_(1, own, torch.where(tied, -loops, 0.0)[:, None])
-        volume = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, labels[tied], degrees[tied])
+        volume = torch.zeros(num_clusters, dtype=torch.float64, device="cpu").index_add_(
+            0, labels[tied], degrees[tied]
+        )
         within = (ties.gather(1, own).squeeze(1) + loops)[tied]
-        inside = torch.zeros(num_clusters, dtype=torch.float64).index_add_(0, labels[tied], within)
+        inside = torch.zeros(num_clusters, dtype=torch.float64, device="cpu").index_add_(
+            0, labels[tied], within
+        )
         sizes = torch.bincount(labels[tied], minlength=num_clusters)
         wants = _wants_to_move(labels, inside, volume, sizes, ties, degrees, loops, least)
         if not wants.any():

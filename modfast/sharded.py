@@ -6,12 +6,13 @@ What crosses the network is a sum of block energies, ``k x k`` numbers or two fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .partition import Partition
+if TYPE_CHECKING:
+    from .partition import Partition
 
 
 def is_sharded(weight: object) -> bool:
@@ -22,16 +23,22 @@ def is_sharded(weight: object) -> bool:
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
 
 
-def require_whole(tensor: object, name: str) -> None:
-    """Raises for a ``DTensor`` where only a whole tensor serves.
+def require_whole(name: str, value: object) -> None:
+    """Raises for a tensor of which this process holds a piece only, where the whole one is needed.
+
+    To gather it unasked would hang where one process calls alone.
+
+    Args:
+        name: of the argument, for the message.
+        value: anything.
 
     Raises:
-        TypeError: it is one; the message calls it ``name``.
+        TypeError: it is a ``DTensor``.
     """
-    if is_sharded(tensor):
+    if is_sharded(value):
         raise TypeError(
-            f"{name} must be a whole tensor, got a DTensor, which is spread over processes: gather it first, "
-            "by full_tensor() on all of them"
+            f"{name} must be a whole tensor, got a DTensor: give its full_tensor(), which all processes of "
+            "its mesh call together"
         )
 
 
@@ -103,7 +110,10 @@ class _Local(torch.autograd.Function):
 
 
 def local(weight: Any) -> Tensor:
-    """This process's piece of a ``DTensor``, differentiable any number of times."""
+    """This process's piece of a ``DTensor``, differentiable any number of times.
+
+    In reverse mode: PyTorch gives no ``DTensor`` a tangent.
+    """
     piece: Tensor = _Local.apply(weight)
     return piece
 

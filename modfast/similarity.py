@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
+from .matrices import CompressedRows, widened
 from .spectral_operators import AFFINITIES
-
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -135,87 +133,6 @@ class SparseSimilarity:
 Similarity: TypeAlias = DenseSimilarity | SparseSimilarity
 
 
-class CompressedRows(NamedTuple):
-    """A sparse matrix: entry e of row i, ``starts[i] <= e < starts[i + 1]``, is in column ``indices[e]``."""
-
-    starts: Tensor
-    indices: Tensor
-    values: Tensor
-    shape: tuple[int, int]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the values."""
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where it lies."""
-        return self.values.device
-
-
-def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
-    """What a user may have: a tensor of any layout, a NumPy array, a SciPy sparse matrix."""
-    if isinstance(weight, Tensor):
-        return weight.detach() if weight.layout == torch.strided else _from_sparse(weight.detach(), name)
-    if isinstance(weight, np.ndarray):
-        return _from_numpy(weight, name)
-    if hasattr(weight, "tocsr"):
-        return _from_scipy(weight, name)
-    raise TypeError(
-        f"{name} must be a torch.Tensor, a NumPy array or a SciPy sparse matrix, got {type(weight).__name__}"
-    )
-
-
-def compress(dense: Tensor) -> CompressedRows:
-    """The entries of a dense matrix that are not zero."""
-    rows, cols = dense.nonzero(as_tuple=True)
-    return _compressed(rows, cols, dense[rows, cols], (dense.shape[0], dense.shape[1]))
-
-
-def _compressed(rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> CompressedRows:
-    """From the place of each entry, row by row."""
-    counts = torch.bincount(rows, minlength=shape[0])
-    return CompressedRows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), cols, values, shape)
-
-
-def _from_sparse(weight: Tensor, name: str) -> CompressedRows:
-    if weight.dim() != 2:
-        raise ValueError(f"a sparse {name} must have shape (rows, columns), got {tuple(weight.shape)}")
-    shape = (weight.shape[0], weight.shape[1])
-    if weight.layout == torch.sparse_coo:
-        weight = weight.coalesce()
-        if weight.dense_dim() == 0:
-            rows, cols = weight.indices()
-            return _compressed(rows, cols, weight.values(), shape)
-    elif weight.layout == torch.sparse_csr and weight.values().dim() == 1:
-        return CompressedRows(weight.crow_indices(), weight.col_indices(), weight.values(), shape)
-    raise ValueError(
-        f"a sparse {name} must have layout torch.sparse_csr or torch.sparse_coo with a number for each "
-        f"entry, got {weight.layout}"
-    )
-
-
-def _from_numpy(weight: np.ndarray[Any, Any], name: str) -> Tensor:
-    # PyTorch shares the memory of what it may write to, in the order in which it lies.
-    shared = weight if weight.flags.writeable and min(weight.strides, default=0) >= 0 else weight.copy()
-    try:
-        return torch.from_numpy(shared)
-    except TypeError as error:
-        raise TypeError(f"{name} must hold real numbers, got dtype {weight.dtype}") from error
-
-
-def _from_scipy(weight: Any, name: str) -> CompressedRows:
-    matrix = weight.tocsr()
-    if not matrix.has_canonical_format:
-        matrix = matrix.copy()
-        matrix.sum_duplicates()
-    starts, indices, values = (
-        _from_numpy(part, name) for part in (matrix.indptr, matrix.indices, matrix.data)
-    )
-    return CompressedRows(starts, indices, values, (int(matrix.shape[0]), int(matrix.shape[1])))
-
-
 def read_similarity(matrix: Tensor | CompressedRows, affinity: str, name: str = "weight") -> Similarity:
     """The similarities of a weight, checked.
 
@@ -236,8 +153,7 @@ def read_similarity(matrix: Tensor | CompressedRows, affinity: str, name: str = 
 
 
 def _read_dense(weight: Tensor, affinity: str, name: str) -> DenseSimilarity:
-    if weight.dtype not in _FLOATS:
-        weight = weight.to(torch.float64)
+    weight = widened(weight)
     scale = _scale(weight, affinity, name)
     if weight.dim() > 2:
         # The similarities at a kernel's positions are added.
@@ -251,17 +167,9 @@ def _read_dense(weight: Tensor, affinity: str, name: str) -> DenseSimilarity:
 
 def _read_sparse(matrix: CompressedRows, affinity: str, name: str) -> SparseSimilarity:
     starts, indices, values, (_, cols) = matrix
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.to(torch.float32 if values.dtype in _FLOATS else torch.float64)
-    if starts.dtype != indices.dtype:
-        starts = starts.to(indices.dtype)
-    entries = len(values)
-    if int(starts[0]) != 0 or int(starts[-1]) != entries or bool((starts.diff() < 0).any()):
-        raise ValueError(f"a sparse {name}'s row starts must rise from 0 to {entries}, its number of entries")
-    low, high = (int(extreme) for extreme in torch.aminmax(indices)) if entries else (0, 0)
-    if low < 0 or high >= cols:
-        bad = low if low < 0 else high
-        raise ValueError(f"a sparse {name}'s column indices must be in [0, {cols - 1}], got {bad}")
+    values = widened(values)
+    if values.dtype != torch.float64:
+        values = values.to(torch.float32)
     scale = _scale(values, affinity, f"{name}'s values") if len(values) else 1.0
     return SparseSimilarity(
         starts.contiguous(),

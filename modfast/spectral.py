@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, overload
 
@@ -12,10 +11,13 @@ import torch
 from torch import Tensor
 
 from . import spectral_operators as ops
+from .arrays import as_tensor, to_int64
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
-from .partition import Partition
+from .matrices import as_matrix, compress
+from .partition import Labels, Partition
 from .refinement import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
-from .similarity import SparseSimilarity, as_matrix, compress, read_similarity
+from .sharded import require_whole
+from .similarity import SparseSimilarity, read_similarity
 
 
 class ConvergenceWarning(UserWarning):
@@ -95,9 +97,11 @@ def spectral_cocluster(
         ``seconds``.
 
     Raises:
-        TypeError: ``weight`` is none of those, or complex.
+        TypeError: ``weight`` is none of those, holds no real numbers, or is a ``DTensor`` (give its
+            ``full_tensor()``).
         ValueError: ``weight`` is empty, has fewer than two dimensions, holds NaN or infinity or, as a
-            given similarity, a negative number; any other argument is out of range.
+            given similarity, a negative number, or its indices do not fit its shape; any other argument is
+            out of range.
 
     Warns:
         ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
@@ -122,7 +126,7 @@ def spectral_cocluster(
     _check_solver(n_init, tol, max_iter, seed)
 
     degrees = similarity.sums()
-    labels = [torch.full((size,), -1) for size in sides]
+    labels = [torch.full((size,), -1, device="cpu") for size in sides]
     tied = [(each > 0).cpu() for each in degrees]
     found, tightness = None, {"inertia": 0.0, "iterations": 0}
     if tied[0].any():
@@ -200,7 +204,8 @@ def spectral_cluster(
         place of the singular values.
 
     Raises:
-        TypeError: ``adjacency`` is none of those, or complex.
+        TypeError: ``adjacency`` is none of those, holds no real numbers, or is a ``DTensor`` (give its
+            ``full_tensor()``).
         ValueError: it is not square or not symmetric, holds NaN, infinity or a negative number; any other
             argument is out of range.
 
@@ -226,7 +231,7 @@ def spectral_cluster(
         found = embed_graph(
             similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
         )
-    labels = torch.full((nodes,), -1)
+    labels = torch.full((nodes,), -1, device="cpu")
     if found is not None:
         labels[tied], tightness = cluster_places(found, int(num_clusters), int(n_init), int(seed))
         labels = refine_graph(similarity, degrees, labels, int(num_clusters))
@@ -235,9 +240,7 @@ def spectral_cluster(
     return (labels, info) if return_info else labels
 
 
-def normalized_cut(
-    adjacency: Any, labels: Tensor | Partition | Sequence[int], *, affinity: str = "abs"
-) -> float:
+def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str = "abs") -> float:
     """The normalised cut: for each cluster the share of its ties that leave it, added up.
 
     ``sum over clusters c of cut(c) / volume(c)``: the volume is the sum of the degrees of its nodes, the
@@ -246,7 +249,8 @@ def normalized_cut(
     Args:
         adjacency: a graph as for :func:`spectral_cluster`; with a ``Partition``, a weight as for
             :func:`spectral_cocluster`, whose rows and columns are the nodes.
-        labels: ``(n,)`` integers, -1 for "in no cluster", or a ``Partition`` of the weight.
+        labels: ``(n,)`` integers, -1 for "in no cluster", as a tensor, array, sequence or iterator; or a
+            ``Partition`` of the weight.
         affinity: the similarity of a weight, ``"abs"``, ``"square"`` or ``"given"``.
 
     Returns:
@@ -338,7 +342,9 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     assert isinstance(similarity, SparseSimilarity)
     # A and its transpose agree on a random vector if and, almost surely, only if they are the same.
     nodes = similarity.shape[0]
-    probe = torch.rand(nodes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe = torch.rand(
+        nodes, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     probe = (probe + 0.5).to(similarity.device)
     forward, backward = similarity.probe(probe, probe)
     # In place: the vectors of a graph of few edges take as much memory as the graph.
@@ -349,25 +355,27 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     return similarity, similarity.row_sums()
 
 
-def _node_labels(labels: Tensor | Sequence[int], nodes: int) -> Tensor:
+def _node_labels(labels: Labels, nodes: int) -> Tensor:
+    require_whole("labels", labels)
     try:
-        tensor = labels.detach().cpu() if isinstance(labels, Tensor) else torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
+        tensor = as_tensor("labels", labels).cpu()
+    except (TypeError, ValueError) as error:
         raise ValueError(f"labels must be integers, one for each node, got {labels!r}") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got dtype {tensor.dtype}")
     if tensor.shape != (nodes,):
         raise ValueError(f"labels must have shape ({nodes},), got {tuple(tensor.shape)}")
-    if int(tensor.min()) < -1:
-        raise ValueError(f"labels must be -1 or more, got {int(tensor.min())}")
-    return tensor.to(torch.int64).contiguous()
+    result = to_int64("labels", tensor).contiguous()
+    if int(result.min()) < -1:
+        raise ValueError(f"labels must be -1 or more, got {int(result.min())}")
+    return result
 
 
 def _info(name: str, found: Embedding | None, count: int, start: float) -> dict[str, Any]:
     """How a solution was found; warns where the solver stopped early."""
     if found is not None:
         _warn_unless(found.converged, found.passes, found.residuals)
-    zeros = torch.zeros(count, dtype=torch.float64)
+    zeros = torch.zeros(count, dtype=torch.float64, device="cpu")
     return {
         name: zeros if found is None else found.values,
         "residuals": zeros if found is None else found.residuals,

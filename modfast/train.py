@@ -304,8 +304,8 @@ def _finish_epoch(
 
 def _order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
     """The order of the images, a function of seed and epoch alone, so that a resumed epoch has it too."""
-    generator = torch.Generator().manual_seed(_seed(seed, epoch))
-    return torch.randperm(len(dataset.train_images), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(_seed(seed, epoch))
+    return torch.randperm(len(dataset.train_images), generator=generator, device="cpu")
 
 
 def _seed(*numbers: int) -> int:

@@ -654,14 +654,6 @@ def test_functional_transforms():
     )
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch prepares forward mode with functions that it deprecates
-def test_forward_mode_is_refused_not_wrong():
-    # PyTorch's own limit: a jvp of an autograd.Function gives 0 when forward mode is nested.
-    partition, weight = random_partition((4, 3), 2), torch.randn(4, 3)
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda weight: enmeshment(weight, partition), (weight,), (weight,))
-
-
 def test_autocast():
     partition = random_partition((64, 32), 4)
     layer = nn.Linear(32, 64)

@@ -14,8 +14,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from modfast import Partition, normalized_cut, reference, spectral_cluster
+from modfast.matrices import as_matrix
 from modfast.refinement import refine_in_rounds
-from modfast.similarity import SparseSimilarity, as_matrix, read_similarity
+from modfast.similarity import SparseSimilarity, read_similarity
 from modfast.spectral import graph_embedding
 
 
@@ -217,7 +218,7 @@ def test_a_weight_is_a_graph_of_its_rows_and_columns() -> None:
     [
         ([0, 1], r"labels must have shape \(3,\), got \(2,\)"),
         ([0, 1, -2], "labels must be -1 or more, got -2"),
-        ([0.0, 1.0, 2.0], "labels must be integers, got dtype torch.float32"),
+        ([0.0, 1.0, 2.0], "labels must be integers, got dtype torch.float"),
         ([[0, 1, 2]], r"labels must have shape \(3,\), got \(1, 3\)"),
         ("abc", "labels must be integers, one for each node, got 'abc'"),
         (Partition([0, 1], [0, 1], 2), r"labels must fit shape \(3, 3\)"),

@@ -181,7 +181,7 @@ def split_energies(blocks: Tensor) -> Tensor:
 def enmeshment_of_split(energies: Tensor) -> Tensor:
     """Enmeshment of energies inside clusters and across them: the crossing energy over all.
 
-    Without any energy E is 0 and so is its gradient. Infinity or NaN in either gives NaN.
+    Without any energy E is 0, and so are all of its derivatives. Infinity or NaN in either gives NaN.
 
     Args:
         energies: (..., 2), as from :func:`split_energies`.
@@ -191,8 +191,11 @@ def enmeshment_of_split(energies: Tensor) -> Tensor:
     """
     inside, across = energies.unbind(-1)
     total = inside + across
+    nothing = total == 0
+    # The quotient is 0 without any energy, but not as a function of it: its second derivative would not be 0.
+    share = torch.where(nothing, 0.0, across / torch.where(nothing, 1.0, total))
     # Infinity times zero is NaN, so that an infinite weight inside a cluster is not hidden.
-    return across / torch.where(total == 0, 1.0, total) + 0.0 * inside
+    return share + 0.0 * inside
 
 
 def enmeshment_of_energies(blocks: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
     for layer in layers:
         ends.append(ends[-1] + layer.shape[0])
     nodes = ends[-1]
-    graph = torch.zeros(nodes, nodes, dtype=torch.float64)
+    graph = torch.zeros(nodes, nodes, dtype=torch.float64, device=layers[0].device)
     for index, layer in enumerate(layers):
         ties = layer.to(torch.float64).abs()
         ties = ties.flatten(2).sum(2) if ties.dim() > 2 else ties
@@ -31,6 +31,6 @@ def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
         graph = graph + torch.nn.functional.pad(ties, (begin, nodes - middle, middle, nodes - end))
     graph = graph + graph.T
     scale = graph.sum(1).rsqrt()
-    laplacian = torch.eye(nodes, dtype=torch.float64) - scale[:, None] * graph * scale
+    laplacian = torch.eye(nodes, dtype=torch.float64, device=graph.device) - scale[:, None] * graph * scale
     values: Tensor = torch.linalg.eigvalsh(laplacian)[:k]
     return values

@@ -69,14 +69,14 @@ def spectral_cocluster(
     _check_integer("seed", seed, 0, 2**63 - 1)
     similarity = _similarity(weight, affinity)
 
-    row_labels, col_labels = torch.full((rows,), -1), torch.full((cols,), -1)
+    row_labels, col_labels = (torch.full((size,), -1, device="cpu") for size in (rows, cols))
     tied_rows, tied_cols = similarity.sum(1) > 0, similarity.sum(0) > 0
     if tied_rows.any():
         # What the rounding of the weights may change in a singular value, the first of which is 1.
         rounding = torch.finfo(weight.dtype if weight.is_floating_point() else torch.float64).eps
         tied = similarity[tied_rows][:, tied_cols]
         points, weights = _embedding(tied, num_clusters, max(rounding, 1e-12))
-        labels = _kmeans(points, weights, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        labels = _kmeans(points, weights, num_clusters, n_init, torch.Generator("cpu").manual_seed(int(seed)))
         labels = _numbered_as_met(refine(bipartite(tied), labels, num_clusters))
         row_labels[tied_rows], col_labels[tied_cols] = labels.tensor_split([int(tied_rows.sum())])
     return Partition(row_labels, col_labels, num_clusters).to(weight.device)
@@ -109,7 +109,7 @@ def spectral_cluster(adjacency: Tensor, num_clusters: int, *, n_init: int = 10, 
     _check_integer("num_clusters", num_clusters, 1, len(similarity), f" for {len(similarity)} nodes")
     _check_integer("n_init", n_init, 1, 2**31 - 1)
     _check_integer("seed", seed, 0, 2**63 - 1)
-    labels = torch.full((len(similarity),), -1)
+    labels = torch.full((len(similarity),), -1, device="cpu")
     tied = similarity.sum(1) > 0
     if tied.any():
         similarity = similarity[tied][:, tied]
@@ -118,7 +118,7 @@ def spectral_cluster(adjacency: Tensor, num_clusters: int, *, n_init: int = 10, 
         kept = values[-num_clusters:] > 1e-12
         points = _in_units(scale[:, None] * vectors[:, -num_clusters:][:, kept], similarity.sum())
         weights = similarity.sum(1) / similarity.sum()
-        found = _kmeans(points, weights, num_clusters, n_init, torch.Generator().manual_seed(int(seed)))
+        found = _kmeans(points, weights, num_clusters, n_init, torch.Generator("cpu").manual_seed(int(seed)))
         labels[tied] = _numbered_as_met(refine(similarity, found, num_clusters))
     return labels.to(adjacency.device)
 
@@ -154,7 +154,7 @@ def normalized_cut(
         similarity = bipartite(_similarity(adjacency, affinity))
         joint, count = torch.cat([labels.row_labels, labels.col_labels]).cpu(), labels.num_clusters
     else:
-        similarity, joint = _graph(adjacency), torch.as_tensor(labels).cpu()
+        similarity, joint = _graph(adjacency), torch.as_tensor(labels, device="cpu")
         if joint.shape != (len(similarity),):
             raise ValueError(f"labels must have shape ({len(similarity)},), got {tuple(joint.shape)}")
         count = max(int(joint.max()) + 1, 1)
@@ -231,7 +231,7 @@ def refine(
         before = labels.clone()
         for node in range(len(labels)):
             own = int(labels[node])
-            ties = torch.zeros(num_clusters, dtype=similarity.dtype).index_add(0, labels, similarity[node])
+            ties = similarity.new_zeros(num_clusters).index_add(0, labels, similarity[node])
             ties[own] -= loops[node]
             labels[node] = clusters.move(own, ties, degrees[node], loops[node], least)
         if torch.equal(labels, before):
@@ -241,7 +241,7 @@ def refine(
 
 def inside_and_volume(similarity: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     """For each cluster what ties its nodes to each other, and the sum of their degrees."""
-    member = (labels[:, None] == torch.arange(num_clusters)).to(similarity.dtype)
+    member = (labels[:, None] == torch.arange(num_clusters, device=labels.device)).to(similarity.dtype)
     return (member * (similarity @ member)).sum(0), member.T @ similarity.sum(1)
 
 
@@ -328,7 +328,7 @@ def _kmeans(
     spectral clustering and normalized cuts", KDD 2004). With all points at distance one and of weight one, as
     is usual, it pays to divide one large cluster and to join small ones.
     """
-    best_labels, best_cost = torch.zeros(len(points), dtype=torch.int64), torch.inf
+    best_labels, best_cost = torch.zeros(len(points), dtype=torch.int64, device=points.device), torch.inf
     for _ in range(n_init):
         labels, cost, _ = lloyd(points, weights, first_centres(points, weights, num_clusters, generator))
         if cost < best_cost:
@@ -348,7 +348,7 @@ def first_centres(
     Returns:
         At most ``num_clusters`` centres: no more than there are places that differ.
     """
-    first = int(torch.randint(len(points), (), generator=generator))
+    first = int(torch.randint(len(points), (), generator=generator, device="cpu"))
     centres = points[first : first + 1]
     squares = _squared_distances(points, centres).amin(1)
     # A point that differs from a centre by rounding only must not be drawn as another centre.
@@ -365,7 +365,7 @@ def lloyd(
 ) -> tuple[Tensor, float, int]:
     """Lloyd's iterations to their end, no cluster being empty: labels, cost and number of iterations."""
     count = len(centres)
-    labels = torch.full((len(points),), -1)
+    labels = torch.full((len(points),), -1, device=points.device)
     iteration = 0
     while iteration < max_iter:
         iteration += 1
@@ -376,7 +376,7 @@ def lloyd(
             alone = torch.bincount(labels, minlength=count)[labels] == 1
             own = weights * squares.gather(1, labels[:, None]).flatten()
             labels[torch.where(alone, -1.0, own).argmax()] = empty
-        masses = torch.zeros(count, dtype=points.dtype).index_add(0, labels, weights)
+        masses = points.new_zeros(count).index_add(0, labels, weights)
         sums = torch.zeros_like(centres).index_add(0, labels, weights[:, None] * points)
         centres = sums / masses[:, None]
         if torch.equal(labels, previous):
@@ -392,4 +392,6 @@ def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
 def _numbered_as_met(labels: Tensor) -> Tensor:
     """The same clusters, numbered by their first point."""
     new_number: dict[int, int] = {}
-    return torch.tensor([new_number.setdefault(label, len(new_number)) for label in labels.tolist()])
+    return torch.tensor(
+        [new_number.setdefault(label, len(new_number)) for label in labels.tolist()], device="cpu"
+    )

@@ -16,7 +16,7 @@ def _similarity(weight: Tensor, affinity: int, scale: float, dtype: torch.dtype)
 
 def _dense(starts: Tensor, indices: Tensor, values: Tensor, cols: int) -> Tensor:
     dense = values.new_zeros(len(starts) - 1, cols)
-    rows = torch.arange(len(dense)).repeat_interleave(starts.diff().long())
+    rows = torch.arange(len(dense), device=dense.device).repeat_interleave(starts.diff().long())
     return dense.index_put_((rows, indices.long()), values, accumulate=True)
 
 
@@ -36,7 +36,8 @@ def similarity_product(
 ) -> tuple[Tensor, Tensor]:
     """A right, and A^T left or A^T (row_weights * (A right))."""
     given = right if right is not None else left
-    assert given is not None
+    if given is None:
+        raise ValueError("right or left must be given")
     values = _similarity(weight, affinity, scale, given.dtype)
     nothing = given.new_empty(0, given.shape[1])
     forward = nothing if right is None else values @ right
@@ -127,14 +128,18 @@ def k_means(
     """The tightest of so many starts."""
     from .spectral import first_centres, lloyd
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     values, masses = points.to(torch.float64), weights.to(torch.float64)
     found = [
         lloyd(values, masses, first_centres(values, masses, num_clusters, generator, same_place), max_iter)
         for _ in range(n_init)
     ]
     labels, cost, iterations = min(found, key=lambda each: each[1])
-    return labels, torch.tensor([cost], dtype=torch.float64), torch.tensor([iterations])
+    return (
+        labels,
+        torch.tensor([cost], dtype=torch.float64, device="cpu"),
+        torch.tensor([iterations], device="cpu"),
+    )
 
 
 def move_side(

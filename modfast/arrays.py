@@ -1,0 +1,107 @@
+"""What users have as numbers, as tensors: the one place where an array or a sequence becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, ValuesView
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .sharded import require_whole
+
+# The numbers that PyTorch has no type for, and the nearest that it has.
+_NEAREST = {np.dtype(np.longdouble): np.dtype(np.float64), np.dtype(np.clongdouble): np.dtype(np.complex128)}
+
+
+def as_tensor(name: str, values: Any) -> Tensor:
+    """A tensor of what a user gave.
+
+    Args:
+        name: of the argument, for messages.
+        values: a tensor, which is detached; an array of any byte order, alignment and layout; a sequence or
+            an iterator of numbers, a dict's values too. An array's memory is shared where PyTorch can use it.
+
+    Raises:
+        TypeError: it is a ``DTensor``, nested or quantised, or does not hold numbers.
+        ValueError: it is ragged, or has masked elements.
+    """
+    if isinstance(values, Tensor):
+        require_plain(name, values)
+        return values.detach()
+    if isinstance(values, (Iterator, ValuesView)):
+        values = list(values)
+    try:
+        array = np.asanyarray(values)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} must hold real numbers, got {type(values).__name__} ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{name} must have one shape, got {type(values).__name__} ({error})") from error
+    return torch.from_numpy(native(name, array))
+
+
+def require_plain(name: str, tensor: Tensor) -> None:
+    """Raises for a tensor that is not one block of numbers of this process.
+
+    Raises:
+        TypeError: it is a ``DTensor``, nested or quantised.
+    """
+    require_whole(name, tensor)
+    if tensor.is_nested or tensor.is_quantized:
+        kind = "a nested tensor" if tensor.is_nested else tensor.dtype
+        raise TypeError(f"{name} must be one tensor of plain numbers, got {kind}")
+
+
+def require_numbers(name: str, tensor: Tensor) -> None:
+    """Raises for a tensor that has a shape, but no numbers.
+
+    Raises:
+        ValueError: it is on the meta device.
+    """
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
+
+
+def to_int64(name: str, values: Tensor, allowed: str = "below 2**63") -> Tensor:
+    """Integers of any type as int64.
+
+    Args:
+        name: of the argument, for messages.
+        values: integers.
+        allowed: where they must lie, for messages.
+
+    Raises:
+        ValueError: a number does not fit, which would become a negative one.
+    """
+    result = values.to(torch.int64)
+    if values.dtype == torch.uint64 and not values.is_meta and bool((result < 0).any()):
+        raise ValueError(f"{name} must lie {allowed}, got {int(result.min()) + 2**64}")
+    return result
+
+
+def native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array that PyTorch can share: itself, or a copy with the same strides as far as it can have them.
+
+    Args:
+        name: of the argument, for messages.
+        array: of any kind.
+
+    Raises:
+        TypeError: it does not hold numbers.
+        ValueError: it has masked elements, for which there is no number.
+    """
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    if np.ma.is_masked(array):
+        raise ValueError(f"{name} must have no masked elements, got {np.ma.count_masked(array)}")
+    array = np.asarray(array)
+    dtype = array.dtype.newbyteorder("=")
+    dtype = _NEAREST.get(dtype, dtype)
+    usable = (
+        array.dtype == dtype
+        and array.flags.writeable
+        and array.flags.aligned
+        and all(stride >= 0 and stride % dtype.itemsize == 0 for stride in array.strides)
+    )
+    return array if usable else np.array(array, dtype=dtype)

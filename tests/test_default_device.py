@@ -1,0 +1,357 @@
+"""Numbers on the CPU give the same results whatever PyTorch's default device and default dtype are."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from circuit_helpers import Tiny
+from torch import Tensor, nn
+from torch.utils._device import _device_constructors
+
+import modfast
+from modfast import Partition, compat, reference
+from modfast.cli import main
+from modfast.cluster import ClusterConfig, cluster_layer
+from modfast.data import load_dataset
+from modfast.estimators import SpectralClustering, SpectralCoclustering
+from modfast.models import CNN, build_model
+from modfast.refinement import refine_in_rounds
+from modfast.similarity import read_similarity
+from modfast.spectral import graph_embedding
+from modfast.train import TrainConfig, train
+from modfast.weights import read_weights
+
+PACKAGE = Path(modfast.__file__).parent
+ROOT = PACKAGE.parent
+
+
+# --- the source: no tensor is made on a device that is not named
+
+FACTORIES = {"Generator", "normal"} | {function.__name__ for function in _device_constructors()}
+
+
+def makes_a_tensor(node: ast.AST) -> bool:
+    function = node.func if isinstance(node, ast.Call) else None
+    return (
+        isinstance(function, ast.Attribute)
+        and isinstance(function.value, ast.Name)
+        and function.value.id == "torch"
+        and function.attr in FACTORIES
+    )
+
+
+def names_a_device(call: Any) -> bool:
+    # A generator's device is its only argument.
+    return any(keyword.arg == "device" for keyword in call.keywords) or (
+        call.func.attr == "Generator" and bool(call.args)
+    )
+
+
+def without_device(source: str) -> list[str]:
+    calls = [node for node in ast.walk(ast.parse(source)) if makes_a_tensor(node)]
+    return [f"line {node.lineno}: {ast.unparse(node)}" for node in calls if not names_a_device(node)]
+
+
+def test_a_factory_without_a_device_is_found() -> None:
+    found = without_device(
+        "import torch\na = torch.zeros(2)\nb = torch.ones(2, device='cpu')\ntorch.Generator()\n"
+    )
+    assert found == ["line 2: torch.zeros(2)", "line 4: torch.Generator()"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_every_factory_names_its_device(path: Path) -> None:
+    assert without_device(path.read_text()) == []
+
+
+# --- the functions
+
+
+def plain(value: Any) -> Any:
+    """Whatever a function gives, as something to compare."""
+    if isinstance(value, Tensor):
+        assert value.device.type == "cpu"
+        return (
+            value.detach().to_dense().numpy() if value.layout == torch.sparse_csr else value.detach().numpy()
+        )
+    if isinstance(value, Partition):
+        return plain([value.row_labels, value.col_labels])
+    if isinstance(value, modfast.Circuit):
+        return plain([value.masks, value.size, value.sizes, value.loss_before, value.loss_after])
+    if isinstance(value, nn.Module):
+        return plain(dict(value.named_parameters()))
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items() if name != "seconds"}
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+class Given:
+    """What the functions are called with, made before the default device is another one."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.weight, self.other = torch.rand(12, 15), torch.rand(12, 15)
+        self.large, self.kernels = torch.rand(200, 150), torch.rand(6, 5, 3, 3)
+        self.graph = self.large[:, :100].T @ self.large[:, :100]
+        self.sparse = torch.where(self.graph > self.graph.mean(), self.graph, 0.0).to_sparse_csr()
+        self.partition, self.factors = Partition.blocks((12, 15), 3), torch.rand(3, 3)
+        self.model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).requires_grad_(True)
+        self.inputs, self.labels = torch.randn(20, 8), torch.arange(20) % 4
+        self.data = [(self.inputs, self.labels)]
+        self.partitions = {"0": Partition.blocks((6, 8), 2), "2": Partition.blocks((4, 6), 2)}
+        self.circuits = [modfast.find_circuit(self.model, self.inputs[self.labels == 0], 0) for _ in range(2)]
+        self.dataset, self.tiny = load_dataset("digits"), Tiny((1, 8, 8), 10)
+
+    def gradient(self, function: Callable[[Tensor], Tensor], weight: Tensor | None = None) -> list[Tensor]:
+        leaf = (self.weight if weight is None else weight).clone().requires_grad_()
+        value = function(leaf)
+        (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+        return [value, first]
+
+    def second(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = self.weight.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(leaf).square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), leaf)[0]
+
+    def loss(self) -> list[Any]:
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        loss = modfast.EnmeshmentLoss(self.model, 2)
+        loss().backward()
+        loss.accumulate_grad_(0.7)
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        return [loss(), loss.clusterability(), loss.partitions, gradients]
+
+    def saved(self, save: Any, load: Any, value: Any, path: Path) -> Any:
+        save(path, value)
+        return load(path)
+
+    def trained(self) -> Any:
+        model = copy.deepcopy(self.tiny)
+        config = TrainConfig(epochs=1, device="cpu", num_clusters=2, layers=("fc2",))
+        return [model, train(model, self.dataset, config).history]
+
+
+# Function's name to a call of it. Each name in modfast.__all__ has one, but for what computes nothing.
+CALLS: dict[str, Callable[[Given, Path], Any]] = {
+    "block_energy": lambda g, _: [
+        g.gradient(lambda w: modfast.block_energy(w, g.partition)),
+        g.second(lambda w: modfast.block_energy(w, g.partition)),
+    ],
+    "block_inner": lambda g, _: g.gradient(lambda w: modfast.block_inner(w, g.other, g.partition)),
+    "block_scale": lambda g, _: g.gradient(lambda w: modfast.block_scale(w, g.factors, g.partition)),
+    "enmeshment": lambda g, _: [
+        g.gradient(lambda w: modfast.enmeshment(w, g.partition)),
+        g.second(lambda w: modfast.enmeshment(w, g.partition)),
+        torch.func.grad(lambda w: modfast.enmeshment(w, g.partition))(g.weight),
+        torch.func.jvp(lambda w: modfast.enmeshment(w, g.partition), (g.weight,), (g.other,)),
+    ],
+    "clusterability": lambda g, _: g.gradient(lambda w: modfast.clusterability(w, g.partition)),
+    "EnmeshmentLoss": lambda g, _: g.loss(),
+    "Partition": lambda g, _: [
+        Partition([0, 1], (each for each in (1, -1)), 2),
+        Partition.blocks((5, 4), 2),
+        g.partition.mask(),
+        g.partition.sizes(),
+        g.partition.row_order(),
+        g.partition.transpose(),
+    ],
+    "save_partitions": lambda g, path: g.saved(
+        modfast.save_partitions, modfast.load_partitions, g.partitions, path / "partitions.npz"
+    ),
+    "load_partitions": lambda g, path: g.saved(
+        modfast.save_partitions, modfast.load_partitions, g.partitions, path / "partitions.npz"
+    ),
+    "spectral_cocluster": lambda g, _: [
+        modfast.spectral_cocluster(g.weight, 3, return_info=True),
+        modfast.spectral_cocluster(g.large, 4, return_info=True),
+        modfast.spectral_cocluster(g.large, 4, tol=1e-8, affinity="square"),
+        modfast.spectral_cocluster(g.kernels, 2),
+        modfast.spectral_cocluster(g.sparse, 3),
+        modfast.spectral_cocluster(g.weight.numpy(), 3),
+    ],
+    "spectral_cluster": lambda g, _: [
+        modfast.spectral_cluster(g.graph, 3, return_info=True),
+        modfast.spectral_cluster(g.sparse, 3),
+    ],
+    "normalized_cut": lambda g, _: [
+        modfast.normalized_cut(g.weight, g.partition),
+        modfast.normalized_cut(g.graph, [i % 3 for i in range(100)]),
+        modfast.normalized_cut(g.sparse, np.arange(100) % 3),
+    ],
+    "laplacian_eigenvalues": lambda g, _: [
+        g.gradient(lambda w: modfast.laplacian_eigenvalues(w, 3)),
+        g.gradient(lambda w: modfast.laplacian_eigenvalues([g.large, w], 3), torch.ones_like(g.large.T)),
+    ],
+    "network_graph": lambda g, _: modfast.network_graph(g.model),
+    "network_nodes": lambda g, _: str(modfast.network_nodes(g.model)),
+    "network_partitions": lambda g, _: modfast.network_partitions(g.model, [i % 2 for i in range(18)]),
+    "shuffle_test": lambda g, _: modfast.shuffle_test(g.model, 2, 3),
+    "gradient_affinity": lambda g, _: modfast.gradient_affinity(
+        g.model, "0", g.data, torch.nn.functional.cross_entropy
+    ),
+    "class_accuracy": lambda g, _: modfast.class_accuracy(g.model, g.data),
+    "cluster_accuracy": lambda g, _: [
+        modfast.cluster_accuracy(g.model, g.data, g.partitions, mode) for mode in ("only", "without")
+    ],
+    "find_circuit": lambda g, _: [
+        modfast.find_circuit(g.model, g.inputs[g.labels == 1], 1),
+        modfast.find_circuit(g.model, g.inputs, 1, criterion="balanced", labels=g.labels),
+    ],
+    "find_circuits": lambda g, _: modfast.find_circuits(g.model, g.inputs, g.labels, criterion="balanced"),
+    "Circuit": lambda g, _: g.circuits[0].apply(g.model),
+    "save_circuits": lambda g, path: g.saved(
+        modfast.save_circuits, modfast.load_circuits, g.circuits, path / "circuits.npz"
+    ),
+    "load_circuits": lambda g, path: g.saved(
+        modfast.save_circuits, modfast.load_circuits, g.circuits, path / "circuits.npz"
+    ),
+    "circuit_overlap": lambda g, _: modfast.circuit_overlap(g.circuits),
+    "cluster_information": lambda g, _: modfast.cluster_information(g.circuits, g.partitions),
+    "cluster_shares": lambda g, _: modfast.cluster_shares(g.circuits, g.partitions),
+    "random_circuits": lambda g, _: modfast.random_circuits(g.circuits, 0),
+    "compat.clusterability": lambda g, _: [
+        compat.clusterability(g.weight, None, None, 3),
+        compat.clusterability(g.weight, {0: [1], 1: range(2, 5)}, {0: [0, 3], 1: np.array([1])}, 2),
+    ],
+    "compat.spectral_clustering": lambda g, _: compat.spectral_clustering(g.weight, 3),
+    "estimators.SpectralCoclustering": lambda g, _: (
+        SpectralCoclustering(3, random_state=0).fit(g.weight.numpy()).row_labels_.tolist(),
+        SpectralCoclustering(14, random_state=0).fit(g.weight.T.numpy()).row_labels_.tolist(),
+    ),
+    "estimators.SpectralClustering": lambda g, _: [
+        SpectralClustering(3, random_state=0, affinity="precomputed", assign_labels=assigned)
+        .fit_predict(g.graph.numpy())
+        .tolist()
+        for assigned in ("kmeans", "cluster_qr", "discretize")
+    ],
+    "graph_embedding": lambda g, _: graph_embedding(g.graph, 3).abs().round(decimals=5),
+    "refine_in_rounds": lambda g, _: refine_in_rounds(
+        *(lambda similarity: (similarity, similarity.row_sums()))(
+            read_similarity(modfast.matrices.as_matrix(g.sparse, "graph"), "given")
+        ),
+        torch.arange(100, device="cpu") % 3,
+        3,
+    ),
+    "reference": lambda g, _: [
+        reference.enmeshment(g.weight, g.partition),
+        reference.spectral_cocluster(g.weight, 3),
+        reference.spectral_cluster(g.graph[:20, :20], 3),
+        reference.normalized_cut(g.graph[:6, :6], [0, 1, 2, 0, 1, 2]),
+        reference.laplacian_eigenvalues(g.weight, 3),
+    ],
+    "train": lambda g, _: g.trained(),
+    "cluster_layer": lambda g, _: cluster_layer(g.large, ClusterConfig(num_clusters=(2, 3), device="cpu")),
+    "load_dataset": lambda _, __: [
+        [each.train_images[:3], each.train_labels, each.test_labels]
+        for each in (load_dataset("fake"), load_dataset("digits"))
+    ],
+    "build_model": lambda _, __: [
+        [type(each), {name: tuple(value.shape) for name, value in each.named_parameters()}, on_the_cpu(each)]
+        for each in (
+            build_model("mlp", (1, 8, 8), 10),
+            build_model("modfast.models:CNN", (3, 8, 8), 10),
+        )
+    ],
+}
+COMPUTES_NOTHING = {"ConvergenceWarning", "ShuffleTest", "__version__", "backend"}
+
+
+def on_the_cpu(model: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def given() -> Given:
+    return Given()
+
+
+def test_every_public_function_is_called() -> None:
+    assert set(modfast.__all__) - COMPUTES_NOTHING <= set(CALLS)
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", list(CALLS))
+def test_results_do_not_depend_on_the_defaults(given: Given, name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    expected = plain(CALLS[name](given, tmp_path))
+    for other in (torch.device("meta"), float64_by_default()):
+        with other:
+            torch.manual_seed(1)
+            found = plain(CALLS[name](given, tmp_path))
+        np.testing.assert_equal(found, expected)
+
+
+def test_weights_are_read(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = CNN((3, 8, 8), 10).state_dict()
+    torch.save(state, tmp_path / "model.pt")
+    safetensors.save_file(state, tmp_path / "model.safetensors")
+    for name in ("model.pt", "model.safetensors"):
+        expected = plain(read_weights(tmp_path / name))
+        with torch.device("meta"):
+            np.testing.assert_equal(plain(read_weights(tmp_path / name)), expected)
+
+
+@pytest.mark.slow
+def test_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for drawing in ("experiment.draw_run", "experiment.draw_reproduction", "cluster.draw_clustering"):
+        monkeypatch.setattr(f"modfast.{drawing}", lambda *_: [])  # they take longer than all the rest
+    few = ["--device", "cpu", "--threads", "1"]
+    small = ["--data", "digits", "--model", "circuit_helpers:Tiny", "--layers", "fc2", "--clusters", "2"]
+
+    def run(folder: Path) -> list[Any]:
+        out = str(folder)
+        for arguments in (
+            ["reproduce", *small, "--epochs", "1", "--seeds", "1", "--out", out, "--circuits"],
+            ["train", *small, "--epochs", "1", "--out", f"{out}/trained"],
+            ["train", *small, "--epochs", "2", "--out", f"{out}/trained", "--resume"],
+            ["circuits", f"{out}/trained", "--criterion", "loss", "--images", "3"],
+            ["cluster", f"{out}/trained", "--clusters", "2", "--out", f"{out}/clustered"],
+            ["report", f"{out}/trained"],
+        ):
+            options = few if arguments[0] != "report" else []
+            assert main([*arguments, *options]) == 0, capsys.readouterr().err
+        results = json.loads((folder / "trained" / "results.json").read_text())
+        clusters = json.loads((folder / "clustered" / "results.json").read_text())["clustering"]
+        return [
+            results["accuracy"],
+            results["class_accuracy"],
+            results["cluster_accuracy"],
+            {name: each["chosen"] for name, each in clusters.items()},
+        ]
+
+    expected = run(tmp_path / "before")
+    with torch.device("meta"):
+        assert run(tmp_path / "after") == expected
+
+
+def test_a_pickled_partition_is_where_it_was(given: Given) -> None:
+    file = io.BytesIO()
+    torch.save(given.partition, file)
+    file.seek(0)
+    with torch.device("meta"):
+        assert torch.load(file, weights_only=False) == given.partition

@@ -1,0 +1,133 @@
+"""Where a whole tensor is needed, a DTensor is refused by name: to gather it unasked could wait for ever.
+
+Each function that is given to ``processes(n).run`` runs in n real processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import modfast
+from modfast import Circuit, Partition, compat, enmeshment, laplacian_eigenvalues
+from modfast.estimators import SpectralClustering, SpectralCoclustering
+from modfast.sharded import require_whole
+from modfast.spectral import graph_embedding
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+NUMBERS = (0.0, 1, 0.0, 0.0, 1.0, 1.0)  # of a circuit, beside its masks
+PLACEMENTS = (Shard(0), Replicate())
+
+
+def told(call: Callable[[], Any]) -> str:
+    """What a TypeError says."""
+    with pytest.raises(TypeError) as raised:
+        call()
+    return str(raised.value)
+
+
+def refusals() -> dict[str, str]:
+    mesh = init_device_mesh("cpu", (2,))
+    whole = torch.rand(8, 8) + 0.1
+    whole, labels = whole + whole.T, torch.arange(8) % 2
+    messages = {}
+    for placement in PLACEMENTS:
+        weight, places = (distribute_tensor(each, mesh, [placement]) for each in (whole, labels))
+        mask = distribute_tensor(whole > 1, mesh, [placement])
+        calls: dict[str, Callable[[], Any]] = {
+            "weight of spectral_cocluster": lambda w=weight: modfast.spectral_cocluster(w, 2),
+            "adjacency of spectral_cluster": lambda w=weight: modfast.spectral_cluster(w, 2),
+            "adjacency of graph_embedding": lambda w=weight: graph_embedding(w, 2),
+            "adjacency of normalized_cut": lambda w=weight: modfast.normalized_cut(w, labels),
+            "adjacency of normalized_cut, parted": lambda w=weight: modfast.normalized_cut(
+                w, Partition(labels, labels, 2)
+            ),
+            "labels of normalized_cut": lambda p=places: modfast.normalized_cut(whole, p),
+            "weights[0] of laplacian_eigenvalues": lambda w=weight: laplacian_eigenvalues(w, 2),
+            "weights[1] of laplacian_eigenvalues": lambda w=weight: laplacian_eigenvalues([whole, w], 2),
+            "layer of spectral_clustering": lambda w=weight: compat.spectral_clustering(w, 2),
+            "cluster_U_indices[0] of clusterability": lambda p=places: compat.clusterability(
+                whole, {0: p, 1: []}, {0: [0], 1: []}, 2
+            ),
+            "X of SpectralCoclustering": lambda w=weight: SpectralCoclustering(2).fit(w),
+            "X of SpectralClustering": lambda w=weight: SpectralClustering(2).fit(w),
+            "row_labels of Partition": lambda p=places: Partition(p, labels, 2),
+            "labels of network_partitions": lambda p=places: modfast.network_partitions(
+                torch.nn.Linear(4, 4), p
+            ),
+            "factors of block_scale": lambda w=weight: modfast.block_scale(
+                whole, w, Partition(torch.arange(8), torch.arange(8), 8)
+            ),
+            "masks['fc'] of Circuit": lambda m=mask: Circuit(0, {"fc": m}, "loss", *NUMBERS),
+        }
+        for name, call in calls.items():
+            messages[f"{name}, {placement}"] = told(call)
+    return messages
+
+
+def test_a_piece_is_refused_by_name(processes: Any) -> None:
+    for messages in processes(2).run(refusals):
+        assert len(messages) > 20
+        for name, message in messages.items():
+            argument = name.split(" of ")[0]
+            assert message.startswith(f"{argument} must be a whole tensor, got a DTensor"), (name, message)
+            assert "full_tensor()" in message
+
+
+def one_process_alone() -> str | None:
+    """Nothing is gathered: the other process calls nothing."""
+    mesh = init_device_mesh("cpu", (2,))
+    weight = distribute_tensor(torch.rand(8, 8), mesh, [Shard(0)])
+    rank = torch.distributed.get_rank()
+    return told(lambda: modfast.spectral_cocluster(weight, 2)) if rank == 0 else None
+
+
+def test_one_process_alone_does_not_wait_for_the_others(processes: Any) -> None:
+    message, nothing = processes(2).run(one_process_alone)
+    assert "full_tensor()" in message
+    assert nothing is None
+
+
+def the_whole_one() -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    whole = torch.rand(70, 80)
+    piece = distribute_tensor(whole, mesh, [Shard(0)])
+    assert modfast.spectral_cocluster(piece.full_tensor(), 2) == modfast.spectral_cocluster(whole, 2)
+    partition = Partition.blocks((70, 80), 2)
+    torch.testing.assert_close(enmeshment(piece, partition), enmeshment(whole, partition))
+
+
+def test_the_whole_tensor_is_taken(processes: Any) -> None:
+    processes(2).run(the_whole_one)
+
+
+def forward_mode() -> None:
+    mesh, partition = init_device_mesh("cpu", (2,)), Partition.blocks((8, 6), 2)
+    weight, tangent = (distribute_tensor(torch.rand(8, 6), mesh, [Shard(0)]) for _ in range(2))
+    leaf = weight.detach().requires_grad_()
+    value = enmeshment(leaf, partition)
+    with forward_ad.dual_level():
+        # PyTorch's own limit. Without a tangent the weight is a constant, with it there is no way.
+        with pytest.raises(NotImplementedError):
+            enmeshment(forward_ad.make_dual(weight, tangent), partition)
+        torch.testing.assert_close(enmeshment(weight, partition), enmeshment(weight.full_tensor(), partition))
+        slope = forward_ad.make_dual(torch.ones(()), torch.ones(()))
+        with pytest.raises(NotImplementedError):
+            torch.autograd.grad(value, leaf, slope)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_forward_mode_is_refused_for_pieces(processes: Any) -> None:
+    processes(2).run(forward_mode)
+
+
+def test_whole_tensors_and_other_things_pass() -> None:
+    for value in (torch.ones(2), torch.nn.Parameter(torch.ones(2)), [1.0], None):
+        require_whole("value", value)
