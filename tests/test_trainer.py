@@ -44,10 +44,19 @@ def trained(folder, steps, *, trainer=transformers.Trainer, share=1.0, callback=
     model = make_model()
     tokens = torch.randint(0, 30, (24, 8), generator=torch.Generator().manual_seed(1))
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder / f"{trainer.__name__}{steps}"), num_train_epochs=1,
-        per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps, optim="sgd", learning_rate=0.5, lr_scheduler_type="constant",
-        save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, max_grad_norm=1.0,
-    )  # fmt: skip
+        output_dir=str(folder / f"{trainer.__name__}{steps}"),
+        num_train_epochs=1,
+        per_device_train_batch_size=8 // steps,
+        gradient_accumulation_steps=steps,
+        optim="sgd",
+        learning_rate=0.5,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     loss = EnmeshmentLoss(model, 4, layers="*.mlp.c_fc")
     runner = trainer(
         model,
