@@ -17,7 +17,6 @@ from .arrays import require_plain
 from .files import read_arrays, write_arrays
 from .layers import find_layer
 from .plain_model import plain_copy
-from .sharded import require_whole
 
 CRITERIA = ("loss", "loss_and_accuracy", "balanced")
 
@@ -129,8 +128,6 @@ class Circuit:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        for name in self.masks:
-            require_whole(f"model: the weight of layer {name!r}", find_layer(model, name, "model").stored())
         masked = plain_copy(model)
         with torch.no_grad():
             for name, mask in self.masks.items():

@@ -22,6 +22,7 @@ from .circuit_walk import Walk
 from .layers import linear_layers, match_layers
 from .library import BACKEND
 from .reference.circuits import PlainWalk
+from .sharded import require_whole
 from .tail import Tail, read_tail
 
 METHODS = ("compiled", "reference")
@@ -278,6 +279,7 @@ def check_inputs(inputs: Tensor) -> None:
     """Raises unless they are a tensor ``(n, ...)`` of numbers in memory."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
+    require_whole("inputs", inputs)
     if inputs.layout != torch.strided or inputs.is_meta:
         raise ValueError(f"inputs must be dense numbers, got {inputs.layout} on {inputs.device}")
     if inputs.dim() == 0:
@@ -289,6 +291,7 @@ def check_labels(inputs: Tensor, labels: Tensor) -> Tensor:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         what = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be a tensor of whole numbers, got {what}")
+    require_whole("labels", labels)
     if labels.shape != inputs.shape[:1]:
         raise ValueError(
             f"labels must have shape {tuple(inputs.shape[:1])}, one for each input, got {tuple(labels.shape)}"

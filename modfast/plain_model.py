@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .layer_weight import UnsupportedWeightError, computed_tensors, source_of
 from .layers import operation
 from .names import is_adapter, unwrapped
+from .sharded import require_whole
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -18,11 +19,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
     forward pass in evaluation mode multiplies by. So its modules have their canonical names, and a record for
     gradients shows its weights. The model itself is not changed.
 
+    Raises:
+        TypeError: a parameter or buffer is spread over processes (``DTensor``).
+
     Example:
         >>> model = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
         >>> [name for name, _ in plain_copy(nn.DataParallel(model)).named_parameters()]
         ['bias', 'weight']
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        require_whole(f"model: {name!r}", tensor)
     inner = unwrapped(model)
     # PyTorch refuses to copy tensors with a record for gradients; what modules keep of them is copied
     # without.

@@ -16,6 +16,7 @@ from .layer_order import BatchNorm, OrderedLayer, following_norm, joins_units
 from .layer_weight import in_evaluation_mode
 from .layers import Layer, find_layers, layer_names, replaced_parameters, replaced_weights
 from .running import call_model, device_of, logits_of, moved, preserved
+from .sharded import require_whole
 
 # Operations by PyTorch's names, and which of their inputs holds the units: these keep each unit in its place.
 _PASSING = frozenset(
@@ -205,6 +206,8 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
 @contextmanager
 def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     """Run a model, all of whose numbers are recorded: also frozen ones, and the inputs."""
+    for name, parameter in model.named_parameters():
+        require_whole(f"model: {name!r}", parameter)
     stand_ins: dict[str, Tensor] = {
         name: parameter.detach().requires_grad_()
         for name, parameter in model.named_parameters()

@@ -253,7 +253,8 @@ class _Reader:
         halved = []
         for layer in layers:
             if layer.pruned:
-                kept = torch.rand(layer.weight.shape, generator=generator, device="cpu") < 0.5
+                drawn = torch.rand(layer.weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+                kept = drawn < 0.5
                 layer = replace(layer, weight=torch.where(kept, layer.weight, 0.0))
                 find_layer(self.model, layer.name, "model").stored().data.copy_(layer.weight)
             halved.append(layer)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -78,6 +79,44 @@ def test_a_piece_is_refused_by_name(processes: Any) -> None:
         for name, message in messages.items():
             argument = name.split(" of ")[0]
             assert message.startswith(f"{argument} must be a whole tensor, got a DTensor"), (name, message)
+            assert "full_tensor()" in message
+
+
+def refusals_of_models() -> dict[str, str]:
+    mesh = init_device_mesh("cpu", (2,))
+    inputs, labels = torch.randn(12, 8), torch.arange(12) % 4
+    batches, partition = [(inputs, labels)], {"2": Partition.blocks((4, 6), 2)}
+    messages = {}
+    for placement in PLACEMENTS:
+        model = nn.Sequential(nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 4, bias=False))
+        circuit = modfast.find_circuit(model, inputs, 1)
+        for layer in (model[0], model[2]):
+            layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [placement]))
+        calls: dict[str, Callable[[], Any]] = {
+            "network_graph": lambda m=model: modfast.network_graph(m),
+            "network_nodes": lambda m=model: modfast.network_nodes(m, ["0", "2"]),
+            "network_graph of a run": lambda m=model: modfast.network_graph(m, example_inputs=inputs),
+            "shuffle_test": lambda m=model: modfast.shuffle_test(m, 2, 2),
+            "gradient_affinity": lambda m=model: modfast.gradient_affinity(
+                m, "2", batches, nn.functional.cross_entropy
+            ),
+            "cluster_accuracy": lambda m=model: modfast.cluster_accuracy(m, batches, partition, "only"),
+            "find_circuit": lambda m=model: modfast.find_circuit(m, inputs, 1),
+            "find_circuit by the reference": lambda m=model: modfast.find_circuit(
+                m, inputs, 1, method="reference"
+            ),
+            "Circuit.apply": lambda m=model, c=circuit: c.apply(m),
+        }
+        for name, call in calls.items():
+            messages[f"{name}, {placement}"] = told(call)
+    return messages
+
+
+def test_a_model_of_pieces_is_refused_by_name(processes: Any) -> None:
+    for messages in processes(2).run(refusals_of_models):
+        for name, message in messages.items():
+            assert message.startswith("model: "), (name, message)
+            assert "must be a whole tensor, got a DTensor" in message, (name, message)
             assert "full_tensor()" in message
 
 
