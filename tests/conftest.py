@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from processes import Processes, run_python
 
 # Several workers, each with as many threads as there are cores, would spend most of their time waiting for
@@ -13,6 +14,15 @@ from processes import Processes, run_python
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# The same examples each time, on a machine of any speed. A fixture is made once for all examples of a test.
+settings.register_profile(
+    "modfast",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("modfast")
 
 
 def pytest_collection_modifyitems(items):
