@@ -61,10 +61,11 @@ def test_the_wheel_works_in_an_empty_environment(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
+    # -I, since a path of the caller's environment may hold the checkout.
+    run(python, "-I", "-m", "pip", "install", "--quiet", "--no-deps", wheel)
     # PyTorch's gigabytes are lent from here rather than installed again; modfast itself is not on that path,
     # since an editable install is found by a hook of this environment, not by its folder.
-    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    packages = run(python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     (Path(packages) / "lent.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
     program = (
         "import modfast, torch\n"
@@ -74,4 +75,4 @@ def test_the_wheel_works_in_an_empty_environment(built, tmp_path):
         "loss().backward()\n"
         "print(modfast.backend()['backend'], float(loss()) > 0)\n"
     )
-    assert run(python, "-c", program, cwd=tmp_path).split() == ["compiled", "True"]
+    assert run(python, "-I", "-c", program, cwd=tmp_path).split() == ["compiled", "True"]
