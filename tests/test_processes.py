@@ -64,3 +64,26 @@ def test_a_process_that_hangs_is_ended():
         alone.run(wait_forever)
     assert not alone.alive
     alone.close()
+
+
+def test_an_interpreter_has_only_the_settings_that_are_given(run_python, monkeypatch):
+    monkeypatch.setenv("MODFAST_CPU", "none")
+    done = run_python(
+        "import os, sys\n"
+        "print(os.environ.get('MODFAST_CPU'), os.environ['GIVEN'], 'modfast' in sys.modules)\n"
+        "sys.exit('ended')\n",
+        GIVEN="here",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "None here False\n", "ended\n")
+
+
+def test_a_process_is_killed_at_a_call(run_python):
+    done = run_python(
+        "from processes import signal_at_call\n"
+        "def call(number):\n"
+        "    print(number, flush=True)\n"
+        "signal_at_call(3)\n"
+        "for number in range(1, 10):\n"
+        "    call(number)\n"
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "1\n2\n")
