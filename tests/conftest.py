@@ -72,7 +72,9 @@ def processes():
     started = {}
 
     def get(size):
-        if size not in started or not started[size].alive:
+        if size in started and not started[size].alive:
+            started.pop(size).close()
+        if size not in started:
             started[size] = Processes(size)
         return started[size]
 

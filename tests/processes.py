@@ -126,8 +126,17 @@ class Processes:
         ``function`` is a module's own, which the processes import. If it fails or hangs, so does this test,
         with what every process that failed has to say.
         """
+        self._send((function, args))
+        # All have joined the group before one begins: it may end, and leave the group, at once.
+        self._receive()
+        self._send(None)
+        return self._receive()
+
+    def _send(self, message: object) -> None:
         for connection in self._connections:
-            connection.send((function, args))
+            connection.send(message)
+
+    def _receive(self) -> list[Any]:
         answers: dict[int, tuple[bool, Any]] = {}
         while len(answers) < self.size:
             waiting = {c: rank for rank, c in enumerate(self._connections) if rank not in answers}
@@ -170,20 +179,21 @@ def _serve(connection: Connection, rank: int, size: int, store: Path, stack: Pat
                 function, args = connection.recv()
             except EOFError:
                 return
+            dist.init_process_group(
+                "gloo",
+                store=dist.PrefixStore(str(job), meeting),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=2 * PATIENCE),
+            )
+            connection.send((True, None))
+            connection.recv()
+            torch.manual_seed(0)
             try:
-                dist.init_process_group(
-                    "gloo",
-                    store=dist.PrefixStore(str(job), meeting),
-                    rank=rank,
-                    world_size=size,
-                    timeout=timedelta(seconds=2 * PATIENCE),
-                )
-                torch.manual_seed(0)
                 answer = True, function(*args)
             except BaseException:
                 answer = False, traceback.format_exc()
             finally:
                 # Those who wait for a rank that failed find their connection closed, and fail too.
-                if dist.is_initialized():
-                    dist.destroy_process_group()
+                dist.destroy_process_group()
             connection.send(answer)
