@@ -9,7 +9,7 @@ MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
 SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*)
 MATRIX := 2.11.0 2.13.0 newest
 
-.PHONY: help setup demo test bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
+.PHONY: help setup demo test check bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,8 +36,14 @@ setup: $(VENV)/installed ## make the environment and build the library
 demo: setup ## train a plain and a modular network on real digits, into out/demo
 	$(BIN)/modfast reproduce --data digits --out out/demo --overwrite
 
-test: setup ## run the tests (and the examples in the docstrings)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --benchmark-disable
+# Each file's tests run in one process, so that what they share is made once.
+PYTEST = -m pytest --numprocesses auto --dist loadfile --benchmark-disable
+
+test: setup ## run the tests (and the examples in the docstrings), but for the slow ones
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+check: setup ## run all tests
+	$(BIN)/python $(PYTEST)
 
 bench: setup ## time each family against its peers and the floor, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
@@ -118,9 +124,8 @@ matrix-one:
 	$(MATRIX_VENV)/bin/python -m pip install --quiet "$$(ls build/matrix/modfast-*.whl)[test]"
 	# A CPU build of PyTorch may find no torchvision made for it; then its few tests are skipped.
 	$(MATRIX_VENV)/bin/python -c 'import torchvision' || $(MATRIX_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
-	cd build/matrix/checkout && $(abspath $(MATRIX_VENV))/bin/pytest tests \
-	  --ignore tests/test_packaging.py --ignore tests/test_build.py \
-	  --numprocesses auto --dist loadgroup --benchmark-disable
+	cd build/matrix/checkout && $(abspath $(MATRIX_VENV))/bin/python $(PYTEST) tests \
+	  --ignore tests/test_packaging.py --ignore tests/test_build.py
 
 clean: ## remove everything that was made, but for results in out/
 	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info modfast/*.so

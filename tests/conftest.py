@@ -1,18 +1,28 @@
 """What all tests share."""
 
 import os
-import subprocess
-import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from processes import Processes
+from hypothesis import HealthCheck, settings
+from processes import Processes, run_python
 
 # Several workers, each with as many threads as there are cores, would spend most of their time waiting for
 # each other. Tests of threads set their number themselves; the variable is for processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# The same examples each time, on a machine of any speed. A fixture is made once for all examples of a test.
+settings.register_profile(
+    "modfast",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("modfast")
 
 
 def pytest_collection_modifyitems(items):
@@ -37,33 +47,34 @@ def set_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(name="run_python")
+def run_python_fixture():
+    return run_python
+
+
 @pytest.fixture
-def run_python():
-    """Run code in a fresh interpreter, with none of this one's settings of modfast but those given."""
+def pool_shut_down(monkeypatch):
+    """An event that is set once a pool of threads has been told to drop what it has not begun."""
+    told, real = threading.Event(), ThreadPoolExecutor.shutdown
 
-    def run(code, **environment):
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MODFAST_")}
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            env={**inherited, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        real(self, wait=False, cancel_futures=cancel_futures)
+        told.set()
+        real(self, wait=wait)
 
-    return run
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    return told
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def processes():
-    """``processes(n)`` are n processes for :meth:`Processes.run`, started once for all tests.
-
-    Tests that use it are marked ``xdist_group("processes")``, so that not every pytest worker starts its own.
-    """
+    """``processes(n)`` are n processes for :meth:`Processes.run`, started once for the tests of a module."""
     started = {}
 
     def get(size):
-        if size not in started or not started[size].alive:
+        if size in started and not started[size].alive:
+            started.pop(size).close()
+        if size not in started:
             started[size] = Processes(size)
         return started[size]
 

@@ -1,4 +1,8 @@
-"""Real processes that talk through gloo on this machine, for tests of what several of them do together."""
+"""Other processes for tests: fresh interpreters, and several that talk through gloo on this machine.
+
+All but torchrun's are forked from a server that has imported PyTorch already: importing it takes seconds, and
+forking none. None has a time to finish in, for a busy machine takes any; only what never answers is ended.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import faulthandler
 import itertools
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -13,32 +20,97 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+# Seconds after which what has not happened is taken to never happen, wherever a test must wait for something.
+# It is a hundred times what any test takes, so that no machine is too slow.
+PATIENCE = 600.0
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds, and fails if it does not within ``PATIENCE``."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {PATIENCE:.0f} s in vain")
+        time.sleep(0.01)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter that has imported PyTorch and nothing of modfast.
+
+    It has none of this one's settings of modfast but those given.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MODFAST_")}
+    with tempfile.TemporaryDirectory() as folder:
+        written = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = FORKED.Process(target=_execute, args=(code, {**inherited, **environment}, written))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(code, process.exitcode, *(path.read_text() for path in written))
+
+
+def _execute(code: str, environment: dict[str, str], written: list[Path]) -> None:
+    for descriptor, path in enumerate(written, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def torchrun(size: int, *arguments: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """``modfast`` with these arguments in ``size`` processes, in a folder that holds the model they name."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    return subprocess.run(
+        [*launcher, "-m", "modfast", *arguments],
+        # Without a number of threads torchrun chooses one, and says so.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def signal_at_call(number: int, sent: signal.Signals = signal.SIGKILL) -> None:
+    """Sends this process a signal at its ``number``-th call of a function from now on.
+
+    That is somewhere in the middle of its work, and at the same place on every machine.
+    """
+    calls = itertools.count(1)
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and next(calls) == number:
+            os.kill(os.getpid(), sent)
+
+    sys.setprofile(count)
+
 
 class Processes:
-    """``size`` processes that run functions given to them, each in a new process group of all.
+    """``size`` processes that run functions given to them, each in a new process group of all."""
 
-    Starting processes that import PyTorch takes seconds, so they serve many tests.
-    """
-
-    grace = 10.0  # seconds for processes that hang to say so themselves
+    patience = PATIENCE
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._folder = tempfile.TemporaryDirectory()
         # They meet in a file: there is no port that two pytest workers could both choose.
         store = Path(self._folder.name) / "store"
-        context = multiprocessing.get_context("spawn")
+        self._stacks = [Path(self._folder.name) / f"stack-{rank}" for rank in range(size)]
         self._connections: list[Connection] = []
         self._processes = []
-        for rank in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, str(store)), daemon=True)
+        for rank, stack in enumerate(self._stacks):
+            ours, theirs = FORKED.Pipe()
+            arguments = (theirs, rank, size, store, stack)
+            process = FORKED.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()  # so that the end of the process is the end of the connection
             self._connections.append(ours)
@@ -48,30 +120,39 @@ class Processes:
     def alive(self) -> bool:
         return all(process.is_alive() for process in self._processes)
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(*args)`` in every process, where ``torch.distributed`` is ready; the results by rank.
 
         ``function`` is a module's own, which the processes import. If it fails or hangs, so does this test,
         with what every process that failed has to say.
         """
+        self._send((function, args))
+        # All have joined the group before one begins: it may end, and leave the group, at once.
+        self._receive()
+        self._send(None)
+        return self._receive()
+
+    def _send(self, message: object) -> None:
         for connection in self._connections:
-            connection.send((function, args, timeout))
+            connection.send(message)
+
+    def _receive(self) -> list[Any]:
         answers: dict[int, tuple[bool, Any]] = {}
-        deadline = time.monotonic() + timeout + self.grace
         while len(answers) < self.size:
             waiting = {c: rank for rank, c in enumerate(self._connections) if rank not in answers}
-            ready = wait(list(waiting), max(0, deadline - time.monotonic()))
+            ready = wait(list(waiting), self.patience)
             for connection in ready:
                 rank = waiting[connection]
                 try:
                     answers[rank] = connection.recv()
                 except EOFError:
-                    self._processes[rank].join(5)
+                    self._processes[rank].join()
                     answers[rank] = False, f"died with exit code {self._processes[rank].exitcode}\n"
             if not ready:
-                self.close()
                 for rank in waiting.values():
-                    answers[rank] = False, f"no answer in {timeout} s; its stack is in the captured stderr\n"
+                    self._processes[rank].terminate()
+                    self._processes[rank].join()
+                    answers[rank] = False, f"no answer; it was at\n{self._stacks[rank].read_text()}"
         failures = [f"rank {rank} of {self.size}: {a[1]}" for rank, a in sorted(answers.items()) if not a[0]]
         if failures:
             pytest.fail("\n".join(failures), pytrace=False)
@@ -86,31 +167,33 @@ class Processes:
         self._folder.cleanup()
 
 
-def _serve(connection: Connection, rank: int, size: int, store: str) -> None:
+def _serve(connection: Connection, rank: int, size: int, store: Path, stack: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = dist.FileStore(store, size)
-    for job in itertools.count():
-        try:
-            function, args, timeout = connection.recv()
-        except EOFError:
-            return
-        faulthandler.dump_traceback_later(timeout)
-        try:
+    meeting = dist.FileStore(str(store), size)
+    with stack.open("w") as file:
+        # Whoever is ended from outside leaves word of where it was.
+        faulthandler.register(signal.SIGTERM, file, chain=True)
+        for job in itertools.count():
+            try:
+                function, args = connection.recv()
+            except EOFError:
+                return
             dist.init_process_group(
                 "gloo",
                 store=dist.PrefixStore(str(job), meeting),
                 rank=rank,
                 world_size=size,
-                timeout=timedelta(seconds=timeout),
+                timeout=timedelta(seconds=2 * PATIENCE),
             )
+            connection.send((True, None))
+            connection.recv()
             torch.manual_seed(0)
-            answer = True, function(*args)
-        except BaseException:
-            answer = False, traceback.format_exc()
-        finally:
-            # Those who wait for a rank that failed find their connection closed, and fail too.
-            if dist.is_initialized():
+            try:
+                answer = True, function(*args)
+            except BaseException:
+                answer = False, traceback.format_exc()
+            finally:
+                # Those who wait for a rank that failed find their connection closed, and fail too.
                 dist.destroy_process_group()
-            faulthandler.cancel_dump_traceback_later()
-        connection.send(answer)
+            connection.send(answer)

@@ -1,13 +1,14 @@
 """What callers, models and files do to the walks that find circuits, and what that must not change."""
 
 import copy
+import itertools
 import signal
-import subprocess
-import sys
+import threading
 import warnings
 
 import pytest
 import torch
+from processes import PATIENCE
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -219,38 +220,30 @@ def test_steps_are_short_where_trials_are_long(monkeypatch, most):
     assert find_circuit(model, inputs, 1, layers="0") == expected
 
 
-CODE = """
-import sys, threading, torch
-from torch import nn
-from modfast.circuits import find_circuits
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(2048, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 500))
-before = [parameter.clone() for parameter in model.parameters()]
+def test_ctrl_c_ends_a_walk_at_its_next_step(monkeypatch, set_threads, pool_shut_down):
+    set_threads(2)
+    model, inputs, labels = make_model(), torch.randn(INPUTS), torch.arange(40) % 5
+    before = [parameter.clone() for parameter in model.parameters()]
+    main, steps, decide = threading.main_thread(), itertools.count(1), Walk._decide
+    if threading.current_thread() is not main:
+        pytest.skip("signals arrive in the main thread")
+    begun, waiting = [], threading.Event()
 
-def progress(done, total):
-    if done:
-        print("walking", flush=True)
+    def interrupted(walk, place):
+        assert waiting.wait(PATIENCE)  # all threads run, and the caller waits for them
+        begun.append(step := next(steps))
+        if step == 4:
+            signal.pthread_kill(main.ident, signal.SIGINT)
+        if step >= 4:  # the walks go on once the interrupt has arrived
+            assert pool_shut_down.wait(PATIENCE)
+        decide(walk, place)
 
-try:
-    inputs = torch.randn(2000, 2048)
-    find_circuits(model, inputs, torch.arange(2000) % 2, layers="0", progress=progress)
-except KeyboardInterrupt:
+    monkeypatch.setattr(Walk, "_decide", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        find_circuits(model, inputs, labels, progress=lambda *_: waiting.set())
+    assert 4 <= len(begun) <= 5  # the step of either thread
     assert all(map(torch.equal, before, model.parameters()))
-    assert threading.active_count() == 1
-    print("interrupted")
-"""
-
-
-def test_ctrl_c_ends_a_long_walk_soon():
-    # Each weight of the first layer moves all of 262,000 others: one row takes a minute or more.
-    process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "walking\n"
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert printed.endswith("interrupted\n")
+    assert not [each for each in threading.enumerate() if each.name.startswith("ThreadPoolExecutor")]
 
 
 def test_reading_a_model_can_be_stopped():

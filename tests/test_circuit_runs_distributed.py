@@ -1,13 +1,11 @@
 """Circuits found by several processes: they are those of one, and the processes fail together."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from circuit_helpers import numbers, train_pair
+from processes import torchrun
 
 import modfast.circuit_runs
 from modfast.circuit_files import read_circuits
@@ -17,7 +15,6 @@ from modfast.circuits import find_circuits
 from modfast.data import load_dataset
 from modfast.distributed import RankError
 
-pytestmark = pytest.mark.xdist_group("processes")
 CONFIG = CircuitConfig(labels=(0, 1, 2), images=5, device="cpu", threads=1)
 TESTS = Path(__file__).parent
 
@@ -88,23 +85,9 @@ def test_a_process_that_fails_stops_all(processes, out):
     ]
 
 
-def torchrun(*arguments):
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "modfast", *arguments),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        cwd=TESTS,  # where the model is
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_the_command(alone, out):
     arguments = ["circuits", str(out), "--labels", "0", "1", "2", "--images", "5", "--device", "cpu"]
-    done = torchrun(*arguments)
+    done = torchrun(2, *arguments, folder=TESTS)  # where the model is
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("Results and pictures") == 1
     assert numbers(out) == numbers(alone)

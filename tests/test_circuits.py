@@ -61,7 +61,7 @@ def problem():
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_decides_as_the_reference_does(activation, criterion, data):
     torch.manual_seed(data.draw(st.integers(0, 10**6), label="seed"))
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4), label="widths")

@@ -3,6 +3,7 @@
 What a thread does is tested without a GPU as well, by tests/cpp/test_circuits_threads.cpp.
 """
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -135,20 +136,26 @@ def test_an_empty_range_changes_nothing():
 def test_waits_for_its_own_stream_alone():
     tail = random_tail((20, 12, 5), 300)
     bounds = {"highest_loss": 200.0, "least_right": None}
-    gpu, first = to_gpu(tail), to_gpu(tail)
+    start, first = to_gpu(tail), to_gpu(tail)
     walk_all(tail, bounds)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         walk_all(first, bounds)  # kernels are loaded and memory is found
     torch.cuda.synchronize()
-    torch.cuda._sleep(4_000_000_000)  # some seconds
-    busy = torch.cuda.Event()
-    busy.record()
-    with torch.cuda.stream(stream):
-        walk_all(gpu, bounds)
-    stream.synchronize()
-    assert not busy.query()
+    for seconds in (1, 10, 100):  # a walk that waits for the other stream is never done before it
+        gpu = copy.deepcopy(start)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(seconds * 2_000_000_000)
+        busy = torch.cuda.Event()
+        busy.record()
+        with torch.cuda.stream(stream):
+            walk_all(gpu, bounds)
+        stream.synchronize()
+        if not busy.query():
+            break
+    else:
+        pytest.fail("the walk waits for the default stream")
     assert_same(gpu, tail)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
-import time
+import textwrap
 
 import pytest
 import torch
@@ -333,25 +332,33 @@ def test_an_interrupted_run_keeps_its_layers(clustered, tmp_path, monkeypatch, c
     assert load_partitions(out / "partitions.npz") == load_partitions(clustered / "partitions.npz")
 
 
-def test_a_killed_run_resumes(tmp_path):
+KILLED = """
+    import processes
+    from modfast.cli import main
+    from modfast.display import Display
+
+    # Somewhere in the second layer.
+    Display.on_layer = lambda *_: processes.signal_at_call(1000)
+    main({arguments})
+"""
+
+
+def test_a_killed_run_resumes(tmp_path, run_python):
+    out = tmp_path / "out"
     state = {f"{name}.weight": planted([8] * 4, [12] * 4, seed=name)[0] for name in range(5)}
     torch.save(state, tmp_path / "m.pt")
-    arguments = [sys.executable, "-m", "modfast", "cluster", str(tmp_path / "m.pt"), "-k", "2..5"]
-    arguments += ["--out", str(tmp_path / "out"), "--shuffles", "3", "--threads", "1"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out/results.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    kept = json.loads((tmp_path / "out/results.json").read_text())
-    assert kept["clustering"]
+    arguments = ["cluster", str(tmp_path / "m.pt"), "-k", "2..5", "--out", str(out)]
+    arguments += ["--shuffles", "3", "--threads", "1"]
+    killed = run_python(textwrap.dedent(KILLED).format(arguments=arguments))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = json.loads((out / "results.json").read_text())
+    assert list(kept["clustering"]) == ["0"]
     assert not kept["finished"]
-    assert main([*arguments[3:], "--resume"]) == 0
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    assert {name: results["clustering"][name] for name in kept["clustering"]} == kept["clustering"]
+    assert main([*arguments, "--resume"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["clustering"]["0"] == kept["clustering"]["0"]
     assert [record["chosen"] for record in results["clustering"].values()] == [4] * 5
-    assert not [path for path in (tmp_path / "out").rglob(".*") if path.is_file()]
+    assert not [path for path in out.rglob(".*") if path.is_file()]
 
 
 def test_what_train_wrote_and_back(tmp_path, capsys):

@@ -2,8 +2,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import CLASSES, assert_same, make_pixels, make_tree
+from processes import FORKED, wait_until
 
 from modfast import data_images
 from modfast.data import DataError, load_dataset
@@ -385,33 +386,30 @@ def test_interrupt_leaves_no_partial_cache(moment, tree, cache, monkeypatch, no_
     assert_same(first, load(tree, cache))
 
 
+def load_forever(tree, cache, pids):
+    """Decoding begins, writes down in which process, and does not end."""
+
+    def decode(*_):
+        (pids / str(os.getpid())).touch()
+        threading.Event().wait()
+
+    data_images._decode_image, data_images._CHUNK_IMAGES = decode, 1
+    load(tree, cache, workers=2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux decodes in other processes")
 def test_killed_process_leaves_neither_cache_nor_workers(tree, cache, tmp_path):
     pids = tmp_path / "pids"
     pids.mkdir()
-    script = (
-        "import os, sys, time\n"
-        "from modfast import data, data_images\n"
-        "def decode(*_):\n"
-        "    open(os.path.join(sys.argv[3], str(os.getpid())), 'w').close()\n"
-        "    time.sleep(600)\n"
-        "data_images._decode_image, data_images._CHUNK_IMAGES = decode, 1\n"
-        "data.load_dataset('imagefolder:' + sys.argv[1], cache_dir=sys.argv[2], workers=2)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, tree, cache, pids]) as process:
-        wait_until(lambda: len(list(pids.iterdir())) == 2)
-        process.kill()
+    process = FORKED.Process(target=load_forever, args=(tree, cache, pids))
+    process.start()
+    wait_until(lambda: len(list(pids.iterdir())) == 2)
+    process.kill()
+    process.join()
     workers = [int(entry.name) for entry in pids.iterdir()]
     assert process.pid not in workers
     wait_until(lambda: not any(is_running(pid) for pid in workers))
     assert not cache.exists()
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def is_running(pid):

@@ -9,8 +9,6 @@ from torch import nn
 
 from modfast.distributed import RankError, Ranks, launched, take_gpu
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 def world():
     return Ranks(dist.group.WORLD)

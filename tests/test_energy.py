@@ -161,7 +161,7 @@ labelled = st.integers(1, 6).flatmap(
 @given(
     labelled, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.integers(-30, 30), st.data()
 )
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_any_labels_at_any_scale(partition, dtype, exponent, data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     weight = torch.randn(partition.shape, dtype=torch.float64, generator=generator)
@@ -669,7 +669,6 @@ def test_autocast():
         loss.backward()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns about itself
 def test_compiled_functions():
     torch._dynamo.reset()
@@ -760,7 +759,6 @@ print(modfast.backend()["cpu"], modfast.backend()["threads"], digest.hexdigest()
 """
 
 
-@pytest.mark.slow
 def test_same_bits_in_every_instruction_set(run_python):
     levels = modfast.backend()["cpu_available"]
     outputs = {}
@@ -776,9 +774,6 @@ def test_same_bits_in_every_instruction_set(run_python):
 
 
 def test_the_interpreter_runs_on_during_a_kernel():
-    # Half a billion times one number: some tenths of a second, with no memory.
-    weight = torch.ones(1, 1).expand(20_000, 25_000)
-    partition = Partition.blocks((20_000, 25_000), 2)
     ticks, running = 0, True
 
     def tick():
@@ -790,15 +785,20 @@ def test_the_interpreter_runs_on_during_a_kernel():
     thread = threading.Thread(target=tick)
     thread.start()
     try:
-        block_energy(weight[:10, :10], Partition.blocks((10, 10), 2))
-        before, started = ticks, time.perf_counter()
-        block_energy(weight, partition)
-        during, seconds = ticks - before, time.perf_counter() - started
+        # One number, many times over: work without memory. Were the interpreter held for all of it, no amount
+        # of it would let another thread run. So there may be more of it, as a faster machine needs.
+        for doublings in range(8):
+            shape = (20_000 * 2**doublings, 25_000)
+            weight, partition = torch.ones(1, 1).expand(shape), Partition.blocks(shape, 2)
+            before = ticks
+            block_energy(weight, partition)
+            if ticks - before >= 5:
+                break
+        else:
+            pytest.fail("no other thread ran meanwhile")
     finally:
         running = False
         thread.join()
-    assert seconds > 0.02, "too short to tell; make the weight larger"
-    assert during >= 5
 
 
 def test_calls_from_many_threads_at_once():
@@ -871,7 +871,6 @@ def resident_bytes():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.slow
 def test_no_memory_is_kept():
     partition = random_partition((64, 64), 4)
     weight = torch.randn(64, 64, requires_grad=True)

@@ -611,7 +611,6 @@ def test_training_makes_modules():
     assert loss.clusterability()["0"] > 0.95
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns about itself
 def test_a_compiled_training_step():
     torch._dynamo.reset()

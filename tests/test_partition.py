@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modfast import Partition, enmeshment, load_partitions, save_partitions
@@ -191,7 +191,7 @@ def test_equality():
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_are_those_of_tensor_split(rows, cols, k):
     if k > min(rows, cols):
         with pytest.raises(ValueError, match=rf"num_clusters must be at most {min(rows, cols)} .*got {k}"):
@@ -340,7 +340,7 @@ def test_any_file_name(tmp_path):
         max_size=4,
     )
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 def test_round_trip_of_anything(tmp_path, mapping):
     saved(mapping, tmp_path)
     assert load_partitions(tmp_path / "partitions.npz") == mapping
@@ -448,7 +448,7 @@ def test_truncated_anywhere(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @pytest.mark.filterwarnings("ignore")  # what NumPy or zipfile think of a damaged file is beside the point
 def test_flipped_bytes(tmp_path, data):
     original = {"fc2": Partition(torch.arange(3000) % 7, torch.arange(5) % 7, 7), "fc3": example()}

@@ -134,5 +134,5 @@ def test_environment_without_processor_file(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(report, "open", refuse, raising=False)
     assert report._processor()

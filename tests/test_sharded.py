@@ -20,8 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modfast import EnmeshmentLoss, Partition, block_energy, clusterability, enmeshment
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 R, S0, S1 = Replicate(), Shard(0), Shard(1)
 # Sums of float64 in another order, and for float32 also rounded to it at the end.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}

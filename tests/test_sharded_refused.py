@@ -21,8 +21,6 @@ from modfast.estimators import SpectralClustering, SpectralCoclustering
 from modfast.sharded import require_whole
 from modfast.spectral import graph_embedding
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 NUMBERS = (0.0, 1, 0.0, 0.0, 1.0, 1.0)  # of a circuit, beside its masks
 PLACEMENTS = (Shard(0), Replicate())
 

@@ -7,12 +7,13 @@ import itertools
 import math
 import signal
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import PATIENCE
 from torch import Tensor, nn
 
 from modfast import shuffling
@@ -170,7 +171,7 @@ def test_threads(threads: int, set_threads: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_shuffles_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    together, calls = threading.Barrier(2, timeout=30), iter([None])
+    together, calls = threading.Barrier(2, timeout=PATIENCE), iter([None])
 
     def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
         if next(calls, graph) is not None:  # the network itself is clustered first, alone
@@ -181,58 +182,72 @@ def test_shuffles_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     shuffle_test(modular([4, 4]), 2, 4, workers=2)
 
 
+@pytest.fixture
+def clustered(monkeypatch: pytest.MonkeyPatch, pool_shut_down: threading.Event) -> Any:
+    """``clustered(number, act)``: the number-th clustering does something; a list of the threads of all.
+
+    Those after it do not end before the test of which they are a part does: none would be left to begin.
+    """
+
+    def replace(number: int, act: Callable[[], None]) -> list[threading.Thread]:
+        calls: list[threading.Thread] = []
+        places = itertools.count(1)
+
+        def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
+            place = next(places)
+            calls.append(threading.current_thread())
+            if place == number:
+                act()
+            if place > number:
+                assert pool_shut_down.wait(PATIENCE)
+            return torch.arange(graph.shape[0]) % num_clusters
+
+        monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+        return calls
+
+    return replace
+
+
+def no_memory() -> None:
+    raise RuntimeError("no memory")
+
+
 @pytest.mark.parametrize("fails", [1, 4])
-def test_an_error_ends_the_test(fails: int, monkeypatch: pytest.MonkeyPatch, set_threads: Any) -> None:
+def test_an_error_ends_the_test(fails: int, clustered: Any, set_threads: Any) -> None:
     set_threads(2)
-    calls = []
-
-    def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
-        calls.append(None)
-        if len(calls) == fails:
-            raise RuntimeError("no memory")
-        time.sleep(0.01)
-        return torch.arange(graph.shape[0]) % num_clusters
-
-    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    calls = clustered(fails, no_memory)
     with pytest.raises(RuntimeError, match="no memory"):
         shuffle_test(modular([4, 4]), 2, 500, workers=2)
-    assert len(calls) < 50
+    assert len(calls) <= fails + 2  # what the two workers had begun
     assert torch.get_num_threads() == 2
 
 
-def test_an_error_in_progress_ends_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, real = [], shuffling.spectral_cluster
-
-    def cluster(*given: Any, **options: Any) -> Tensor:
-        calls.append(None)
-        return real(*given, **options)
+def test_an_error_in_progress_ends_the_test(clustered: Any) -> None:
+    calls = clustered(2, lambda: None)
 
     def progress(done: int, total: int) -> None:
         raise OSError("closed")
 
-    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
     with pytest.raises(OSError, match="closed"):
         shuffle_test(modular([8, 8, 8], spread=1.0), 2, 500, workers=2, progress=progress)
-    assert len(calls) < 50
+    assert len(calls) <= 4
 
 
-def test_an_interrupt_ends_the_test(monkeypatch: pytest.MonkeyPatch, set_threads: Any) -> None:
+def test_an_interrupt_ends_the_test(clustered: Any, set_threads: Any) -> None:
     set_threads(2)
-    calls = []
-
-    def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
-        calls.append(threading.current_thread())
-        if len(calls) == 6:  # by then both threads have long been started
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(0.05)
-        return torch.arange(graph.shape[0]) % num_clusters
-
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
         pytest.skip("signals arrive in the main thread")
-    monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
+    waiting = threading.Event()
+
+    def interrupt() -> None:
+        assert waiting.wait(PATIENCE)  # both workers run, and the caller waits for them
+        signal.pthread_kill(main.ident, signal.SIGINT)
+
+    calls = clustered(6, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        shuffle_test(modular([4, 4]), 2, 500, workers=2)
-    assert len(calls) < 20
+        shuffle_test(modular([4, 4]), 2, 500, workers=2, progress=lambda *_: waiting.set())
+    assert 6 <= len(calls) <= 8
     assert not any(thread.is_alive() for thread in calls)
     assert torch.get_num_threads() == 2
 

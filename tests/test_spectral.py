@@ -231,7 +231,7 @@ def test_more_clusters_than_rows_with_weight(spectral_cocluster: Cocluster) -> N
     assert found.sizes().sum(1).gt(0).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 12),
     cols=st.integers(1, 12),

@@ -364,7 +364,7 @@ def test_refinement_lowers_the_normalised_cut() -> None:
     assert normalized_cut(weight, found) <= normalized_cut(weight, rough) + 0.01
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.integers(129, 220),
     cols=st.integers(129, 220),

@@ -86,7 +86,7 @@ def test_what_changes_no_number_may_stand_between(operation):
     check_exact(model, inputs, tail)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     widths=st.lists(st.integers(1, 5), min_size=2, max_size=5),
     modules=st.lists(

@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
-import time
 from dataclasses import replace
 
 import pytest
@@ -125,43 +122,33 @@ def test_resuming_gives_the_bits_of_a_run_never_stopped(digits, tmp_path):
 
 
 KILLED = """
-    import sys, torch
+    import torch
+    from processes import signal_at_call
     from modfast.data import load_dataset
     from modfast.models import MLP
     from modfast.train import TrainConfig, train
 
     digits = load_dataset("digits")
     torch.manual_seed(0)
-    config = TrainConfig(epochs=40, threads=1)
-    train(MLP(digits.image_shape), digits, config, out=sys.argv[1], resume=True)
-    print("finished")
+    config = TrainConfig(epochs={epochs}, threads=1)
+    train(MLP(digits.image_shape), digits, config, out={out!r}, resume=True, on_epoch=lambda _: {then})
 """
 
 
-def test_a_run_killed_again_and_again_ends_as_one_never_killed(digits, tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
-    kills, reached = 0, 0
-    for delay in (0.05, 0.11, 0.17):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        # Killed once it has gone on from where the last one was killed, at an arbitrary moment of its work.
-        while process.poll() is None and time.monotonic() < deadline:
-            if (tmp_path / CHECKPOINT).exists() and len(
-                read_checkpoint(tmp_path / CHECKPOINT)["history"]
-            ) > reached:
-                time.sleep(delay)
-                break
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-        reached = len(read_checkpoint(tmp_path / CHECKPOINT)["history"])
-    assert kills > 0
-    assert reached > 0
-    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
-    whole = train(make(digits), digits, TrainConfig(epochs=40, threads=1))
+def test_a_run_killed_again_and_again_ends_as_one_never_killed(digits, tmp_path, run_python):
+    code, reached = textwrap.dedent(KILLED), 0
+    # Each goes on from where the last one was killed, and is killed somewhere in its second epoch.
+    for calls in (100, 1000, 5000):
+        then = f"signal_at_call({calls})"
+        killed = run_python(code.format(epochs=6, out=str(tmp_path), then=then))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        before, reached = reached, len(read_checkpoint(tmp_path / CHECKPOINT)["history"])
+        assert before < reached < 6
+    finished = run_python(code.format(epochs=6, out=str(tmp_path), then=None))
+    assert finished.returncode == 0, finished.stderr
+    whole = train(make(digits), digits, TrainConfig(epochs=6, threads=1))
     resumed = read_checkpoint(tmp_path / CHECKPOINT)
-    assert len(resumed["history"]) == 40
+    assert len(resumed["history"]) == 6
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed["model"][name])
 
