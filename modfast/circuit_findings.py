@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .circuit import Circuit
-from .circuit_files import read_circuits
+from .circuit_files import CIRCUITS, read_circuits
 from .circuit_network import Network, lay_out
-from .experiment import PARTITIONS
 from .partition import load_partitions
+from .run_folder import PARTITIONS
 
 # Circuits drawn of each criterion: of more, all would repeat the impression and the file would grow.
 MOST_DRAWN = 4
@@ -89,9 +89,15 @@ def read_findings(folder: Path) -> Findings:
             layer: partitions[layer].num_clusters for layer in config["layers"] if layer in partitions
         }
         for criterion in config["criteria"]:
-            for label in config["labels"][:MOST_DRAWN]:
+            sizes = run["criteria"][criterion]["size"]
+            for label, size in list(zip(config["labels"], sizes, strict=True))[:MOST_DRAWN]:
                 drawn = run["kind"], criterion, label
                 file = folder / run["folder"] / "circuits" / criterion / f"label-{label}.npz"
                 circuits[drawn] = Circuit.load(file)
+                if size is not None and circuits[drawn].size != size:
+                    raise ValueError(
+                        f"{file} holds another circuit than {folder / CIRCUITS} tells of: "
+                        "`modfast circuits --resume` tells of those that are there"
+                    )
                 networks[drawn] = lay_out(circuits[drawn], partitions)
     return Findings(results, circuits, networks, num_clusters)

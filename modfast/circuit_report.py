@@ -15,6 +15,7 @@ from .circuit_sections import clusters_section, criterion_section
 from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, describe, numbers
 from .files import atomic_write
 from .markup import Content, Markup, element, join
+from .run_folder import RunFolder
 
 _VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 
@@ -27,7 +28,8 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
 
     Args:
         folder: what ``modfast circuits`` has been through: it holds ``circuits.json``, and each model's
-            folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``.
+            folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``. Given a
+            path, a file of that name that might be a user's own is left as it is.
 
     Returns:
         The file.
@@ -36,12 +38,15 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
         FileNotFoundError: one of these is missing.
         ValueError: one of these is damaged, or they do not fit each other.
     """
-    folder = Path(folder)
-    findings = read_findings(folder)
-    path = folder / REPORT
-    with atomic_write(path) as temporary:
-        temporary.write_text(_report(findings), encoding="utf-8")
-    return path
+    folder = RunFolder.of(folder, "report")
+    findings = read_findings(folder.path)
+
+    def write(path: os.PathLike[str]) -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(_report(findings), encoding="utf-8")
+
+    folder.draw({REPORT: write})
+    return folder.path / REPORT
 
 
 def _report(findings: Findings) -> str:

@@ -107,7 +107,6 @@ def _config(
         threads=options.threads,
         precision=options.precision,
     )
-    # A wrong device, model or layer is said before a folder is made or an old one emptied.
     _take_device(config.device, ranks)
     model = build_model(options.model, dataset.image_shape, dataset.num_classes)
     EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
@@ -127,7 +126,7 @@ def _take_device(name: str, ranks: Ranks) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
-    from .experiment import prepare_folder, train_run
+    from .experiment import train_run
     from .partition import load_partitions
     from .report import run_table
 
@@ -137,53 +136,51 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if options.partitions is not None:
         partitions = ranks.every(lambda: load_partitions(options.partitions))
     config = ranks.every(lambda: _config(options, ranks, dataset, epochs, partitions))
-    folder = ranks.first(
-        lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
-    )
     with Display(shown=ranks.is_first) as display:
         results = train_run(
             dataset,
             options.model,
             config,
-            folder,
+            options.out,
             partitions=partitions,
             resume=options.resume,
+            overwrite=options.overwrite,
             progress=display.progress,
             group=ranks.group,
         )
-        display.table(run_table(results), folder)
+        display.table(run_table(results), Path(options.out))
 
 
 def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
-    from .experiment import prepare_folder, reproduce
+    from .experiment import reproduce
     from .report import results_table
 
     dataset = _load(options.data, ranks)
     epochs, plain_epochs = _epochs(options)
     config = ranks.every(lambda: _config(options, ranks, dataset, epochs))
+    seeds = range(options.seed, options.seed + options.seeds)
+    flags = {"resume": options.resume, "overwrite": options.overwrite}
     circuits = None
     if options.circuits is not None:
         circuits = ranks.every(lambda: _circuit_config(options, dataset))
-    folder = ranks.first(
-        lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
-    )
+        ranks.first(lambda: _check_circuit_files(options, dataset, circuits, seeds))
+    folder = Path(options.out)
     with Display(shown=ranks.is_first) as display:
         results = reproduce(
             dataset,
             options.model,
             config,
             folder,
-            seeds=range(options.seed, options.seed + options.seeds),
+            seeds=seeds,
             plain_epochs=plain_epochs,
-            resume=options.resume,
             progress=display.progress,
             group=ranks.group,
+            **flags,
         )
         display.table(results_table(results), folder)
         if circuits is not None:
-            # What had to be replaced went with the models.
-            _find_circuits(folder, dataset, circuits, display, ranks, resume=True, overwrite=False)
+            _find_circuits(folder, dataset, circuits, display, ranks, **flags)
 
 
 def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
@@ -198,6 +195,23 @@ def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
     )
     check_circuits(build_model(options.model, dataset.image_shape, dataset.num_classes), dataset, config)
     return config
+
+
+def _check_circuit_files(
+    options: argparse.Namespace, dataset: Any, config: Any, seeds: Sequence[int]
+) -> None:
+    """Say what is in the way of the circuits before hours of training."""
+    from .circuit_models import occurring_labels
+    from .circuit_runs import check_circuit_files
+
+    check_circuit_files(
+        options.out,
+        seeds,
+        config.criteria,
+        occurring_labels(dataset),
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
 
 
 def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -255,7 +269,6 @@ def _show_circuits(results: Mapping[str, Any], folder: Path, display: Any) -> No
 def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
     from .cluster import ClusterConfig, check_out, check_weights, cluster_model, parse_counts
     from .display import Display
-    from .experiment import prepare_folder
     from .report import cluster_table
     from .train import choose_device
     from .weights import read_weights
@@ -277,24 +290,23 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
         device=options.device,
         threads=options.threads,
     )
-    # What is wrong with the model or the options is said before a folder is made or an old one emptied.
     choose_device(config.device)
     weights = read_weights(options.model, config.layers, sizes=sizes, seed=config.seed)
     check_weights(weights, config.num_clusters)
     check_out(options.model, options.out)
-    folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
     with Display() as display:
         results = cluster_model(
             weights,
             config,
-            folder,
+            options.out,
             model=options.model,
             sizes=sizes,
             resume=options.resume,
+            overwrite=options.overwrite,
             on_step=display.on_clustering,
             on_layer=display.on_layer,
         )
-        display.table(cluster_table(results), folder)
+        display.table(cluster_table(results), Path(options.out))
 
 
 def _report(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -303,36 +315,50 @@ def _report(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _show(folder: Path) -> None:
-    from .circuit_files import CIRCUITS, read_circuits
-    from .circuit_runs import draw_circuits, trained_since
-    from .cluster import redraw_clustering
+    from .circuit_files import CIRCUITS
+    from .cluster_files import redraw_clustering
     from .display import Display
-    from .experiment import KINDS, draw_reproduction, draw_run, read_results
+    from .experiment import draw_reproduction, draw_run
     from .report import cluster_table, results_table, run_table
+    from .run_folder import KINDS, RunFolder, read_results
 
-    results = read_results(folder)
+    results, drawing = read_results(folder), RunFolder(folder, "report")
     with Display() as display:
         if "clustering" in results:
-            reason = redraw_clustering(folder)
+            reason = redraw_clustering(drawing)
             if reason is not None:
                 display.note(reason)
-            display.table(cluster_table(results), folder)
+            table = cluster_table(results)
         elif all(kind in results for kind in KINDS):
-            draw_reproduction(folder)
-            display.table(results_table(results), folder)
+            draw_reproduction(drawing)
+            table = results_table(results)
         else:
-            draw_run(folder)
-            display.table(run_table(results), folder)
+            draw_run(drawing)
+            table = run_table(results)
+        for reason in drawing.left:
+            display.note(reason)
+        display.table(table, folder)
         if (folder / CIRCUITS).exists():
-            draw_circuits(folder)
-            circuits = read_circuits(folder)
-            _show_circuits(circuits, folder, display)
-            changed = trained_since(folder, circuits)
-            if changed:
-                display.note(
-                    f"These circuits are not of {', '.join(changed)} as trained since: "
-                    f"`modfast circuits {folder} --overwrite` finds them anew"
-                )
+            _report_circuits(folder, display)
+
+
+def _report_circuits(folder: Path, display: Any) -> None:
+    from .circuit_files import REPORT, read_circuits
+    from .circuit_runs import draw_circuits, trained_since
+    from .run_folder import RunFolder
+
+    circuits = read_circuits(folder)
+    changed, refusal = trained_since(folder, circuits), RunFolder(folder, "report").refusal(REPORT)
+    if refusal is not None:
+        display.note(f"{refusal}: it is left as it is")
+    elif not changed:  # the clusters of other models would be taken for those of these circuits
+        draw_circuits(folder)
+    _show_circuits(circuits, folder, display)
+    if changed:
+        display.note(
+            f"These circuits are not of {', '.join(changed)} as trained since: "
+            f"`modfast circuits {folder} --overwrite` finds them anew"
+        )
 
 
 _COMMANDS = {

@@ -2,7 +2,8 @@
 
 A file is a command's own if the command's manifest names it, if it is a regular file, and if it has a size
 that the manifest knows. Only such files are replaced or removed, and only by the same command. Anything else
-at a name that the command would write is an error, before any work is done. Files at other names never matter.
+at a name that the command would write is an error, before any work is done. Files at other names never
+matter.
 
 A process may be killed at any moment: a name is in the manifest before its temporary file is made, and the
 new size before the temporary file takes the place of the old one.
@@ -276,6 +277,12 @@ class RunFolder(os.PathLike[str]):
             if removed:
                 self._manifest.files |= {name: [] for name in removed}
                 self._manifest.write()
+
+    def clear(self) -> None:
+        """Remove every file that is the command's own, if there is any."""
+        with self._lock:
+            self._manifest.read()
+            self.remove(*self._manifest.files)
 
     def draw(self, pictures: Mapping[str, Callable[[RunFile], object]]) -> list[Path]:
         """Draw pictures, by file name. `report` leaves files that might be a user's own, see ``left``.

@@ -286,12 +286,13 @@ def train_in_folder(
         run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
 
         def keep() -> None:
-            """Write the checkpoint. No results of an older one may lie beside it."""
-            if folder is not None:
-                for each in (folder, comparison):
-                    if each is not None:
-                        each.remove(RESULTS)
-                save_checkpoint(run, dataset, folder.file(CHECKPOINT))
+            """Write the checkpoint. No results that tell of an older one may lie beside it."""
+            if folder is None:
+                return
+            if comparison is not None and (folder.path / RESULTS).exists():
+                comparison.remove(RESULTS)
+            folder.remove(RESULTS)
+            save_checkpoint(run, dataset, folder.file(CHECKPOINT))
 
         checkpoint = None if folder is None else folder.path / CHECKPOINT
         if checkpoint is not None and resume and ranks.first(checkpoint.exists):
