@@ -10,6 +10,7 @@ from typing import Any
 
 from .circuit import Circuit
 from .circuit_checkpoint import read_walk, walk_file
+from .circuit_words import ALL, layer_key
 from .files import read_json, write_json
 from .run_folder import Plan, Planned, RunFolder
 
@@ -128,11 +129,26 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: it is damaged.
+        ValueError: it is damaged; or an older version wrote it, in which a layer named ``all`` took the place
+            of all layers together.
     """
     path = Path(folder) / CIRCUITS
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {CIRCUITS}: `modfast circuits {folder}` finds them")
+        raise FileNotFoundError(
+            f"{os.fspath(folder)} holds no {CIRCUITS}: `modfast circuits {os.fspath(folder)}` finds them"
+        )
+    results = _read_table(path)
+    if ALL in results["config"]["layers"]:
+        found = [each for run in results["runs"] for each in run["criteria"].values()]
+        if any(layer_key(ALL) not in each["overlap"] for each in found):
+            raise ValueError(
+                f"{path} takes the layer {ALL!r} for all layers together, as older versions of modfast did: "
+                f"`modfast circuits {os.fspath(folder)} --resume` writes it anew from the circuits"
+            )
+    return results
+
+
+def _read_table(path: Path) -> dict[str, Any]:
     results = read_json(path)
     if not isinstance(results, dict) or not {"config", "runs", "summary", "claims", "note"} <= set(results):
         raise ValueError(f"{path} is no table of circuits")
@@ -146,7 +162,7 @@ def _read_report(path: Path) -> None:
 
 
 TABLE_PLAN: Plan = {
-    CIRCUITS: Planned(lambda path: read_circuits(path.parent)),
+    CIRCUITS: Planned(_read_table),
     REPORT: Planned(_read_report, drawn_from=CIRCUITS),
 }
 """The files of what was found, in the folder of the run or comparison."""

@@ -12,7 +12,7 @@ from .circuit_files import REPORT
 from .circuit_findings import Findings, read_findings
 from .circuit_page import page
 from .circuit_sections import clusters_section, criterion_section
-from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, describe, numbers
+from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, REGULARISED, describe, layer_of, numbers
 from .files import atomic_write
 from .markup import Content, Markup, element, join
 from .run_folder import RunFolder
@@ -142,8 +142,8 @@ def _measures(findings: Findings) -> Markup:
 
     def is_detail(name: str, measures: Mapping[str, Any]) -> bool:
         """Whether it is of one layer, and of no regularised one or part of a measure over all."""
-        measure, _, layer = name.partition(":")
-        return layer not in ("", "regularised") and (measure in measures or layer not in regularised)
+        measure, _, key = name.partition(":")
+        return key not in ("", REGULARISED) and (measure in measures or layer_of(key) not in regularised)
 
     main, details = (
         {
