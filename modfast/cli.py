@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,20 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun all its processes work together, and the first one shows and writes.
     """
-    options = make_parser().parse_args(arguments)
-    from .distributed import RankError, Ranks, launched
+    from .distributed import RankError, Ranks, launched, tell_once
 
     ranks = Ranks()  # until it is known whether there are others
     try:
         with launched() as ranks:
+            options = ranks.first(lambda: _parse(arguments, ranks))
+            if isinstance(options, int):
+                return options
             try:
                 _COMMANDS[options.command](options, ranks)
             except RankError as error:
-                if error.__cause__ is not None:
-                    _tell(error.__cause__)
-                # All fail here together, but only once the message is out: when one process has ended with an
-                # error, torchrun ends the others.
-                ranks.gather(None)
+                cause = error.__cause__
+                tell_once(None if cause is None else functools.partial(_tell, cause))
                 return 1
     except KeyboardInterrupt:
         if ranks.is_first:
@@ -47,9 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if not _is_expected(error):
             raise
-        _tell(error)
+        tell_once(functools.partial(_tell, error))
         return 1
     return 0
+
+
+def _parse(arguments: Sequence[str] | None, ranks: Ranks) -> argparse.Namespace | int:
+    """The options; of several processes also the exit status, if help or what is wrong was shown instead."""
+    try:
+        return make_parser().parse_args(arguments)
+    except SystemExit as ended:
+        if ranks.size == 1:
+            raise
+        return int(ended.code or 0)
 
 
 def _tell(error: BaseException) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+# For how long a process that has nothing to tell waits for the one that has.
+_LONGEST_TOLD = timedelta(seconds=10)
 
 
 class RankError(RuntimeError):
@@ -195,6 +199,42 @@ def launched() -> Iterator[Ranks]:
     dist.destroy_process_group()
     # The last reference. A group that outlives Python has threads that do, too, and now and then they abort.
     ranks.group = None
+
+
+def tell_once(tell: Callable[[], None] | None) -> None:
+    """Call ``tell`` in the first of torchrun's processes that comes here; the others return when it has told.
+
+    When one process ends with an error, torchrun ends the others. So none ends before the error is told, and
+    one that occurs in all of them is told once. Processes that do not come here are not waited for.
+
+    Args:
+        tell: None where another process has something to tell.
+
+    Example:
+        >>> tell_once(lambda: print("no such file"))
+        no such file
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        if tell is not None:
+            tell()
+        return
+    # A restarted run talks to the same store.
+    key = f"modfast {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, timeout=_LONGEST_TOLD
+        )
+        if tell is None or store.add(f"{key} tells", 1) > 1:
+            store.wait([f"{key} has told"])
+            return
+    except RuntimeError:
+        # The process that others meet at has ended: better told twice than never.
+        if tell is not None:
+            tell()
+        return
+    tell()
+    store.set(f"{key} has told", "")
 
 
 def take_gpu(device: str) -> None:

@@ -74,6 +74,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         target.approve(temporary.stat().st_size)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename is None:  # as of a full disk
+            error.filename = os.fspath(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -47,7 +47,11 @@ def measured_weights(run: Run) -> dict[str, Tensor]:
 
 
 def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """Keep all that training needs to go on, whole or not at all."""
+    """Keep all that training needs to go on, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     state = {
         "format": _FORMAT,
         "identity": identity(run, dataset),
@@ -62,8 +66,14 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
         "python_random_state": random.getstate(),
         "numpy_random_state": _with_tensors(np.random.get_state(legacy=False)),
     }
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # PyTorch says of a full disk that its own place in the file is not as expected.
+            if isinstance(error.__context__, OSError):
+                raise OSError(error.__context__.errno, error.__context__.strerror, os.fspath(path)) from error
+            raise
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
