@@ -75,7 +75,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.approve(temporary.stat().st_size)
         os.replace(temporary, target)
     except OSError as error:
-        if error.filename is None:  # as of a full disk
+        if error.errno is not None and error.filename is None:  # as of a full disk
             error.filename = os.fspath(target)
         raise
     finally:

@@ -221,11 +221,9 @@ class RunFolder(os.PathLike[str]):
             names = dict.fromkeys([*plan, *self._manifest.files])
             if overwrite:
                 self.remove(*names)
-            self._manifest.files = {
-                name: [continued[name]] if name in continued else self._manifest.files.get(name, [])
-                for name in names
-                if name in plan or self.refusal(name) is None
-            }
+            kept = [name for name in names if name in plan or self._is_own(name)]
+            self._manifest.files = {name: self._manifest.files.get(name, []) for name in kept}
+            self._manifest.files |= {name: [size] for name, size in continued.items()}
             self._manifest.processes = max(self._manifest.processes, processes)
             self._manifest.write()
 
@@ -267,16 +265,18 @@ class RunFolder(os.PathLike[str]):
     def remove(self, *names: str) -> None:
         """Remove those of these files that are the command's own, and leave the others."""
         with self._lock:
-            removed = []
-            for name in names:
-                path = self.path / name
-                if self.refusal(name) is None and name in self._manifest.files and os.path.lexists(path):
-                    self._manifest.open()
-                    path.unlink()
-                    removed.append(name)
-            if removed:
-                self._manifest.files |= {name: [] for name in removed}
+            own = [name for name in names if self._is_own(name)]
+            if own:
+                self._manifest.open()
+                for name in own:
+                    (self.path / name).unlink()
+                    self._manifest.files[name] = []
                 self._manifest.write()
+
+    def _is_own(self, name: str) -> bool:
+        """Whether there is such a file, and it is the command's own."""
+        listed = self.refusal(name) is None and name in self._manifest.files
+        return listed and os.path.lexists(self.path / name)
 
     def clear(self) -> None:
         """Remove every file that is the command's own, if there is any."""
