@@ -48,19 +48,26 @@ class CircuitFolder:
         """The files that finding the circuits of these labels writes, as :func:`prepare` takes them."""
         circuits = {self._file(label).name: Planned(functools.partial(self._read, label)) for label in labels}
         walks = {walk_file(label): Planned(read_walk) for label in labels}
-        settings = {_SETTINGS: Planned(lambda _: self.check())}
+        settings = {_SETTINGS: Planned(lambda _: self.check(()))}
         return [(self._circuits, settings | circuits), (self._walks, walks)]
 
-    def check(self) -> None:
+    def check(self, labels: Iterable[int] = ()) -> None:
         """Raises unless the circuits that are here, if any, were found with these settings.
+
+        Args:
+            labels: whose circuits are looked for.
 
         Raises:
             ValueError: they were not, or nothing says how they were.
         """
         path = self.path / _SETTINGS
         if not path.exists():
-            if any(self.path.glob("label-*.npz")):
-                raise ValueError(f"{self.path} holds circuits but no {_SETTINGS}: --overwrite replaces them")
+            held = [self._file(label).name for label in labels if self.holds(label)]
+            if held:
+                raise ValueError(
+                    f"{self.path} holds circuits but no {_SETTINGS}, which would say how they were found: "
+                    f"move {', '.join(held)} away, or --overwrite replaces what `modfast circuits` wrote"
+                )
             return
         try:
             found = read_json(path)

@@ -171,7 +171,7 @@ def _prepare(
     kept = [each for run in runs for each in run.kept.values()]
     if resume and not overwrite:
         for each in kept:
-            each.check()
+            each.check(labels)
     plans = [(table, TABLE_PLAN), *(plan for each in kept for plan in each.plans(labels))]
     prepare(plans, resume=resume, overwrite=overwrite, processes=processes)
     if overwrite:

@@ -88,7 +88,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({error})") from error
+        # Without the advice that follows: to load the file in a way that may run code from it.
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise TrainingError(f"{os.fspath(path)} is no checkpoint of this version of modfast")
     return state

@@ -160,7 +160,7 @@ def test_a_stopped_run_resumes(tmp_path, how):
     assert not (tmp_path / "out/results.json").exists()
     subprocess.run(command(*arguments, "--resume"), check=True, timeout=120, stdout=subprocess.DEVNULL)
     assert len(read_results(tmp_path / "out")["history"]) == 100
-    assert not list((tmp_path / "out").glob(".checkpoint-*"))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize(

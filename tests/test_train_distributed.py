@@ -204,7 +204,7 @@ def test_the_first_process_alone_tells_and_writes(processes, tmp_path):
     first, second = processes(2).run(heard, patterns(10), config(epochs=1, batch_size=5), tmp_path)
     assert first == [(1, 1, 2), (1, 2, 2), "epoch"]
     assert second == []
-    assert os.listdir(tmp_path) == [CHECKPOINT]
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, "manifest-train.json"]
 
 
 def compared(dataset, config, out):
