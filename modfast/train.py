@@ -346,7 +346,10 @@ def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
     """Raises if the model cannot be trained on a share of some batch."""
 
     def attempt(call: Call, count: int) -> None:
-        _forward(run, dataset, torch.zeros(count, dtype=torch.int64), call)
+        _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64), call)
+        # Not backward(), which would leave gradients behind.
+        learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+        torch.autograd.grad(entropy, learning, allow_unused=True)
 
     count = len(dataset.train_images)
     check_batches(run.model, count, run.config.batch_size, processes, attempt)

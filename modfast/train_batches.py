@@ -30,7 +30,7 @@ def check_batches(
         num_images: the number of training images.
         batch_size: the number of images for each step, but for the last one of an epoch.
         processes: how many processes share each batch.
-        attempt: computes the loss of so many images, calling what it is given in place of the model.
+        attempt: computes the gradient of so many images, calling what it is given in place of the model.
 
     Raises:
         ValueError: the message names the layer, and batch sizes that work.

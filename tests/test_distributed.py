@@ -1,13 +1,14 @@
 """What processes that train together do and say, piece by piece."""
 
 import os
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from modfast.distributed import RankError, Ranks, launched, take_gpu
+from modfast.distributed import RankError, Ranks, launched, take_gpu, tell_once
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -105,3 +106,38 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
         take_gpu("cuda")
     with pytest.raises(ValueError, match="cuda:0"):
         take_gpu("cuda:0")
+
+
+def telling(port, has_something_to_tell):
+    """What this process tells, as one of torchrun's."""
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RUN_ID", "test")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", str(port))
+        mine = dist.get_rank() in has_something_to_tell
+        tell_once((lambda: told.append(dist.get_rank())) if mine else None)
+    return told
+
+
+@pytest.mark.parametrize("who", [[0], [2], [0, 1, 2], [1, 2]])
+def test_what_several_processes_have_to_tell_is_told_once(processes, who):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = [rank for answer in processes(3).run(telling, store.port, who) for rank in answer]
+    assert len(told) == 1
+    assert told[0] in who
+
+
+def test_where_processes_cannot_meet_each_tells(processes):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    del store
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modfast.distributed._LONGEST_TOLD", timedelta(seconds=1))
+        patch.setenv("TORCHELASTIC_RUN_ID", "test")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", str(port))
+        told = []
+        tell_once(lambda: told.append("this"))
+        tell_once(None)
+    assert told == ["this"]
