@@ -41,8 +41,9 @@ class CircuitFolder:
     def __init__(self, run: str | os.PathLike[str], settings: Mapping[str, Any], process: int = 0) -> None:
         self.settings = dict(settings)
         self.path = Path(run) / _FOLDER / str(self.settings["criterion"])
-        self._circuits = RunFolder(self.path, "circuits", process)
-        self._walks = RunFolder(self.path / _WALKS, "circuits", process)
+        inner = self.path.relative_to(run)
+        self._circuits = RunFolder(run, "circuits", str(inner), process)
+        self._walks = RunFolder(run, "circuits", str(inner / _WALKS), process)
 
     def plans(self, labels: Iterable[int]) -> list[tuple[RunFolder, Plan]]:
         """The files that finding the circuits of these labels writes, as :func:`prepare` takes them."""

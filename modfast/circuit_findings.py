@@ -89,15 +89,20 @@ def read_findings(folder: Path) -> Findings:
             layer: partitions[layer].num_clusters for layer in config["layers"] if layer in partitions
         }
         for criterion in config["criteria"]:
-            sizes = run["criteria"][criterion]["size"]
-            for label, size in list(zip(config["labels"], sizes, strict=True))[:MOST_DRAWN]:
+            for index, label in enumerate(config["labels"][:MOST_DRAWN]):
                 drawn = run["kind"], criterion, label
                 file = folder / run["folder"] / "circuits" / criterion / f"label-{label}.npz"
                 circuits[drawn] = Circuit.load(file)
-                if size is not None and circuits[drawn].size != size:
+                if not _is_told_of(circuits[drawn], run["criteria"][criterion], index):
                     raise ValueError(
                         f"{file} holds another circuit than {folder / CIRCUITS} tells of: "
                         "`modfast circuits --resume` tells of those that are there"
                     )
                 networks[drawn] = lay_out(circuits[drawn], partitions)
     return Findings(results, circuits, networks, num_clusters)
+
+
+def _is_told_of(circuit: Circuit, described: Mapping[str, Any], index: int) -> bool:
+    """Whether a circuit has the numbers of the table; None there stands for none."""
+    told = {name: described[name][index] for name in ("size", "num_inputs", "loss_after")}
+    return all(number is None or number == getattr(circuit, name) for name, number in told.items())

@@ -349,7 +349,7 @@ def cluster_model(
     """
     check_weights(weights, config.num_clusters)
     device, folder = choose_device(config.device), RunFolder(out, "cluster")
-    by_layer = RunFolder(folder.path / LAYERS, "cluster")
+    by_layer = RunFolder(folder.path, "cluster", LAYERS)
     results: dict[str, Any] = {"clustering": {}, "finished": False}
     results["config"] = clustering_settings(weights, config, model, sizes)
     results["environment"] = environment()

@@ -40,14 +40,23 @@ def clustering_plan(weights: Mapping[str, Tensor], config: ClusterConfig) -> Pla
     by_count = [_count_file(k) for k in sorted({k for each in counts.values() for k in each})]
     return {
         RESULTS: results_with("clustering"),
-        **dict.fromkeys([PARTITIONS, *by_count], Planned(load_partitions)),
+        **dict.fromkeys([PARTITIONS, *by_count], Planned(load_partitions, drawn_from=RESULTS)),
         **dict.fromkeys(picture_names(clustered, _CURVES, _MATRICES), PICTURE),
     }
 
 
 def layers_plan(weights: Mapping[str, Tensor]) -> Plan:
     """The files of its layers, in a folder within."""
-    return {layer_file(index): Planned(load_partitions) for index in range(len(weights))}
+
+    def read(path: Path) -> None:
+        # Anybody may have partitions in a file; these belong to a clustering.
+        results = path.parent.parent / RESULTS
+        if not results.exists():
+            raise ValueError(f"{path} belongs to no clustering, without {results}: move it away")
+        results_with("clustering").read(results)
+        load_partitions(path)
+
+    return {layer_file(index): Planned(read) for index in range(len(weights))}
 
 
 def clustering_settings(

@@ -43,7 +43,7 @@ from .run_folder import (
     run_name,
 )
 from .train import CHECKPOINT, Record, Run, TrainConfig, read_checkpoint, train_in_folder
-from .train_checkpoint import check_epochs, seed_generators
+from .train_checkpoint import check_continued, check_epochs, seed_generators
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,17 @@ def run_plan(layers: Iterable[str]) -> Plan:
     """The files of a run with these regularised layers."""
     pictures = ["weights.png", "curves.png", *map(_class_picture, layers)]
     return {
-        RESULTS: results_with("history"),
+        RESULTS: Planned(_read_continued),
         CHECKPOINT: Planned(read_checkpoint),
-        PARTITIONS: Planned(load_partitions),
+        PARTITIONS: Planned(load_partitions, drawn_from=RESULTS),
         **dict.fromkeys(pictures, PICTURE),
     }
+
+
+def _read_continued(path: Path) -> None:
+    results_with("history").read(path)
+    if not (path.parent / CHECKPOINT).exists():
+        raise ValueError(f"{path} lies beside no {CHECKPOINT} to continue from: choose another folder")
 
 
 def _class_picture(layer: str) -> str:
@@ -334,7 +340,7 @@ def reproduce(
     epochs = {"plain": plain_epochs or config.epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
     each_run = [
-        (kind, RunFolder(folder.path / run_name(kind, seed), "reproduce"), seed)
+        (kind, RunFolder(folder.path, "reproduce", run_name(kind, seed)), seed)
         for seed in seeds
         for kind in KINDS
     ]
@@ -347,6 +353,8 @@ def reproduce(
             return
         for kind, within, _ in each_run:
             checkpoint = within.path / CHECKPOINT
+            if resume:
+                check_continued(within)
             if resume and checkpoint.exists():
                 check_epochs(read_checkpoint(checkpoint), epochs[kind], checkpoint)
         plans = [(within, run_plan(run.partitions)) for _, within, _ in each_run]

@@ -11,6 +11,7 @@ new size before the temporary file takes the place of the old one.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -68,12 +69,14 @@ class RunFolder(os.PathLike[str]):
     Nothing is read or written before it is needed, and the folder is made when it is first written to.
 
     Args:
-        path: the folder.
+        path: the folder that a user has named.
         command: one of :data:`modfast.manifest.COMMANDS`.
+        inner: the folder within it that is meant, such as ``"layers"``; by default itself. Unlike the first,
+            which may be a symbolic link, it is refused if a link leads to it: what it holds lies elsewhere.
         process: the number of this process, of several that write here.
 
     Attributes:
-        path: as given.
+        path: where the folder is.
         command: as given.
         left: what :meth:`draw` left as it was, and why.
 
@@ -88,8 +91,10 @@ class RunFolder(os.PathLike[str]):
         ['manifest-train.json', 'notes.txt']
     """
 
-    def __init__(self, path: str | os.PathLike[str], command: str, process: int = 0) -> None:
-        self.path, self.command = Path(path), command
+    def __init__(self, path: str | os.PathLike[str], command: str, inner: str = "", process: int = 0) -> None:
+        self.path, self.command = Path(path, inner), command
+        parts = Path(inner).parts
+        self._inner = [Path(path, *parts[: index + 1]) for index in range(len(parts))]
         self.left: list[str] = []
         self._manifest = Manifest(self.path, command, process)
         # Circuits are found, and kept, by several threads.
@@ -119,9 +124,11 @@ class RunFolder(os.PathLike[str]):
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        for folder in self._inner:
+            if folder.is_symlink():
+                return f"{folder} is a symbolic link"
         if not stat.S_ISREG(status.st_mode):
-            kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder"}
-            return f"{path} is {kinds.get(stat.S_IFMT(status.st_mode), 'no regular file')}"
+            return f"{path} is {_kind(status)}"
         if status.st_size in known or status.st_size in self._drawn_sizes(name):
             return None
         owner = self.command if known else self._other_owner(name)
@@ -130,6 +137,11 @@ class RunFolder(os.PathLike[str]):
         if owner == self.command or self.command == _REPORT:
             return f"{path} is no longer what `modfast {owner}` wrote"
         return f"{path} was written by `modfast {owner}`"
+
+    def owns(self, name: str) -> bool:
+        """Whether there is such a file, and it is the command's own."""
+        listed = self.refusal(name) is None and name in self._manifest.files
+        return listed and os.path.lexists(self.path / name)
 
     def _drawn_sizes(self, name: str) -> list[int]:
         """The sizes of a file as `report` has drawn it; for `report`, as other commands have."""
@@ -152,8 +164,7 @@ class RunFolder(os.PathLike[str]):
         Returns:
             The files of a version without manifests that are to be continued, by name, with their sizes.
         """
-        if os.path.lexists(self.path) and not self.path.is_dir():
-            raise ValueError(f"out must be a folder, {self.path} is a file")
+        self._check_folders()
         continued: dict[str, int] = {}
         for name, planned in plan.items():
             if not os.path.lexists(self.path / name):
@@ -177,6 +188,19 @@ class RunFolder(os.PathLike[str]):
                 )
         return continued
 
+    def _check_folders(self) -> None:
+        """See that there is, or can be made, a folder to write to."""
+        for folder in self._inner:
+            if os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
+                raise OutputExistsError(
+                    f"{folder} is {_kind(os.lstat(folder))}, so nothing is written there: move it away or "
+                    "choose another folder"
+                )
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise ValueError(f"out must be a folder, {self.path} is a file")
+        if self.path.is_dir() and not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission to write to this folder", str(self.path))
+
     def _is_older(self, name: str, planned: Planned, continued: Mapping[str, int], *, resume: bool) -> bool:
         """Whether a file that is not the command's own is one of a version without manifests.
 
@@ -194,7 +218,8 @@ class RunFolder(os.PathLike[str]):
             if resume:
                 raise
             return False
-        return not self._manifest.sizes(name) and self._other_owner(name) is None
+        # What a manifest lists is of no older version.
+        return name not in self._manifest.files and self._other_owner(name) is None
 
     def _held(self, name: str) -> str:
         if self.command == "circuits":
@@ -221,7 +246,7 @@ class RunFolder(os.PathLike[str]):
             names = dict.fromkeys([*plan, *self._manifest.files])
             if overwrite:
                 self.remove(*names)
-            kept = [name for name in names if name in plan or self._is_own(name)]
+            kept = [name for name in names if name in plan or self.owns(name)]
             self._manifest.files = {name: self._manifest.files.get(name, []) for name in kept}
             self._manifest.files |= {name: [size] for name, size in continued.items()}
             self._manifest.processes = max(self._manifest.processes, processes)
@@ -265,18 +290,13 @@ class RunFolder(os.PathLike[str]):
     def remove(self, *names: str) -> None:
         """Remove those of these files that are the command's own, and leave the others."""
         with self._lock:
-            own = [name for name in names if self._is_own(name)]
+            own = [name for name in names if self.owns(name)]
             if own:
                 self._manifest.open()
                 for name in own:
                     (self.path / name).unlink()
                     self._manifest.files[name] = []
                 self._manifest.write()
-
-    def _is_own(self, name: str) -> bool:
-        """Whether there is such a file, and it is the command's own."""
-        listed = self.refusal(name) is None and name in self._manifest.files
-        return listed and os.path.lexists(self.path / name)
 
     def clear(self) -> None:
         """Remove every file that is the command's own, if there is any."""
@@ -305,6 +325,11 @@ class RunFolder(os.PathLike[str]):
         with self._lock:
             self._manifest.open()
             self._manifest.gather()
+
+
+def _kind(status: os.stat_result) -> str:
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
 def prepare(

@@ -30,6 +30,7 @@ from .train_batches import Call, check_batches
 from .train_checkpoint import CHECKPOINT as CHECKPOINT
 from .train_checkpoint import TrainingError as TrainingError
 from .train_checkpoint import (
+    check_continued,
     identity,
     load_checkpoint,
     measured_weights,
@@ -282,6 +283,8 @@ def train_in_folder(
             # Who made the models may have drawn other weights on each rank.
             ranks.copy_first_(run.model)
         ranks.every(lambda: _check_batches(run, dataset, ranks.size))
+        if folder is not None and resume:
+            ranks.first(lambda: check_continued(folder))
         ranks.first(lambda: begin(run))
         run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
 

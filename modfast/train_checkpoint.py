@@ -15,6 +15,7 @@ from torch import Tensor
 from .data import Dataset
 from .energy_loss import EnmeshmentLoss
 from .files import atomic_write
+from .run_folder import RESULTS, RunFolder
 
 if TYPE_CHECKING:
     from .train import Run
@@ -127,6 +128,19 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
     if "python_random_state" in state:
         random.setstate(state["python_random_state"])
         np.random.set_state(_with_arrays(state["numpy_random_state"]))
+
+
+def check_continued(folder: RunFolder) -> None:
+    """Raises if a run would have to be continued without its checkpoint, and its results were lost.
+
+    Raises:
+        TrainingError: the folder holds results of its own, but no checkpoint.
+    """
+    if folder.owns(RESULTS) and not (folder.path / CHECKPOINT).exists():
+        raise TrainingError(
+            f"{folder.path} holds {RESULTS} but no {CHECKPOINT} to continue from: --overwrite replaces what "
+            "is there, or choose another folder"
+        )
 
 
 def check_epochs(state: dict[str, Any], epochs: int, path: Path) -> None:

@@ -399,7 +399,88 @@ def test_damaged_manifests(command, flags, damage, made, copy, capsys, tmp_path)
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("command", ["train", "reproduce", "cluster"])
+def test_clusters_of_a_user_s_own_are_not_taken_for_an_older_run_s(command, empty, made, copy, capsys):
+    """A file of the right kind at one of our names, where nothing else is of a run."""
+    partitions = [name for name in written(empty[command], made[command]) if name.endswith(".npz")]
+    assert partitions
+    for name in partitions:
+        out = copy(empty[command])
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copy(made[command] / name, out / name)
+        before = tree(out)
+        for flags in FLAGS:
+            assert call(command, out, *flags) == 1, name
+            assert os.path.basename(name) in capsys.readouterr().err
+            assert tree(out) == before
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize(
+    ("command", "inner"),
+    [
+        ("reproduce", "plain-seed42"),
+        ("cluster", "layers"),
+        ("circuits", "circuits"),
+        ("circuits", "circuits/loss"),
+        ("circuits", "circuits/loss/unfinished"),
+    ],
+)
+def test_nothing_is_touched_where_a_link_leads(command, inner, flags, made, copy, tmp_path, capsys):
+    """Another run of the same command, as whose folder ours is made to appear."""
+    elsewhere = shutil.copytree(made[command], tmp_path / "elsewhere")
+    out = copy(made[command])
+    shutil.rmtree(out / inner)
+    (out / inner).symlink_to(elsewhere / inner)
+    before = tree(tmp_path)
+    assert call(command, out, *flags) == 1
+    error = capsys.readouterr().err
+    assert f"{out / inner} is a symbolic link" in error or not flags
+    assert tree(tmp_path) == before
+    # A file is as little a folder.
+    (out / inner).unlink()
+    (out / inner).write_text("mine")
+    before = tree(tmp_path)
+    assert call(command, out, *flags) == 1
+    assert f"{out / inner} is a file" in capsys.readouterr().err or not flags
+    assert tree(tmp_path) == before
+
+
+def test_a_link_to_the_folder_itself_is_followed(made, tmp_path):
+    shutil.copytree(made["cluster"], tmp_path / "elsewhere")
+    (tmp_path / "out").symlink_to("elsewhere")
+    assert call("cluster", tmp_path / "out", "--overwrite") == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_without_permission_is_said_before_anything_is_removed(command, made, copy, capsys):
+    out = copy(made[command])
+    for folder in [path for path in (out, *out.rglob("*")) if path.is_dir()]:
+        folder.chmod(0o555)
+        before = tree(out)
+        assert call(command, out, "--overwrite") == 1
+        assert "permission" in capsys.readouterr().err.lower()
+        assert tree(out) == before
+        folder.chmod(0o755)
+
+
 # --- What results.json says is what the model is.
+
+
+@pytest.mark.parametrize("older_version", [False, True])
+@pytest.mark.parametrize(("command", "inner"), [("train", "."), ("reproduce", "modular-seed42")])
+def test_results_without_a_checkpoint_are_not_resumed(command, inner, older_version, made, copy, capsys):
+    """The run would begin anew, and its results be gone."""
+    out = copy(made[command])
+    (out / inner / "checkpoint.pt").unlink()
+    if older_version:
+        older(out)
+    before = tree(out)
+    assert call(command, out, "--resume") == 1
+    assert "checkpoint.pt to continue from" in capsys.readouterr().err
+    assert tree(out) == before
 
 
 def epochs_told(folder):

@@ -237,7 +237,7 @@ def test_report_leaves_what_it_does_not_know(tmp_path):
 def test_several_processes_lose_no_entry(tmp_path):
     first = RunFolder(tmp_path, "circuits")
     prepare([(first, PLAN)], resume=False, overwrite=False, processes=3)
-    others = [RunFolder(tmp_path, "circuits", process) for process in (1, 2)]
+    others = [RunFolder(tmp_path, "circuits", process=process) for process in (1, 2)]
     for name in ("a.txt", "b.txt", "picture.txt"):
         for number, folder in enumerate([first, *others]):
             write(folder, f"{number}-{name}", "note")
@@ -285,6 +285,15 @@ def test_only_what_proves_to_be_ours_is_continued(tmp_path, name):
     with pytest.raises(ValueError, match=name):
         run(tmp_path, resume=True)
     assert tree(tmp_path) == before
+
+
+def test_a_name_that_a_manifest_lists_is_of_no_older_version(tmp_path):
+    prepare([(RunFolder(tmp_path, "train"), PLAN)], resume=False, overwrite=False)
+    # Killed before anything was written; this is somebody else's, though it reads like ours.
+    (tmp_path / "b.txt").write_text("note of somebody else")
+    with pytest.raises(OutputExistsError, match=r"b\.txt"):
+        run(tmp_path, resume=True)
+    assert texts(tmp_path) == {"b.txt": "note of somebody else"}
 
 
 def test_a_picture_is_not_continued_without_what_it_shows(tmp_path):
@@ -428,7 +437,7 @@ def test_a_command_that_is_killed_anywhere_can_be_resumed(tmp_path, monkeypatch,
             older(path)
         if before.startswith("a killed"):
             prepare([(RunFolder(path, "circuits"), PLAN)], resume=True, overwrite=False, processes=3)
-            write(RunFolder(path, "circuits", 2), "b.txt", "note of another process")
+            write(RunFolder(path, "circuits", process=2), "b.txt", "note of another process")
 
         status = killed_before(count, path, lambda path=path: run(path, "circuits", **{flag: True}))
         assert status in (0, 9)
