@@ -93,16 +93,16 @@ def read_findings(folder: Path) -> Findings:
                 drawn = run["kind"], criterion, label
                 file = folder / run["folder"] / "circuits" / criterion / f"label-{label}.npz"
                 circuits[drawn] = Circuit.load(file)
-                if not _is_told_of(circuits[drawn], run["criteria"][criterion], index):
+                if not _is_described(circuits[drawn], run["criteria"][criterion], index):
                     raise ValueError(
-                        f"{file} holds another circuit than {folder / CIRCUITS} tells of: "
-                        "`modfast circuits --resume` tells of those that are there"
+                        f"{file} holds another circuit than {folder / CIRCUITS} describes: "
+                        "`modfast circuits --resume` describes those that are there"
                     )
                 networks[drawn] = lay_out(circuits[drawn], partitions)
     return Findings(results, circuits, networks, num_clusters)
 
 
-def _is_told_of(circuit: Circuit, described: Mapping[str, Any], index: int) -> bool:
-    """Whether a circuit has the numbers of the table; None there stands for none."""
-    told = {name: described[name][index] for name in ("size", "num_inputs", "loss_after")}
-    return all(number is None or number == getattr(circuit, name) for name, number in told.items())
+def _is_described(circuit: Circuit, described: Mapping[str, Any], index: int) -> bool:
+    """Whether a circuit has the numbers that the table has at this index; None there stands for none."""
+    numbers = {name: described[name][index] for name in ("size", "num_inputs", "loss_after")}
+    return all(number is None or number == getattr(circuit, name) for name, number in numbers.items())

@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from .circuit import CRITERIA, Circuit
 from .circuit_files import CIRCUITS, TABLE_PLAN, CircuitFolder
-from .circuit_models import CircuitConfig, TrainedModel, check_circuits, open_models
+from .circuit_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
 from .circuit_summary import DRAWS, describe_circuits, summarize_circuits
 from .circuits import find_circuits
 from .claims import comparisons_note, paper_claims
@@ -140,21 +140,31 @@ def trained_since(folder: str | os.PathLike[str], results: Mapping[str, Any]) ->
 def check_circuit_files(
     folder: str | os.PathLike[str],
     seeds: Sequence[int],
-    criteria: Sequence[str],
-    labels: Sequence[int],
+    dataset: Dataset,
+    config: CircuitConfig,
     *,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """See that the circuits of a comparison may be written, before its models are trained; changes nothing.
 
+    Args:
+        folder: of the comparison.
+        seeds: of its models.
+        dataset: the images.
+        config: how the circuits will be found.
+        resume: as for :func:`find_run_circuits`.
+        overwrite: as there.
+
     Raises:
         OutputExistsError, ValueError: as :func:`find_run_circuits` does.
     """
     plans: list[tuple[RunFolder, Plan]] = [(RunFolder(folder, "circuits"), TABLE_PLAN)]
+    labels = occurring_labels(dataset) if config.labels is None else config.labels
     for name in (run_name(kind, seed) for seed in seeds for kind in KINDS):
-        for criterion in criteria:
-            plans += CircuitFolder(Path(folder) / name, {"criterion": criterion}).plans(labels)
+        for criterion in config.criteria:
+            settings = {"criterion": criterion, "tolerance": config.tolerance}
+            plans += CircuitFolder(Path(folder) / name, settings).plans(labels)
     check(plans, resume=resume, overwrite=overwrite)
 
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun all its processes work together, and the first one shows and writes.
     """
-    from .distributed import RankError, Ranks, launched, tell_once
+    from .distributed import RankError, Ranks, launched, print_once
 
     ranks = Ranks()  # until it is known whether there are others
     try:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _COMMANDS[options.command](options, ranks)
             except RankError as error:
                 cause = error.__cause__
-                tell_once(None if cause is None else functools.partial(_tell, cause))
+                print_once(None if cause is None else functools.partial(_tell, cause))
                 return 1
     except KeyboardInterrupt:
         if ranks.is_first:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if not _is_expected(error):
             raise
-        tell_once(functools.partial(_tell, error))
+        print_once(functools.partial(_tell, error))
         return 1
     return 0
 
@@ -162,6 +162,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
+    from .circuit_runs import check_circuit_files
     from .display import Display
     from .experiment import reproduce
     from .report import results_table
@@ -174,7 +175,8 @@ def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
     circuits = None
     if options.circuits is not None:
         circuits = ranks.every(lambda: _circuit_config(options, dataset))
-        ranks.first(lambda: _check_circuit_files(options, dataset, circuits, seeds))
+        # What is in the way of them is said before hours of training.
+        ranks.first(lambda: check_circuit_files(options.out, seeds, dataset, circuits, **flags))
     folder = Path(options.out)
     with Display(shown=ranks.is_first) as display:
         results = reproduce(
@@ -205,23 +207,6 @@ def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
     )
     check_circuits(build_model(options.model, dataset.image_shape, dataset.num_classes), dataset, config)
     return config
-
-
-def _check_circuit_files(
-    options: argparse.Namespace, dataset: Any, config: Any, seeds: Sequence[int]
-) -> None:
-    """Say what is in the way of the circuits before hours of training."""
-    from .circuit_models import occurring_labels
-    from .circuit_runs import check_circuit_files
-
-    check_circuit_files(
-        options.out,
-        seeds,
-        config.criteria,
-        occurring_labels(dataset),
-        resume=options.resume,
-        overwrite=options.overwrite,
-    )
 
 
 def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""The files of a clustering: what ``modfast cluster`` writes, takes up again and draws."""
+"""The files of a clustering: what ``modfast cluster`` writes, reads again and draws."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
-# For how long a process that has nothing to tell waits for the one that has.
-_LONGEST_TOLD = timedelta(seconds=10)
+# How long a process waits for another one to print its error.
+_LONGEST_WAIT = timedelta(seconds=60)
 
 
 class RankError(RuntimeError):
@@ -201,40 +201,40 @@ def launched() -> Iterator[Ranks]:
     ranks.group = None
 
 
-def tell_once(tell: Callable[[], None] | None) -> None:
-    """Call ``tell`` in the first of torchrun's processes that comes here; the others return when it has told.
+def print_once(show: Callable[[], None] | None) -> None:
+    """Call ``show`` in the first of torchrun's processes that gets here; the others wait for it to return.
 
-    When one process ends with an error, torchrun ends the others. So none ends before the error is told, and
-    one that occurs in all of them is told once. Processes that do not come here are not waited for.
+    So an error that occurs in all processes is printed once. No process ends before it is printed, upon which
+    torchrun would end the others. Processes that do not get here are not waited for.
 
     Args:
-        tell: None where another process has something to tell.
+        show: prints the error; None in a process that knows of it from another one.
 
     Example:
-        >>> tell_once(lambda: print("no such file"))
+        >>> print_once(lambda: print("no such file"))
         no such file
     """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
-        if tell is not None:
-            tell()
+        if show is not None:
+            show()
         return
-    # A restarted run talks to the same store.
+    # A restarted run meets at the same store.
     key = f"modfast {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-            address, port, is_master=False, timeout=_LONGEST_TOLD
+            address, port, is_master=False, timeout=_LONGEST_WAIT
         )
-        if tell is None or store.add(f"{key} tells", 1) > 1:
-            store.wait([f"{key} has told"])
+        if show is None or store.add(f"{key} prints", 1) > 1:
+            store.wait([f"{key} has printed"])
             return
     except RuntimeError:
-        # The process that others meet at has ended: better told twice than never.
-        if tell is not None:
-            tell()
+        # There is no store any more, or nobody has printed: better twice than never.
+        if show is not None:
+            show()
         return
-    tell()
-    store.set(f"{key} has told", "")
+    show()
+    store.set(f"{key} has printed", "")
 
 
 def take_gpu(device: str) -> None:

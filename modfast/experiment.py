@@ -247,13 +247,13 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     results, state = read_results(folder), read_checkpoint(Path(folder) / CHECKPOINT)
     if "history" not in results:
         raise ValueError(f"{os.fspath(folder)} holds results, but not of the training of one model")
-    told, done = results["history"], state["history"]
-    if len(told) != len(done):
+    reported, done = results["history"], state["history"]
+    if len(reported) != len(done):
         raise ValueError(
             f"{os.fspath(folder)} was trained on for {len(done)} epochs since its results, which tell of "
-            f"{len(told)}: finish it with --resume"
+            f"{len(reported)}: finish it with --resume"
         )
-    if told != done:
+    if reported != done:
         raise ValueError(
             f"{os.fspath(folder)} holds the results of one training and the checkpoint of another: "
             "--resume writes the results of the checkpoint"
@@ -423,7 +423,7 @@ def draw_reproduction(folder: str | os.PathLike[str]) -> list[Path]:
             if (run["accuracy"], run["clusterability"]) != (results[kind]["accuracies"][index], shares):
                 raise ValueError(
                     f"{folder.path / run_name(kind, seed)} holds another model than {folder.path / RESULTS} "
-                    "tells of: `modfast reproduce --resume` compares them anew"
+                    "describes: `modfast reproduce --resume` compares them anew"
                 )
     histories = {kind: [run["history"] for run in of_kind] for kind, of_kind in runs.items()}
     return folder.draw(

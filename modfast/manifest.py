@@ -208,7 +208,7 @@ def read_manifest(folder: Path, command: str, process: int = 0) -> Contents | No
         raise ValueError(
             f"{path} should say which files `modfast {command}` wrote, and cannot be used ({error}): without "
             "it nothing here is replaced or removed. Choose another folder, or move it away: then --resume "
-            "takes up what is here"
+            "continues what is here"
         ) from error
 
 

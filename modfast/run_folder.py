@@ -28,6 +28,7 @@ KINDS = ("plain", "modular")
 
 # `report` draws the pictures of other commands again, which then are its own as well as theirs.
 _REPORT = "report"
+_DRAWN = (".png", ".html")
 
 
 class OutputExistsError(FileExistsError):
@@ -108,6 +109,8 @@ class RunFolder(os.PathLike[str]):
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
+    __str__ = __fspath__
+
     # --- What is the command's own.
 
     def refusal(self, name: str) -> str | None:
@@ -144,7 +147,9 @@ class RunFolder(os.PathLike[str]):
         return listed and os.path.lexists(self.path / name)
 
     def _drawn_sizes(self, name: str) -> list[int]:
-        """The sizes of a file as `report` has drawn it; for `report`, as other commands have."""
+        """The sizes of a picture as `report` has drawn it; for `report`, as other commands have."""
+        if not name.endswith(_DRAWN):
+            return []
         commands = [each for each in COMMANDS if (each == _REPORT) != (self.command == _REPORT)]
         manifests = [read_manifest(self.path, command) for command in commands]
         return [size for each in manifests if each is not None for size in each.files.get(name, ())]
@@ -387,7 +392,7 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def results_with(key: str) -> Planned:
-    """A ``results.json`` that holds this key, which tells the results of one command from another's."""
+    """A ``results.json`` with this key, which only the results of one command have."""
 
     def read(path: Path) -> None:
         if key not in read_results(path.parent):

@@ -56,7 +56,8 @@ class TrainConfig:
         epochs: passes over the training images.
         batch_size: images for each step; the last step of an epoch may have fewer.
         learning_rate: Adam's.
-        seed: of the order of the images and of dropout. (The model is seeded by who makes it.)
+        seed: of the order of the images and of all random numbers that training draws. (The model is seeded
+            by who makes it.)
         device: "auto" takes a CUDA device if there is one that this build has kernels for.
         threads: of PyTorch on the CPU; None leaves them. The same number repeats a run bit for bit.
         precision: of the forward pass: "float32", or "bfloat16" by autocast, weights staying float32.
@@ -190,7 +191,7 @@ def train(
         out: a folder for a checkpoint after each epoch, written whole or not at all, loadable with
             ``torch.load(..., weights_only=True)``. None keeps none.
         resume: continue from the checkpoint in ``out``, if there is one. The ``results.json`` of a run that
-            is trained further is removed, since it tells of fewer epochs.
+            is trained further is removed, since it describes a model of fewer epochs.
         overwrite: remove what this function or ``modfast train`` wrote to ``out`` before.
         on_step: called as ``on_step(epoch, step, steps)`` after each step, all counted from 1.
         on_epoch: called with each finished epoch's record.
@@ -268,7 +269,7 @@ def train_in_folder(
         config: as there.
         folder: for the checkpoint; None keeps none.
         begin: called by the first process once it is known that the run can begin, before it writes.
-        comparison: the folder whose results also tell of this model.
+        comparison: the folder whose results also describe this model.
         partitions: as there.
         resume: as there.
         on_step: as there.
@@ -289,7 +290,7 @@ def train_in_folder(
         run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
 
         def keep() -> None:
-            """Write the checkpoint. No results that tell of an older one may lie beside it."""
+            """Write the checkpoint. No results of an older one may lie beside it."""
             if folder is None:
                 return
             if comparison is not None and (folder.path / RESULTS).exists():

@@ -48,7 +48,7 @@ def check_batches(
         try:
             attempt(call, 2)
         except Exception:
-            return  # not for want of images: training will tell why
+            return  # not for want of images; training raises the reason
     layer = f"layer {name!r} ({type(model.get_submodule(name)).__name__})" if name else "the model"
     shared = f", which {processes} processes share" if processes > 1 else ""
     working = _batch_sizes(num_images, batch_size, processes)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from modfast.distributed import RankError, Ranks, launched, take_gpu, tell_once
+from modfast.distributed import RankError, Ranks, launched, print_once, take_gpu
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -108,36 +108,35 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
         take_gpu("cuda:0")
 
 
-def telling(port, has_something_to_tell):
-    """What this process tells, as one of torchrun's."""
-    told = []
+def printing(port, failed):
+    """What this process prints, as one of torchrun's."""
+    printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_RUN_ID", "test")
         patch.setenv("MASTER_ADDR", "127.0.0.1")
         patch.setenv("MASTER_PORT", str(port))
-        mine = dist.get_rank() in has_something_to_tell
-        tell_once((lambda: told.append(dist.get_rank())) if mine else None)
-    return told
+        print_once((lambda: printed.append(dist.get_rank())) if dist.get_rank() in failed else None)
+    return printed
 
 
-@pytest.mark.parametrize("who", [[0], [2], [0, 1, 2], [1, 2]])
-def test_what_several_processes_have_to_tell_is_told_once(processes, who):
+@pytest.mark.parametrize("failed", [[0], [2], [0, 1, 2], [1, 2]])
+def test_an_error_of_several_processes_is_printed_once(processes, failed):
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = [rank for answer in processes(3).run(telling, store.port, who) for rank in answer]
-    assert len(told) == 1
-    assert told[0] in who
+    printed = [rank for each in processes(3).run(printing, store.port, failed) for rank in each]
+    assert len(printed) == 1
+    assert printed[0] in failed
 
 
-def test_where_processes_cannot_meet_each_tells(processes):
+def test_where_processes_cannot_meet_each_prints():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = store.port
     del store
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modfast.distributed._LONGEST_TOLD", timedelta(seconds=1))
+        patch.setattr("modfast.distributed._LONGEST_WAIT", timedelta(seconds=1))
         patch.setenv("TORCHELASTIC_RUN_ID", "test")
         patch.setenv("MASTER_ADDR", "127.0.0.1")
         patch.setenv("MASTER_PORT", str(port))
-        told = []
-        tell_once(lambda: told.append("this"))
-        tell_once(None)
-    assert told == ["this"]
+        printed = []
+        print_once(lambda: printed.append("this"))
+        print_once(None)
+    assert printed == ["this"]

@@ -348,6 +348,27 @@ def test_report_draws_what_an_older_run_lacks(command, made, copy):
     assert pictures[0].read_text() == "mine"
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_older_run_that_was_interrupted_is_continued(finished, made, copy):
+    out = copy(made["train"])
+    older(out)
+    if not finished:
+        for path in out.iterdir():
+            if path.name != "checkpoint.pt":
+                path.unlink()
+    assert call("train", out, "--epochs", "2", "--resume") == 0
+    assert len(read_results(out)["history"]) == 2
+    assert call("train", out, "--overwrite") == 0
+
+
+def test_an_older_comparison_is_continued_with_its_circuits(tmp_path):
+    options = ["--circuits", "loss"]
+    assert call("reproduce", tmp_path, *options) == 0
+    older(tmp_path)
+    assert call("reproduce", tmp_path, *options, "--resume") == 0
+    assert call("reproduce", tmp_path, *options, "--overwrite") == 0
+
+
 def test_circuits_of_an_older_run(made, copy):
     out = copy(made["train"])
     older(out)
@@ -457,7 +478,8 @@ def test_a_link_to_the_folder_itself_is_followed(made, tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_without_permission_is_said_before_anything_is_removed(command, made, copy, capsys):
     out = copy(made[command])
-    for folder in [path for path in (out, *out.rglob("*")) if path.is_dir()]:
+    # All of them but the one that holds nothing but folders.
+    for folder in [path for path in (out, *out.rglob("*")) if path.is_dir() and path.name != "circuits"]:
         folder.chmod(0o555)
         before = tree(out)
         assert call(command, out, "--overwrite") == 1
@@ -483,7 +505,7 @@ def test_results_without_a_checkpoint_are_not_resumed(command, inner, older_vers
     assert tree(out) == before
 
 
-def epochs_told(folder):
+def epochs_reported(folder):
     results = read_results(folder)
     assert results["config"]["epochs"] == len(results["history"])
     return len(results["history"])
@@ -497,7 +519,7 @@ def test_fewer_epochs_than_were_trained_are_refused(tmp_path, capsys):
     assert "epochs must be at least 2 to continue" in capsys.readouterr().err
     assert tree(out) == before
     assert call("train", out, "--epochs", "2", "--resume") == 0
-    assert epochs_told(out) == 2
+    assert epochs_reported(out) == 2
 
     config = TrainConfig(epochs=2, device="cpu", threads=1)
     train(MLP(digits.image_shape), digits, config, out=tmp_path / "python")
@@ -544,7 +566,7 @@ def test_results_of_a_model_that_is_trained_further_are_removed_first(made, copy
         assert "no run has finished there" in capsys.readouterr().err
     stopping(0)
     assert call("train", out, "--epochs", "3", "--resume") == 0
-    assert epochs_told(out) == 3
+    assert epochs_reported(out) == 3
     read_run(out)
     assert main(["report", str(out)]) == 0
     assert (
@@ -564,7 +586,7 @@ def test_results_of_a_comparison_are_removed_when_one_of_its_models_is_trained_f
     assert "no run has finished there" in capsys.readouterr().err
     stopping(0)
     assert call("reproduce", out, "--epochs", "2", "--resume") == 0
-    assert epochs_told(out / "plain-seed42") == epochs_told(out / "modular-seed42") == 2
+    assert epochs_reported(out / "plain-seed42") == epochs_reported(out / "modular-seed42") == 2
     assert main(["report", str(out)]) == 0
 
 

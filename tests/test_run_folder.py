@@ -206,32 +206,41 @@ def test_each_command_keeps_account_of_its_own_files(tmp_path):
 
 def draw(path, command, text):
     folder = RunFolder(path, command)
-    drawn = folder.draw({"a.txt": lambda path: write_json(path, text)})
+    drawn = folder.draw({"a.png": lambda path: write_json(path, text)})
     return [each.name for each in drawn], folder.left
 
 
 def test_what_report_draws_again_stays_the_command_s(tmp_path):
-    run(tmp_path)
-    assert draw(tmp_path, "report", "longer than before") == (["a.txt"], [])
-    assert draw(tmp_path, "report", "and again") == (["a.txt"], [])
-    assert (tmp_path / "a.txt").read_text() == '"and again"\n'
-    run(tmp_path, overwrite=True)
-    assert draw(tmp_path, "report", "once more") == (["a.txt"], [])
+    run(tmp_path, names=["a.txt", "a.png"])
+    assert draw(tmp_path, "report", "longer than before") == (["a.png"], [])
+    assert draw(tmp_path, "report", "and again") == (["a.png"], [])
+    assert (tmp_path / "a.png").read_text() == '"and again"\n'
+    run(tmp_path, names=["a.txt", "a.png"], overwrite=True)
+    assert draw(tmp_path, "report", "once more") == (["a.png"], [])
 
 
 def test_report_leaves_what_it_does_not_know(tmp_path):
-    run(tmp_path)
-    (tmp_path / "a.txt").write_text("note that was annotated")
+    run(tmp_path, names=["a.png"])
+    (tmp_path / "a.png").write_text("note that was annotated")
     drawn, left = draw(tmp_path, "report", "again")
     assert drawn == []
-    assert left == [f"{tmp_path / 'a.txt'} is no longer what `modfast train` wrote: it is left as it is"]
+    assert left == [f"{tmp_path / 'a.png'} is no longer what `modfast train` wrote: it is left as it is"]
     for path in tmp_path.glob("manifest-*"):
         path.unlink()
     drawn, left = draw(tmp_path, "report", "again")
-    assert left == [f"{tmp_path / 'a.txt'} is in no manifest of modfast: it is left as it is"]
-    assert (tmp_path / "a.txt").read_text() == "note that was annotated"
+    assert left == [f"{tmp_path / 'a.png'} is in no manifest of modfast: it is left as it is"]
+    assert (tmp_path / "a.png").read_text() == "note that was annotated"
     with pytest.raises(OutputExistsError):
         draw(tmp_path, "train", "again")
+
+
+def test_report_answers_for_pictures_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("mine")
+    manifest_path(tmp_path, "report").write_text(said(command="report", files={"a.txt": [4]}))
+    for flags in FLAGS:
+        with pytest.raises((OutputExistsError, ValueError), match=r"a\.txt"):
+            run(tmp_path, **flags)
+    assert (tmp_path / "a.txt").read_text() == "mine"
 
 
 def test_several_processes_lose_no_entry(tmp_path):
