@@ -42,8 +42,9 @@ from .run_folder import (
     results_with,
     run_name,
 )
+from .run_folder import OutputExistsError as OutputExistsError
 from .train import CHECKPOINT, Record, Run, TrainConfig, read_checkpoint, train_in_folder
-from .train_checkpoint import check_continued, check_epochs, seed_generators
+from .train_checkpoint import check_continued, seed_generators
 
 
 @dataclass(frozen=True)
@@ -351,12 +352,8 @@ def reproduce(
         nonlocal begun
         if begun:
             return
-        for kind, within, _ in each_run:
-            checkpoint = within.path / CHECKPOINT
-            if resume:
-                check_continued(within)
-            if resume and checkpoint.exists():
-                check_epochs(read_checkpoint(checkpoint), epochs[kind], checkpoint)
+        for kind, within, _ in each_run if resume else ():
+            check_continued(within, epochs[kind])
         plans = [(within, run_plan(run.partitions)) for _, within, _ in each_run]
         prepare([(folder, _COMPARISON_PLAN), *plans], resume=resume, overwrite=overwrite)
         begun = True

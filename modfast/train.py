@@ -285,7 +285,7 @@ def train_in_folder(
             ranks.copy_first_(run.model)
         ranks.every(lambda: _check_batches(run, dataset, ranks.size))
         if folder is not None and resume:
-            ranks.first(lambda: check_continued(folder))
+            ranks.first(lambda: check_continued(folder, config.epochs))
         ranks.first(lambda: begin(run))
         run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
 

@@ -101,7 +101,7 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
     """Bring a run to where its checkpoint is.
 
     Raises:
-        TrainingError: the checkpoint is damaged, of another run, or further than the run is to go.
+        TrainingError: the checkpoint is damaged or of another run.
     """
     state = read_checkpoint(path)
     saved, wanted = state["identity"], identity(run, dataset)
@@ -116,7 +116,6 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
             raise TrainingError(
                 f"{path} was made with another {part}: {'; '.join(differing) or 'train into another folder'}"
             )
-    check_epochs(state, run.config.epochs, path)
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.initial = state["initial"]
@@ -130,29 +129,25 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
         np.random.set_state(_with_arrays(state["numpy_random_state"]))
 
 
-def check_continued(folder: RunFolder) -> None:
-    """Raises if a run would have to be continued without its checkpoint, and its results were lost.
+def check_continued(folder: RunFolder, epochs: int) -> None:
+    """Raises unless what a run has left in a folder, if anything, can be continued to so many epochs.
 
     Raises:
-        TrainingError: the folder holds results of its own, but no checkpoint.
+        TrainingError: the checkpoint is damaged, or has more epochs; or there are results without one, which
+            a run that begins anew would replace.
     """
-    if folder.owns(RESULTS) and not (folder.path / CHECKPOINT).exists():
+    path = folder.path / CHECKPOINT
+    if path.exists():
+        done = len(read_checkpoint(path)["history"])
+        if done > epochs:
+            raise TrainingError(
+                f"epochs must be at least {done} to continue {path}, which was trained for so many, "
+                f"got {epochs}"
+            )
+    elif folder.owns(RESULTS):
         raise TrainingError(
             f"{folder.path} holds {RESULTS} but no {CHECKPOINT} to continue from: --overwrite replaces what "
             "is there, or choose another folder"
-        )
-
-
-def check_epochs(state: dict[str, Any], epochs: int, path: Path) -> None:
-    """Raises unless a checkpoint can be continued to so many epochs.
-
-    Raises:
-        TrainingError: it has more already.
-    """
-    done = len(state["history"])
-    if done > epochs:
-        raise TrainingError(
-            f"epochs must be at least {done} to continue {path}, which was trained for so many, got {epochs}"
         )
 
 
