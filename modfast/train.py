@@ -350,7 +350,7 @@ def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
     """Raises if the model cannot be trained on a share of some batch."""
 
     def attempt(call: Call, count: int) -> None:
-        _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64), call)
+        _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64, device="cpu"), call)
         # Not backward(), which would leave gradients behind.
         learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
         torch.autograd.grad(entropy, learning, allow_unused=True)
