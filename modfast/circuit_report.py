@@ -15,7 +15,7 @@ from .circuit_sections import clusters_section, criterion_section
 from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, REGULARISED, describe, layer_of, numbers
 from .files import atomic_write
 from .markup import Content, Markup, element, join
-from .run_folder import RunFolder
+from .run_folder import OutputExistsError, RunFolder
 
 _VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 
@@ -28,8 +28,7 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
 
     Args:
         folder: what ``modfast circuits`` has been through: it holds ``circuits.json``, and each model's
-            folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``. Given a
-            path, a file of that name that might be a user's own is left as it is.
+            folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``.
 
     Returns:
         The file.
@@ -37,6 +36,7 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: one of these is missing.
         ValueError: one of these is damaged, or they do not fit each other.
+        OutputExistsError: there is a ``circuits.html`` that modfast did not write.
     """
     folder = RunFolder.of(folder, "report")
     findings = read_findings(folder.path)
@@ -45,7 +45,8 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
         with atomic_write(path) as temporary:
             temporary.write_text(_report(findings), encoding="utf-8")
 
-    folder.draw({REPORT: write})
+    if not folder.draw({REPORT: write}):
+        raise OutputExistsError(folder.left[-1])
     return folder.path / REPORT
 
 
