@@ -176,7 +176,10 @@ class RunFolder(os.PathLike[str]):
                 continue
             refusal = self.refusal(name)
             if refusal is None and not (resume or overwrite):
-                raise OutputExistsError(self._held(name))
+                ours = "continue it with --resume, or replace it with --overwrite"
+                if self.command == "circuits":
+                    ours = "continue with --resume, or replace them with --overwrite"
+                raise OutputExistsError(f"{self._held(name)}: {ours}")
             if refusal is None:
                 continue
             is_older = self._is_older(name, planned, continued, resume=resume)
@@ -184,8 +187,8 @@ class RunFolder(os.PathLike[str]):
                 continued[name] = os.lstat(self.path / name).st_size
             elif is_older:
                 raise OutputExistsError(
-                    f"{self.path} holds a run already ({name}), of a version of modfast without manifests: "
-                    "continue it with --resume, or choose another folder; --overwrite does not replace it"
+                    f"{self._held(name)}, of a version of modfast without manifests: continue with --resume, "
+                    "move it away or choose another folder; --overwrite does not replace it"
                 )
             else:
                 raise OutputExistsError(
@@ -227,15 +230,8 @@ class RunFolder(os.PathLike[str]):
         return name not in self._manifest.files and self._other_owner(name) is None
 
     def _held(self, name: str) -> str:
-        if self.command == "circuits":
-            return (
-                f"{self.path} holds circuits already ({name}): continue with --resume, "
-                "or replace them with --overwrite"
-            )
-        return (
-            f"{self.path} holds a run already ({name}): continue it with --resume, "
-            "or replace it with --overwrite"
-        )
+        """That the folder holds such a file already, in words."""
+        return f"{self.path} holds {'circuits' if self.command == 'circuits' else 'a run'} already ({name})"
 
     def begin(self, plan: Plan, continued: Mapping[str, int], *, overwrite: bool, processes: int = 1) -> None:
         """Say in the manifest what will be written, after removing what is to be replaced.
