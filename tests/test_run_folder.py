@@ -2,59 +2,15 @@
 
 import json
 import os
-import sys
 
 import pytest
+from folder_helpers import NOTES, older, texts, tree, write, write_notes
 
-from modfast.files import atomic_write, write_json
+from modfast.files import write_json
 from modfast.manifest import COMMANDS, manifest_path, read_manifest
-from modfast.run_folder import OutputExistsError, Planned, RunFolder, check, prepare
+from modfast.run_folder import OutputExistsError, RunFolder, check, prepare
 
-
-def read_note(path):
-    """Notes are this test's own kind of file."""
-    if not path.read_text().startswith("note"):
-        raise ValueError(f"{path} is no note")
-
-
-PLAN = {
-    "a.txt": Planned(read_note),
-    "b.txt": Planned(read_note),
-    "picture.txt": Planned(read_note, drawn_from="a.txt"),
-}
-
-
-def write(folder, name, text):
-    with atomic_write(folder.file(name)) as temporary:
-        temporary.write_text(text)
-
-
-def run(path, command="train", text="note", names=PLAN, **flags):
-    """What a command does: see that it may write, then write."""
-    folder = RunFolder(path, command)
-    plan = {name: PLAN.get(name, Planned(read_note)) for name in names}
-    prepare([(folder, plan)], **{"resume": False, "overwrite": False, **flags})
-    for name in names:
-        write(folder, name, f"{text} {name}")
-    return folder
-
-
-def tree(folder):
-    """Everything below a folder: the text of files, where links lead, None for folders."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
-        else:
-            found[name] = path.read_bytes() if path.is_file() else None
-    return found
-
-
-def texts(folder):
-    """The text of each file directly in a folder, but for manifests."""
-    paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith("manifest")]
-    return {path.name: path.read_text() for path in paths}
+FLAGS = [{}, {"overwrite": True}, {"resume": True}]
 
 
 # --- What is in the way.
@@ -82,11 +38,11 @@ FLAGS = [{}, {"overwrite": True}, {"resume": True}]
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 @pytest.mark.parametrize("what", IN_THE_WAY)
-@pytest.mark.parametrize("name", PLAN)
+@pytest.mark.parametrize("name", NOTES)
 def test_whatever_else_is_at_a_planned_name_is_refused_and_stays(tmp_path, name, what, flags):
     new, held = tmp_path / "new", tmp_path / "held"
     new.mkdir()
-    run(held)
+    write_notes(held)
     (held / name).unlink()
     for path in (new, held):
         put(path / name, what)
@@ -94,7 +50,7 @@ def test_whatever_else_is_at_a_planned_name_is_refused_and_stays(tmp_path, name,
         if path == new and what == "file" and flags == {"resume": True} and name != "picture.txt":
             continue  # it reads as one of a version without manifests
         with pytest.raises((OutputExistsError, ValueError), match=name if flags else "txt"):
-            run(path, **flags)
+            write_notes(path, **flags)
         assert (os.listdir(path), os.lstat(path / name)) == before
 
 
@@ -104,13 +60,11 @@ def test_files_at_other_names_never_matter(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     for flags in FLAGS:
-        run(tmp_path, **flags)
+        write_notes(tmp_path, **flags)
         assert {name: (tmp_path / name).read_text() for name in own} == dict.fromkeys(own, "mine")
         if not flags:
-            with pytest.raises(
-                OutputExistsError, match=r"holds a run already \(a\.txt\): .*--resume.*--overwrite"
-            ):
-                run(tmp_path)
+            with pytest.raises(OutputExistsError, match=r"holds a run already \(a\.txt\): .*--overwrite"):
+                write_notes(tmp_path)
 
 
 def test_a_path_that_is_no_folder(tmp_path):
@@ -118,23 +72,23 @@ def test_a_path_that_is_no_folder(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "link"):
         with pytest.raises(ValueError, match=f"out must be a folder, .*{name}"):
-            run(tmp_path / name)
+            write_notes(tmp_path / name)
     with pytest.raises(OSError, match="file"):
-        run(tmp_path / "file" / "within")
+        write_notes(tmp_path / "file" / "within")
 
 
 def test_flags_that_exclude_each_other(tmp_path):
     with pytest.raises(ValueError, match="exclude each other"):
-        run(tmp_path / "out", resume=True, overwrite=True)
+        write_notes(tmp_path / "out", resume=True, overwrite=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_overwriting_removes_what_the_manifest_names_and_is_unchanged(tmp_path):
-    run(tmp_path, names=["a.txt", "old.txt", "changed.txt", "linked.txt"])
+    write_notes(tmp_path, names=["a.txt", "old.txt", "changed.txt", "linked.txt"])
     (tmp_path / "changed.txt").write_text("note that was annotated")
     (tmp_path / "linked.txt").unlink()
     (tmp_path / "linked.txt").symlink_to("changed.txt")
-    run(tmp_path, text="note again:", names=["a.txt", "b.txt"], overwrite=True)
+    write_notes(tmp_path, text="note again:", names=["a.txt", "b.txt"], overwrite=True)
     assert texts(tmp_path) == {
         "a.txt": "note again: a.txt",
         "b.txt": "note again: b.txt",
@@ -148,18 +102,18 @@ def test_overwriting_removes_what_the_manifest_names_and_is_unchanged(tmp_path):
 
 def test_nothing_is_removed_where_something_is_in_the_way_in_another_folder(tmp_path):
     folders = [RunFolder(tmp_path / name, "reproduce") for name in ("one", "two")]
-    prepare([(folder, PLAN) for folder in folders], resume=False, overwrite=False)
+    prepare([(folder, NOTES) for folder in folders], resume=False, overwrite=False)
     write(folders[0], "a.txt", "note")
     (tmp_path / "two" / "b.txt").write_text("mine")
     before = tree(tmp_path)
     with pytest.raises(OutputExistsError, match=r"two/b\.txt"):
-        prepare([(folder, PLAN) for folder in folders], resume=False, overwrite=True)
+        prepare([(folder, NOTES) for folder in folders], resume=False, overwrite=True)
     assert tree(tmp_path) == before
 
 
 def test_what_appears_during_the_work_is_not_replaced(tmp_path):
     folder = RunFolder(tmp_path, "train")
-    prepare([(folder, PLAN)], resume=False, overwrite=False)
+    prepare([(folder, NOTES)], resume=False, overwrite=False)
     (tmp_path / "a.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"a\.txt is .* so it is not replaced"):
         write(folder, "a.txt", "note")
@@ -183,15 +137,15 @@ def test_only_files_directly_in_the_folder_are_written(tmp_path, name):
 @pytest.mark.parametrize("second", ["train", "reproduce", "cluster", "circuits"])
 @pytest.mark.parametrize("first", ["train", "reproduce", "cluster", "circuits"])
 def test_a_run_of_one_command_is_never_overwritten_by_another_one(tmp_path, first, second):
-    run(tmp_path, first)
+    write_notes(tmp_path, first)
     before = tree(tmp_path)
     for flags in FLAGS:
         if first == second and flags:
-            run(tmp_path, second, **flags)
+            write_notes(tmp_path, second, **flags)
         else:
             message = "already" if first == second else f"was written by `modfast {first}`"
             with pytest.raises(OutputExistsError, match=message):
-                run(tmp_path, second, **flags)
+                write_notes(tmp_path, second, **flags)
             assert tree(tmp_path) == before
 
 
@@ -211,16 +165,16 @@ def draw(path, command, text):
 
 
 def test_what_report_draws_again_stays_the_command_s(tmp_path):
-    run(tmp_path, names=["a.txt", "a.png"])
+    write_notes(tmp_path, names=["a.txt", "a.png"])
     assert draw(tmp_path, "report", "longer than before") == (["a.png"], [])
     assert draw(tmp_path, "report", "and again") == (["a.png"], [])
     assert (tmp_path / "a.png").read_text() == '"and again"\n'
-    run(tmp_path, names=["a.txt", "a.png"], overwrite=True)
+    write_notes(tmp_path, names=["a.txt", "a.png"], overwrite=True)
     assert draw(tmp_path, "report", "once more") == (["a.png"], [])
 
 
 def test_report_leaves_what_it_does_not_know(tmp_path):
-    run(tmp_path, names=["a.png"])
+    write_notes(tmp_path, names=["a.png"])
     (tmp_path / "a.png").write_text("note that was annotated")
     drawn, left = draw(tmp_path, "report", "again")
     assert drawn == []
@@ -239,22 +193,22 @@ def test_report_answers_for_pictures_alone(tmp_path):
     manifest_path(tmp_path, "report").write_text(said(command="report", files={"a.txt": [4]}))
     for flags in FLAGS:
         with pytest.raises((OutputExistsError, ValueError), match=r"a\.txt"):
-            run(tmp_path, **flags)
+            write_notes(tmp_path, **flags)
     assert (tmp_path / "a.txt").read_text() == "mine"
 
 
 def test_several_processes_lose_no_entry(tmp_path):
     first = RunFolder(tmp_path, "circuits")
-    prepare([(first, PLAN)], resume=False, overwrite=False, processes=3)
+    prepare([(first, NOTES)], resume=False, overwrite=False, processes=3)
     others = [RunFolder(tmp_path, "circuits", process=process) for process in (1, 2)]
     for name in ("a.txt", "b.txt", "picture.txt"):
         for number, folder in enumerate([first, *others]):
             write(folder, f"{number}-{name}", "note")
     # Killed now: who goes on alone knows all, and one manifest is left.
-    names = {f"{number}-{name}" for number in range(3) for name in PLAN}
+    names = {f"{number}-{name}" for number in range(3) for name in NOTES}
     alone = RunFolder(tmp_path, "circuits")
     assert all(alone.refusal(name) is None for name in names)
-    prepare([(alone, PLAN)], resume=True, overwrite=False)
+    prepare([(alone, NOTES)], resume=True, overwrite=False)
     assert {name for name, sizes in read_manifest(tmp_path, "circuits").files.items() if sizes} == names
     assert [path.name for path in tmp_path.glob("manifest-*")] == ["manifest-circuits.json"]
 
@@ -262,59 +216,54 @@ def test_several_processes_lose_no_entry(tmp_path):
 # --- Runs of versions without manifests.
 
 
-def older(folder):
-    for path in folder.rglob("manifest-*.json"):
-        path.unlink()
-
-
 def test_an_older_run_is_continued_and_then_has_a_manifest(tmp_path):
-    run(tmp_path)
+    write_notes(tmp_path)
     older(tmp_path)
-    run(tmp_path, text="note again:", resume=True)
+    write_notes(tmp_path, text="note again:", resume=True)
     assert texts(tmp_path)["picture.txt"] == "note again: picture.txt"
-    run(tmp_path, overwrite=True)
+    write_notes(tmp_path, overwrite=True)
 
 
 def test_an_older_run_is_never_overwritten(tmp_path):
-    run(tmp_path)
+    write_notes(tmp_path)
     older(tmp_path)
     before = tree(tmp_path)
     for flags in ({}, {"overwrite": True}):
         with pytest.raises(OutputExistsError, match=r"a\.txt.*without manifests.*--resume.*another folder"):
-            run(tmp_path, **flags)
+            write_notes(tmp_path, **flags)
         assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", PLAN)
+@pytest.mark.parametrize("name", NOTES)
 def test_only_what_proves_to_be_ours_is_continued(tmp_path, name):
-    run(tmp_path)
+    write_notes(tmp_path)
     older(tmp_path)
     (tmp_path / name).write_text("mine")
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=name):
-        run(tmp_path, resume=True)
+        write_notes(tmp_path, resume=True)
     assert tree(tmp_path) == before
 
 
 def test_a_name_that_a_manifest_lists_is_of_no_older_version(tmp_path):
-    prepare([(RunFolder(tmp_path, "train"), PLAN)], resume=False, overwrite=False)
+    prepare([(RunFolder(tmp_path, "train"), NOTES)], resume=False, overwrite=False)
     # Killed before anything was written; this is somebody else's, though it reads like ours.
     (tmp_path / "b.txt").write_text("note of somebody else")
     with pytest.raises(OutputExistsError, match=r"b\.txt"):
-        run(tmp_path, resume=True)
+        write_notes(tmp_path, resume=True)
     assert texts(tmp_path) == {"b.txt": "note of somebody else"}
 
 
 def test_a_picture_is_not_continued_without_what_it_shows(tmp_path):
     (tmp_path / "picture.txt").write_text("note that looks like ours")
     with pytest.raises(OutputExistsError, match=r"picture\.txt is in no manifest"):
-        run(tmp_path, resume=True)
+        write_notes(tmp_path, resume=True)
     # Nor beside a run with a manifest, which would know it.
     (tmp_path / "picture.txt").unlink()
-    run(tmp_path, names=["a.txt"])
+    write_notes(tmp_path, names=["a.txt"])
     (tmp_path / "picture.txt").write_text("note that looks like ours")
     with pytest.raises(OutputExistsError, match=r"picture\.txt is in no manifest"):
-        run(tmp_path, resume=True)
+        write_notes(tmp_path, resume=True)
 
 
 # --- Manifests that nobody should trust.
@@ -366,10 +315,8 @@ def test_a_damaged_manifest_is_refused_and_nothing_touched(tmp_path, contents, f
     (folder / "a.txt").write_text("mine")
     manifest_path(folder, "train").write_text(contents)
     before = tree(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"manifest-train\.json .*cannot be used .*Move it away|move it away"
-    ):
-        run(folder, **flags)
+    with pytest.raises(ValueError, match=r"manifest-train\.json .*cannot be used .*move it away"):
+        write_notes(folder, **flags)
     assert tree(tmp_path) == before
 
 
@@ -377,117 +324,13 @@ def test_a_damaged_manifest_is_refused_and_nothing_touched(tmp_path, contents, f
 def test_a_manifest_that_is_no_file(tmp_path, what):
     put(manifest_path(tmp_path, "train"), what)
     with pytest.raises(ValueError, match="it is no regular file"):
-        run(tmp_path, overwrite=True)
+        write_notes(tmp_path, overwrite=True)
     assert not (tmp_path / "a.txt").exists()
 
 
 def test_an_unknown_command_has_no_manifest(tmp_path):
     with pytest.raises(ValueError, match="command must be one of"):
         RunFolder(tmp_path, "delete")
-
-
-# --- Killed at any moment.
-
-
-def killed_before(count, folder, work):
-    """The status of a process that does ``work``, killed before its count-th change below ``folder``."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    left = count
-
-    def watch(event, arguments):
-        nonlocal left
-        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate") or (
-            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        )
-        if changes and str(folder) in str(arguments[0]):
-            left -= 1
-            if left == 0:
-                os._exit(9)
-
-    try:
-        sys.addaudithook(watch)
-        work()
-        os._exit(0)
-    except BaseException as error:
-        os.write(2, f"{error!r}\n".encode())
-        os._exit(1)
-
-
-@pytest.mark.parametrize(
-    ("before", "flag"),
-    [
-        ("nothing", "resume"),
-        ("a run", "resume"),
-        ("a run", "overwrite"),
-        ("an older run", "resume"),
-        ("a killed run of three processes", "resume"),
-        ("a killed run of three processes", "overwrite"),
-    ],
-)
-def test_a_command_that_is_killed_anywhere_can_be_resumed(tmp_path, monkeypatch, before, flag):
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # it matters when the machine fails, not the process
-    count = 0
-    status = 9
-    while status == 9:
-        count += 1
-        path = tmp_path / str(count)
-        path.mkdir()
-        (path / "mine.txt").write_text("mine")
-        if before != "nothing":
-            run(
-                path,
-                text="note of long ago:",
-                names=["a.txt", "b.txt", "picture.txt", "old.txt"],
-                command="circuits",
-            )
-        if before == "an older run":
-            older(path)
-        if before.startswith("a killed"):
-            prepare([(RunFolder(path, "circuits"), PLAN)], resume=True, overwrite=False, processes=3)
-            write(RunFolder(path, "circuits", process=2), "b.txt", "note of another process")
-
-        status = killed_before(count, path, lambda path=path: run(path, "circuits", **{flag: True}))
-        assert status in (0, 9)
-        # Whatever was written is whole.
-        for name, text in texts(path).items():
-            if not name.startswith("."):
-                assert text.endswith(name) or text in ("mine", "note of another process")
-        run(path, "circuits", text="note at last:", resume=True)
-        expected = {name: f"note at last: {name}" for name in PLAN} | {"mine.txt": "mine"}
-        left = texts(path)
-        assert left.pop("old.txt", "note of long ago: old.txt") == "note of long ago: old.txt"
-        assert left == expected
-        assert [name for name in os.listdir(path) if name.startswith("manifest")] == [
-            "manifest-circuits.json"
-        ]
-    assert count > 10
-
-
-def test_temporary_files_of_others_stay(tmp_path):
-    run(tmp_path)
-    token = read_manifest(tmp_path, "train").token
-    like_ours = [
-        ".modfast-0123456789abcdef-a.txt",
-        ".modfast-a.txt",
-        f".modfast-{token}-c.txt",
-        f".modfast-{token}",
-    ]
-    for name in like_ours:
-        (tmp_path / name).write_text("mine")
-    (tmp_path / f".modfast-{token}-a.txt").write_text("half of the n")
-    (tmp_path / f".modfast-{token}-b.txt").mkdir()
-    run(tmp_path, names=["a.txt"], resume=True)
-    assert all((tmp_path / name).read_text() == "mine" for name in like_ours)
-    assert not (tmp_path / f".modfast-{token}-a.txt").exists()
-    assert (tmp_path / f".modfast-{token}-b.txt").is_dir()
-
-
-def test_a_manifest_that_was_only_begun_is_none(tmp_path):
-    manifest_path(tmp_path, "train").touch()
-    run(tmp_path)
-    assert set(read_manifest(tmp_path, "train").files) == set(PLAN)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -497,11 +340,11 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(tmp_path, mo
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(OSError, match="Read-only file system"):
-        prepare([(RunFolder(tmp_path, command), PLAN)], resume=False, overwrite=False)
+        prepare([(RunFolder(tmp_path, command), NOTES)], resume=False, overwrite=False)
     monkeypatch.undo()
     assert os.listdir(tmp_path) == []
 
 
 def test_checking_changes_nothing(tmp_path):
-    check([(RunFolder(tmp_path / "out", "train"), PLAN)], resume=False, overwrite=False)
+    check([(RunFolder(tmp_path / "out", "train"), NOTES)], resume=False, overwrite=False)
     assert os.listdir(tmp_path) == []
