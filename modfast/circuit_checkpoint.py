@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from .circuit import pack_masks, unpack_masks
 from .files import read_arrays, write_arrays
 
 _FORMAT = "modfast walk 1"
+_WHAT = "file of an unfinished walk"
 
 # A walk that is killed loses at most so many seconds of its work.
 _SECONDS_BETWEEN = 10.0
@@ -28,6 +28,17 @@ _SAME_LOSS = 1e-9
 def walk_file(label: int) -> str:
     """The name of a class's file, where there are several."""
     return f"label-{label}.npz"
+
+
+def read_walk(path: str | os.PathLike[str]) -> None:
+    """Raise unless a file is one of an unfinished walk, of whatever model.
+
+    Raises:
+        ValueError: it is truncated, damaged or no walk's.
+        OSError: it cannot be read.
+    """
+    with read_arrays(path, _FORMAT, _WHAT):
+        pass
 
 
 class _Walk(Protocol):
@@ -49,7 +60,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str) -> None:
-        self._path = None if path is None else Path(path)
+        self._path = path
         self._fingerprint = fingerprint
         self._saved = time.monotonic()
 
@@ -60,9 +71,9 @@ class Checkpoint:
             ValueError: the file is truncated, damaged, no walk's or another walk's.
             OSError: it cannot be read.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None or not os.path.exists(self._path):
             return 0
-        with read_arrays(self._path, _FORMAT, "file of an unfinished walk") as (entries, arrays):
+        with read_arrays(self._path, _FORMAT, _WHAT) as (entries, arrays):
             found, done = entries["fingerprint"], int(entries["done"])
             masks = unpack_masks(entries["layers"], arrays, "mask")
             shapes = {name: mask.shape for name, mask in walk.masks.items()}

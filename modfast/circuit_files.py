@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .circuit import Circuit
-from .circuit_checkpoint import walk_file
+from .circuit_checkpoint import read_walk, walk_file
+from .circuit_words import ALL, layer_key
 from .files import read_json, write_json
+from .run_folder import Plan, Planned, RunFolder
 
 CIRCUITS = "circuits.json"
 REPORT = "circuits.html"
@@ -25,6 +28,7 @@ class CircuitFolder:
         run: the model's folder.
         settings: all that decides which circuit a label has, as JSON holds it; ``criterion`` and
             ``tolerance`` among it.
+        process: the number of this process, of several that find circuits.
 
     Example:
         >>> import tempfile, torch
@@ -34,20 +38,37 @@ class CircuitFolder:
         (True, False, 0.5)
     """
 
-    def __init__(self, run: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: str | os.PathLike[str], settings: Mapping[str, Any], process: int = 0) -> None:
         self.settings = dict(settings)
         self.path = Path(run) / _FOLDER / str(self.settings["criterion"])
+        inner = self.path.relative_to(run)
+        self._circuits = RunFolder(run, "circuits", str(inner), process)
+        self._walks = RunFolder(run, "circuits", str(inner / _WALKS), process)
 
-    def check(self) -> None:
+    def plans(self, labels: Iterable[int]) -> list[tuple[RunFolder, Plan]]:
+        """The files that finding the circuits of these labels writes, as :func:`prepare` takes them."""
+        circuits = {self._file(label).name: Planned(functools.partial(self._read, label)) for label in labels}
+        walks = {walk_file(label): Planned(read_walk) for label in labels}
+        settings = {_SETTINGS: Planned(lambda _: self.check(()))}
+        return [(self._circuits, settings | circuits), (self._walks, walks)]
+
+    def check(self, labels: Iterable[int] = ()) -> None:
         """Raises unless the circuits that are here, if any, were found with these settings.
+
+        Args:
+            labels: whose circuits are looked for.
 
         Raises:
             ValueError: they were not, or nothing says how they were.
         """
         path = self.path / _SETTINGS
         if not path.exists():
-            if any(self.path.glob("label-*.npz")):
-                raise ValueError(f"{self.path} holds circuits but no {_SETTINGS}: --overwrite replaces them")
+            held = [self._file(label).name for label in labels if self.holds(label)]
+            if held:
+                raise ValueError(
+                    f"{self.path} holds circuits but no {_SETTINGS}, which would say how they were found: "
+                    f"move {', '.join(held)} away, or --overwrite replaces what `modfast circuits` wrote"
+                )
             return
         try:
             found = read_json(path)
@@ -68,17 +89,17 @@ class CircuitFolder:
         """Whether the label's circuit is here."""
         return self._file(label).exists()
 
-    def begin(self) -> Path:
+    def begin(self) -> RunFolder:
         """Say how what will lie here is found, before any does; returns the folder of unfinished walks."""
         if not (self.path / _SETTINGS).exists():
-            write_json(self.path / _SETTINGS, self.settings)
-        return self.path / _WALKS
+            write_json(self._circuits.file(_SETTINGS), self.settings)
+        return self._walks
 
     def save(self, circuit: Circuit) -> None:
         """Keep a circuit, whole or not at all; how far its walk was is no longer of use."""
         walks = self.begin()
-        circuit.save(self._file(circuit.label))
-        (walks / walk_file(circuit.label)).unlink(missing_ok=True)
+        circuit.save(self._circuits.file(self._file(circuit.label).name))
+        walks.remove(walk_file(circuit.label))
 
     def load(self, label: int) -> Circuit:
         """The label's circuit.
@@ -87,7 +108,19 @@ class CircuitFolder:
             FileNotFoundError: it is not here.
             ValueError: the file is damaged, or holds another circuit.
         """
-        path = self._file(label)
+        return self._read(label, self._file(label))
+
+    def gather(self) -> None:
+        """Take the manifests of all processes together, when all circuits are found."""
+        self._circuits.gather()
+        self._walks.gather()
+
+    def clear(self) -> None:
+        """Remove all that was found here before."""
+        self._circuits.clear()
+        self._walks.clear()
+
+    def _read(self, label: int, path: Path) -> Circuit:
         circuit = Circuit.load(path)
         wanted = {"label": label, **{name: self.settings[name] for name in ("criterion", "tolerance")}}
         found = {name: getattr(circuit, name) for name in wanted}
@@ -99,35 +132,45 @@ class CircuitFolder:
         return self.path / f"label-{label}.npz"
 
 
-def held_circuits(folder: str | os.PathLike[str]) -> list[Path]:
-    """All files about circuits in a folder and the runs within it."""
-    kept = f"{_FOLDER}/*"
-    files = (f"{kept}/{_SETTINGS}", f"{kept}/label-*.npz", f"{kept}/{_WALKS}/label-*.npz")
-    return _found(folder, CIRCUITS, REPORT, *files)
-
-
-def unfinished_circuits(folder: str | os.PathLike[str]) -> list[Path]:
-    """What a process that was killed while it wrote one of them left behind."""
-    kept = f"{_FOLDER}/*"
-    files = (f"{kept}/.settings-*", f"{kept}/.label-*", f"{kept}/{_WALKS}/.label-*")
-    return _found(folder, ".circuits-*", *files)
-
-
-def _found(folder: str | os.PathLike[str], *patterns: str) -> list[Path]:
-    return [Path(path) for pattern in patterns for path in sorted(Path(folder).rglob(pattern))]
-
-
 def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The ``circuits.json`` of a folder.
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: it is damaged.
+        ValueError: it is damaged; or an older version wrote it, in which a layer named ``all`` took the place
+            of all layers together.
     """
     path = Path(folder) / CIRCUITS
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {CIRCUITS}: `modfast circuits {folder}` finds them")
+        raise FileNotFoundError(
+            f"{os.fspath(folder)} holds no {CIRCUITS}: `modfast circuits {os.fspath(folder)}` finds them"
+        )
+    results = _read_table(path)
+    if ALL in results["config"]["layers"]:
+        found = [each for run in results["runs"] for each in run["criteria"].values()]
+        if any(layer_key(ALL) not in each["overlap"] for each in found):
+            raise ValueError(
+                f"{path} takes the layer {ALL!r} for all layers together, as older versions of modfast did: "
+                f"`modfast circuits {os.fspath(folder)} --resume` writes it anew from the circuits"
+            )
+    return results
+
+
+def _read_table(path: Path) -> dict[str, Any]:
     results = read_json(path)
     if not isinstance(results, dict) or not {"config", "runs", "summary", "claims", "note"} <= set(results):
         raise ValueError(f"{path} is no table of circuits")
     return results
+
+
+def _read_report(path: Path) -> None:
+    # The first words of every report.
+    if not path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>\n<html"):
+        raise ValueError(f"{path} is no report of modfast")
+
+
+TABLE_PLAN: Plan = {
+    CIRCUITS: Planned(_read_table),
+    REPORT: Planned(_read_report, drawn_from=CIRCUITS),
+}
+"""The files of what was found, in the folder of the run or comparison."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .circuit import Circuit
-from .circuit_files import read_circuits
+from .circuit_files import CIRCUITS, read_circuits
 from .circuit_network import Network, lay_out
-from .experiment import PARTITIONS
 from .partition import load_partitions
+from .run_folder import PARTITIONS
 
 # Circuits drawn of each criterion: of more, all would repeat the impression and the file would grow.
 MOST_DRAWN = 4
@@ -89,9 +89,20 @@ def read_findings(folder: Path) -> Findings:
             layer: partitions[layer].num_clusters for layer in config["layers"] if layer in partitions
         }
         for criterion in config["criteria"]:
-            for label in config["labels"][:MOST_DRAWN]:
+            for index, label in enumerate(config["labels"][:MOST_DRAWN]):
                 drawn = run["kind"], criterion, label
                 file = folder / run["folder"] / "circuits" / criterion / f"label-{label}.npz"
                 circuits[drawn] = Circuit.load(file)
+                if not _is_described(circuits[drawn], run["criteria"][criterion], index):
+                    raise ValueError(
+                        f"{file} holds another circuit than {folder / CIRCUITS} describes: "
+                        "`modfast circuits --resume` describes those that are there"
+                    )
                 networks[drawn] = lay_out(circuits[drawn], partitions)
     return Findings(results, circuits, networks, num_clusters)
+
+
+def _is_described(circuit: Circuit, described: Mapping[str, Any], index: int) -> bool:
+    """Whether a circuit has the numbers that the table has at this index; None there stands for none."""
+    numbers = {name: described[name][index] for name in ("size", "num_inputs", "loss_after")}
+    return all(number is None or number == getattr(circuit, name) for name, number in numbers.items())

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from .circuit import CRITERIA
 from .circuit_checkpoint import fingerprint
 from .circuit_files import CircuitFolder
 from .dataset import Dataset
-from .experiment import KINDS, PARTITIONS, read_results, run_name
+from .experiment import read_run
 from .layers import linear_layers, match_layers
 from .library import BACKEND
 from .models import build_model
 from .partition import Partition, load_partitions
+from .run_folder import KINDS, PARTITIONS, read_results, run_name
 from .tail import read_tail
-from .train import CHECKPOINT, choose_device, read_checkpoint
+from .train import CHECKPOINT, choose_device
+from .train_checkpoint import seed_generators
 
 # Enough to see whether circuits can be found in a model at all.
 _FEW_IMAGES = 16
@@ -114,15 +115,21 @@ def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) ->
         raise ValueError("layers: the model has no linear layer to find circuits in")
     if BACKEND != "reference":  # which takes any model
         read_tail(model, dataset.normalize(dataset.test_images[:_FEW_IMAGES]), config.layers)
-    counts = torch.bincount(dataset.test_labels, minlength=dataset.num_classes).tolist()
+    occurring = occurring_labels(dataset)
     if config.labels is None:
-        return [label for label, count in enumerate(counts) if count]
+        return occurring
     for label in config.labels:
         if not 0 <= label < dataset.num_classes:
             raise ValueError(f"labels must lie in [0, {dataset.num_classes}), got {label}")
-        if not counts[label]:
+        if label not in occurring:
             raise ValueError(f"labels: there is no test image of {label} ({dataset.classes[label]})")
     return sorted(config.labels)
+
+
+def occurring_labels(dataset: Dataset) -> list[int]:
+    """The labels that have a test image."""
+    labels: list[int] = dataset.test_labels.unique().tolist()
+    return labels
 
 
 def trained_on(folder: str | os.PathLike[str]) -> str:
@@ -139,9 +146,15 @@ def trained_on(folder: str | os.PathLike[str]) -> str:
 
 
 def open_models(
-    folder: str | os.PathLike[str], dataset: Dataset, config: CircuitConfig
+    folder: str | os.PathLike[str], dataset: Dataset, config: CircuitConfig, process: int = 0
 ) -> list[TrainedModel]:
     """Every model of a folder: the one of a run, or the plain and modular ones of a comparison, seed by seed.
+
+    Args:
+        folder: what train or reproduce wrote.
+        dataset: the images that they were trained on.
+        config: how their circuits are to be found.
+        process: the number of this process, of several that find circuits.
 
     Raises:
         FileNotFoundError: no run has finished there.
@@ -153,13 +166,12 @@ def open_models(
     trained_on(folder)
     results = read_results(folder)
     data_fingerprint, device = dataset.fingerprint(), choose_device(config.device)
-    if "history" in results:
-        found = [(folder, results)]
-    else:
-        names = [run_name(kind, seed) for seed in results["config"]["seeds"] for kind in KINDS]
-        found = [(folder / name, read_results(folder / name)) for name in names]
+    paths = [folder]
+    if "history" not in results:
+        paths = [folder / run_name(kind, seed) for seed in results["config"]["seeds"] for kind in KINDS]
     runs = []
-    for path, each in found:
+    for path in paths:
+        each, state = read_run(path)
         given = each["config"]
         if given["data_fingerprint"] != data_fingerprint:
             raise ValueError(
@@ -167,7 +179,7 @@ def open_models(
                 f"(fingerprint {data_fingerprint}, not {given['data_fingerprint']}): "
                 "--data says where that is now"
             )
-        model = _load_model(path, each, dataset).to(device)
+        model = _load_model(path, each, state, dataset).to(device)
         kind = "modular" if given["enmeshment_weight"] > 0 else "plain"
         settings = {
             "weights": fingerprint(model, {}, {})[:16],
@@ -177,22 +189,21 @@ def open_models(
             "tolerance": config.tolerance,
             "seed": config.seed,
         }
-        kept = {each: CircuitFolder(path, settings | {"criterion": each}) for each in config.criteria}
+        kept = {
+            criterion: CircuitFolder(path, settings | {"criterion": criterion}, process)
+            for criterion in config.criteria
+        }
         partitions = load_partitions(path / PARTITIONS)
         name = run_name(kind, given["seed"])
         runs.append(TrainedModel(name, kind, path, each, model, partitions, kept))
     return runs
 
 
-def _load_model(folder: Path, results: Mapping[str, Any], dataset: Dataset) -> nn.Module:
-    state = read_checkpoint(folder / CHECKPOINT)
-    if len(state["history"]) != len(results["history"]):
-        raise ValueError(
-            f"{folder} was trained on for {len(state['history'])} epochs since its results, which tell of "
-            f"{len(results['history'])}: finish it with --resume"
-        )
+def _load_model(
+    folder: Path, results: Mapping[str, Any], state: Mapping[str, Any], dataset: Dataset
+) -> nn.Module:
     name = results["config"]["model"]
-    torch.manual_seed(results["config"]["seed"])  # as for training: not all that is drawn need be a weight
+    seed_generators(results["config"]["seed"])  # as for training: not all that is drawn need be a weight
     model = build_model(name, dataset.image_shape, dataset.num_classes)
     try:
         model.load_state_dict(state["model"])

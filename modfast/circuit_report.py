@@ -12,9 +12,10 @@ from .circuit_files import REPORT
 from .circuit_findings import Findings, read_findings
 from .circuit_page import page
 from .circuit_sections import clusters_section, criterion_section
-from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, describe, numbers
+from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, REGULARISED, describe, layer_of, numbers
 from .files import atomic_write
 from .markup import Content, Markup, element, join
+from .run_folder import OutputExistsError, RunFolder
 
 _VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 
@@ -35,13 +36,18 @@ def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: one of these is missing.
         ValueError: one of these is damaged, or they do not fit each other.
+        OutputExistsError: there is a ``circuits.html`` that modfast did not write.
     """
-    folder = Path(folder)
-    findings = read_findings(folder)
-    path = folder / REPORT
-    with atomic_write(path) as temporary:
-        temporary.write_text(_report(findings), encoding="utf-8")
-    return path
+    folder = RunFolder.of(folder, "report")
+    findings = read_findings(folder.path)
+
+    def write(path: os.PathLike[str]) -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(_report(findings), encoding="utf-8")
+
+    if not folder.draw({REPORT: write}):
+        raise OutputExistsError(folder.left[-1])
+    return folder.path / REPORT
 
 
 def _report(findings: Findings) -> str:
@@ -137,8 +143,8 @@ def _measures(findings: Findings) -> Markup:
 
     def is_detail(name: str, measures: Mapping[str, Any]) -> bool:
         """Whether it is of one layer, and of no regularised one or part of a measure over all."""
-        measure, _, layer = name.partition(":")
-        return layer not in ("", "regularised") and (measure in measures or layer not in regularised)
+        measure, _, key = name.partition(":")
+        return key not in ("", REGULARISED) and (measure in measures or layer_of(key) not in regularised)
 
     main, details = (
         {

@@ -16,19 +16,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .circuit import Circuit
-from .circuit_files import CIRCUITS, CircuitFolder, held_circuits, unfinished_circuits
-from .circuit_models import CircuitConfig, TrainedModel, check_circuits, open_models
+from .circuit import CRITERIA, Circuit
+from .circuit_files import CIRCUITS, TABLE_PLAN, CircuitFolder
+from .circuit_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
 from .circuit_summary import DRAWS, describe_circuits, summarize_circuits
 from .circuits import find_circuits
 from .claims import comparisons_note, paper_claims
 from .dataset import Dataset
 from .distributed import Ranks
-from .experiment import OutputExistsError, read_results
 from .files import write_json
 from .layers import find_layers
 from .partition import Partition
 from .report import environment
+from .run_folder import KINDS, RESULTS, Plan, RunFolder, check, prepare, read_results, run_name
 from .train import using_threads
 
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
@@ -58,7 +58,7 @@ def find_run_circuits(
         config: everything else.
         resume: keep the circuits that are there, if they were found with the same settings in the same
             weights.
-        overwrite: remove those that are there.
+        overwrite: remove those that ``modfast circuits`` found before, by whatever criterion.
         on_step: called with a model's name, the criterion, and the numbers of weights decided so far and in
             all; of several processes on the first one, about its own part.
         on_circuits: called with a model's name, the criterion, its circuits and the seconds that they took.
@@ -75,16 +75,20 @@ def find_run_circuits(
 
     Raises:
         FileNotFoundError: no run has finished there.
-        OutputExistsError: there are circuits, and neither ``resume`` nor ``overwrite`` is given.
+        OutputExistsError: there are circuits, and neither ``resume`` nor ``overwrite`` is given; or a file
+            that ``modfast circuits`` did not write, at a name that it would write. Nothing is changed then.
         ValueError: ``folder`` holds something else; the data, the model or the circuits that are there are
             others; or a value of ``config`` does not fit. Nothing has been written then.
         RankError: of several processes, instead of those above, on every one of them.
     """
-    folder, ranks = Path(folder), Ranks(group)
+    ranks = Ranks(group)
+    table = RunFolder(folder, "circuits")
     with using_threads(config.threads):
-        runs = ranks.every(lambda: open_models(folder, dataset, config))
+        runs = ranks.every(lambda: open_models(table, dataset, config, ranks.rank))
         labels = ranks.every(lambda: check_circuits(runs[0].model, dataset, config))
-        ranks.first(lambda: _prepare(folder, runs, resume=resume, overwrite=overwrite))
+        ranks.first(
+            lambda: _prepare(table, runs, labels, resume=resume, overwrite=overwrite, processes=ranks.size)
+        )
         pending = ranks.first(lambda: _pending(runs, labels))
         walks = _Walks(dataset, config, pending[ranks.rank :: ranks.size])
         if ranks.is_first:
@@ -95,10 +99,13 @@ def find_run_circuits(
         seconds = {key: value for each in ranks.gather(walks.seconds) for key, value in each.items()}
 
         def write() -> dict[str, Any]:
+            for run in runs:
+                for kept in run.kept.values():
+                    kept.gather()
             results = _table(runs, labels, config, seconds)
-            results["config"] |= _provenance(folder, dataset, config, labels, ranks.size)
-            write_json(folder / CIRCUITS, results)
-            draw_circuits(folder)
+            results["config"] |= _provenance(table.path, dataset, config, labels, ranks.size)
+            write_json(table.file(CIRCUITS), results)
+            draw_circuits(table)
             return results
 
         return ranks.first(write)
@@ -113,39 +120,77 @@ def draw_circuits(folder: str | os.PathLike[str]) -> Path:
 
 
 def trained_since(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> list[str]:
-    """The names of the models that are others now than those whose circuits are told of.
+    """The names of the models that have changed since their circuits were found, or that are gone.
 
     Args:
         folder: what :func:`find_run_circuits` wrote to.
         results: its ``circuits.json``.
     """
 
-    def measured(run: Mapping[str, Any]) -> list[Any]:
-        return [run[name] for name in _OF_MODELS]
+    def is_same(run: Mapping[str, Any]) -> bool:
+        path = Path(folder) / run["folder"]
+        if not (path / RESULTS).exists():
+            return False
+        now = read_results(path)
+        return all(now.get(name) == run[name] for name in _OF_MODELS)
 
-    return [
-        run["name"]
-        for run in results["runs"]
-        if measured(run) != measured(read_results(Path(folder) / run["folder"]))
-    ]
+    return [run["name"] for run in results["runs"] if not is_same(run)]
 
 
-def _prepare(folder: Path, runs: Sequence[TrainedModel], *, resume: bool, overwrite: bool) -> None:
+def check_circuit_files(
+    folder: str | os.PathLike[str],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    config: CircuitConfig,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """See that the circuits of a comparison may be written, before its models are trained; changes nothing.
+
+    Args:
+        folder: of the comparison.
+        seeds: of its models.
+        dataset: the images.
+        config: how the circuits will be found.
+        resume: as for :func:`find_run_circuits`.
+        overwrite: as there.
+
+    Raises:
+        OutputExistsError, ValueError: as :func:`find_run_circuits` does.
+    """
+    plans: list[tuple[RunFolder, Plan]] = [(RunFolder(folder, "circuits"), TABLE_PLAN)]
+    labels = occurring_labels(dataset) if config.labels is None else config.labels
+    for name in (run_name(kind, seed) for seed in seeds for kind in KINDS):
+        for criterion in config.criteria:
+            settings = {"criterion": criterion, "tolerance": config.tolerance}
+            plans += CircuitFolder(Path(folder) / name, settings).plans(labels)
+    check(plans, resume=resume, overwrite=overwrite)
+
+
+def _prepare(
+    table: RunFolder,
+    runs: Sequence[TrainedModel],
+    labels: Sequence[int],
+    *,
+    resume: bool,
+    overwrite: bool,
+    processes: int,
+) -> None:
     """See that circuits may be written, and remove what is to be replaced."""
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other")
-    held = held_circuits(folder)
-    if resume:
+    kept = [each for run in runs for each in run.kept.values()]
+    if resume and not overwrite:
+        for each in kept:
+            each.check(labels)
+    plans = [(table, TABLE_PLAN), *(plan for each in kept for plan in each.plans(labels))]
+    prepare(plans, resume=resume, overwrite=overwrite, processes=processes)
+    if overwrite:
         for run in runs:
-            for kept in run.kept.values():
-                kept.check()
-    elif held and not overwrite:
-        raise OutputExistsError(
-            f"{folder} holds circuits already ({held[0].relative_to(folder)}): "
-            "continue with --resume, or replace them with --overwrite"
-        )
-    for path in held if overwrite else unfinished_circuits(folder):
-        path.unlink()
+            for criterion in CRITERIA:
+                if criterion not in run.kept:
+                    CircuitFolder(run.folder, {"criterion": criterion}).clear()
+    for each in kept:
+        each.begin()
 
 
 def _pending(runs: Sequence[TrainedModel], labels: Sequence[int]) -> list[_Walk]:

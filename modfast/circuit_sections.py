@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .circuit_findings import Findings
-from .circuit_words import CRITERIA, NOTHING, Estimate, average, estimate, percent
+from .circuit_words import ALL, CRITERIA, NOTHING, Estimate, average, estimate, percent
 from .markup import Content, Markup, element, join
 from .picture_classes import MARGIN
 from .svg_charts import dot_plot, heat_map, marker
@@ -156,14 +156,12 @@ def _overlaps(findings: Findings, criterion: str) -> Markup:
         found = findings.found(kind, criterion)
         tables[kind] = [
             [
-                None
-                if row == column
-                else _hundredfold([each["overlap"]["all"][row][column] for each in found])
+                None if row == column else _hundredfold([each["overlap"][ALL][row][column] for each in found])
                 for column in range(count)
             ]
             for row in range(count)
         ]
-        chances[kind] = _hundredfold([each["random_overlap"]["all"] for each in found])
+        chances[kind] = _hundredfold([each["random_overlap"][ALL] for each in found])
     top = _top([value for table in tables.values() for row in table for value in row], list(chances.values()))
     pictures = {}
     sentences: list[str] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .circuit import Circuit
 from .circuit_measures import cluster_shares, intersection_over_union, mutual_information
+from .circuit_words import ALL, RANDOM, REGULARISED, layer_key
 from .experiment import as_lists
 from .kept_weights import KeptWeights, weight_clusters
 from .partition import Partition
@@ -34,7 +35,8 @@ def describe_circuits(
         Lists over circuits: ``size``, ``num_inputs``, ``loss_before``, ``loss_after``, ``accuracy_before``,
         ``accuracy_after`` and, by layer, ``sizes``. By layer and, as ``"all"``, over all of them: ``overlap``
         (circuits x circuits), ``information`` in bits (of the layers with clusters), ``random_overlap`` and
-        ``random_information``, means over :data:`DRAWS` draws of circuits of the same sizes in each layer.
+        ``random_information``, means over :data:`DRAWS` draws of circuits of the same sizes in each layer;
+        there a layer has the key that :func:`modfast.circuit_words.layer_key` gives it.
         By layer with clusters: ``inside`` (circuits x clusters) and ``random_inside``, the share of all
         weights of the layer. None stands for NaN.
 
@@ -51,13 +53,13 @@ def describe_circuits(
 
     def overlap(kept: KeptWeights) -> dict[str, Tensor]:
         shared = {name: kept.shared(name) for name in layers}
-        by_layer = {name: intersection_over_union([each]) for name, each in shared.items()}
-        return {"all": intersection_over_union(list(shared.values()))} | by_layer
+        by_layer = {layer_key(name): intersection_over_union([each]) for name, each in shared.items()}
+        return {ALL: intersection_over_union(list(shared.values()))} | by_layer
 
     def information(kept: KeptWeights) -> dict[str, float]:
         counts = {name: kept.clustered(name, each) for name, each in clusters.items()}
-        by_layer = {name: mutual_information([each]) for name, each in counts.items()}
-        return {"all": mutual_information(list(counts.values())) if counts else math.nan} | by_layer
+        by_layer = {layer_key(name): mutual_information([each]) for name, each in counts.items()}
+        return {ALL: mutual_information(list(counts.values())) if counts else math.nan} | by_layer
 
     random_overlap, random_information = [], []
     for draw in range(DRAWS):
@@ -113,7 +115,8 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
 
     Returns:
         ``"model"`` and each criterion to names of measures to numbers; a measure of one layer is named
-        ``measure:layer``. None where there is no number.
+        ``measure:layer``, with the layer's :func:`modfast.circuit_words.layer_key`. None where there is no
+        number.
 
         The specialisation of a layer is, for each class, by how much the best cluster alone exceeds the
         mean over clusters in accuracy ("only"), or by how much the accuracy without the most needed cluster
@@ -122,30 +125,30 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
     """
 
     def over_regularised(prefix: str, measures: Mapping[str, float | None]) -> float | None:
-        return _mean(measures.get(f"{prefix}:{layer}") for layer in regularised)
+        return _mean(measures.get(_of_layer(prefix, layer)) for layer in regularised)
 
     model: dict[str, float | None] = {"accuracy": run["accuracy"]}
-    model |= {f"clusterability:{layer}": share for layer, share in run["clusterability"].items()}
+    model |= {_of_layer("clusterability", layer): share for layer, share in run["clusterability"].items()}
     for mode in ("only", "without"):
         name = f"specialisation_{mode}"
         by_layer = {
-            f"{name}:{layer}": specialisation(shares[mode], mode)
+            _of_layer(name, layer): specialisation(shares[mode], mode)
             for layer, shares in run["cluster_accuracy"].items()
         }
         model |= {name: over_regularised(name, by_layer)} | by_layer
     measures = {"model": model}
     for criterion, found in run["criteria"].items():
         each: dict[str, float | None] = {"size": _mean(found["size"])}
-        each |= {f"size:{layer}": _mean(sizes) for layer, sizes in found["sizes"].items()}
+        each |= {_of_layer("size", layer): _mean(sizes) for layer, sizes in found["sizes"].items()}
         each |= {name: _mean(found[name]) for name in ("accuracy_before", "accuracy_after")}
         overlaps = {name: pair_mean(_matrix(rows)) for name, rows in found["overlap"].items()}
         each |= _named("overlap", overlaps) | _named("random_overlap", found["random_overlap"])
         for layer, rows in found["inside"].items():
-            each[f"inside:{layer}"] = _mean(_sum(row) for row in rows)
-            each[f"random_inside:{layer}"] = math.fsum(found["random_inside"][layer])
+            each[_of_layer("inside", layer)] = _mean(_sum(row) for row in rows)
+            each[_of_layer(f"{RANDOM}inside", layer)] = math.fsum(found["random_inside"][layer])
         for name in ("information", "random_information"):
             each |= _named(name, found[name])
-            each[f"{name}:regularised"] = over_regularised(name, each)
+            each[f"{name}:{REGULARISED}"] = over_regularised(name, each)
         measures[criterion] = each
     return measures
 
@@ -162,8 +165,12 @@ def specialisation(shares: Sequence[Sequence[float | None]], mode: str) -> float
     return _mean(max(each) - mean if mode == "only" else mean - min(each) for each, mean in means)
 
 
-def _named(name: str, by_layer: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name if layer == "all" else f"{name}:{layer}": value for layer, value in by_layer.items()}
+def _of_layer(measure: str, layer: str) -> str:
+    return f"{measure}:{layer_key(layer)}"
+
+
+def _named(name: str, by_key: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name if key == ALL else f"{name}:{key}": value for key, value in by_key.items()}
 
 
 def _sum(row: Sequence[float | None]) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .circuit_words import layer_key
 from .report import _cell, _setting
 
 # Measure, heading, factor, decimals, and whether there is a row for each layer beside or instead of that over
@@ -73,7 +74,7 @@ def _rows(
     """Names and headings of a measure's rows, as far as they were measured."""
     layers = config["layers"] if by == "layers" else config["regularised_layers"] if by else []
     rows = [] if by == "regularised" else [(name, heading)]
-    rows += [(f"{name}:{layer}", f"{heading}, {layer}") for layer in layers]
+    rows += [(f"{name}:{layer_key(layer)}", f"{heading}, {layer}") for layer in layers]
     return [(measure, label) for measure, label in rows if measure in measures]
 
 

@@ -33,7 +33,13 @@ _MEASURES = {
 RANDOM = "random_"
 """What the names of measures of random circuits begin with."""
 
-_REGULARISED = "regularised"
+ALL = "all"
+"""What stands for all layers together where measures have the names of layers for keys."""
+
+REGULARISED = "regularised"
+"""What stands for the mean over the regularised layers."""
+
+_LAYER = "layer:"
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -74,8 +80,24 @@ CRITERIA = {
 }
 
 
+def layer_key(layer: str) -> str:
+    """A layer's name as a key beside :data:`ALL` and :data:`REGULARISED`, another one for each name.
+
+    Example:
+        >>> [layer_key(layer) for layer in ("fc1", "all", "layer:all")]
+        ['fc1', 'layer:all', 'layer:layer:all']
+    """
+    fixed = layer in ("", ALL, REGULARISED) or layer.startswith(_LAYER)
+    return f"{_LAYER}{layer}" if fixed else layer
+
+
+def layer_of(key: str) -> str:
+    """The layer that a key stands for."""
+    return key.removeprefix(_LAYER)
+
+
 def describe(name: str) -> Measure:
-    """The measure of this name, ``"size"`` or ``"size:fc2"``.
+    """The measure of this name, ``"size"`` or ``"size:fc2"``; what follows the colon is a :func:`layer_key`.
 
     Example:
         >>> describe("size:fc2")
@@ -83,8 +105,9 @@ def describe(name: str) -> Measure:
         >>> describe("random_overlap").title
         'Overlap of two circuits, by chance'
     """
-    measure, _, layer = name.partition(":")
-    layer = "mean of the regularised layers" if layer == _REGULARISED else layer
+    measure, colon, key = name.partition(":")
+    layer = "mean of the regularised layers" if key == REGULARISED else layer_of(key)
+    layer = repr(layer) if colon and not layer else layer
     known = _MEASURES.get(measure.removeprefix(RANDOM))
     if known is None:
         known = Measure(measure.replace("_", " ").capitalize() + "{}", "", 1.0)

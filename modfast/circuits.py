@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .circuit import Circuit
 from .circuit_checkpoint import walk_file
 from .circuit_jobs import Job, check_inputs, check_integer, check_labels, run_all
+from .run_folder import RunFolder
 
 
 def find_circuit(
@@ -136,10 +137,16 @@ def find_circuits(
     jobs = []
     for label in wanted:
         chosen = _draw(labels, label, criterion, check_integer("seed", seed))
-        path = None if checkpoint is None else Path(checkpoint) / walk_file(label)
+        path = None if checkpoint is None else _walk_path(checkpoint, label)
         given = (layers, criterion, tolerance, labels[chosen], method, path)
         jobs.append(Job(model, inputs[chosen.to(inputs.device)], label, *given))
     return run_all(jobs, progress, on_circuit)
+
+
+def _walk_path(folder: str | os.PathLike[str], label: int) -> os.PathLike[str]:
+    """The file of a class's walk; in a folder with a manifest the manifest names it."""
+    name = walk_file(label)
+    return folder.file(name) if isinstance(folder, RunFolder) else Path(folder) / name
 
 
 def _draw(labels: Tensor, label: int, criterion: str, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,20 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun all its processes work together, and the first one shows and writes.
     """
-    options = make_parser().parse_args(arguments)
-    from .distributed import RankError, Ranks, launched
+    from .distributed import RankError, Ranks, launched, print_once
 
     ranks = Ranks()  # until it is known whether there are others
     try:
         with launched() as ranks:
+            options = ranks.first(lambda: _parse(arguments, ranks))
+            if isinstance(options, int):
+                return options
             try:
                 _COMMANDS[options.command](options, ranks)
             except RankError as error:
-                if error.__cause__ is not None:
-                    _tell(error.__cause__)
-                # All fail here together, but only once the message is out: when one process has ended with an
-                # error, torchrun ends the others.
-                ranks.gather(None)
+                cause = error.__cause__
+                print_once(None if cause is None else functools.partial(_tell, cause))
                 return 1
     except KeyboardInterrupt:
         if ranks.is_first:
@@ -47,9 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if not _is_expected(error):
             raise
-        _tell(error)
+        print_once(functools.partial(_tell, error))
         return 1
     return 0
+
+
+def _parse(arguments: Sequence[str] | None, ranks: Ranks) -> argparse.Namespace | int:
+    """The options; of several processes also the exit status, if help or what is wrong was shown instead."""
+    try:
+        return make_parser().parse_args(arguments)
+    except SystemExit as ended:
+        if ranks.size == 1:
+            raise
+        return int(ended.code or 0)
 
 
 def _tell(error: BaseException) -> None:
@@ -107,7 +117,6 @@ def _config(
         threads=options.threads,
         precision=options.precision,
     )
-    # A wrong device, model or layer is said before a folder is made or an old one emptied.
     _take_device(config.device, ranks)
     model = build_model(options.model, dataset.image_shape, dataset.num_classes)
     EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
@@ -127,7 +136,7 @@ def _take_device(name: str, ranks: Ranks) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
-    from .experiment import prepare_folder, train_run
+    from .experiment import train_run
     from .partition import load_partitions
     from .report import run_table
 
@@ -137,53 +146,53 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     if options.partitions is not None:
         partitions = ranks.every(lambda: load_partitions(options.partitions))
     config = ranks.every(lambda: _config(options, ranks, dataset, epochs, partitions))
-    folder = ranks.first(
-        lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
-    )
     with Display(shown=ranks.is_first) as display:
         results = train_run(
             dataset,
             options.model,
             config,
-            folder,
+            options.out,
             partitions=partitions,
             resume=options.resume,
+            overwrite=options.overwrite,
             progress=display.progress,
             group=ranks.group,
         )
-        display.table(run_table(results), folder)
+        display.table(run_table(results), Path(options.out))
 
 
 def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
+    from .circuit_runs import check_circuit_files
     from .display import Display
-    from .experiment import prepare_folder, reproduce
+    from .experiment import reproduce
     from .report import results_table
 
     dataset = _load(options.data, ranks)
     epochs, plain_epochs = _epochs(options)
     config = ranks.every(lambda: _config(options, ranks, dataset, epochs))
+    seeds = range(options.seed, options.seed + options.seeds)
+    flags = {"resume": options.resume, "overwrite": options.overwrite}
     circuits = None
     if options.circuits is not None:
         circuits = ranks.every(lambda: _circuit_config(options, dataset))
-    folder = ranks.first(
-        lambda: prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
-    )
+        # What is in the way of them is said before hours of training.
+        ranks.first(lambda: check_circuit_files(options.out, seeds, dataset, circuits, **flags))
+    folder = Path(options.out)
     with Display(shown=ranks.is_first) as display:
         results = reproduce(
             dataset,
             options.model,
             config,
             folder,
-            seeds=range(options.seed, options.seed + options.seeds),
+            seeds=seeds,
             plain_epochs=plain_epochs,
-            resume=options.resume,
             progress=display.progress,
             group=ranks.group,
+            **flags,
         )
         display.table(results_table(results), folder)
         if circuits is not None:
-            # What had to be replaced went with the models.
-            _find_circuits(folder, dataset, circuits, display, ranks, resume=True, overwrite=False)
+            _find_circuits(folder, dataset, circuits, display, ranks, **flags)
 
 
 def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
@@ -255,7 +264,6 @@ def _show_circuits(results: Mapping[str, Any], folder: Path, display: Any) -> No
 def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
     from .cluster import ClusterConfig, check_out, check_weights, cluster_model, parse_counts
     from .display import Display
-    from .experiment import prepare_folder
     from .report import cluster_table
     from .train import choose_device
     from .weights import read_weights
@@ -277,12 +285,10 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
         device=options.device,
         threads=options.threads,
     )
-    # What is wrong with the model or the options is said before a folder is made or an old one emptied.
     choose_device(config.device)
     weights = read_weights(options.model, config.layers, sizes=sizes, seed=config.seed)
     check_weights(weights, config.num_clusters)
     check_out(options.model, options.out)
-    folder = prepare_folder(options.out, resume=options.resume, overwrite=options.overwrite)
     with Display() as display:
         if weights.left_out:
             names = ", ".join(weights.left_out[:5]) + (", ..." if len(weights.left_out) > 5 else "")
@@ -292,14 +298,15 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
         results = cluster_model(
             weights,
             config,
-            folder,
+            options.out,
             model=options.model,
             sizes=sizes,
             resume=options.resume,
+            overwrite=options.overwrite,
             on_step=display.on_clustering,
             on_layer=display.on_layer,
         )
-        display.table(cluster_table(results), folder)
+        display.table(cluster_table(results), Path(options.out))
 
 
 def _report(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -308,36 +315,50 @@ def _report(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _show(folder: Path) -> None:
-    from .circuit_files import CIRCUITS, read_circuits
-    from .circuit_runs import draw_circuits, trained_since
-    from .cluster import redraw_clustering
+    from .circuit_files import CIRCUITS
+    from .cluster_files import redraw_clustering
     from .display import Display
-    from .experiment import KINDS, draw_reproduction, draw_run, read_results
+    from .experiment import draw_reproduction, draw_run
     from .report import cluster_table, results_table, run_table
+    from .run_folder import KINDS, RunFolder, read_results
 
-    results = read_results(folder)
+    results, drawing = read_results(folder), RunFolder(folder, "report")
     with Display() as display:
         if "clustering" in results:
-            reason = redraw_clustering(folder)
+            reason = redraw_clustering(drawing)
             if reason is not None:
                 display.note(reason)
-            display.table(cluster_table(results), folder)
+            table = cluster_table(results)
         elif all(kind in results for kind in KINDS):
-            draw_reproduction(folder)
-            display.table(results_table(results), folder)
+            draw_reproduction(drawing)
+            table = results_table(results)
         else:
-            draw_run(folder)
-            display.table(run_table(results), folder)
+            draw_run(drawing)
+            table = run_table(results)
+        for reason in drawing.left:
+            display.note(reason)
+        display.table(table, folder)
         if (folder / CIRCUITS).exists():
-            draw_circuits(folder)
-            circuits = read_circuits(folder)
-            _show_circuits(circuits, folder, display)
-            changed = trained_since(folder, circuits)
-            if changed:
-                display.note(
-                    f"These circuits are not of {', '.join(changed)} as trained since: "
-                    f"`modfast circuits {folder} --overwrite` finds them anew"
-                )
+            _report_circuits(folder, display)
+
+
+def _report_circuits(folder: Path, display: Any) -> None:
+    from .circuit_files import REPORT, read_circuits
+    from .circuit_runs import draw_circuits, trained_since
+    from .run_folder import RunFolder
+
+    circuits = read_circuits(folder)
+    changed, refusal = trained_since(folder, circuits), RunFolder(folder, "report").refusal(REPORT)
+    if refusal is not None:
+        display.note(f"{refusal}: it is left as it is")
+    elif not changed:  # the clusters of other models would be taken for those of these circuits
+        draw_circuits(folder)
+    _show_circuits(circuits, folder, display)
+    if changed:
+        display.note(
+            f"These circuits are not of {', '.join(changed)} as trained since: "
+            f"`modfast circuits {folder} --overwrite` finds them anew"
+        )
 
 
 _COMMANDS = {

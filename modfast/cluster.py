@@ -15,15 +15,11 @@ above all those of ``n`` shuffles has a probability of ``1 / (n + 1)``; a gap be
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,15 +27,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cluster_files import (
+    LAYERS,
+    clustering_plan,
+    clustering_settings,
+    draw_clustering,
+    finished_layers,
+    layer_file,
+    layers_plan,
+    possible_counts,
+    save_by_count,
+)
 from .energy import clusterability
-from .experiment import PARTITIONS, RESULTS, read_results
 from .files import write_json
-from .partition import Partition, load_partitions, save_partitions
-from .picture_clusters import draw_clusterability, draw_matrices
+from .partition import Partition, save_partitions
 from .report import environment
+from .run_folder import RESULTS, RunFolder, prepare
 from .spectral import normalized_cut, spectral_cocluster
-from .train import CHECKPOINT, Record, TrainingError, choose_device, using_threads
-from .weights import find_checkpoint, read_weights
+from .train import CHECKPOINT, Record, choose_device, using_threads
+from .weights import find_checkpoint
 
 _AFFINITIES = ("abs", "square")
 
@@ -204,8 +210,7 @@ def cluster_layer(
         >>> record["chosen"], partitions[3].row_labels.tolist()
         (3, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     """
-    side = min(weight.shape[:2])
-    counts = [k for k in config.num_clusters if k <= side] if bool(weight.any()) else []
+    side, counts = min(weight.shape[:2]), possible_counts(weight, config)
     record: Record = {
         "shape": list(weight.shape),
         "left_out": [k for k in config.num_clusters if k not in counts],
@@ -314,6 +319,7 @@ def cluster_model(
     model: str | None = None,
     sizes: tuple[Sequence[int], int] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     on_step: Callable[[str, int, int, int], None] | None = None,
     on_layer: Callable[[str, Record], None] | None = None,
 ) -> dict[str, Any]:
@@ -330,6 +336,7 @@ def cluster_model(
         model: where the weights are from, to find them again for ``modfast report``.
         sizes: image shape and number of classes, if the model was made with them.
         resume: keep the layers that ``out`` has already.
+        overwrite: remove what ``modfast cluster`` wrote to ``out`` before.
         on_step: called with layer, number of clusters, clusterings done and their total, before each.
         on_layer: called with each finished layer's name and record.
 
@@ -339,20 +346,20 @@ def cluster_model(
 
     Raises:
         ValueError: as :func:`check_weights` does; or the results in ``out`` are of other weights or settings.
+        OutputExistsError: ``out`` holds clusters, and neither ``resume`` nor ``overwrite`` is given; or a
+            file that ``modfast cluster`` did not write, at a name that it would write. Nothing is changed
+            then.
     """
     check_weights(weights, config.num_clusters)
-    device, folder = choose_device(config.device), Path(out)
+    device, folder = choose_device(config.device), RunFolder(out, "cluster")
+    by_layer = RunFolder(folder.path, "cluster", LAYERS)
     results: dict[str, Any] = {"clustering": {}, "finished": False}
-    results["config"] = _settings(weights, config, model, sizes)
+    results["config"] = clustering_settings(weights, config, model, sizes)
     results["environment"] = environment()
-    if resume and (folder / RESULTS).exists():
-        results["clustering"] = _finished_layers(folder, results["config"])
-    else:
-        for old in (*folder.glob("layers/*.npz"), *folder.glob("partitions_k*.npz")):
-            old.unlink()
-    # A process that was killed while it wrote a file leaves the unfinished one behind.
-    for leftover in (*folder.glob(".*-*.json"), *folder.glob(".*-*.npz"), *folder.glob("layers/.*-*.npz")):
-        leftover.unlink()
+    if resume and not overwrite and (folder.path / RESULTS).exists():
+        results["clustering"] = finished_layers(folder.path, results["config"])
+    plans = [(folder, clustering_plan(weights, config)), (by_layer, layers_plan(weights))]
+    prepare(plans, resume=resume, overwrite=overwrite)
 
     fitting = {
         name: sum(k <= min(weight.shape[:2]) for k in config.num_clusters) for name, weight in weights.items()
@@ -368,128 +375,16 @@ def cluster_model(
                     on_step(name, k, before + config.num_clusters.index(k), sum(fitting.values()))
 
             record, partitions = cluster_layer(weight.to(device), config, step)
-            save_partitions(_partitions_file(folder, index), {str(k): each for k, each in partitions.items()})
+            by_count = {str(k): each for k, each in partitions.items()}
+            save_partitions(by_layer.file(layer_file(index)), by_count)
             results["clustering"][name] = record
-            write_json(folder / RESULTS, results)
+            write_json(folder.file(RESULTS), results)
             done += fitting[name]
             if on_layer is not None:
                 on_layer(name, record)
 
-    _save_by_count(folder, results)
+    save_by_count(folder, results)
     draw_clustering(folder, results, weights)
     results["finished"] = True
-    write_json(folder / RESULTS, results)
+    write_json(folder.file(RESULTS), results)
     return results
-
-
-def _settings(
-    weights: Mapping[str, Tensor],
-    config: ClusterConfig,
-    model: str | None,
-    sizes: tuple[Sequence[int], int] | None,
-) -> dict[str, Any]:
-    checkpoint = None if model is None else find_checkpoint(model)
-    return {
-        **asdict(config),
-        "num_clusters": list(config.num_clusters),
-        "layers": None if config.layers is None else list(config.layers),
-        "model": model if checkpoint is None else str(checkpoint.resolve()),
-        "sizes": None if sizes is None else [list(sizes[0]), sizes[1]],
-        "weights": {name: _fingerprint(weight) for name, weight in weights.items()},
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _fingerprint(weight: Tensor) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over shape, dtype and values."""
-    digest = hashlib.sha256(json.dumps([list(weight.shape), str(weight.dtype)]).encode())
-    # NumPy knows no bfloat16; bytes it does.
-    digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record]:
-    """The layers that need not be clustered again."""
-    saved = read_results(folder)
-    if "clustering" not in saved:
-        raise ValueError(f"{folder} holds no clustering to resume")
-    if list(saved["config"]["weights"].items()) != list(wanted["weights"].items()):
-        raise ValueError(f"{folder} was made with other weights: cluster these into another folder")
-    for part in ("num_clusters", "affinity", "n_init", "shuffles", "tol", "seed"):
-        if saved["config"][part] != wanted[part]:
-            raise ValueError(
-                f"{folder} was made with another {part}: {saved['config'][part]!r}, not {wanted[part]!r}"
-            )
-    finished: dict[str, Record] = saved["clustering"]
-    return finished
-
-
-def _partitions_file(folder: Path, index: int) -> Path:
-    return folder / "layers" / f"{index:03}.npz"
-
-
-def _load_layers(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[int, Partition]]:
-    """Every finished layer's partitions by number of clusters."""
-    return {
-        name: {int(k): each for k, each in load_partitions(_partitions_file(folder, index)).items()}
-        for index, name in enumerate(results["config"]["weights"])
-        if name in results["clustering"]
-    }
-
-
-def _save_by_count(folder: Path, results: Mapping[str, Any]) -> None:
-    layers = _load_layers(folder, results)
-    save_partitions(folder / PARTITIONS, _chosen(results, layers))
-    for k in results["config"]["num_clusters"]:
-        mapping = {name: partitions[k] for name, partitions in layers.items() if k in partitions}
-        if mapping:
-            save_partitions(folder / f"partitions_k{k:02}.npz", mapping)
-
-
-def _chosen(
-    results: Mapping[str, Any], layers: Mapping[str, Mapping[int, Partition]]
-) -> dict[str, Partition]:
-    records = results["clustering"]
-    return {
-        name: partitions[records[name]["chosen"]]
-        for name, partitions in layers.items()
-        if records[name]["chosen"] is not None
-    }
-
-
-def draw_clustering(
-    folder: str | os.PathLike[str], results: Mapping[str, Any], weights: Mapping[str, Tensor] | None
-) -> list[Path]:
-    """Draw a clustering's pictures beside its files; returns their paths. Without weights no matrices."""
-    folder = Path(folder)
-    chosen = _chosen(results, _load_layers(folder, results))
-    records = {name: results["clustering"][name] for name in chosen}
-    made = draw_clusterability(folder / "clusterability.png", records)
-    if weights is not None:
-        made += draw_matrices(folder / "matrices.png", weights, chosen)
-    return made
-
-
-def redraw_clustering(folder: str | os.PathLike[str]) -> str | None:
-    """Draw a folder's pictures again, the weights being read from where they were.
-
-    Returns:
-        Why the matrices could not be drawn again, or None.
-
-    Raises:
-        ValueError, FileNotFoundError: as :func:`modfast.experiment.read_results` does.
-    """
-    results = read_results(folder)
-    config = results["config"]
-    weights, reason = None, "it is not known where the weights are from"
-    if config["model"] is not None:
-        try:
-            weights = read_weights(
-                config["model"], config["layers"], sizes=config["sizes"], seed=config["seed"]
-            )
-        except (ValueError, OSError, ImportError, TrainingError) as error:
-            reason = str(error)
-    if weights is not None and {n: _fingerprint(w) for n, w in weights.items()} != config["weights"]:
-        weights, reason = None, f"{config['model']} holds other weights now"
-    draw_clustering(folder, results, weights)
-    return None if weights is not None else f"matrices.png is left as it was: {reason}"

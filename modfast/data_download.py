@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -96,7 +98,8 @@ def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> 
             raise DataError(_by_hand(source, root, tried)) from missing
         if (root / source.contents).exists() and not _has_archives(source, root):
             warnings.warn(
-                f"{root / source.contents} is incomplete or damaged ({missing}); downloading it again",
+                f"{root / source.contents} is incomplete or damaged ({missing}); downloading it again, and "
+                "keeping what differs under another name",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -127,8 +130,8 @@ def _read_splits(dataset_class: Any, root: Path) -> tuple[Any, Any]:
 def _download(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any, Any]:
     """Download into a folder of its own, check, and only then move the contents to where they are read."""
     root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root, ignore_cleanup_errors=True) as made:
+        staging = Path(made)
         for name in source.archives:
             placed = root / source.archive_folder / name
             if placed.is_file():
@@ -137,12 +140,25 @@ def _download(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any
         with _network_timeout():
             dataset_class(str(staging), train=True, download=True)
         splits = _read_splits(dataset_class, staging)
-        if (root / source.contents).exists():
-            shutil.rmtree(root / source.contents)
-        os.replace(staging / source.contents, root / source.contents)
+        _put_in_place(staging / source.contents, root / source.contents)
         return splits
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(made: Path, place: Path) -> None:
+    """Move a data set to where it is read; what differs there may be a user's own, and is only renamed."""
+    if not os.path.lexists(place):
+        os.replace(made, place)
+        return
+    for folder, _, names in os.walk(made):
+        for name in names:
+            file = Path(folder, name)
+            target = place / file.relative_to(made)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_file() and filecmp.cmp(file, target, shallow=False):
+                continue
+            if os.path.lexists(target):
+                os.replace(target, target.with_name(f"{name}.replaced-{secrets.token_hex(4)}"))
+            os.replace(file, target)
 
 
 @contextmanager

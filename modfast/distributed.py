@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+# How long a process waits for another one to print its error.
+_LONGEST_WAIT = timedelta(seconds=60)
 
 
 class RankError(RuntimeError):
@@ -195,6 +199,42 @@ def launched() -> Iterator[Ranks]:
     dist.destroy_process_group()
     # The last reference. A group that outlives Python has threads that do, too, and now and then they abort.
     ranks.group = None
+
+
+def print_once(show: Callable[[], None] | None) -> None:
+    """Call ``show`` in the first of torchrun's processes that gets here; the others wait for it to return.
+
+    So an error that occurs in all processes is printed once. No process ends before it is printed, upon which
+    torchrun would end the others. Processes that do not get here are not waited for.
+
+    Args:
+        show: prints the error; None in a process that knows of it from another one.
+
+    Example:
+        >>> print_once(lambda: print("no such file"))
+        no such file
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        if show is not None:
+            show()
+        return
+    # A restarted run meets at the same store.
+    key = f"modfast {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, timeout=_LONGEST_WAIT
+        )
+        if show is None or store.add(f"{key} prints", 1) > 1:
+            store.wait([f"{key} has printed"])
+            return
+    except RuntimeError:
+        # There is no store any more, or nobody has printed: better twice than never.
+        if show is not None:
+            show()
+        return
+    show()
+    store.set(f"{key} has printed", "")
 
 
 def take_gpu(device: str) -> None:

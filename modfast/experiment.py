@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .accuracy import class_accuracy, cluster_accuracy
-from .circuit_files import held_circuits
 from .data import Dataset
 from .distributed import Ranks
-from .files import read_json, write_json
+from .files import file_name, write_json
 from .models import build_model
 from .partition import Partition, load_partitions, save_partitions
 from .report import (
@@ -29,11 +29,22 @@ from .report import (
     environment,
     summarize,
 )
-from .train import CHECKPOINT, Record, Run, TrainConfig, read_checkpoint, train
-
-RESULTS = "results.json"
-PARTITIONS = "partitions.npz"
-KINDS = ("plain", "modular")
+from .run_folder import (
+    KINDS,
+    PARTITIONS,
+    PICTURE,
+    RESULTS,
+    Plan,
+    Planned,
+    RunFolder,
+    prepare,
+    read_results,
+    results_with,
+    run_name,
+)
+from .run_folder import OutputExistsError as OutputExistsError
+from .train import CHECKPOINT, Record, Run, TrainConfig, read_checkpoint, train_in_folder
+from .train_checkpoint import check_continued, seed_generators
 
 
 @dataclass(frozen=True)
@@ -51,37 +62,31 @@ class Progress:
     on_epoch: Callable[[Record], None] | None = None
 
 
-class OutputExistsError(FileExistsError):
-    """A folder holds results that would be lost."""
+def run_plan(layers: Iterable[str]) -> Plan:
+    """The files of a run with these regularised layers."""
+    pictures = ["weights.png", "curves.png", *map(_class_picture, layers)]
+    return {
+        RESULTS: Planned(_read_continued),
+        CHECKPOINT: Planned(read_checkpoint),
+        PARTITIONS: Planned(load_partitions, drawn_from=RESULTS),
+        **dict.fromkeys(pictures, PICTURE),
+    }
 
 
-def prepare_folder(out: str | os.PathLike[str], *, resume: bool, overwrite: bool) -> Path:
-    """Make the folder ``out``, or say why it may not be written to.
+def _read_continued(path: Path) -> None:
+    results_with("history").read(path)
+    if not (path.parent / CHECKPOINT).exists():
+        raise ValueError(f"{path} lies beside no {CHECKPOINT} to continue from: choose another folder")
 
-    Raises:
-        OutputExistsError: it holds a run, and neither ``resume`` nor ``overwrite`` is given.
-        ValueError: both are given, or ``out`` is a file.
-    """
-    folder = Path(out)
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a folder, {out} is a file")
-    held = [path for path in (folder / RESULTS, *sorted(folder.rglob(CHECKPOINT))) if path.exists()]
-    if held and not (resume or overwrite):
-        raise OutputExistsError(
-            f"{out} holds a run already ({held[0].relative_to(folder)}): "
-            "continue it with --resume, or replace it with --overwrite"
-        )
-    if overwrite:
-        # Circuits are of the models that are replaced.
-        for path in (*held, *held_circuits(folder)):
-            path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    # A process that was killed while it wrote a file leaves the unfinished one behind.
-    for leftover in folder.rglob(f".{Path(CHECKPOINT).stem}-*"):
-        leftover.unlink()
-    return folder
+
+def _class_picture(layer: str) -> str:
+    return f"class_accuracy_{file_name(layer)}.png"
+
+
+_COMPARISON_PLAN: Plan = {
+    RESULTS: results_with("plain"),
+    **dict.fromkeys(["comparison.png", "curves.png"], PICTURE),
+}
 
 
 def train_run(
@@ -92,6 +97,7 @@ def train_run(
     *,
     partitions: Mapping[str, Partition] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
@@ -104,6 +110,7 @@ def train_run(
         out: the folder; made if absent.
         partitions: layer name to clusters; by default contiguous blocks.
         resume: continue from the checkpoint in ``out``, if there is one.
+        overwrite: remove what ``modfast train`` wrote to ``out`` before.
         progress: whom to tell how far the work is; of several processes the first one's.
         group: processes that train the model together, as for :func:`modfast.train.train`. Each calls this
             and returns the results; the first one writes.
@@ -115,25 +122,61 @@ def train_run(
 
     Raises:
         ValueError, TrainingError, RankError: as :func:`modfast.train.train` does.
+        OutputExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given; or a file
+            that ``modfast train`` did not write, at a name that it would write. Nothing is changed then.
     """
-    folder, ranks = Path(out), Ranks(group)
+    folder = RunFolder(out, "train")
+
+    def begin(run: Run) -> None:
+        prepare([(folder, run_plan(run.partitions))], resume=resume, overwrite=overwrite)
+
+    return _train_run(
+        dataset,
+        model,
+        config,
+        folder,
+        begin,
+        partitions=partitions,
+        resume=resume,
+        progress=progress,
+        group=group,
+    )
+
+
+def _train_run(
+    dataset: Dataset,
+    model: str,
+    config: TrainConfig,
+    folder: RunFolder,
+    begin: Callable[[Run], None],
+    *,
+    comparison: RunFolder | None = None,
+    partitions: Mapping[str, Partition] | None = None,
+    resume: bool,
+    progress: Progress | None,
+    group: dist.ProcessGroup | None,
+) -> dict[str, Any]:
+    """As :func:`train_run`, in a folder that may belong to a comparison."""
+    ranks = Ranks(group)
     progress = progress or Progress()
-    torch.manual_seed(config.seed)
-    network = build_model(model, dataset.image_shape, dataset.num_classes)
+    seed_generators(config.seed)
+    network = ranks.every(lambda: build_model(model, dataset.image_shape, dataset.num_classes))
     if progress.on_run is not None and ranks.is_first:
-        progress.on_run(folder.name, config.epochs)
-    run = train(
+        progress.on_run(folder.path.name, config.epochs)
+    run = train_in_folder(
         network,
         dataset,
         config,
+        folder,
+        begin,
+        comparison=comparison,
         partitions=partitions,
-        out=folder,
         resume=resume,
         on_step=progress.on_step,
         on_epoch=progress.on_epoch,
         group=group,
     )
-    results = evaluate(run, dataset) | {
+    results = ranks.every(lambda: evaluate(run, dataset)) | {
         "history": run.history,
         "classes": list(dataset.classes),
         "config": {
@@ -149,8 +192,8 @@ def train_run(
     }
 
     def write() -> None:
-        save_partitions(folder / PARTITIONS, run.measured)
-        write_json(folder / RESULTS, results)
+        save_partitions(folder.file(PARTITIONS), run.measured)
+        write_json(folder.file(RESULTS), results)
         draw_run(folder)
 
     ranks.first(write)
@@ -196,45 +239,67 @@ def _tensor(shares: Any) -> Tensor:
     )
 
 
-def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``results.json`` of a folder.
+def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results and the checkpoint of a finished run, if they are of the same training.
 
     Raises:
-        FileNotFoundError: the folder holds none.
-        ValueError: it is damaged.
+        FileNotFoundError: no run has finished there.
+        ValueError: the folder holds something else, or the model was trained on since.
+        TrainingError: the checkpoint is damaged.
     """
-    path = Path(folder) / RESULTS
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {RESULTS}: no run has finished there")
-    results = read_json(path)
-    known = ({"history"}, {"clustering"}, set(KINDS))
-    if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
-        raise ValueError(f"{path} is no result of modfast")
-    return results
+    results, state = read_results(folder), read_checkpoint(Path(folder) / CHECKPOINT)
+    if "history" not in results:
+        raise ValueError(f"{os.fspath(folder)} holds results, but not of the training of one model")
+    reported, done = results["history"], state["history"]
+    if len(reported) != len(done):
+        raise ValueError(
+            f"{os.fspath(folder)} was trained on for {len(done)} epochs since its results, which tell of "
+            f"{len(reported)}: finish it with --resume"
+        )
+    if reported != done:
+        raise ValueError(
+            f"{os.fspath(folder)} holds the results of one training and the checkpoint of another: "
+            "--resume writes the results of the checkpoint"
+        )
+    return results, state
 
 
 def draw_run(folder: str | os.PathLike[str]) -> list[Path]:
-    """Draw a finished run's pictures from its files, beside them; returns their paths."""
-    folder = Path(folder)
-    results, state = read_results(folder), read_checkpoint(folder / CHECKPOINT)
-    partitions = load_partitions(folder / PARTITIONS)
-    made = [folder / "weights.png", folder / "curves.png"]
-    draw_weights(made[0], state["initial"], state["weights"], partitions)
+    """Draw a finished run's pictures from its files, beside them.
+
+    Args:
+        folder: the run's; given a path, pictures that might be a user's own are left as they are.
+
+    Returns:
+        The files that were drawn.
+
+    Raises:
+        FileNotFoundError, ValueError, TrainingError: as :func:`read_run` does.
+    """
+    folder = RunFolder.of(folder, "report")
+    results, state = read_run(folder)
+    partitions = load_partitions(folder.path / PARTITIONS)
     kind = "modular" if results["config"]["enmeshment_weight"] > 0 else "plain"
     regularised = results["config"]["regularised_layers"]
-    draw_curves(made[1], {kind: [results["history"]]}, regularised)
-    for layer in regularised:
+
+    def draw_layer(layer: str, path: os.PathLike[str]) -> None:
         shares = results["cluster_accuracy"][layer]
-        made.append(folder / f"class_accuracy_{layer.replace('/', '_')}.png")
         draw_class_accuracy(
-            made[-1],
+            path,
             results["classes"],
             _tensor(results["class_accuracy"]),
             _tensor(shares["only"]),
             _tensor(shares["without"]),
             layer,
         )
-    return made
+
+    return folder.draw(
+        {
+            "weights.png": lambda path: draw_weights(path, state["initial"], state["weights"], partitions),
+            "curves.png": lambda path: draw_curves(path, {kind: [results["history"]]}, regularised),
+            **{_class_picture(layer): functools.partial(draw_layer, layer) for layer in regularised},
+        }
+    )
 
 
 def reproduce(
@@ -246,6 +311,7 @@ def reproduce(
     seeds: Sequence[int],
     plain_epochs: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
@@ -259,6 +325,7 @@ def reproduce(
         seeds: one pair of models for each; the two of a pair start from the same weights.
         plain_epochs: for the plain model; by default as many as for the modular one.
         resume: keep finished runs and continue unfinished ones.
+        overwrite: remove what ``modfast reproduce`` wrote to ``out`` and to the folders of these runs before.
         progress: whom to tell how far the work is.
         group: as for :func:`train_run`.
 
@@ -268,22 +335,46 @@ def reproduce(
 
     Raises:
         ValueError: ``seeds`` is empty or repeats one; ``enmeshment_weight`` is 0.
+        OutputExistsError, TrainingError, RankError: as :func:`train_run` does.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds must be at least one, each once, got {list(seeds)}")
-    if config.enmeshment_weight == 0:
-        raise ValueError("enmeshment_weight must be above 0 for the modular model, got 0")
-    folder, ranks = Path(out), Ranks(group)
+    ranks = Ranks(group)
+    ranks.every(lambda: _check_comparison(config, seeds))
+    folder = RunFolder(out, "reproduce")
     epochs = {"plain": plain_epochs or config.epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
+    each_run = [
+        (kind, RunFolder(folder.path, "reproduce", run_name(kind, seed)), seed)
+        for seed in seeds
+        for kind in KINDS
+    ]
+    begun = False
+
+    def begin(run: Run) -> None:
+        """See to the folders of all runs before the first one."""
+        nonlocal begun
+        if begun:
+            return
+        for kind, within, _ in each_run if resume else ():
+            check_continued(within, epochs[kind])
+        plans = [(within, run_plan(run.partitions)) for _, within, _ in each_run]
+        prepare([(folder, _COMPARISON_PLAN), *plans], resume=resume, overwrite=overwrite)
+        begun = True
+
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    for seed in seeds:
-        for kind in KINDS:
-            each = replace(config, seed=seed, epochs=epochs[kind], enmeshment_weight=weight[kind])
-            name = run_name(kind, seed)
-            runs[kind].append(
-                train_run(dataset, model, each, folder / name, resume=resume, progress=progress, group=group)
+    for kind, within, seed in each_run:
+        runs[kind].append(
+            _train_run(
+                dataset,
+                model,
+                replace(config, seed=seed, epochs=epochs[kind], enmeshment_weight=weight[kind]),
+                within,
+                begin,
+                comparison=folder,
+                resume=resume,
+                progress=progress,
+                group=group,
             )
+        )
     results = summarize(runs["plain"], runs["modular"]) | {
         "config": {
             **asdict(config),
@@ -301,27 +392,48 @@ def reproduce(
     del results["config"]["seed"]
 
     def write() -> None:
-        write_json(folder / RESULTS, results)
+        write_json(folder.file(RESULTS), results)
         draw_reproduction(folder)
 
     ranks.first(write)
     return results
 
 
-def run_name(kind: str, seed: int) -> str:
-    """The folder of one run within a comparison."""
-    return f"{kind}-seed{seed}"
+def _check_comparison(config: TrainConfig, seeds: Sequence[int]) -> None:
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be at least one, each once, got {list(seeds)}")
+    if config.enmeshment_weight == 0:
+        raise ValueError("enmeshment_weight must be above 0 for the modular model, got 0")
 
 
 def draw_reproduction(folder: str | os.PathLike[str]) -> list[Path]:
-    """Draw a finished comparison's pictures from its files, beside them; returns their paths."""
-    folder = Path(folder)
+    """Draw a finished comparison's pictures from its files, beside them; as :func:`draw_run` does.
+
+    Raises:
+        ValueError: a model was trained on since.
+    """
+    folder = RunFolder.of(folder, "report")
     results = read_results(folder)
     seeds = results["config"]["seeds"]
-    histories = {
-        kind: [read_results(folder / run_name(kind, seed))["history"] for seed in seeds] for kind in KINDS
-    }
-    made = [folder / "comparison.png", folder / "curves.png"]
-    draw_comparison(made[0], results)
-    draw_curves(made[1], histories, results["config"]["regularised_layers"])
-    return made
+    runs = {kind: [_read_compared(folder.path, kind, seed) for seed in seeds] for kind in KINDS}
+    for kind, of_kind in runs.items():
+        for index, (seed, run) in enumerate(zip(seeds, of_kind, strict=True)):
+            shares = {layer: each[index] for layer, each in results[kind]["clusterabilities"].items()}
+            if (run["accuracy"], run["clusterability"]) != (results[kind]["accuracies"][index], shares):
+                raise ValueError(
+                    f"{folder.path / run_name(kind, seed)} holds another model than {folder.path / RESULTS} "
+                    "describes: `modfast reproduce --resume` compares them anew"
+                )
+    histories = {kind: [run["history"] for run in of_kind] for kind, of_kind in runs.items()}
+    return folder.draw(
+        {
+            "comparison.png": lambda path: draw_comparison(path, results),
+            "curves.png": lambda path: draw_curves(path, histories, results["config"]["regularised_layers"]),
+        }
+    )
+
+
+def _read_compared(folder: Path, kind: str, seed: int) -> dict[str, Any]:
+    """The results of one run, which may have been kept without its checkpoint."""
+    within = folder / run_name(kind, seed)
+    return read_run(within)[0] if (within / CHECKPOINT).exists() else read_results(within)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,37 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+
+
+class Target(os.PathLike[str]):
+    """A file that is to be written: where it lies, and where its contents are until they are whole.
+
+    Any path is one; :class:`modfast.run_folder.RunFile` is one that a manifest answers for.
+
+    Args:
+        path: the file.
+        temporary: in the same folder; by default a new name that nobody else has.
+
+    Example:
+        >>> Target("out/note.txt").temporary.suffix
+        '.txt'
+    """
+
+    def __init__(self, path: str | os.PathLike[str], temporary: Path | None = None) -> None:
+        self.path = Path(path)
+        # The suffix stays last, because libraries such as matplotlib choose a format by it.
+        named = f".{self.path.stem[:32]}-{secrets.token_hex(8)}{self.path.suffix}"
+        self.temporary = self.path.with_name(named) if temporary is None else temporary
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def approve(self, size: int) -> None:
+        """Called when the contents are whole, before they take the place of the file; may raise.
+
+        Args:
+            size: of the contents, in bytes.
+        """
 
 
 @contextmanager
@@ -30,19 +63,44 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, because libraries such as matplotlib choose a format by it.
-    temporary = path.with_name(f".{path.stem[:32]}-{secrets.token_hex(8)}{path.suffix}")
+    target = path if isinstance(path, Target) else Target(path)
+    target.path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.temporary
     # As readable as any other new file, where the tempfile module's are private.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        target.approve(temporary.stat().st_size)
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            error.filename = os.fspath(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_HARMLESS = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}")
+
+
+def file_name(name: str) -> str:
+    """``name`` as a part of a file's name, another one for each name.
+
+    A name of at most 100 letters, digits and ``_.-[]`` is left as it is. Of any other one the harmless
+    characters come first, then ``~``, which the others do not have, and a digest.
+
+    Example:
+        >>> file_name("blocks.0.fc1")
+        'blocks.0.fc1'
+        >>> file_name("a/b")
+        'a_b~c14cddc033f64b9d'
+    """
+    if _HARMLESS.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{re.sub('[^A-Za-z0-9_.-]', '_', name)[:60]}~{digest}"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -73,7 +131,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is damaged ({error})") from error
 
 

@@ -25,7 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--threads", type=int, metavar="N", help="threads on the CPU (default: PyTorch's choice)"
     )
     machine.add_argument("--resume", action="store_true", help="continue a run that was stopped or killed")
-    machine.add_argument("--overwrite", action="store_true", help="replace the results that are there")
+    machine.add_argument(
+        "--overwrite", action="store_true", help="replace what this command wrote there, and nothing else"
+    )
 
     work = argparse.ArgumentParser(add_help=False, parents=[machine])
     work.add_argument("--out", required=True, metavar="DIR", help="folder for results, pictures, checkpoints")

@@ -5,10 +5,11 @@ A network of many layers gets several pictures of some layers each, ``name.png``
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -23,34 +24,49 @@ from modfast.picture_weights import Panel, draw_pairs, magnitude
 MOST_CURVES = 8
 MOST_MATRICES = 5
 
+Drawing: TypeAlias = Callable[[str | os.PathLike[str]], None]
+"""Draws a picture into the file that it is given."""
+
 _FOUND, _CHANCE, _CHOSEN = "#0072B2", "#666666", "#D55E00"
 _SHUFFLED: dict[str, Any] = {"color": "black", "marker": "+", "markersize": 7, "linestyle": "none"}
 
 
-def _pages(
-    path: str | os.PathLike[str], names: Sequence[str], most: int
-) -> list[tuple[Path, Sequence[str], str | None]]:
-    """The files to draw, each with its layers and a heading; files of more pages than these are removed."""
-    path = Path(path)
-    pages: list[tuple[Path, Sequence[str], str | None]] = []
-    for first in range(0, len(names), most):
+class _Page(NamedTuple):
+    """One of the pictures that many layers are spread over."""
+
+    layers: Sequence[str]
+    heading: str | None
+
+
+def _pages(name: str, layers: Sequence[str], most: int) -> dict[str, _Page]:
+    """The pages by file name."""
+    path = PurePath(name)
+    pages = {}
+    for first in range(0, len(layers), most):
         number = first // most + 1
-        page = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
-        shown = names[first : first + most]
-        heading = f"layers {first + 1} to {first + len(shown)} of {len(names)}"
-        pages.append((page, shown, heading if len(names) > most else None))
-    current = {page for page, _, _ in pages}
-    for old in path.parent.glob(f"{path.stem}_*{path.suffix}"):
-        if old not in current:
-            old.unlink()
+        shown = layers[first : first + most]
+        heading = f"layers {first + 1} to {first + len(shown)} of {len(layers)}"
+        page = name if number == 1 else f"{path.stem}_{number}{path.suffix}"
+        pages[page] = _Page(shown, heading if len(layers) > most else None)
     return pages
+
+
+def picture_names(layers: Sequence[str], clusterability: str, matrices: str) -> list[str]:
+    """The names of all pictures of these layers.
+
+    Example:
+        >>> picture_names([f"fc{index}" for index in range(7)], "c.png", "m.png")
+        ['c.png', 'm.png', 'm_2.png']
+    """
+    return [*_pages(clusterability, layers, MOST_CURVES), *_pages(matrices, layers, MOST_MATRICES)]
 
 
 def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapping[str, Any]]) -> list[Path]:
     """Draw clusterability, normalised cut and singular values, one row of panels for each layer.
 
     Args:
-        path: PNG file to write; more than 8 layers go on in further files beside it.
+        path: PNG file to write; more than 8 layers go on in further files beside it, which are replaced if
+            they exist, ``name_2.png`` and so on.
         records: layer name to what :func:`modfast.cluster.cluster_layer` records, with a chosen number.
 
     Returns:
@@ -70,37 +86,58 @@ def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapp
         >>> [made.name for made in draw_clusterability(Path(tempfile.mkdtemp()) / "c.png", {"fc": record})]
         ['c.png']
     """
+    path = Path(path)
+    pictures = clusterability_pictures(path.name, records)
+    for name, draw in pictures.items():
+        draw(path.with_name(name))
+    return [path.with_name(name) for name in pictures]
+
+
+def clusterability_pictures(name: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Drawing]:
+    """What :func:`draw_clusterability` draws, by file name.
+
+    Args:
+        name: of the first file.
+        records: as there.
+
+    Raises:
+        ValueError: as there.
+    """
     if not records:
         raise ValueError("records must hold at least one layer, got none")
-    made = []
-    for page, names, heading in _pages(path, list(records), MOST_CURVES):
-        figure = new_figure(2.25 * len(names) + 0.9)
-        rows = figure.subplots(len(names), 3, squeeze=False)
-        for name, axes in zip(names, rows, strict=True):
-            _draw_measure(axes[0], records[name], "clusterability")
-            _draw_measure(axes[1], records[name], "normalized_cut")
-            _draw_singular_values(axes[2], records[name])
-            shape = " x ".join(str(size) for size in records[name]["shape"])
-            axes[0].set_title(f"{name_end(name, 28)} ({shape})\nclusterability", fontsize=9)
-            axes[1].set_title("normalised cut", fontsize=9)
-            axes[2].set_title(gap_text(records[name]), fontsize=9)
-        for axes in rows.flat:
-            axes.grid(alpha=0.3)
-            axes.tick_params(labelsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes, label in zip(
-            rows[-1], ("number of clusters k",) * 2 + ("singular value number",), strict=True
-        ):
-            axes.set_xlabel(label, fontsize=9)
-        handles, labels = [], []
-        for axes in rows[0][[0, 2]]:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                handles.append(handle)
-                labels.append(label)
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, title=heading)
-        save_figure(figure, page)
-        made.append(page)
-    return made
+    return {
+        page: functools.partial(_draw_clusterability, records, shown)
+        for page, shown in _pages(name, list(records), MOST_CURVES).items()
+    }
+
+
+def _draw_clusterability(
+    records: Mapping[str, Mapping[str, Any]], page: _Page, path: str | os.PathLike[str]
+) -> None:
+    names = page.layers
+    figure = new_figure(2.25 * len(names) + 0.9)
+    rows = figure.subplots(len(names), 3, squeeze=False)
+    for name, axes in zip(names, rows, strict=True):
+        _draw_measure(axes[0], records[name], "clusterability")
+        _draw_measure(axes[1], records[name], "normalized_cut")
+        _draw_singular_values(axes[2], records[name])
+        shape = " x ".join(str(size) for size in records[name]["shape"])
+        axes[0].set_title(f"{name_end(name, 28)} ({shape})\nclusterability", fontsize=9)
+        axes[1].set_title("normalised cut", fontsize=9)
+        axes[2].set_title(gap_text(records[name]), fontsize=9)
+    for axes in rows.flat:
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes, label in zip(rows[-1], ("number of clusters k",) * 2 + ("singular value number",), strict=True):
+        axes.set_xlabel(label, fontsize=9)
+    handles, labels = [], []
+    for axes in rows[0][[0, 2]]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.append(handle)
+            labels.append(label)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, title=page.heading)
+    save_figure(figure, path)
 
 
 def gap_text(record: Mapping[str, Any]) -> str:
@@ -158,7 +195,8 @@ def draw_matrices(
     """Draw each layer's |weight| as it is stored, and sorted by cluster with lines between the clusters.
 
     Args:
-        path: PNG file to write; more than 5 layers go on in further files beside it.
+        path: PNG file to write; more than 5 layers go on in further files beside it, as for
+            :func:`draw_clusterability`.
         weights: layer name to weight, (out, in, *kernel).
         partitions: layer name to the partition of that weight.
 
@@ -176,26 +214,54 @@ def draw_matrices(
         >>> [made.name for made in draw_matrices(path, {"fc": weight}, {"fc": partition})]
         ['m.png']
     """
+    path = Path(path)
+    pictures = matrices_pictures(path.name, weights, partitions)
+    for name, draw in pictures.items():
+        draw(path.with_name(name))
+    return [path.with_name(name) for name in pictures]
+
+
+def matrices_pictures(
+    name: str, weights: Mapping[str, Tensor], partitions: Mapping[str, Partition]
+) -> dict[str, Drawing]:
+    """What :func:`draw_matrices` draws, by file name.
+
+    Args:
+        name: of the first file.
+        weights: as there.
+        partitions: as there.
+
+    Raises:
+        ValueError: there is no layer.
+    """
     if not partitions:
         raise ValueError("partitions must name at least one layer, got none")
-    made = []
-    for page, names, heading in _pages(path, list(partitions), MOST_MATRICES):
-        pairs = []
-        for name in names:
-            weight, partition = weights[name], partitions[name]
-            values = magnitude(f"weights[{name!r}]", weight, partition)
-            unit = "neuron" if weight.ndim == 2 else "channel"
-            shape = " x ".join(str(size) for size in weight.shape)
-            title = f"{name_end(name)} ({shape})\n"
-            plural = "s" if partition.num_clusters > 1 else ""
-            share = float(clusterability(weight, partition))
-            sorting = f"sorted into {partition.num_clusters} cluster{plural}, clusterability {share:.3f}"
-            pairs.append(
-                (
-                    Panel(values, None, title + "as stored", unit),
-                    Panel(values, partition, title + sorting, unit),
-                )
+    return {
+        page: functools.partial(_draw_matrices, weights, partitions, shown)
+        for page, shown in _pages(name, list(partitions), MOST_MATRICES).items()
+    }
+
+
+def _draw_matrices(
+    weights: Mapping[str, Tensor],
+    partitions: Mapping[str, Partition],
+    page: _Page,
+    path: str | os.PathLike[str],
+) -> None:
+    pairs = []
+    for name in page.layers:
+        weight, partition = weights[name], partitions[name]
+        values = magnitude(f"weights[{name!r}]", weight, partition)
+        unit = "neuron" if weight.ndim == 2 else "channel"
+        shape = " x ".join(str(size) for size in weight.shape)
+        title = f"{name_end(name)} ({shape})\n"
+        plural = "s" if partition.num_clusters > 1 else ""
+        share = float(clusterability(weight, partition))
+        sorting = f"sorted into {partition.num_clusters} cluster{plural}, clusterability {share:.3f}"
+        pairs.append(
+            (
+                Panel(values, None, title + "as stored", unit),
+                Panel(values, partition, title + sorting, unit),
             )
-        draw_pairs(page, pairs, heading)
-        made.append(page)
-    return made
+        )
+    draw_pairs(path, pairs, page.heading)

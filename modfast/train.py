@@ -10,8 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -22,22 +21,28 @@ from torch.nn.functional import cross_entropy
 from .data import Dataset
 from .distributed import Ranks
 from .energy_loss import EnmeshmentLoss
-from .files import atomic_write
 from .layers import linear_layers
 from .library import backend
 from .partition import Partition
+from .run_folder import RESULTS, Planned, RunFolder, prepare
 from .running import evaluating, logits_of
+from .train_batches import Call, check_batches
+from .train_checkpoint import CHECKPOINT as CHECKPOINT
+from .train_checkpoint import TrainingError as TrainingError
+from .train_checkpoint import (
+    check_continued,
+    identity,
+    load_checkpoint,
+    measured_weights,
+    save_checkpoint,
+    seed_generators,
+)
+from .train_checkpoint import read_checkpoint as read_checkpoint
 
-CHECKPOINT = "checkpoint.pt"
-_FORMAT = "modfast checkpoint 1"
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _EVALUATION_BATCH = 1000
 
 Record: TypeAlias = dict[str, Any]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not finite, or a checkpoint does not belong to this run."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class TrainConfig:
         epochs: passes over the training images.
         batch_size: images for each step; the last step of an epoch may have fewer.
         learning_rate: Adam's.
-        seed: of the order of the images and of dropout. (The model is seeded by who makes it.)
+        seed: of the order of the images and of all random numbers that training draws. (The model is seeded
+            by who makes it.)
         device: "auto" takes a CUDA device if there is one that this build has kernels for.
         threads: of PyTorch on the CPU; None leaves them. The same number repeats a run bit for bit.
         precision: of the forward pass: "float32", or "bfloat16" by autocast, weights staying float32.
@@ -165,14 +171,16 @@ def train(
     partitions: Mapping[str, Partition] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     on_step: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Run:
     """Train a classifier with cross-entropy plus ``enmeshment_weight`` times enmeshment.
 
-    Seeds PyTorch's global generator. On the CPU, the same model, data, configuration and number of
-    threads give the same weights bit for bit, whether or not the run was killed and resumed.
+    Seeds the global generators of PyTorch, NumPy and Python's ``random``. On the CPU, the same model, data,
+    configuration and number of threads give the same weights bit for bit, whether or not the run was killed
+    and resumed.
 
     Args:
         model: images ``(n, channels, height, width)`` to logits ``(n, classes)``; moved to the device and
@@ -182,7 +190,9 @@ def train(
         partitions: layer name to clusters; by default contiguous blocks of ``config.layers``.
         out: a folder for a checkpoint after each epoch, written whole or not at all, loadable with
             ``torch.load(..., weights_only=True)``. None keeps none.
-        resume: continue from the checkpoint in ``out``, if there is one.
+        resume: continue from the checkpoint in ``out``, if there is one. The ``results.json`` of a run that
+            is trained further is removed, since it describes a model of fewer epochs.
+        overwrite: remove what this function or ``modfast train`` wrote to ``out`` before.
         on_step: called as ``on_step(epoch, step, steps)`` after each step, all counted from 1.
         on_epoch: called with each finished epoch's record.
         group: processes that train this model together, such as ``torch.distributed.group.WORLD``; see below.
@@ -195,8 +205,11 @@ def train(
         ``clusterability`` (of each linear layer, at the end) and ``seconds`` (training and testing).
 
     Raises:
-        ValueError: the configuration does not fit the model or the machine.
-        TrainingError: the loss is not finite, or the checkpoint belongs to another run.
+        ValueError: the configuration does not fit the model, the data or the machine.
+        TrainingError: the loss is not finite, or the checkpoint belongs to another run or to one of more
+            epochs.
+        OutputExistsError: ``out`` holds a checkpoint, and neither ``resume`` nor ``overwrite`` is given; or
+            one that this function did not write.
         RankError: of several processes, instead of those above, on every one of them.
 
     With a ``group`` every process calls this with the same arguments; each computes on its share of each
@@ -213,19 +226,83 @@ def train(
         >>> len(run.history)
         1
     """
+    folder = None if out is None else RunFolder(out, "train")
+
+    def begin(_: Run) -> None:
+        if folder is not None:
+            plan = {CHECKPOINT: Planned(read_checkpoint)}
+            prepare([(folder, plan)], resume=resume, overwrite=overwrite)
+
+    return train_in_folder(
+        model,
+        dataset,
+        config,
+        folder,
+        begin,
+        partitions=partitions,
+        resume=resume,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        group=group,
+    )
+
+
+def train_in_folder(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    folder: RunFolder | None,
+    begin: Callable[[Run], None],
+    *,
+    comparison: RunFolder | None = None,
+    partitions: Mapping[str, Partition] | None,
+    resume: bool,
+    on_step: Callable[[int, int, int], None] | None,
+    on_epoch: Callable[[Record], None] | None,
+    group: dist.ProcessGroup | None,
+) -> Run:
+    """As :func:`train`, in a folder that others write to as well.
+
+    Args:
+        model: as there.
+        dataset: as there.
+        config: as there.
+        folder: for the checkpoint; None keeps none.
+        begin: called by the first process once it is known that the run can begin, before it writes.
+        comparison: the folder whose results also describe this model.
+        partitions: as there.
+        resume: as there.
+        on_step: as there.
+        on_epoch: as there.
+        group: as there.
+    """
     ranks = Ranks(group)
     with using_threads(config.threads):
         run = ranks.every(lambda: _start(model, dataset, config, partitions))
         if ranks.size > 1:
-            _check_alike(ranks, run, dataset, out=out is not None, resume=resume)
+            _check_alike(ranks, run, dataset, out=folder is not None, resume=resume)
             # Who made the models may have drawn other weights on each rank.
             ranks.copy_first_(run.model)
-        run.initial = {name: weight.cpu().clone() for name, weight in _measured_weights(run).items()}
-        checkpoint = None if out is None else Path(out) / CHECKPOINT
+        ranks.every(lambda: _check_batches(run, dataset, ranks.size))
+        if folder is not None and resume:
+            ranks.first(lambda: check_continued(folder, config.epochs))
+        ranks.first(lambda: begin(run))
+        run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
+
+        def keep() -> None:
+            """Write the checkpoint. No results of an older one may lie beside it."""
+            if folder is None:
+                return
+            if comparison is not None and (folder.path / RESULTS).exists():
+                comparison.remove(RESULTS)
+            folder.remove(RESULTS)
+            save_checkpoint(run, dataset, folder.file(CHECKPOINT))
+
+        checkpoint = None if folder is None else folder.path / CHECKPOINT
         if checkpoint is not None and resume and ranks.first(checkpoint.exists):
-            ranks.every(lambda: _load_checkpoint(run, dataset, checkpoint))
-        elif checkpoint is not None:
-            ranks.first(lambda: _save_checkpoint(run, dataset, checkpoint))
+            ranks.every(lambda: load_checkpoint(run, dataset, checkpoint))
+        else:
+            ranks.first(keep)
         loss = EnmeshmentLoss(run.model, run.partitions)
         steps = math.ceil(len(dataset.train_images) / config.batch_size)
 
@@ -234,7 +311,7 @@ def train(
             run.model.train()
             if ranks.size > 1:
                 # Not the same dropout on every rank, and in a resumed epoch that of a run never stopped.
-                torch.manual_seed(_seed(config.seed, epoch, ranks.rank))
+                seed_generators(_seed(config.seed, epoch, ranks.rank))
             # The sum of cross-entropy, and how many images were classified as labelled.
             totals = torch.zeros(2, dtype=torch.float64, device=run.device)
             enmeshment_sum = torch.zeros_like(totals[0])
@@ -265,8 +342,31 @@ def train(
                 "seconds": time.perf_counter() - began,
             }
             run.history.append(record)
-            ranks.first(lambda: _finish_epoch(run, dataset, checkpoint, on_epoch))
+            ranks.first(lambda: _finish_epoch(run, keep, on_epoch))
     return run
+
+
+def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
+    """Raises if the model cannot be trained on a share of some batch."""
+
+    def attempt(call: Call, count: int) -> None:
+        _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64, device="cpu"), call)
+        # Not backward(), which would leave gradients behind.
+        learning = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+        torch.autograd.grad(entropy, learning, allow_unused=True)
+
+    count = len(dataset.train_images)
+    check_batches(run.model, count, run.config.batch_size, processes, attempt)
+
+
+def _forward(run: Run, dataset: Dataset, share: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits of training images, their labels, and the mean cross-entropy."""
+    images = dataset.normalize(dataset.train_images[share].to(run.device))
+    labels = dataset.train_labels[share].to(run.device)
+    precision = _PRECISIONS[run.config.precision]
+    with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
+        logits = logits_of(call(images))
+        return logits, labels, cross_entropy(logits, labels)
 
 
 def _backward(run: Run, dataset: Dataset, share: Tensor, batch_size: int) -> Tensor:
@@ -275,20 +375,13 @@ def _backward(run: Run, dataset: Dataset, share: Tensor, batch_size: int) -> Ten
     A share's mean is weighted with its part of the batch. So the sum of the gradients over shares of any
     sizes is the gradient of the batch's mean, where an average would favour the images of smaller shares.
     """
-    images = dataset.normalize(dataset.train_images[share].to(run.device))
-    labels = dataset.train_labels[share].to(run.device)
-    precision = _PRECISIONS[run.config.precision]
-    with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
-        logits = logits_of(run.model(images))
-        entropy = cross_entropy(logits, labels)
+    logits, labels, entropy = _forward(run, dataset, share, run.model)
     (entropy * (len(share) / batch_size)).backward()
     correct = (logits.detach().argmax(dim=1) == labels).sum()
     return torch.stack([entropy.detach() * len(share), correct])
 
 
-def _finish_epoch(
-    run: Run, dataset: Dataset, checkpoint: Path | None, on_epoch: Callable[[Record], None] | None
-) -> None:
+def _finish_epoch(run: Run, keep: Callable[[], None], on_epoch: Callable[[Record], None] | None) -> None:
     """Keep and tell what the epoch gave, unless it went astray."""
     record = run.history[-1]
     if not math.isfinite(record["loss"] + record["enmeshment"]):
@@ -296,8 +389,7 @@ def _finish_epoch(
             f"the loss is {record['loss']} in epoch {record['epoch']}: a smaller learning_rate "
             f"(now {run.config.learning_rate}) may help"
         )
-    if checkpoint is not None:
-        _save_checkpoint(run, dataset, checkpoint)
+    keep()
     if on_epoch is not None:
         on_epoch(record)
 
@@ -318,7 +410,7 @@ def _start(
 ) -> Run:
     device = choose_device(config.device)
     model.to(device)
-    torch.manual_seed(config.seed)
+    seed_generators(config.seed)
     chosen = EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     measured = dict(chosen.partitions)
     for layer in linear_layers(model):
@@ -338,7 +430,7 @@ def _start(
 
 def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None:
     """Raises on every rank unless all were asked for the same: they would wait for each other, or diverge."""
-    parts = _identity(run, dataset) | {"epochs": run.config.epochs} | more
+    parts = identity(run, dataset) | {"epochs": run.config.epochs} | more
     digests = ranks.gather(
         {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
     )
@@ -349,10 +441,6 @@ def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None
             raise ValueError(f"all processes must train the same, but differ in: {', '.join(differing)}")
 
     ranks.every(check)
-
-
-def _measured_weights(run: Run) -> dict[str, Tensor]:
-    return EnmeshmentLoss(run.model, run.measured).weights()
 
 
 def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> Record:
@@ -373,78 +461,3 @@ def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> 
         "test_accuracy": int(ranks.sum(torch.tensor(right, device=run.device))) / len(dataset.test_labels),
         "clusterability": EnmeshmentLoss(run.model, run.measured).clusterability(),
     }
-
-
-# --- Checkpoints: plain containers and tensors, so that loading one runs no code from it.
-
-
-def _identity(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that was killed."""
-    config = asdict(run.config)
-    # More epochs may be asked for; device and threads change how fast, and at most the rounding.
-    for name in ("epochs", "device", "threads"):
-        del config[name]
-    config["layers"] = None if run.config.layers is None else list(run.config.layers)
-    clusters = {
-        name: [each.row_labels.tolist(), each.col_labels.tolist()] for name, each in run.partitions.items()
-    }
-    shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
-    return {"config": config, "partitions": clusters, "parameters": shapes, "data": dataset.fingerprint()}
-
-
-def _save_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
-    state = {
-        "format": _FORMAT,
-        "identity": _identity(run, dataset),
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "initial": run.initial,
-        # As (out, in, *kernel), which the state_dict does not tell. Shared memory is written once.
-        "weights": _measured_weights(run),
-        "history": run.history,
-        "random_state": torch.get_rng_state(),
-        "cuda_random_state": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
-    }
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint's contents: ``model`` (a state_dict), ``initial`` and ``weights`` (of the measured layers,
-    before training and now), ``history``, and what resuming needs.
-
-    Raises:
-        TrainingError: the file is damaged or no checkpoint of modfast.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise TrainingError(f"{os.fspath(path)} is no checkpoint of this version of modfast")
-    return state
-
-
-def _load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
-    state = read_checkpoint(path)
-    saved, wanted = state["identity"], _identity(run, dataset)
-    for part in wanted:
-        if saved[part] != wanted[part]:
-            names = [f.name for f in fields(TrainConfig)] if part == "config" else []
-            differing = [
-                f"{name} {saved[part].get(name)!r}, not {wanted[part].get(name)!r}"
-                for name in names
-                if saved[part].get(name) != wanted[part].get(name)
-            ]
-            raise TrainingError(
-                f"{path} was made with another {part}: {'; '.join(differing) or 'train into another folder'}"
-            )
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.initial = state["initial"]
-    run.history = state["history"]
-    torch.set_rng_state(state["random_state"])
-    if run.device.type == "cuda" and state["cuda_random_state"] is not None:
-        torch.cuda.set_rng_state(state["cuda_random_state"], run.device)

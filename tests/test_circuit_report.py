@@ -23,6 +23,7 @@ from modfast.circuit_words import Estimate
 from modfast.files import write_json
 from modfast.markup import Markup, element
 from modfast.partition import Partition
+from modfast.run_folder import OutputExistsError
 from modfast.svg_charts import dot_plot, heat_map
 from modfast.svg_network import draw_network
 
@@ -281,6 +282,13 @@ class TestReport:
         with pytest.raises(FileNotFoundError, match=r"label-2\.npz"):
             write_circuit_report(tmp_path)
         assert (tmp_path / "circuits.html").read_bytes() == old
+
+    def test_a_file_of_somebody_else_stays(self, tmp_path: Path) -> None:
+        write_run(tmp_path, seeds=(1,))
+        (tmp_path / "circuits.html").write_text("mine")
+        with pytest.raises(OutputExistsError, match=r"circuits\.html is in no manifest of modfast"):
+            write_circuit_report(tmp_path)
+        assert (tmp_path / "circuits.html").read_text() == "mine"
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -270,12 +270,16 @@ class TestResuming:
         expected = numbers(out)
         (out / "plain-seed43/circuits/balanced/label-1.npz").unlink()
         (out / "circuits.json").unlink()
-        unfinished = out / "plain-seed43/circuits/balanced/.label-1-0123.npz"
+        manifest = json.loads((out / "plain-seed43/circuits/balanced/manifest-circuits.json").read_text())
+        unfinished = out / f"plain-seed43/circuits/balanced/.modfast-{manifest['token']}-label-1.npz"
         unfinished.touch()
+        not_ours = out / "plain-seed43/circuits/balanced/.label-1-0123.npz"
+        not_ours.touch()
         assert main(["circuits", str(out), *FEW, "--resume"]) == 0
         assert walks == [("balanced", [1])]
         assert numbers(out) == expected
         assert not unfinished.exists()
+        assert not_ours.exists()
         seconds = read_circuits(out)["runs"][2]["criteria"]["balanced"]["seconds"]
         assert seconds[0] is None
         assert seconds[1] > 0
@@ -331,6 +335,8 @@ class TestResuming:
         assert [path.name for path in sorted(out.rglob("*.npz")) if "label" in path.name] == [
             "label-0.npz"
         ] * 4
+        # Those of the criterion that was not asked for again are gone, too.
+        assert not list(out.rglob("balanced/settings.json"))
 
     def test_an_interrupt_loses_no_finished_circuit(self, trained, examined, tmp_path, capsys, monkeypatch):
         out = shutil.copytree(trained, tmp_path / "out")
@@ -368,12 +374,6 @@ class TestResuming:
         assert main(["report", str(out)]) == 0
         shown = capsys.readouterr().out
         assert "These circuits are not of plain-seed43 as trained since: `modfast circuits" in shown
-
-    def test_training_anew_removes_the_circuits_of_the_old_model(self, out, monkeypatch):
-        monkeypatch.setattr("modfast.experiment.draw_run", lambda folder: [])
-        run = out / "plain-seed42"
-        assert main(["train", *TRAINING, "--out", str(run), "--overwrite"]) == 0
-        assert not list(run.rglob("label-*"))
 
 
 def test_progress_counts_the_weights_of_all_walks(trained, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Circuits found by several processes: they are those of one, and the processes fail together."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,17 @@ def found(folder, how):
 def test_several_processes_find_what_one_does(processes, alone, out):
     answers = processes(2).run(found, out, "well")
     assert numbers(out) == numbers(alone)
-    assert read_circuits(out)["config"]["processes"] == 2
+    table = read_circuits(out)
+    assert table["config"]["processes"] == 2
     results, walked, heard = zip(*answers, strict=True)
-    assert results[0] == results[1] == read_circuits(out)
+    assert results[0] == results[1] == table
+    # One manifest in each folder says what all of them wrote, and one process alone may replace it.
+    for folder in out.rglob("circuits/*"):
+        assert [path.name for path in folder.glob("manifest-*")] == ["manifest-circuits.json"]
+        manifest = json.loads((folder / "manifest-circuits.json").read_text())
+        assert all(manifest["files"][f"label-{label}.npz"] for label in (0, 1, 2))
+    find_run_circuits(out, load_dataset("digits"), CONFIG, overwrite=True)
+    assert numbers(out) == numbers(alone)
     # Three labels, two criteria and two models, one after the other in turn.
     assert walked[0] == [("loss", [0, 2]), ("balanced", [1])] * 2
     assert walked[1] == [("loss", [1]), ("balanced", [0, 2])] * 2
@@ -83,6 +92,11 @@ def test_a_process_that_fails_stops_all(processes, out):
         "plain-seed42/circuits/loss/label-0.npz",
         "plain-seed42/circuits/loss/label-2.npz",
     ]
+    # Another number of processes goes on, and knows what both have written.
+    find_run_circuits(out, load_dataset("digits"), CONFIG, resume=True)
+    find_run_circuits(out, load_dataset("digits"), CONFIG, overwrite=True)
+    names = {path.name for path in out.rglob("manifest-circuits*")}
+    assert names == {"manifest-circuits.json"}
 
 
 def test_the_command(alone, out):

@@ -148,7 +148,7 @@ def test_a_stopped_run_resumes(tmp_path, run_python, how):
     assert not (out / "results.json").exists()
     assert main([*arguments, "--resume"]) == 0
     assert len(read_results(out)["history"]) == 4
-    assert not list(out.glob(".checkpoint-*"))
+    assert not list(out.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,23 @@ def test_damaged_download_is_replaced_with_a_warning(torchvision, cache):
     assert_same(first, load_dataset("cifar10", cache_dir=cache, download=False))
 
 
+@pytest.mark.parametrize("spec", ["mnist", "cifar10"])
+def test_what_a_user_keeps_beside_a_damaged_data_set_stays(spec, torchvision, cache):
+    first = load_dataset(spec, cache_dir=cache)
+    contents = cache / spec / DOWNLOADABLE[spec].contents
+    own = {"notes.txt": "mine", "annotations/boxes.json": "[]", "part 3": "more"}
+    for name, text in own.items():
+        (contents / name).parent.mkdir(exist_ok=True)
+        (contents / name).write_text(text)
+    (contents / "part 2").write_text("my own labels")
+    with pytest.warns(RuntimeWarning, match="keeping what differs under another name"):
+        assert_same(first, load_dataset(spec, cache_dir=cache))
+    assert {name: (contents / name).read_text() for name in own} == own
+    (renamed,) = (path for path in contents.iterdir() if path.name.startswith("part 2."))
+    assert renamed.read_text() == "my own labels"
+    assert {path.name for path in (cache / spec).iterdir()} == {contents.name}
+
+
 def test_download_into_an_unwritable_folder(torchvision, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="by hand"):

@@ -1,13 +1,14 @@
 """What processes that train together do and say, piece by piece."""
 
 import os
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from modfast.distributed import RankError, Ranks, launched, take_gpu
+from modfast.distributed import RankError, Ranks, launched, print_once, take_gpu
 
 
 def world():
@@ -103,3 +104,37 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
         take_gpu("cuda")
     with pytest.raises(ValueError, match="cuda:0"):
         take_gpu("cuda:0")
+
+
+def printing(port, failed):
+    """What this process prints, as one of torchrun's."""
+    printed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RUN_ID", "test")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", str(port))
+        print_once((lambda: printed.append(dist.get_rank())) if dist.get_rank() in failed else None)
+    return printed
+
+
+@pytest.mark.parametrize("failed", [[0], [2], [0, 1, 2], [1, 2]])
+def test_an_error_of_several_processes_is_printed_once(processes, failed):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    printed = [rank for each in processes(3).run(printing, store.port, failed) for rank in each]
+    assert len(printed) == 1
+    assert printed[0] in failed
+
+
+def test_where_processes_cannot_meet_each_prints():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    del store
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modfast.distributed._LONGEST_WAIT", timedelta(seconds=1))
+        patch.setenv("TORCHELASTIC_RUN_ID", "test")
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", str(port))
+        printed = []
+        print_once(lambda: printed.append("this"))
+        print_once(None)
+    assert printed == ["this"]

@@ -1,10 +1,12 @@
 """The training loop: what it optimises, and that a killed run goes on as if it had not been."""
 
 import os
+import random
 import signal
 import textwrap
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from modfast import EnmeshmentLoss, Partition, clusterability
 from modfast.data import load_dataset
+from modfast.experiment import train_run
 from modfast.models import MLP
+from modfast.run_folder import OutputExistsError
 from modfast.train import CHECKPOINT, TrainConfig, TrainingError, choose_device, read_checkpoint, train
 
 
@@ -121,6 +125,66 @@ def test_resuming_gives_the_bits_of_a_run_never_stopped(digits, tmp_path):
     assert timeless == [{k: v for k, v in record.items() if k != "seconds"} for record in whole.history]
 
 
+class Chance(nn.Module):
+    """Draws from every global generator while it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = random.random() + np.random.rand()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, images):
+        logits = self.fc(images.flatten(1))
+        if self.training:
+            logits = logits * (1 + random.gauss(0, 0.1) + np.random.randn() / 10) + 0.1 * torch.rand(())
+        return logits
+
+
+def test_numbers_from_every_generator_are_seeded_and_resumed(digits, tmp_path):
+    def run(epochs, **more):
+        # Whatever was drawn before.
+        for _ in range(epochs):
+            random.random(), np.random.rand(), torch.rand(())
+        torch.manual_seed(0)
+        return train(Chance(), digits, TrainConfig(epochs=epochs, layers=("fc",), threads=1), **more).model
+
+    whole = run(3)
+    assert same_weights(whole, run(3))
+    run(1, out=tmp_path)
+    assert same_weights(whole, run(3, out=tmp_path, resume=True))
+    other = TrainConfig(epochs=3, layers=("fc",), threads=1, seed=43)
+    torch.manual_seed(0)
+    assert not same_weights(whole, train(Chance(), digits, other).model)
+
+
+def test_a_checkpoint_of_an_older_version_resumes(digits, tmp_path):
+    config = TrainConfig(epochs=2, threads=1)
+    train(make(digits), digits, replace(config, epochs=1), out=tmp_path)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    for name in ("python_random_state", "numpy_random_state"):
+        del state[name]
+    torch.save(state, tmp_path / CHECKPOINT)
+    for path in tmp_path.glob("manifest-*"):
+        path.unlink()
+    resumed = train(make(digits), digits, config, out=tmp_path, resume=True)
+    assert same_weights(resumed.model, train(make(digits), digits, config).model)
+
+
+def test_a_model_made_by_name_is_seeded_too(digits, tmp_path):
+    made = []
+
+    class Remembered(Chance):
+        def __init__(self, image_shape, num_classes):
+            super().__init__()
+            made.append(self.start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modfast.models.MLP", Remembered)
+        for name in ("one", "two"):
+            train_run(digits, "mlp", TrainConfig(epochs=1, layers=("fc",)), tmp_path / name)
+    assert made[0] == made[1]
+
+
 KILLED = """
     import torch
     from processes import signal_at_call
@@ -157,6 +221,19 @@ def test_a_finished_run_may_be_given_more_epochs(digits, tmp_path):
     train(make(digits), digits, TrainConfig(epochs=2), out=tmp_path)
     longer = train(make(digits), digits, TrainConfig(epochs=3), out=tmp_path, resume=True)
     assert same_weights(longer.model, train(make(digits), digits, TrainConfig(epochs=3)).model)
+
+
+def test_a_checkpoint_is_replaced_only_if_that_is_asked_for(digits, tmp_path):
+    config = TrainConfig(epochs=1, threads=1)
+    train(make(digits), digits, config, out=tmp_path)
+    with pytest.raises(OutputExistsError, match=r"holds a run already \(checkpoint\.pt\)"):
+        train(make(digits), digits, config, out=tmp_path)
+    train(make(digits), digits, replace(config, seed=1), out=tmp_path, overwrite=True)
+    (tmp_path / CHECKPOINT).write_bytes(b"somebody else's")
+    for flag in ({}, {"overwrite": True}):
+        with pytest.raises(OutputExistsError, match=r"checkpoint\.pt is no longer what"):
+            train(make(digits), digits, config, out=tmp_path, **flag)
+    assert (tmp_path / CHECKPOINT).read_bytes() == b"somebody else's"
 
 
 def test_the_checkpoint_holds_the_measured_weights_as_out_by_in(digits, tmp_path):

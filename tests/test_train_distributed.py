@@ -202,7 +202,7 @@ def test_the_first_process_alone_tells_and_writes(processes, tmp_path):
     first, second = processes(2).run(heard, patterns(10), config(epochs=1, batch_size=5), tmp_path)
     assert first == [(1, 1, 2), (1, 2, 2), "epoch"]
     assert second == []
-    assert os.listdir(tmp_path) == [CHECKPOINT]
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, "manifest-train.json"]
 
 
 def compared(dataset, config, out):
@@ -365,3 +365,23 @@ def test_a_killed_run_goes_on_with_other_processes(tmp_path):
     weights, wanted = (read_checkpoint(tmp_path / n / CHECKPOINT)["model"] for n in ("out", "whole"))
     for name in wanted:
         torch.testing.assert_close(weights[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--epochs", "two", "--out", "out"], "modfast train: error: argument --epochs: "),
+        (["reproduce", "--seeds", "0", "--out", "out"], "modfast: error: seeds must be at least one"),
+        (["train", "--out", "out"], "modfast: error: this one is broken"),
+    ],
+)
+def test_an_error_that_all_processes_meet_is_told_once(tmp_path, arguments, told):
+    if "broken" in told:
+        # In the folder where the processes start, before the installed one.
+        (tmp_path / "rich").mkdir()
+        (tmp_path / "rich/__init__.py").write_text("raise ImportError('this one is broken')")
+    failed = torchrun(2, *arguments, folder=tmp_path)
+    assert failed.returncode != 0
+    assert failed.stderr.count(told) == 1, failed.stderr
+    assert len(re.findall("modfast.*: error: ", failed.stderr)) == 1, failed.stderr
+    assert not (tmp_path / "out").exists()

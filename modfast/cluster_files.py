@@ -1,0 +1,186 @@
+"""The files of a clustering: what ``modfast cluster`` writes, reads again and draws."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .partition import Partition, load_partitions, save_partitions
+from .picture_clusters import clusterability_pictures, matrices_pictures, picture_names
+from .run_folder import PARTITIONS, PICTURE, RESULTS, Plan, Planned, RunFolder, read_results, results_with
+from .train import Record, TrainingError
+from .weights import find_checkpoint, read_weights
+
+if TYPE_CHECKING:
+    from .cluster import ClusterConfig
+
+LAYERS = "layers"
+_CURVES, _MATRICES = "clusterability.png", "matrices.png"
+
+
+def possible_counts(weight: Tensor, config: ClusterConfig) -> list[int]:
+    """The numbers of clusters that a weight can be divided into."""
+    return [k for k in config.num_clusters if k <= min(weight.shape[:2])] if bool(weight.any()) else []
+
+
+def clustering_plan(weights: Mapping[str, Tensor], config: ClusterConfig) -> Plan:
+    """The files of a clustering."""
+    counts = {name: possible_counts(weight, config) for name, weight in weights.items()}
+    clustered = [name for name, each in counts.items() if each]
+    by_count = [_count_file(k) for k in sorted({k for each in counts.values() for k in each})]
+    return {
+        RESULTS: results_with("clustering"),
+        **dict.fromkeys([PARTITIONS, *by_count], Planned(load_partitions, drawn_from=RESULTS)),
+        **dict.fromkeys(picture_names(clustered, _CURVES, _MATRICES), PICTURE),
+    }
+
+
+def layers_plan(weights: Mapping[str, Tensor]) -> Plan:
+    """The files of its layers, in a folder within."""
+
+    def read(path: Path) -> None:
+        # Anybody may have partitions in a file; these belong to a clustering.
+        results = path.parent.parent / RESULTS
+        if not results.exists():
+            raise ValueError(f"{path} belongs to no clustering, without {results}: move it away")
+        results_with("clustering").read(results)
+        load_partitions(path)
+
+    return {layer_file(index): Planned(read) for index in range(len(weights))}
+
+
+def clustering_settings(
+    weights: Mapping[str, Tensor],
+    config: ClusterConfig,
+    model: str | None,
+    sizes: tuple[Sequence[int], int] | None,
+) -> dict[str, Any]:
+    """What ``results.json`` says of how it was made."""
+    checkpoint = None if model is None else find_checkpoint(model)
+    return {
+        **asdict(config),
+        "num_clusters": list(config.num_clusters),
+        "layers": None if config.layers is None else list(config.layers),
+        "model": model if checkpoint is None else str(checkpoint.resolve()),
+        "sizes": None if sizes is None else [list(sizes[0]), sizes[1]],
+        "weights": {name: _fingerprint(weight) for name, weight in weights.items()},
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _fingerprint(weight: Tensor) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over shape, dtype and values."""
+    digest = hashlib.sha256(json.dumps([list(weight.shape), str(weight.dtype)]).encode())
+    # NumPy knows no bfloat16; bytes it does.
+    digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record]:
+    """The layers that need not be clustered again.
+
+    Raises:
+        ValueError: they are of other weights or settings.
+    """
+    saved = read_results(folder)
+    if "clustering" not in saved:
+        raise ValueError(f"{folder} holds no clustering to resume")
+    if list(saved["config"]["weights"].items()) != list(wanted["weights"].items()):
+        raise ValueError(f"{folder} was made with other weights: cluster these into another folder")
+    for part in ("num_clusters", "affinity", "n_init", "shuffles", "tol", "seed"):
+        if saved["config"][part] != wanted[part]:
+            raise ValueError(
+                f"{folder} was made with another {part}: {saved['config'][part]!r}, not {wanted[part]!r}"
+            )
+    finished: dict[str, Record] = saved["clustering"]
+    return finished
+
+
+def layer_file(index: int) -> str:
+    """The name of a layer's partitions."""
+    return f"{index:03}.npz"
+
+
+def _count_file(k: int) -> str:
+    return f"partitions_k{k:02}.npz"
+
+
+def _load_layers(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[int, Partition]]:
+    """Every finished layer's partitions by number of clusters."""
+    return {
+        name: {int(k): each for k, each in load_partitions(folder / LAYERS / layer_file(index)).items()}
+        for index, name in enumerate(results["config"]["weights"])
+        if name in results["clustering"]
+    }
+
+
+def save_by_count(folder: RunFolder, results: Mapping[str, Any]) -> None:
+    """Write each layer's chosen clusters, and every layer's for each number of clusters."""
+    layers = _load_layers(folder.path, results)
+    save_partitions(folder.file(PARTITIONS), _chosen(results, layers))
+    for k in results["config"]["num_clusters"]:
+        mapping = {name: partitions[k] for name, partitions in layers.items() if k in partitions}
+        if mapping:
+            save_partitions(folder.file(_count_file(k)), mapping)
+
+
+def _chosen(
+    results: Mapping[str, Any], layers: Mapping[str, Mapping[int, Partition]]
+) -> dict[str, Partition]:
+    records = results["clustering"]
+    return {
+        name: partitions[records[name]["chosen"]]
+        for name, partitions in layers.items()
+        if records[name]["chosen"] is not None
+    }
+
+
+def draw_clustering(
+    folder: RunFolder, results: Mapping[str, Any], weights: Mapping[str, Tensor] | None
+) -> list[Path]:
+    """Draw a clustering's pictures beside its files; returns their paths. Without weights no matrices."""
+    chosen = _chosen(results, _load_layers(folder.path, results))
+    records = {name: results["clustering"][name] for name in chosen}
+    pictures = clusterability_pictures(_CURVES, records)
+    if weights is not None:
+        pictures |= matrices_pictures(_MATRICES, weights, chosen)
+    return folder.draw(pictures)
+
+
+def redraw_clustering(folder: str | os.PathLike[str]) -> str | None:
+    """Draw a folder's pictures again, the weights being read from where they were.
+
+    Args:
+        folder: the clustering's; given a path, pictures that might be a user's own are left as they are.
+
+    Returns:
+        Why the matrices could not be drawn again, or None.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`modfast.run_folder.read_results` does.
+    """
+    folder = RunFolder.of(folder, "report")
+    results = read_results(folder)
+    config = results["config"]
+    weights, reason = None, "it is not known where the weights are from"
+    if config["model"] is not None:
+        try:
+            weights = read_weights(
+                config["model"], config["layers"], sizes=config["sizes"], seed=config["seed"]
+            )
+        except (ValueError, OSError, ImportError, TrainingError) as error:
+            reason = str(error)
+    if weights is not None and {n: _fingerprint(w) for n, w in weights.items()} != config["weights"]:
+        weights, reason = None, f"{config['model']} holds other weights now"
+    draw_clustering(folder, results, weights)
+    return None if weights is not None else f"matrices.png is left as it was: {reason}"

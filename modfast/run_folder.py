@@ -1,0 +1,412 @@
+"""A command's folder: which files in it are the command's own, and what it holds.
+
+A file is a command's own if the command's manifest names it, if it is a regular file, and if it has a size
+that the manifest knows. Only such files are replaced or removed, and only by the same command. Anything else
+at a name that the command would write is an error, before any work is done. Files at other names never
+matter.
+
+A process may be killed at any moment: a name is in the manifest before its temporary file is made, and the
+new size before the temporary file takes the place of the old one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from .files import Target, read_json
+from .manifest import COMMANDS, Manifest, is_plain, read_manifest
+
+RESULTS = "results.json"
+PARTITIONS = "partitions.npz"
+KINDS = ("plain", "modular")
+
+# `report` draws the pictures of other commands again, which then are its own as well as theirs.
+_REPORT = "report"
+_DRAWN = (".png", ".html")
+
+
+class OutputExistsError(FileExistsError):
+    """A folder holds files that would be lost."""
+
+
+class Planned(NamedTuple):
+    """A file that a command is about to write.
+
+    Attributes:
+        read: reads such a file, and raises if it is none. So the files of an older version are known, which
+            kept no manifest.
+        drawn_from: the name of the file that this one shows, without which it proves nothing.
+    """
+
+    read: Callable[[Path], object]
+    drawn_from: str | None = None
+
+
+Plan: TypeAlias = Mapping[str, Planned]
+"""The files that a command is about to write directly in a folder, by name. The first are removed first."""
+
+
+class RunFile(Target):
+    """A file of a :class:`RunFolder`, which is asked before the file is replaced."""
+
+    def __init__(self, folder: RunFolder, name: str, temporary: Path) -> None:
+        super().__init__(folder.path / name, temporary)
+        self._folder = folder
+
+    def approve(self, size: int) -> None:
+        """As :meth:`RunFolder.approve` does."""
+        self._folder.approve(self.path.name, size)
+
+
+class RunFolder(os.PathLike[str]):
+    """What one command writes directly in one folder, and what of it may be replaced or removed.
+
+    Nothing is read or written before it is needed, and the folder is made when it is first written to.
+
+    Args:
+        path: the folder that a user has named.
+        command: one of :data:`modfast.manifest.COMMANDS`.
+        inner: the folder within it that is meant, such as ``"layers"``; by default itself. Unlike the first,
+            which may be a symbolic link, it is refused if a link leads to it: what it holds lies elsewhere.
+        process: the number of this process, of several that write here.
+
+    Attributes:
+        path: where the folder is.
+        command: as given.
+        left: what :meth:`draw` left as it was, and why.
+
+    Example:
+        >>> import tempfile
+        >>> from modfast.files import write_json
+        >>> folder = RunFolder(tempfile.mkdtemp(), "train")
+        >>> write_json(folder.file("results.json"), {"accuracy": 0.5})
+        >>> _ = (folder.path / "notes.txt").write_text("mine")
+        >>> folder.remove("results.json", "notes.txt")
+        >>> sorted(os.listdir(folder))
+        ['manifest-train.json', 'notes.txt']
+    """
+
+    def __init__(self, path: str | os.PathLike[str], command: str, inner: str = "", process: int = 0) -> None:
+        self.path, self.command = Path(path, inner), command
+        parts = Path(inner).parts
+        self._inner = [Path(path, *parts[: index + 1]) for index in range(len(parts))]
+        self.left: list[str] = []
+        self._manifest = Manifest(self.path, command, process)
+        # Circuits are found, and kept, by several threads.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str], command: str) -> RunFolder:
+        """``folder`` itself if it is one, whatever its command; else that of the path."""
+        return folder if isinstance(folder, RunFolder) else cls(folder, command)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    __str__ = __fspath__
+
+    # --- What is the command's own.
+
+    def refusal(self, name: str) -> str | None:
+        """Why the file of that name may be neither replaced nor removed; None if it may, or if there is none.
+
+        Raises:
+            ValueError: a manifest is damaged.
+        """
+        with self._lock:
+            self._manifest.read()
+            known = self._manifest.sizes(name)
+        path = self.path / name
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        for folder in self._inner:
+            if folder.is_symlink():
+                return f"{folder} is a symbolic link"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path} is {_kind(status)}"
+        if status.st_size in known or status.st_size in self._drawn_sizes(name):
+            return None
+        owner = self.command if known else self._other_owner(name)
+        if owner is None:
+            return f"{path} is in no manifest of modfast"
+        if owner == self.command or self.command == _REPORT:
+            return f"{path} is no longer what `modfast {owner}` wrote"
+        return f"{path} was written by `modfast {owner}`"
+
+    def owns(self, name: str) -> bool:
+        """Whether there is such a file, and it is the command's own."""
+        listed = self.refusal(name) is None and name in self._manifest.files
+        return listed and os.path.lexists(self.path / name)
+
+    def _drawn_sizes(self, name: str) -> list[int]:
+        """The sizes of a picture as `report` has drawn it; for `report`, as other commands have."""
+        if not name.endswith(_DRAWN):
+            return []
+        commands = [each for each in COMMANDS if (each == _REPORT) != (self.command == _REPORT)]
+        manifests = [read_manifest(self.path, command) for command in commands]
+        return [size for each in manifests if each is not None for size in each.files.get(name, ())]
+
+    def _other_owner(self, name: str) -> str | None:
+        for command in COMMANDS:
+            manifest = None if command == self.command else read_manifest(self.path, command)
+            if manifest is not None and name in manifest.files:
+                return command
+        return None
+
+    # --- Before the work.
+
+    def check(self, plan: Plan, *, resume: bool, overwrite: bool) -> dict[str, int]:
+        """See that all files of the plan may be written; changes nothing. As :func:`prepare` does.
+
+        Returns:
+            The files of a version without manifests that are to be continued, by name, with their sizes.
+        """
+        self._check_folders()
+        continued: dict[str, int] = {}
+        for name, planned in plan.items():
+            if not os.path.lexists(self.path / name):
+                continue
+            refusal = self.refusal(name)
+            if refusal is None and not (resume or overwrite):
+                ours = "continue it with --resume, or replace it with --overwrite"
+                if self.command == "circuits":
+                    ours = "continue with --resume, or replace them with --overwrite"
+                raise OutputExistsError(f"{self._held(name)}: {ours}")
+            if refusal is None:
+                continue
+            is_older = self._is_older(name, planned, continued, resume=resume)
+            if is_older and resume:
+                continued[name] = os.lstat(self.path / name).st_size
+            elif is_older:
+                raise OutputExistsError(
+                    f"{self._held(name)}, of a version of modfast without manifests: continue with --resume, "
+                    "move it away or choose another folder; --overwrite does not replace it"
+                )
+            else:
+                raise OutputExistsError(
+                    f"{refusal}, so it is neither replaced nor removed: move it away or choose another folder"
+                )
+        return continued
+
+    def _check_folders(self) -> None:
+        """See that there is, or can be made, a folder to write to."""
+        for folder in self._inner:
+            if os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
+                raise OutputExistsError(
+                    f"{folder} is {_kind(os.lstat(folder))}, so nothing is written there: move it away or "
+                    "choose another folder"
+                )
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise ValueError(f"out must be a folder, {self.path} is a file")
+        if self.path.is_dir() and not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission to write to this folder", str(self.path))
+
+    def _is_older(self, name: str, planned: Planned, continued: Mapping[str, int], *, resume: bool) -> bool:
+        """Whether a file that is not the command's own is one of a version without manifests.
+
+        Raises:
+            Exception: what ``planned.read`` raises for a file that is to be continued.
+        """
+        path = self.path / name
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        if planned.drawn_from is not None and planned.drawn_from not in continued:
+            return False
+        try:
+            planned.read(path)
+        except (ValueError, RuntimeError, OSError):
+            if resume:
+                raise
+            return False
+        # What a manifest lists is of no older version.
+        return name not in self._manifest.files and self._other_owner(name) is None
+
+    def _held(self, name: str) -> str:
+        """That the folder holds such a file already, in words."""
+        return f"{self.path} holds {'circuits' if self.command == 'circuits' else 'a run'} already ({name})"
+
+    def begin(self, plan: Plan, continued: Mapping[str, int], *, overwrite: bool, processes: int = 1) -> None:
+        """Say in the manifest what will be written, after removing what is to be replaced.
+
+        Args:
+            plan: as given to :meth:`check`.
+            continued: as returned by it.
+            overwrite: remove every file that is the command's own.
+            processes: how many processes will write here.
+        """
+        with self._lock:
+            self._manifest.open()
+            names = dict.fromkeys([*plan, *self._manifest.files])
+            if overwrite:
+                self.remove(*names)
+            kept = [name for name in names if name in plan or self.owns(name)]
+            self._manifest.files = {name: self._manifest.files.get(name, []) for name in kept}
+            self._manifest.files |= {name: [size] for name, size in continued.items()}
+            self._manifest.processes = max(self._manifest.processes, processes)
+            self._manifest.write()
+
+    # --- During the work.
+
+    def file(self, name: str) -> RunFile:
+        """The file of that name, for whatever writes by way of :func:`modfast.files.atomic_write`.
+
+        Raises:
+            ValueError: ``name`` is not that of a file directly in the folder, or a manifest is damaged.
+        """
+        if not is_plain(name):
+            raise ValueError(f"name must be that of a file directly in the folder, got {name!r}")
+        with self._lock:
+            self._manifest.open()
+            if name not in self._manifest.files:
+                self._manifest.files[name] = []
+                self._manifest.write()
+            return RunFile(self, name, self._manifest.temporary(name))
+
+    def approve(self, name: str, size: int) -> None:
+        """Note in the manifest that a file is about to be replaced by one of this size.
+
+        Raises:
+            OutputExistsError: what lies there by now is not the command's own.
+        """
+        with self._lock:
+            refusal = self.refusal(name)
+            if refusal is not None:
+                raise OutputExistsError(f"{refusal}, so it is not replaced")
+            path = self.path / name
+            before = [os.lstat(path).st_size] if os.path.lexists(path) else []
+            # Both, since the process may be killed before it replaces the one by the other.
+            sizes = list(dict.fromkeys([*before, size]))
+            if self._manifest.files[name] != sizes:
+                self._manifest.files[name] = sizes
+                self._manifest.write()
+
+    def remove(self, *names: str) -> None:
+        """Remove those of these files that are the command's own, and leave the others."""
+        with self._lock:
+            own = [name for name in names if self.owns(name)]
+            if own:
+                self._manifest.open()
+                for name in own:
+                    (self.path / name).unlink()
+                    self._manifest.files[name] = []
+                self._manifest.write()
+
+    def clear(self) -> None:
+        """Remove every file that is the command's own, if there is any."""
+        with self._lock:
+            self._manifest.read()
+            self.remove(*self._manifest.files)
+
+    def draw(self, pictures: Mapping[str, Callable[[RunFile], object]]) -> list[Path]:
+        """Draw pictures, by file name. `report` leaves files that might be a user's own, see ``left``.
+
+        Returns:
+            The files that were drawn.
+        """
+        drawn = []
+        for name, draw in pictures.items():
+            refusal = self.refusal(name)
+            if refusal is not None and self.command == _REPORT:
+                self.left.append(f"{refusal}: it is left as it is")
+            else:
+                draw(self.file(name))
+                drawn.append(self.path / name)
+        return drawn
+
+    def gather(self) -> None:
+        """Take the manifests of all processes into one, when none of the others writes any more."""
+        with self._lock:
+            self._manifest.open()
+            self._manifest.gather()
+
+
+def _kind(status: os.stat_result) -> str:
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
+
+
+def prepare(
+    plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool, processes: int = 1
+) -> None:
+    """Begin to write in folders, once it is seen that all of the plans may be written.
+
+    Args:
+        plans: each folder, with what is to be written there.
+        resume: continue what is the command's own, also if a version without manifests wrote it.
+        overwrite: remove what is the command's own.
+        processes: how many processes will write.
+
+    Raises:
+        OutputExistsError: a planned file is there; it is not the command's own, or neither ``resume`` nor
+            ``overwrite`` is given. Nothing has been changed then, nor by the following errors.
+        ValueError: both are given, a path is no folder, or a manifest is damaged.
+        Exception: what a plan's ``read`` raises for a file that is to be continued, and is damaged.
+    """
+    found = check(plans, resume=resume, overwrite=overwrite)
+    for (folder, plan), continued in zip(plans, found, strict=True):
+        folder.begin(plan, continued, overwrite=overwrite, processes=processes)
+
+
+def check(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool) -> list[dict[str, int]]:
+    """The part of :func:`prepare` that changes nothing; what each :meth:`RunFolder.check` returns."""
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other")
+    return [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
+
+
+# --- What a run's folder holds.
+
+
+def run_name(kind: str, seed: int) -> str:
+    """The folder of one run within a comparison."""
+    return f"{kind}-seed{seed}"
+
+
+def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``results.json`` of a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is damaged.
+    """
+    path = Path(folder) / RESULTS
+    if not path.exists():
+        raise FileNotFoundError(f"{os.fspath(folder)} holds no {RESULTS}: no run has finished there")
+    results = read_json(path)
+    known = ({"history"}, {"clustering"}, set(KINDS))
+    if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
+        raise ValueError(f"{path} is no result of modfast")
+    return results
+
+
+def results_with(key: str) -> Planned:
+    """A ``results.json`` with this key, which only the results of one command have."""
+
+    def read(path: Path) -> None:
+        if key not in read_results(path.parent):
+            raise ValueError(f"{path} holds the results of another command")
+
+    return Planned(read)
+
+
+# The width of what modfast.picture_style draws, which takes a second to import.
+_PNG_SIGNATURE, _PNG_WIDTH = b"\x89PNG\r\n\x1a\n", 1440
+
+
+def _read_picture(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(24)
+    if start[:8] != _PNG_SIGNATURE or int.from_bytes(start[16:20], "big") != _PNG_WIDTH:
+        raise ValueError(f"{path} is no picture of modfast")
+
+
+PICTURE = Planned(_read_picture, drawn_from=RESULTS)
+"""A picture of the results beside it."""

@@ -1,0 +1,119 @@
+"""Batches that a model cannot be trained on, known before the first step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.jit import ScriptModule
+
+from .running import preserved
+
+Call: TypeAlias = Callable[[Tensor], Any]
+
+_MOST_ADVISED = 3
+
+
+def check_batches(
+    model: nn.Module, num_images: int, batch_size: int, processes: int, attempt: Callable[[Call, int], object]
+) -> None:
+    """Raise if a process gets a single image of some batch, and the model cannot be trained on one.
+
+    BatchNorm after a linear layer cannot, having one value for each neuron; after a convolution it can. So
+    the model is tried, if such a batch occurs. It is left as it was.
+
+    Args:
+        model: what is to be trained.
+        num_images: the number of training images.
+        batch_size: the number of images for each step, but for the last one of an epoch.
+        processes: how many processes share each batch.
+        attempt: computes the gradient of so many images, calling what it is given in place of the model.
+
+    Raises:
+        ValueError: the message names the layer, and batch sizes that work.
+    """
+    smallest = _smallest_batch(num_images, batch_size)
+    if smallest >= 2 * processes:
+        return
+    with _left_as_it_was(model) as (call, entered):
+        try:
+            attempt(call, 1)
+            return
+        except Exception as error:  # the model may raise anything
+            failure, name = error, entered[-1] if entered else ""
+        entered.clear()
+        try:
+            attempt(call, 2)
+        except Exception:
+            return  # not for want of images; training raises the reason
+    layer = f"layer {name!r} ({type(model.get_submodule(name)).__name__})" if name else "the model"
+    shared = f", which {processes} processes share" if processes > 1 else ""
+    working = _batch_sizes(num_images, batch_size, processes)
+    raise ValueError(
+        f"batch_size {batch_size} gives a process a single image to train on, and {layer} needs more "
+        f"({failure}): of {num_images} images the smallest batch has {smallest}{shared}; "
+        + (f"batch sizes near it that work: {working}" if working else "no batch size works with so few")
+    ) from failure
+
+
+def _smallest_batch(num_images: int, batch_size: int) -> int:
+    """The number of images in an epoch's smallest batch.
+
+    Example:
+        >>> _smallest_batch(1442, 131), _smallest_batch(10, 5), _smallest_batch(3, 5)
+        (1, 5, 3)
+    """
+    return num_images % batch_size or min(num_images, batch_size)
+
+
+def _batch_sizes(num_images: int, batch_size: int, processes: int) -> str:
+    """A few batch sizes near one, with which each process has at least two images of each batch.
+
+    Example:
+        >>> _batch_sizes(1442, 131, 1), _batch_sizes(3, 1, 2)
+        ('130, 132, 129', '')
+    """
+    working = (
+        size
+        for distance in range(1, num_images + batch_size)
+        for size in (batch_size - distance, batch_size + distance)
+        if 1 <= size <= num_images and _smallest_batch(num_images, size) >= 2 * processes
+    )
+    return ", ".join(str(size) for size, _ in zip(working, range(_MOST_ADVISED), strict=False))
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[tuple[Call, list[str]]]:
+    """Yield a function that runs the model as in training, and the names of the layers that it is in.
+
+    Afterwards buffers, modes and random numbers are as before.
+    """
+    modes = {module: module.training for module in model.modules()}
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    entered: list[str] = []
+    hooks = []
+
+    def leave(*_: object) -> None:
+        entered.pop()
+
+    for name, module in model.named_modules():
+        if not isinstance(module, ScriptModule):
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
+            hooks.append(module.register_forward_hook(leave))
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), preserved(model):
+            model.train()
+            yield model, entered
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,50 @@
+"""For each command a folder that it has written to, without the time that its pictures take."""
+
+import shutil
+
+import pytest
+from folder_helpers import COMMANDS, call, picture
+
+import modfast.data
+from modfast.data import load_dataset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Data that is read once, and pictures that are not drawn."""
+    digits = load_dataset("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modfast.data, "load_dataset", lambda *_, **__: digits)
+        for name in ("draw_weights", "draw_curves", "draw_class_accuracy", "draw_comparison"):
+            patch.setattr(f"modfast.experiment.{name}", picture)
+        for name in ("_draw_clusterability", "_draw_matrices"):
+            patch.setattr(f"modfast.picture_clusters.{name}", lambda *arguments: picture(arguments[-1]))
+        patch.setattr("modfast.circuit_report._report", lambda _: "<!DOCTYPE html>\n<html></html>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """For each command a folder that it may be called on for the first time."""
+    folders = {command: tmp_path_factory.mktemp("empty") / command for command in COMMANDS}
+    for command, folder in folders.items():
+        if command == "circuits":
+            assert call("train", folder) == 0
+        else:
+            folder.mkdir()
+    return folders
+
+
+@pytest.fixture(scope="module")
+def made(empty, tmp_path_factory):
+    """For each command a folder that it has written to."""
+    folders = {}
+    for command, before in empty.items():
+        folders[command] = shutil.copytree(before, tmp_path_factory.mktemp("made") / command)
+        assert call(command, folders[command]) == 0
+    return folders
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return lambda folder: shutil.copytree(folder, tmp_path / "out", symlinks=True)
