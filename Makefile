@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The interpreter is an input too: another one makes the environment anew.
 INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
-SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*)
+SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/* csrc/*/*)
 MATRIX := 2.11.0 2.13.0 newest
 
 .PHONY: help setup demo test check bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
@@ -68,8 +68,9 @@ soak: setup ## call the loss a million times and watch the memory
 
 SANITIZERS = address,undefined
 SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc
-HEADERS := $(wildcard csrc/*.h csrc/*.inl tests/cpp/*.h)
-KERNELS := $(filter-out csrc/spectral_ops% csrc/circuits_ops%,$(wildcard csrc/energy_*.cpp csrc/spectral_*.cpp csrc/circuits_*.cpp)) csrc/cpu_dispatch.cpp csrc/kept_memory.cpp
+HEADERS := $(wildcard csrc/*/*.h csrc/*/*.inl tests/cpp/*/*.h)
+# All but what knows PyTorch.
+KERNELS := $(filter-out %/ops.cpp %/ops_cuda.cpp %/binding.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
 .SECONDARY: $(SANITIZED)
@@ -79,34 +80,36 @@ build/sanitize/%.o: csrc/%.cpp $(HEADERS)
 	$(SANITIZE) -c $< -o $@
 
 build/sanitize/%: tests/cpp/%.cpp $(SANITIZED) $(HEADERS)
+	mkdir -p $(@D)
 	$(SANITIZE) $< $(SANITIZED) -o $@
 
 # What CUDA's threads do needs headers alone.
-build/sanitize/test_threads build/sanitize/test_spectral_threads build/sanitize/test_circuits_races: build/sanitize/%: tests/cpp/%.cpp $(HEADERS)
+HEADERS_ALONE := energy/test_threads spectral/test_spectral_threads circuits/test_circuits_races
+$(HEADERS_ALONE:%=build/sanitize/%): build/sanitize/%: tests/cpp/%.cpp $(HEADERS)
 	mkdir -p $(@D)
 	$(SANITIZE) $< -o $@
 
-build/sanitize/test_circuits_races: SANITIZERS = thread
+build/sanitize/circuits/test_circuits_races: SANITIZERS = thread
 
-sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*.cpp)) ## run the kernels' own tests under the address, undefined-behaviour and thread sanitizers
-	for level in $$(build/sanitize/test_spectral levels); do \
-	  for family in energy spectral circuits; do MODFAST_CPU=$$level build/sanitize/test_$$family || exit 1; done; \
+sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.cpp)) ## run the kernels' own tests under the address, undefined-behaviour and thread sanitizers
+	for level in $$(build/sanitize/spectral/test_spectral levels); do \
+	  for family in energy spectral circuits; do MODFAST_CPU=$$level build/sanitize/$$family/test_$$family || exit 1; done; \
 	done
-	build/sanitize/test_threads
-	build/sanitize/test_spectral_threads
-	build/sanitize/test_circuits_threads
-	build/sanitize/test_circuits_races
+	build/sanitize/energy/test_threads
+	build/sanitize/spectral/test_spectral_threads
+	build/sanitize/circuits/test_circuits_threads
+	build/sanitize/circuits/test_circuits_races
 
 lint: setup ## check formatting, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/* tests/cpp/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*/* tests/cpp/*/*
 
 format: setup ## format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/* tests/cpp/*
+	$(BIN)/clang-format -i csrc/*/* tests/cpp/*/*
 
 test-matrix: setup ## one wheel, tested on the oldest, a middle and the newest PyTorch
 	rm -rf build/matrix

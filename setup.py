@@ -28,6 +28,7 @@ except ImportError:
     PYBIND11 = []
 
 ROOT = Path(__file__).parent
+INCLUDE = [str(ROOT / "csrc")]  # includes name the folder: "energy/lines.h"
 VERSION_FILE = (ROOT / "modfast/version.py").read_text(encoding="utf-8")
 VERSION = re.findall(r'^__version__ = "(.+)"$', VERSION_FILE, re.MULTILINE)[0]
 
@@ -45,7 +46,7 @@ MACROS = [
 HOST_FLAGS = [
     "-std=c++17",
     "-O3",
-    # Sums must round alike in every instruction set; see csrc/energy_lines.h.
+    # Sums must round alike in every instruction set; see csrc/energy/lines.h.
     "-ffp-contract=off",
     "-fvisibility=hidden",
     "-Wall",
@@ -54,8 +55,8 @@ HOST_FLAGS = [
 
 
 def sources(pattern: str) -> set[str]:
-    """The files of csrc/ of that pattern."""
-    return {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern)}
+    """The files below csrc/ of that pattern."""
+    return {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern)}
 
 
 def library(name: str, files: set[str], **options: Any) -> Extension:
@@ -77,8 +78,8 @@ def cuda_library(toolkit: Toolkit) -> Extension:
     listed = ",".join(f'"{name}"' for name in architectures)
     return library(
         "modfast._cuda",
-        sources("*_cuda.cpp") | sources("*.cu") | sources("binding.cpp"),
-        include_dirs=[*PYBIND11, str(toolkit.include)],
+        sources("*_cuda.cpp") | sources("*.cu") | sources("common/binding.cpp") | sources("energy/binding.cpp"),
+        include_dirs=[*INCLUDE, *PYBIND11, str(toolkit.include)],
         # USE_CUDA: the stable interface then declares the function that tells PyTorch's current stream.
         define_macros=[*MACROS, ("USE_CUDA", None)],
         library_dirs=[str(toolkit.libraries)],
@@ -104,7 +105,7 @@ libraries = [
     library(
         "modfast._C",
         sources("*.cpp") - sources("*_cuda.cpp"),
-        include_dirs=[*PYBIND11],
+        include_dirs=[*INCLUDE, *PYBIND11],
         define_macros=MACROS,
         extra_compile_args=HOST_FLAGS,
     )

@@ -1,0 +1,51 @@
+// The inner loops of the walk, compiled once for each instruction set; every level computes the same bits.
+#pragma once
+
+#include "circuits/downstream.h"
+
+namespace modfast {
+
+struct Link {
+  double weight;
+  const double* input;
+};
+
+// One trial on a range of inputs: where it starts from and what it moves.
+struct Trial {
+  const Downstream* after;
+  double weight;        // what is set to zero
+  const double* input;  // what it multiplies
+  Outcome from, to;
+  // Room for 1 + hidden_count and for others_count places of kInputs numbers.
+  double *changes, *logits;
+};
+
+struct Verdict {
+  double loss = 0.0, right = 0.0;
+  bool moved = false;
+};
+
+struct CircuitLines {
+  // pre = bias + the sum of weight * input over the links, held = its activation, for inputs begin to end
+  void (*forward)(const Link* links, int64_t count, double bias, Activation activation, double slope,
+                  int64_t begin, int64_t end, double* pre, double* held);
+  // largest, sum of exp(logit - largest) and logsumexp over the logits, for inputs begin to end
+  void (*logsumexp)(const double* const* logits, int64_t count, int64_t begin, int64_t end, double* largest,
+                    double* sum, double* logsumexp);
+  // losses (and right, if there is room for it) under the activations held
+  void (*losses)(const Downstream& after, int64_t begin, int64_t end, const double* held, double* losses,
+                 double* right, double* changes, double* logits);
+  // the outcome of a trial, and its sums over inputs begin to end
+  Verdict (*attempt)(const Trial& trial, int64_t begin, int64_t end);
+};
+
+extern const CircuitLines circuit_lines_baseline;
+#if defined(__x86_64__)
+extern const CircuitLines circuit_lines_avx2;
+extern const CircuitLines circuit_lines_avx512;
+#endif
+
+// Those for the instruction set in use.
+const CircuitLines& circuit_lines_in_use();
+
+}  // namespace modfast

@@ -1,0 +1,83 @@
+// The walk's operators on a GPU: argument checks, memory for the kernels, registration.
+//
+// Everything is put on the current stream, and nothing else is waited for, so that walks on streams of their
+// own run side by side. The number of threads means nothing here.
+#include "circuits/binding.h"
+#include "circuits/cuda.h"
+#include "common/binding_cuda.h"
+
+namespace modfast {
+namespace {
+
+void forward_rows(const Tail& tail, int64_t layer, int64_t first, int64_t last, const OnDevice& device) {
+  require_success(
+      cuda_forward(tail.layers[layer], inputs_of(tail, layer), tail.stride, first, last, device.stream()));
+}
+
+void forward_layers(const Tail& tail, int64_t first, const OnDevice& device) {
+  for (int64_t l = first; l < static_cast<int64_t>(tail.layers.size()); ++l) {
+    forward_rows(tail, l, 0, tail.layers[l].rows, device);
+  }
+}
+
+void tail_forward_cuda(Tensor features, Tensor signs, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                       std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> pre,
+                       std::vector<Tensor> held, int64_t label, int64_t threads) {
+  const Tail tail =
+      tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads},
+              checked_beside(features));
+  forward_layers(tail, 0, OnDevice(weights[0]));
+}
+
+// The same tail, with copies on the host of the weights of the layers from first on.
+class WithWeights {
+ public:
+  WithWeights(const Tail& tail, int64_t first, const OnDevice& device) : tail_(tail) {
+    for (size_t l = first; l < tail.layers.size(); ++l) {
+      TailLayer& layer = tail_.layers[l];
+      auto& copy = copies_.emplace_back(layer.rows * layer.cols);
+      require_success(cuda_read(layer.weights, layer.rows * layer.cols, copy.data(), device.stream()));
+      layer.weights = copy.data();
+    }
+  }
+  WithWeights(const WithWeights&) = delete;
+  const Tail& operator*() const { return tail_; }
+
+ private:
+  Tail tail_;
+  std::vector<std::vector<double>> copies_;
+};
+
+void walk_row_cuda(Tensor features, Tensor signs, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                   std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> pre,
+                   std::vector<Tensor> held, int64_t label, int64_t threads, int64_t layer, int64_t row,
+                   int64_t begin, int64_t end, double highest_loss, std::optional<double> least_right) {
+  const Tail tail =
+      tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads},
+              checked_beside(features));
+  check_place(tail, {layer, row, begin, end});
+  if (begin == end) return;
+  const OnDevice device(weights[0]);
+  const Moves moves(*WithWeights(tail, layer + 1, device), layer, row);
+  if (moves.after.reaches()) {
+    const WalkPlan plan(tail, moves, layer, row, begin, end, bounds_of(highest_loss, least_right));
+    const auto words = static_cast<int64_t>(plan.tables().size());
+    const Tensor tables = torch::stable::new_empty(features, {words}, ScalarType::Long);
+    const Tensor numbers = torch::stable::new_empty(features, {plan.numbers()});
+    require_success(
+        cuda_walk(plan, mutable_data_of<int64_t>(tables), mutable_data_of<double>(numbers), device.stream()));
+  } else {
+    const TailLayer& at = tail.layers[layer];
+    require_success(cuda_clear(at.weights + row * at.cols + begin, end - begin, device.stream()));
+  }
+  forward_rows(tail, layer, row, row + 1, device);
+  forward_layers(tail, layer + 1, device);
+}
+
+}  // namespace
+}  // namespace modfast
+
+STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
+  m.impl("tail_forward_", TORCH_BOX(&modfast::tail_forward_cuda));
+  m.impl("walk_row_", TORCH_BOX(&modfast::walk_row_cuda));
+}

@@ -1,0 +1,115 @@
+// The walk on a GPU. What the threads do stands in circuits_threads.h.
+//
+// The trials of a row follow each other, so one walk is one block, on one of the GPU's processors. Walks of
+// other labels and models, on streams of their own, take the others.
+#include "circuits/cuda.h"
+#include "common/launch_outcome.h"
+
+#include <algorithm>
+
+namespace modfast {
+namespace {
+
+constexpr int kWarp = 32, kForwardThreads = 128;
+static_assert(kWarp % kInputs == 0, "the lanes of a chunk are added up inside a warp");
+
+struct WalkBlock {
+  __device__ int64_t threads() const { return blockDim.x; }
+  template <class F>
+  __device__ void each(const F& f) const {
+    f(int64_t(threadIdx.x));
+  }
+  template <class F>
+  __device__ bool any(const F& f) const {
+    return __syncthreads_or(f(int64_t(threadIdx.x)));
+  }
+  // A thread for each lane of a chunk; whole warps, for all threads of one exchange numbers.
+  template <class F>
+  __device__ void add_lanes(int64_t chunks, const F& f, double* sums) const {
+    const int64_t lane = threadIdx.x % kInputs, in_warp = threadIdx.x % kWarp;
+    for (int64_t i = threadIdx.x; i - in_warp < chunks * kInputs; i += blockDim.x) {
+      const int64_t chunk = i / kInputs;
+      const double part = chunk < chunks ? f(chunk, lane) : 0.0;
+      double sum = __shfl_sync(0xffffffffu, part, 0, kInputs);
+      for (int l = 1; l < kInputs; ++l) sum = sum + __shfl_sync(0xffffffffu, part, l, kInputs);
+      if (lane == 0 && chunk < chunks) sums[chunk] = sum;
+    }
+  }
+  __device__ void wait() const { __syncthreads(); }
+  __device__ void fetch(const double* pointer) const {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer));
+  }
+};
+
+__global__ void __launch_bounds__(kWalkThreads)
+    walk_row(const __grid_constant__ Walk walk, int64_t near_numbers) {
+  extern __shared__ double near[];
+  walk_block(walk, WalkBlock{}, Room{near, near_numbers, walk.room});
+}
+
+// A thread for each input of each row.
+__global__ void __launch_bounds__(kForwardThreads)
+    forward_rows(const __grid_constant__ TailLayer layer, const double* inputs, int64_t stride, int64_t first,
+                 int64_t parts) {
+  const int64_t m = blockIdx.x % parts * kForwardThreads + threadIdx.x;
+  if (m < stride) thread_forward(layer, inputs, stride, first + blockIdx.x / parts, m);
+}
+
+// Waits for a stream, asleep: there are as many waiting threads as walks, more than cores perhaps. Whether
+// that, or what was waited for, went wrong, outcome() tells.
+void wait_for(cudaStream_t stream) {
+  cudaEvent_t event;
+  if (cudaEventCreateWithFlags(&event, cudaEventBlockingSync | cudaEventDisableTiming) != cudaSuccess) return;
+  if (cudaEventRecord(event, stream) == cudaSuccess) cudaEventSynchronize(event);
+  cudaEventDestroy(event);
+}
+
+// Lets the kernel use as much memory near a block's threads as the GPU has, and tells how many numbers that
+// is.
+int64_t near_room() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaFuncSetAttribute(walk_row, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return bytes / static_cast<int64_t>(sizeof(double));
+}
+
+}  // namespace
+
+const char* cuda_forward(const TailLayer& layer, const double* inputs, int64_t stride, int64_t first,
+                         int64_t last, void* stream) {
+  const int64_t parts = (stride + kForwardThreads - 1) / kForwardThreads;
+  forward_rows<<<(last - first) * parts, kForwardThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      layer, inputs, stride, first, parts);
+  return outcome();
+}
+
+const char* cuda_walk(const WalkPlan& plan, int64_t* tables, double* numbers, void* given_stream) {
+  const auto stream = static_cast<cudaStream_t>(given_stream);
+  const Walk walk = plan.walk(tables, numbers);
+  const int64_t threads = walk_threads(walk.stride),
+                near_numbers = std::min(room_of(walk, threads), near_room());
+  const auto& host = plan.tables();
+  cudaMemcpyAsync(tables, host.data(), host.size() * sizeof(int64_t), cudaMemcpyHostToDevice, stream);
+  if (const char* error = outcome()) return error;
+  walk_row<<<1, threads, near_numbers * sizeof(double), stream>>>(walk, near_numbers);
+  // Streams share a few queues of the device: what waited there for a whole walk would hold up others.
+  wait_for(stream);
+  return outcome();
+}
+
+const char* cuda_read(const double* from, int64_t count, double* to, void* given_stream) {
+  const auto stream = static_cast<cudaStream_t>(given_stream);
+  // What was put on the stream is over before the copy begins: the driver may make other threads wait for it.
+  wait_for(stream);
+  cudaMemcpyAsync(to, from, count * sizeof(double), cudaMemcpyDeviceToHost, stream);
+  wait_for(stream);
+  return outcome();
+}
+
+const char* cuda_clear(double* numbers, int64_t count, void* stream) {
+  cudaMemsetAsync(numbers, 0, count * sizeof(double), static_cast<cudaStream_t>(stream));
+  return outcome();
+}
+
+}  // namespace modfast

@@ -1,0 +1,6 @@
+// What follows is compiled for every processor of the architecture; see begin_avx2.inl.
+#include <cstring>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif

@@ -1,0 +1,69 @@
+// What the bindings to PyTorch share, on every device and in every family: checks of arguments.
+//
+// Only LibTorch's stable ABI is used, so that one binary serves every PyTorch from 2.11 on. The Python layer
+// names bad arguments in the caller's words; the checks here keep a direct caller of torch.ops.modfast from
+// reading or writing where it must not.
+#pragma once
+
+#include "common/numbers.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace modfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "modfast: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// A macro, so that the parts of the message are made only when they are needed.
+#define REQUIRE(condition, ...)                   \
+  do {                                            \
+    if (!(condition)) modfast::fail(__VA_ARGS__); \
+  } while (false)
+
+std::string shape_of(const Tensor& tensor);
+DType dtype_of(const Tensor& tensor, const char* name);
+void check_dense(const Tensor& tensor, const char* name);
+void check_num_clusters(int64_t num_clusters);
+// Contiguous, of this type, and of this shape, in which -1 stands for any size.
+inline const Tensor& check_shaped(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
+                                  const char* name) {
+  check_dense(tensor, name);
+  REQUIRE(tensor.scalar_type() == type, name, " must be ", torch::headeronly::toString(type), ", got ",
+          torch::headeronly::toString(tensor.scalar_type()));
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous();
+  for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
+    const int64_t size = shape.begin()[d];
+    fits = size == -1 || tensor.size(d) == size;
+  }
+  REQUIRE(fits, name, " must be contiguous, of another shape than ", shape_of(tensor));
+  return tensor;
+}
+
+template <class T>
+const T* const_data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+}  // namespace modfast

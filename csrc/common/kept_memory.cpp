@@ -1,0 +1,86 @@
+#include "common/kept_memory.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+namespace modfast {
+namespace {
+
+constexpr size_t kHugePage = 2 << 20;
+
+struct Kept {
+  std::mutex mutex;
+  std::vector<std::pair<size_t, void*>> blocks;  // the oldest first
+  size_t bytes = 0;
+  size_t limit = 0;
+
+  // Called with the mutex held.
+  void trim() {
+    while (bytes > limit) {
+      bytes -= blocks.front().first;
+      std::free(blocks.front().second);
+      blocks.erase(blocks.begin());
+    }
+  }
+};
+
+// Never destroyed: a tensor may be freed after everything static is.
+Kept& kept() {
+  static Kept* const only = new Kept;
+  return *only;
+}
+
+}  // namespace
+
+void keep_at_most(size_t bytes) {
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  kept().limit = bytes;
+  kept().trim();
+}
+
+void* take_block(size_t bytes) {
+  {
+    const std::lock_guard<std::mutex> lock(kept().mutex);
+    auto& blocks = kept().blocks;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      if (blocks[i].first != bytes) continue;
+      void* block = blocks[i].second;
+      blocks.erase(blocks.begin() + i);
+      kept().bytes -= bytes;
+      return block;
+    }
+  }
+  const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* block = std::aligned_alloc(kHugePage, whole);
+  if (block == nullptr) throw std::bad_alloc();
+  prefer_large_pages(block, whole);
+  return block;
+}
+
+void prefer_large_pages(void* memory, size_t bytes) {
+#if defined(__linux__)
+  // Of what lies in between multiples of their size.
+  const auto begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+void give_block(void* block, size_t bytes) {
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  kept().blocks.emplace_back(bytes, block);
+  kept().bytes += bytes;
+  kept().trim();
+}
+
+}  // namespace modfast

@@ -1,0 +1,28 @@
+// Runs a function over chunks of a range, in parallel.
+#pragma once
+
+#include "common/numbers.h"
+
+#include <algorithm>
+
+namespace modfast {
+
+// Calls f(begin, end) for each chunk of so many of the count, the last of which may be shorter. Which chunks
+// there are does not depend on the threads.
+template <class F>
+void for_each_chunk(ParallelFor parallel_for, int64_t count, int64_t chunk, const F& f) {
+  struct Context {
+    const F& f;
+    int64_t count, chunk;
+  } context{f, count, chunk};
+  parallel_for((count + chunk - 1) / chunk, 1,
+               [](int64_t begin, int64_t end, void* given) {
+                 const auto& loop = *static_cast<const Context*>(given);
+                 for (int64_t i = begin; i < end; ++i) {
+                   loop.f(i * loop.chunk, std::min(loop.count, (i + 1) * loop.chunk));
+                 }
+               },
+               &context);
+}
+
+}  // namespace modfast

@@ -1,0 +1,65 @@
+// Energies and scalings of labelled matrices: the operations behind the enmeshment loss.
+//
+// Every row and every column of a matrix carries a label in [0, labels). With B[a, b] the sum of
+// W[i, j] * V[i, j] over rows i of label a and columns j of label b (block energy when V is W), all of
+// clusterability, enmeshment and their derivatives are functions of B, and the derivative of any
+// function of B is W scaled block by block (arXiv 2409.15747; see modfast/reference). The loss needs no more
+// of B than two sums, inside clusters and across them, however many clusters there are.
+//
+// Nothing here knows PyTorch: pointers, sizes, strides, and a function that runs a loop in parallel.
+#pragma once
+
+#include "common/numbers.h"
+#include "energy/enmeshment.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace modfast {
+
+// One strided matrix. Strides and offsets count elements, not bytes. A convolution weight whose kernel
+// positions cannot be merged with its columns is several planes that share rows, columns and labels.
+struct Operand {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t row_stride = 0;
+  int64_t col_stride = 0;
+  std::vector<int64_t> plane_offsets{0};
+};
+
+struct Labels {
+  std::vector<int32_t> rows;
+  std::vector<int32_t> cols;
+  int32_t count = 0;  // every label is in [0, count); the last one means "in no cluster"
+};
+
+// blocks (count x count, row-major) = B[a, b] = sum of w * v over the block (a, b); no v means w itself. The
+// operands share one dtype. Products and sums are float64: exact for narrower dtypes but for the rounding of
+// the sum.
+void block_inner(const Labels& labels, const Operand& w, const Operand* v, double* blocks,
+                 ParallelFor parallel_for);
+
+// out[i, j] = w[i, j] * factors[label of i, label of j]; factors is count x count, row-major.
+void block_scale(const Labels& labels, const Operand& w, const double* factors, const Operand& out,
+                 ParallelFor parallel_for);
+
+// One matrix of a model, and its gradient where one is wanted; both have one dtype.
+struct Term {
+  Labels labels;
+  Operand weight;
+  Operand grad;
+};
+
+// energies[t] = the sums of squares of term t inside clusters and across them.
+void split_energies(const std::vector<Term>& terms, Split* energies, ParallelFor parallel_for);
+
+enum class Into { fresh, sum, streamed };  // streamed: fresh, and more than a cache would keep
+
+// grad = weight times the factor of its kind, or that added to it, for all terms.
+void split_scale(const std::vector<Term>& terms, const Split* factors, Into into, ParallelFor parallel_for);
+
+// losses[t] = enmeshment of term t, and grad += slope * d(enmeshment)/d(weight), for all terms at once.
+void accumulate_enmeshment(const std::vector<Term>& terms, double slope, double* losses,
+                           ParallelFor parallel_for);
+
+}  // namespace modfast

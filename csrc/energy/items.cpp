@@ -1,0 +1,218 @@
+#include "energy/items.h"
+#include "energy/lines.h"
+
+#include <cstddef>
+#include <numeric>
+
+namespace modfast {
+namespace {
+
+constexpr int64_t kStripCols = 16384;  // a strip's part of a row, at most
+constexpr int64_t kGatheredRows = 4;   // strided lines that are gathered before they are summed
+
+// Where the numbers of a strided line are gathered, a few at a time, to be worked on as a contiguous one.
+template <class T>
+struct Line {
+  alignas(64) T gathered[kTileCols];
+
+  const T* read(const T* data, int64_t stride, int64_t n) {
+    if (stride == 1) return data;
+    for (int64_t j = 0; j < n; ++j) gathered[j] = data[j * stride];
+    return gathered;
+  }
+
+  // Calls make(line) with the place where the line is made, and stores what it made.
+  template <class F>
+  void write(T* data, int64_t stride, int64_t n, const F& make) {
+    if (stride == 1) return make(data);
+    read(data, stride, n);
+    make(gathered);
+    for (int64_t j = 0; j < n; ++j) data[j * stride] = gathered[j];
+  }
+};
+
+template <class F>
+void with_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float32: return f(float{});
+    case DType::float64: return f(double{});
+    case DType::float16: return f(Half{});
+    case DType::bfloat16: return f(BFloat{});
+  }
+}
+
+template <class T>
+T* line_at(const Operand& operand, int64_t row, int64_t col, size_t plane) {
+  return static_cast<T*>(operand.data) + operand.plane_offsets[plane] + row * operand.row_stride +
+         col * operand.col_stride;
+}
+
+// sums[j] += w[i, j]^2 over the item's rows i.
+template <class T>
+void add_squares(const Grid& grid, int64_t item, const Operand& w, double* sums) {
+  const auto& lines = lines_in_use().of<T>();
+  const auto& chunk = grid.chunk(item);
+  const int64_t first = grid.first_col(item), n = grid.num_cols(item);
+  // Strided lines have to be gathered, so fewer of them are at hand at once.
+  const int64_t at_once = w.col_stride == 1 ? kChunkRows : kGatheredRows;
+  Line<T> gathered[kGatheredRows];
+  const T* rows[kChunkRows];
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t i = chunk.begin; i < chunk.end; i += at_once) {
+      const int64_t count = std::min(at_once, chunk.end - i);
+      for (int64_t r = 0; r < count; ++r) {
+        const T* line = line_at<T>(w, grid.rows.order[i + r], first, plane);
+        rows[r] = w.col_stride == 1 ? line : gathered[r].read(line, w.col_stride, n);
+      }
+      lines.add_squares(rows, count, sums, n);
+    }
+  }
+}
+
+// sums[j] += w[i, j] * v[i, j] over the item's rows i.
+template <class T>
+void add_products(const Grid& grid, int64_t item, const Operand& w, const Operand& v, double* sums) {
+  const auto& lines = lines_in_use().of<T>();
+  const auto& chunk = grid.chunk(item);
+  const int64_t first = grid.first_col(item), n = grid.num_cols(item);
+  Line<T> w_line, v_line;
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+      const int64_t row = grid.rows.order[i];
+      lines.add_products(w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n),
+                         v_line.read(line_at<T>(v, row, first, plane), v.col_stride, n), sums, n);
+    }
+  }
+}
+
+template <class T>
+void scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
+           const Operand& out) {
+  const auto& lines = lines_in_use().of<T>();
+  const auto& chunk = grid.chunk(item);
+  const int64_t first = grid.first_col(item), n = grid.num_cols(item);
+  alignas(64) Compute<T> narrow_factor[kTileCols];
+  for (int64_t j = 0; j < n; ++j) narrow_factor[j] = static_cast<Compute<T>>(factor[j]);
+  Line<T> w_line, out_line;
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+      const int64_t row = grid.rows.order[i];
+      const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
+      out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
+        if (!wide) return lines.scale(line, narrow_factor, made, n);
+        // Rare, as for very small or very large weights, so without vectors.
+        for (int64_t j = 0; j < n; ++j) put_scaled(line[j], factor[j], false, made[j]);
+      });
+    }
+  }
+}
+
+template <class T>
+void scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w, Split factors,
+                 const Operand& out, Into into) {
+  const auto& lines = lines_in_use().of<T>();
+  const auto put = into == Into::sum     ? lines.add_scaled_split
+                   : into == Into::fresh ? lines.scale_split
+                                         : lines.stream_split;
+  const bool wide = !fits_in_float(factors);
+  const int32_t none = labels.count - 1;
+  const int64_t begin = item / strips.tiles * strips.rows_each;
+  const int64_t end = std::min(begin + strips.rows_each, strips.rows);
+  const int64_t first_col = item % strips.tiles * kStripCols;
+  const int64_t last_col = std::min(first_col + kStripCols, strips.cols);
+  // Strided lines pass through a place of their own, a tile at a time.
+  const bool gathers = w.col_stride != 1 || out.col_stride != 1;
+  const int64_t step = gathers ? kTileCols : kStripCols;
+  Line<T> w_line, out_line;
+  for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int32_t label = labels.rows[row] == none ? -1 : labels.rows[row];  // equal to no column's
+      for (int64_t first = first_col; first < last_col; first += step) {
+        const int64_t n = std::min(step, last_col - first);
+        const int32_t* cols = labels.cols.data() + first;
+        const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
+        out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
+          if (!wide) {
+            return put(line, cols, label, static_cast<Compute<T>>(factors.inside),
+                       static_cast<Compute<T>>(factors.across), made, n);
+          }
+          for (int64_t j = 0; j < n; ++j) {
+            const double factor = cols[j] == label ? factors.inside : factors.across;
+            put_scaled(line[j], factor, into == Into::sum, made[j]);
+          }
+        });
+      }
+    }
+  }
+}
+
+}  // namespace
+
+RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
+  const auto rows = int64_t(order.size());
+  const int64_t window = std::max(kWindowRows, kRowsOfLabel * int64_t(labels.count));
+  std::vector<int64_t> next;
+  for (int64_t first = 0; first < rows; first += window) {
+    const int64_t last = std::min(first + window, rows);
+    if (labels.count <= 2 * (last - first)) {
+      next.assign(static_cast<size_t>(labels.count) + 1, 0);
+      for (int64_t row = first; row < last; ++row) ++next[labels.rows[row] + 1];
+      next[0] = first;
+      for (int32_t label = 0; label < labels.count; ++label) next[label + 1] += next[label];
+      for (int64_t row = first; row < last; ++row) order[next[labels.rows[row]]++] = row;
+    } else {  // as many counters as labels could be more than memory holds
+      std::iota(order.begin() + first, order.begin() + last, first);
+      std::stable_sort(order.begin() + first, order.begin() + last,
+                       [&](int64_t a, int64_t b) { return labels.rows[a] < labels.rows[b]; });
+    }
+    for (int64_t begin = first, end = first; begin < last; begin = end) {
+      const int32_t label = labels.rows[order[begin]];
+      while (end < last && labels.rows[order[end]] == label) ++end;
+      // In pieces of one size, nearly: threads then have equal work. Whole fours, which are summed at once.
+      const int64_t pieces = (end - begin + kChunkRows - 1) / kChunkRows;
+      const int64_t each = ((end - begin + pieces - 1) / pieces + 3) / 4 * 4;
+      for (; begin < end; begin += each) chunks.push_back({begin, std::min(begin + each, end), label});
+    }
+  }
+}
+
+Split item_split(const Grid& grid, int64_t item, const double* sums) {
+  const int32_t none = grid.labels.count - 1, row = grid.chunk(item).label;
+  double inside[8] = {}, across[8] = {};
+  lines_in_use().add_by_kind(sums, grid.labels.cols.data() + grid.first_col(item), row == none ? -1 : row,
+                             grid.num_cols(item), inside, across);
+  Split sum{0.0, 0.0};
+  for (int lane = 0; lane < 8; ++lane) {
+    sum.inside += inside[lane];
+    sum.across += across[lane];
+  }
+  return sum;
+}
+
+void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* sums) {
+  std::fill(sums, sums + grid.num_cols(item), 0.0);
+  with_dtype(w.dtype, [&](auto type) {
+    using T = decltype(type);
+    v == nullptr ? add_squares<T>(grid, item, w, sums) : add_products<T>(grid, item, w, *v, sums);
+  });
+}
+
+void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
+                const Operand& out) {
+  with_dtype(w.dtype, [&](auto type) { scale<decltype(type)>(grid, item, w, factor, wide, out); });
+}
+
+Strips::Strips(const Labels& labels)
+    : rows(int64_t(labels.rows.size())),
+      cols(int64_t(labels.cols.size())),
+      rows_each(
+          std::max({int64_t(1), kNumbersPerThread / std::clamp<int64_t>(cols, 1, kStripCols), rows / 64})),
+      tiles((cols + kStripCols - 1) / kStripCols) {}
+
+void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,
+                       Split factors, const Operand& out, Into into) {
+  with_dtype(w.dtype,
+             [&](auto type) { scale_split<decltype(type)>(strips, item, labels, w, factors, out, into); });
+}
+
+}  // namespace modfast

@@ -1,0 +1,96 @@
+// The work on labelled matrices, cut into items, and the two passes over an item that everything is made of.
+//
+// For sums the rows are taken label by label, in chunks, and the columns in tiles; an item is a chunk and a
+// tile. Within it, sum[j] += w[i, j] * v[i, j] runs along memory without a look at the column labels; these
+// are applied once for each item, to the sums. The items depend on the shape and the labels alone, and their
+// results are added in a fixed order, so that the same bits come out for any number of threads.
+//
+// What makes a weight for each weight, with the two factors of the loss, looks at each label as it goes: then
+// the rows may be taken as they lie in memory, which is far faster where they come from there.
+#pragma once
+
+#include "energy/energy.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace modfast {
+
+constexpr int64_t kChunkRows = 128;  // enough rows to hide the cost of applying the column labels
+constexpr int64_t kTileCols =
+    4096;  // long stretches of memory; the float64 sums stay in the second-level cache
+constexpr int64_t kWindowRows =
+    512;  // or more, for kRowsOfLabel of each label: so that chunks are not too small
+constexpr int64_t kRowsOfLabel = 32;
+constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
+
+// Rows grouped by label within windows of the matrix (order), cut into chunks that hold one label each.
+struct RowChunks {
+  struct Chunk {
+    int64_t begin, end;
+    int32_t label;
+  };
+  std::vector<int64_t> order;
+  std::vector<Chunk> chunks;
+
+  explicit RowChunks(const Labels& labels);
+};
+
+struct Grid {
+  const Labels& labels;
+  RowChunks rows;
+  int64_t tiles;
+
+  explicit Grid(const Labels& labels)
+      : labels(labels), rows(labels), tiles((int64_t(labels.cols.size()) + kTileCols - 1) / kTileCols) {}
+
+  int64_t numbers() const { return int64_t(labels.rows.size()) * int64_t(labels.cols.size()); }
+  int64_t items() const { return int64_t(rows.chunks.size()) * tiles; }
+  const RowChunks::Chunk& chunk(int64_t item) const { return rows.chunks[item / tiles]; }
+  int64_t first_col(int64_t item) const { return item % tiles * kTileCols; }
+  int64_t num_cols(int64_t item) const {
+    return std::min(kTileCols, int64_t(labels.cols.size()) - first_col(item));
+  }
+};
+
+// The sum of an item's column sums by kind: of columns with the label of its rows, and of the others.
+Split item_split(const Grid& grid, int64_t item, const double* sums);
+
+// sums[j] = the sum of w * v over the item's rows, for each of its columns; no v means w itself.
+void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* sums);
+
+// out = w * factor[j] on the item's rows and columns; wide: some factor needs a double.
+void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
+                const Operand& out);
+
+// The same matrix cut into strips: some whole rows, or of very long rows a part.
+struct Strips {
+  int64_t rows, cols, rows_each, tiles;
+
+  explicit Strips(const Labels& labels);
+  int64_t items() const { return (rows + rows_each - 1) / rows_each * tiles; }
+};
+
+// out = w times the factor of its kind, on a strip's rows and columns, or that added to it.
+void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,
+                       Split factors, const Operand& out, Into into);
+
+// Calls f(item) for each of the items, which together hold so many numbers. A thread takes its items from the
+// last to the first where backward is set: what the pass before read last is still in the cache.
+template <class F>
+void for_each_item(ParallelFor parallel_for, int64_t items, int64_t numbers, bool backward, const F& f) {
+  struct Context {
+    const F& f;
+    bool backward;
+  } context{f, backward};
+  parallel_for(
+      items, std::max<int64_t>(1, items * kNumbersPerThread / std::max<int64_t>(1, numbers)),
+      [](int64_t begin, int64_t end, void* given) {
+        const auto& loop = *static_cast<const Context*>(given);
+        for (int64_t i = begin; i < end; ++i) loop.f(loop.backward ? begin + end - 1 - i : i);
+      },
+      &context);
+}
+
+}  // namespace modfast

@@ -1,0 +1,15 @@
+#if defined(__x86_64__)
+#include "energy/lines.h"
+
+#include "common/begin_avx512.inl"
+
+namespace modfast {
+namespace {
+#include "energy/lines.inl"
+}  // namespace
+const Lines lines_avx512 = lines_of_this_level;
+}  // namespace modfast
+
+#include "common/end_level.inl"
+
+#endif

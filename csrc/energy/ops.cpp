@@ -1,0 +1,227 @@
+// The operators on the CPU: schemas, argument checks, registration. The only door between PyTorch and the
+// kernels.
+#include "common/binding_cpu.h"
+#include "common/kept_memory.h"
+#include "energy/binding.h"
+
+#include <limits>
+#include <optional>
+#include <tuple>
+
+namespace modfast {
+namespace {
+
+// Labels in [-1, num_clusters), with -1 ("in no cluster") renamed to the extra label num_clusters, for each
+// row or column of a matrix.
+void read_labels(const Tensor& labels, int64_t expected, int64_t num_clusters, const char* name,
+                 const LabelIndex& index, int64_t lines, std::vector<int32_t>* result) {
+  check_cpu(labels, name);
+  check_labels(labels, expected, name);
+  const auto* data = static_cast<const int64_t*>(labels.const_data_ptr());
+  const int64_t stride = expected > 0 ? labels.stride(0) : 1;
+  for (int64_t i = 0; i < expected; ++i) {
+    const int64_t label = data[i * stride];
+    REQUIRE(-1 <= label && label < num_clusters, name, "[", i, "] is ", label, ", allowed is -1 to ",
+            num_clusters - 1);
+  }
+  const bool plain = lines == expected;
+  result->resize(lines);
+  for (int64_t i = 0; i < lines; ++i) {
+    const int64_t label = data[(plain ? i : index(i)) * stride];
+    (*result)[i] = static_cast<int32_t>(label < 0 ? num_clusters : label);
+  }
+}
+
+Operand operand_of(const Tensor& tensor, const Strides& strides) {
+  Operand operand;
+  operand.data = tensor.data_ptr();
+  operand.dtype = dtype_of(tensor, "weight");
+  operand.row_stride = strides.row;
+  operand.col_stride = strides.col;
+  for (const auto& [size, stride] : strides.kernel) {
+    std::vector<int64_t> offsets;
+    for (int64_t position = 0; position < size; ++position) {
+      for (int64_t offset : operand.plane_offsets) offsets.push_back(offset + position * stride);
+    }
+    operand.plane_offsets = std::move(offsets);
+  }
+  return operand;
+}
+
+// A set of tensors of one shape (out, in, *kernel) as labelled matrices.
+struct Problem {
+  Labels labels;
+  std::vector<Operand> operands;
+  bool transposed = false;
+};
+
+Problem make_problem(std::initializer_list<const Tensor*> tensors, const Tensor& row_labels,
+                     const Tensor& col_labels, int64_t num_clusters) {
+  check_num_clusters(num_clusters);
+  for (const Tensor* tensor : tensors) check_cpu(*tensor, "weight");
+  const Layout layout = layout_of(tensors.begin(), tensors.size());
+  const Tensor& first = **tensors.begin();
+  Problem problem;
+  problem.transposed = layout.transposed;
+  problem.labels.count = static_cast<int32_t>(num_clusters + 1);
+  auto* of_rows = layout.transposed ? &problem.labels.cols : &problem.labels.rows;
+  auto* of_cols = layout.transposed ? &problem.labels.rows : &problem.labels.cols;
+  const auto& row_index = layout.transposed ? layout.col_index : layout.row_index;
+  const auto& col_index = layout.transposed ? layout.row_index : layout.col_index;
+  const int64_t rows = layout.transposed ? layout.cols : layout.rows;
+  const int64_t cols = layout.transposed ? layout.rows : layout.cols;
+  read_labels(row_labels, first.size(0), num_clusters, "row_labels", row_index, rows, of_rows);
+  read_labels(col_labels, first.size(1), num_clusters, "col_labels", col_index, cols, of_cols);
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    problem.operands.push_back(operand_of(*tensors.begin()[t], layout.tensors[t]));
+  }
+  return problem;
+}
+
+void transpose(double* square, int64_t n) {
+  for (int64_t a = 0; a < n; ++a) {
+    for (int64_t b = 0; b < a; ++b) std::swap(square[a * n + b], square[b * n + a]);
+  }
+}
+
+Tensor block_inner_cpu(const Tensor& weight, const std::optional<Tensor>& other, const Tensor& row_labels,
+                       const Tensor& col_labels, int64_t num_clusters) {
+  const Problem problem = other ? make_problem({&weight, &*other}, row_labels, col_labels, num_clusters)
+                                : make_problem({&weight}, row_labels, col_labels, num_clusters);
+  const int64_t count = problem.labels.count;
+  Tensor blocks = torch::stable::new_empty(weight, {count, count}, ScalarType::Double);
+  auto* data = static_cast<double*>(blocks.mutable_data_ptr());
+  block_inner(problem.labels, problem.operands[0], other ? &problem.operands[1] : nullptr, data,
+              parallel_for);
+  if (problem.transposed) transpose(data, count);
+  return blocks;
+}
+
+Tensor block_scale_cpu(const Tensor& weight, const Tensor& factors, const Tensor& row_labels,
+                       const Tensor& col_labels) {
+  check_cpu(factors, "factors");
+  check_factors(factors);
+  const int64_t count = factors.size(0);
+  Tensor out = torch::stable::empty_like(weight);
+  const Problem problem = make_problem({&weight, &out}, row_labels, col_labels, count - 1);
+  std::vector<double> table(count * count);
+  const auto* data = static_cast<const double*>(factors.const_data_ptr());
+  for (int64_t a = 0; a < count; ++a) {
+    for (int64_t b = 0; b < count; ++b)
+      table[a * count + b] = data[a * factors.stride(0) + b * factors.stride(1)];
+  }
+  if (problem.transposed) transpose(table.data(), count);
+  block_scale(problem.labels, problem.operands[0], table.data(), problem.operands[1], parallel_for);
+  return out;
+}
+
+std::vector<Term> make_terms(const std::vector<Tensor>& weights, const std::vector<Tensor>* grads,
+                             const std::vector<Tensor>& row_labels, const std::vector<Tensor>& col_labels,
+                             const std::vector<int64_t>& num_clusters) {
+  check_lists(weights, grads ? *grads : weights, row_labels, col_labels, num_clusters);
+  std::vector<Term> terms;
+  terms.reserve(weights.size());
+  for (size_t t = 0; t < weights.size(); ++t) {
+    Problem problem =
+        grads ? make_problem({&weights[t], &(*grads)[t]}, row_labels[t], col_labels[t], num_clusters[t])
+              : make_problem({&weights[t]}, row_labels[t], col_labels[t], num_clusters[t]);
+    terms.push_back({std::move(problem.labels), std::move(problem.operands[0]),
+                     grads ? std::move(problem.operands[1]) : Operand()});
+  }
+  return terms;
+}
+
+std::tuple<Tensor, Tensor> enmeshment_cpu(std::vector<Tensor> weights, std::vector<Tensor> row_labels,
+                                          std::vector<Tensor> col_labels, std::vector<int64_t> num_clusters) {
+  const auto terms = make_terms(weights, nullptr, row_labels, col_labels, num_clusters);
+  const auto count = static_cast<int64_t>(weights.size());
+  Tensor losses = torch::stable::new_empty(weights[0], {count}, ScalarType::Double);
+  Tensor energies = torch::stable::new_empty(weights[0], {count, 2}, ScalarType::Double);
+  auto* split = static_cast<Split*>(energies.mutable_data_ptr());
+  split_energies(terms, split, parallel_for);
+  auto* loss = static_cast<double*>(losses.mutable_data_ptr());
+  for (int64_t t = 0; t < count; ++t) loss[t] = enmeshment_of(split[t]);
+  return {losses, energies};
+}
+
+std::vector<Split> factors_of(const Tensor& energies, const Tensor& slopes, int64_t count) {
+  check_cpu(energies, "energies");
+  check_cpu(slopes, "slopes");
+  check_numbers(energies, count, 2, "energies");
+  check_numbers(slopes, count, 0, "slopes");
+  const auto* split = static_cast<const Split*>(energies.const_data_ptr());
+  const auto* slope = static_cast<const double*>(slopes.const_data_ptr());
+  std::vector<Split> factors;
+  for (int64_t t = 0; t < count; ++t) factors.push_back(enmeshment_factors(split[t], slope[t]));
+  return factors;
+}
+
+// Like empty_like, in memory that was kept from the step before.
+Tensor gradient_like(const Tensor& weight) {
+  const size_t bytes = static_cast<size_t>(weight.numel()) * weight.element_size();
+  if (bytes < kKeptFrom || !weight.is_contiguous()) return torch::stable::empty_like(weight);
+  return torch::stable::from_blob(take_block(bytes), weight.sizes(), weight.strides(), weight.device(),
+                                  weight.scalar_type(), [bytes](void* block) { give_block(block, bytes); });
+}
+
+std::vector<Tensor> enmeshment_grad_cpu(std::vector<Tensor> weights, Tensor energies, Tensor slopes,
+                                        std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
+                                        std::vector<int64_t> num_clusters) {
+  size_t bytes = 0;
+  for (const Tensor& weight : weights) bytes += static_cast<size_t>(weight.numel()) * weight.element_size();
+  keep_at_most(bytes);
+  std::vector<Tensor> grads;
+  for (const Tensor& weight : weights) grads.push_back(gradient_like(weight));
+  const auto terms = make_terms(weights, &grads, row_labels, col_labels, num_clusters);
+  const auto factors = factors_of(energies, slopes, static_cast<int64_t>(weights.size()));
+  split_scale(terms, factors.data(), Into::fresh, parallel_for);
+  return grads;
+}
+
+void add_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, Tensor energies,
+                             Tensor slopes, std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
+                             std::vector<int64_t> num_clusters) {
+  const auto terms = make_terms(weights, &grads, row_labels, col_labels, num_clusters);
+  check_writable(weights, grads);
+  const auto factors = factors_of(energies, slopes, static_cast<int64_t>(weights.size()));
+  split_scale(terms, factors.data(), Into::sum, parallel_for);
+}
+
+Tensor accumulate_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads,
+                                      std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
+                                      std::vector<int64_t> num_clusters, double scale) {
+  const auto terms = make_terms(weights, &grads, row_labels, col_labels, num_clusters);
+  check_writable(weights, grads);
+  const auto count = static_cast<int64_t>(weights.size());
+  Tensor losses = torch::stable::new_empty(weights[0], {count}, ScalarType::Double);
+  accumulate_enmeshment(terms, scale, static_cast<double*>(losses.mutable_data_ptr()), parallel_for);
+  return losses;
+}
+
+}  // namespace
+}  // namespace modfast
+
+// clang-format off
+STABLE_TORCH_LIBRARY(modfast, m) {
+  m.def("block_inner(Tensor weight, Tensor? other, Tensor row_labels, Tensor col_labels, int num_clusters) "
+        "-> Tensor");
+  m.def("block_scale(Tensor weight, Tensor factors, Tensor row_labels, Tensor col_labels) -> Tensor");
+  m.def("enmeshment(Tensor[] weights, Tensor[] row_labels, Tensor[] col_labels, int[] num_clusters) "
+        "-> (Tensor, Tensor)");
+  m.def("enmeshment_grad(Tensor[] weights, Tensor energies, Tensor slopes, Tensor[] row_labels, "
+        "Tensor[] col_labels, int[] num_clusters) -> Tensor[]");
+  m.def("add_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor energies, Tensor slopes, "
+        "Tensor[] row_labels, Tensor[] col_labels, int[] num_clusters) -> ()");
+  m.def("accumulate_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor[] row_labels, "
+        "Tensor[] col_labels, int[] num_clusters, float scale) -> Tensor");
+}
+// clang-format on
+
+STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
+  m.impl("block_inner", TORCH_BOX(&modfast::block_inner_cpu));
+  m.impl("block_scale", TORCH_BOX(&modfast::block_scale_cpu));
+  m.impl("enmeshment", TORCH_BOX(&modfast::enmeshment_cpu));
+  m.impl("enmeshment_grad", TORCH_BOX(&modfast::enmeshment_grad_cpu));
+  m.impl("add_enmeshment_grad_", TORCH_BOX(&modfast::add_enmeshment_grad_cpu));
+  m.impl("accumulate_enmeshment_grad_", TORCH_BOX(&modfast::accumulate_enmeshment_grad_cpu));
+}

@@ -1,0 +1,115 @@
+// What the spectral family's bindings share on every device: arguments as the kernels want them. Which device
+// a tensor must be on is for each binding to check.
+#pragma once
+
+#include "common/binding.h"
+#include "spectral/spectral.h"
+
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+
+namespace modfast {
+
+inline Similarity similarity_of(int64_t affinity, double scale) {
+  REQUIRE(0 <= affinity && affinity <= 2, "affinity must be 0 (abs), 1 (square) or 2 (given), got ",
+          affinity);
+  REQUIRE(std::isfinite(scale), "scale must be finite, got ", scale);
+  return {static_cast<Affinity>(affinity), scale};
+}
+
+inline DenseMatrix dense_of(const Tensor& weight) {
+  check_dense(weight, "weight");
+  DenseMatrix matrix;
+  matrix.dtype = dtype_of(weight, "weight");
+  REQUIRE(weight.dim() == 2, "weight must have two dimensions, got shape ", shape_of(weight));
+  REQUIRE(weight.size(1) <= 1 || weight.stride(1) == 1, "weight's rows must be contiguous");
+  matrix.data = weight.const_data_ptr();
+  matrix.rows = weight.size(0);
+  matrix.cols = weight.size(1);
+  matrix.row_stride = weight.stride(0);
+  return matrix;
+}
+
+// What starts and indices hold is not looked at. checked: check_shaped, and whatever else a tensor must be.
+template <class Checked>
+SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor& values, int64_t cols,
+                       const Checked& checked) {
+  const ScalarType index = indices.scalar_type();
+  REQUIRE(index == ScalarType::Long || index == ScalarType::Int, "indices must be int32 or int64");
+  checked(starts, index, {-1}, "starts");
+  checked(indices, index, {-1}, "indices");
+  const ScalarType value = values.scalar_type();
+  REQUIRE(value == ScalarType::Float || value == ScalarType::Double, "values must be float32 or float64");
+  checked(values, value, {indices.size(0)}, "values");
+  REQUIRE(starts.size(0) >= 1, "starts must hold at least one number");
+  REQUIRE(cols >= 0, "cols must not be negative, got ", cols);
+  SparseMatrix matrix;
+  matrix.wide = index == ScalarType::Long;
+  matrix.starts = starts.const_data_ptr();
+  matrix.indices = indices.const_data_ptr();
+  matrix.values = values.const_data_ptr();
+  matrix.dtype = dtype_of(values, "values");
+  matrix.rows = starts.size(0) - 1;
+  matrix.cols = cols;
+  return matrix;
+}
+
+template <class Checked>
+const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const char* name,
+                       const Checked& checked) {
+  return probe ? const_data_of<double>(checked(*probe, ScalarType::Double, {size}, name)) : nullptr;
+}
+
+// float for a float32 tensor, double for a float64 one.
+template <class F>
+auto with_compute(const Tensor& block, const char* name, const F& f) {
+  if (block.scalar_type() == ScalarType::Float) return f(float{});
+  REQUIRE(block.scalar_type() == ScalarType::Double, name, " must be float32 or float64");
+  return f(double{});
+}
+
+inline int64_t width_of(const Tensor& block, const char* name) {
+  REQUIRE(block.dim() == 2 && block.size(1) % kLanes == 0 && block.size(1) > 0, name,
+          " must have a width that is a multiple of ", kLanes, ", got shape ", shape_of(block));
+  return block.size(1);
+}
+
+// Null stands for what is not given or asked for; an empty tensor, which has no memory, is.
+template <class C>
+C* there(C* data) {
+  static std::remove_const_t<C> nothing;
+  return data ? data : &nothing;
+}
+
+// Makes the results of a product with a matrix (rows, cols), and calls run(blocks) to fill them in.
+template <class Checked, class Run>
+std::tuple<Tensor, Tensor> product_of(int64_t rows, int64_t cols, const std::optional<Tensor>& right,
+                                      const std::optional<Tensor>& left,
+                                      const std::optional<Tensor>& row_weights, const Checked& checked,
+                                      const Run& run) {
+  REQUIRE(right || left, "right or left must be given");
+  REQUIRE(!(row_weights && (left || !right)), "row_weights go with right, without left");
+  const Tensor& given = right ? *right : *left;
+  const ScalarType type = given.scalar_type();
+  return with_compute(given, "the block", [&](auto compute) -> std::tuple<Tensor, Tensor> {
+    using C = decltype(compute);
+    Blocks<C> blocks;
+    blocks.width = width_of(given, "the block");
+    if (right) blocks.right = there(const_data_of<C>(checked(*right, type, {cols, blocks.width}, "right")));
+    if (left) blocks.left = there(const_data_of<C>(checked(*left, type, {rows, blocks.width}, "left")));
+    if (row_weights) {
+      blocks.row_weights = there(const_data_of<C>(checked(*row_weights, type, {rows}, "row_weights")));
+    }
+    const bool back = left || row_weights;
+    Tensor forward = torch::stable::new_empty(given, {right ? rows : 0, blocks.width});
+    Tensor backward = torch::stable::new_empty(given, {back ? cols : 0, blocks.width});
+    if (right) blocks.forward = there(mutable_data_of<C>(forward));
+    if (back) blocks.backward = there(mutable_data_of<C>(backward));
+    run(blocks);
+    return {forward, backward};
+  });
+}
+
+}  // namespace modfast
