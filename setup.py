@@ -78,7 +78,10 @@ def cuda_library(toolkit: Toolkit) -> Extension:
     listed = ",".join(f'"{name}"' for name in architectures)
     return library(
         "modfast._cuda",
-        sources("*_cuda.cpp") | sources("*.cu") | sources("common/binding.cpp") | sources("energy/binding.cpp"),
+        sources("*_cuda.cpp")
+        | sources("*.cu")
+        | sources("common/binding.cpp")
+        | sources("energy/binding.cpp"),
         include_dirs=[*INCLUDE, *PYBIND11, str(toolkit.include)],
         # USE_CUDA: the stable interface then declares the function that tells PyTorch's current stream.
         define_macros=[*MACROS, ("USE_CUDA", None)],

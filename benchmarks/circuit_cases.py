@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from modfast.data import Dataset, load_dataset
 from modfast.models import build_model
-from modfast.train import CHECKPOINT, TrainConfig, read_checkpoint, train
+from modfast.train import TrainConfig, train
+from modfast.train_checkpoint import CHECKPOINT, read_checkpoint
 
 
 class CircuitCase(NamedTuple):

@@ -14,7 +14,7 @@ from torch import nn
 from .circuit import CRITERIA
 from .circuit_checkpoint import fingerprint
 from .circuit_files import CircuitFolder
-from .dataset import Dataset
+from .data.dataset import Dataset
 from .experiment import read_run
 from .layers import linear_layers, match_layers
 from .library import BACKEND
@@ -22,8 +22,8 @@ from .models import build_model
 from .partition import Partition, load_partitions
 from .run_folder import KINDS, PARTITIONS, read_results, run_name
 from .tail import read_tail
-from .train import CHECKPOINT, choose_device
-from .train_checkpoint import seed_generators
+from .train import choose_device
+from .train_checkpoint import CHECKPOINT, seed_generators
 
 # Enough to see whether circuits can be found in a model at all.
 _FEW_IMAGES = 16

@@ -22,7 +22,7 @@ from .circuit_models import CircuitConfig, TrainedModel, check_circuits, occurri
 from .circuit_summary import DRAWS, describe_circuits, summarize_circuits
 from .circuits import find_circuits
 from .claims import comparisons_note, paper_claims
-from .dataset import Dataset
+from .data.dataset import Dataset
 from .distributed import Ranks
 from .files import write_json
 from .layers import find_layers

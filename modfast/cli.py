@@ -72,8 +72,8 @@ def _tell(error: BaseException) -> None:
 
 def _is_expected(error: BaseException) -> bool:
     """Whether the error is about what the user gave: its files, options, data or a missing package."""
-    from .data import DataError
-    from .train import TrainingError
+    from .data.dataset import DataError
+    from .train_checkpoint import TrainingError
 
     return isinstance(error, (ValueError, OSError, ImportError, DataError, TrainingError))
 
@@ -86,7 +86,7 @@ def _epochs(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _load(data: str, ranks: Ranks) -> Any:
-    from .data import load_dataset
+    from .data.load import load_dataset
     from .progress import progress_bar
 
     with progress_bar("decoding", "images", shown=ranks.is_first) as show:

@@ -44,7 +44,8 @@ from .partition import Partition, save_partitions
 from .report import environment
 from .run_folder import RESULTS, RunFolder, prepare
 from .spectral import normalized_cut, spectral_cocluster
-from .train import CHECKPOINT, Record, choose_device, using_threads
+from .train import Record, choose_device, using_threads
+from .train_checkpoint import CHECKPOINT
 from .weights import find_checkpoint
 
 _AFFINITIES = ("abs", "square")

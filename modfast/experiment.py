@@ -16,19 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .accuracy import class_accuracy, cluster_accuracy
-from .data import Dataset
+from .data.dataset import Dataset
 from .distributed import Ranks
 from .files import file_name, write_json
 from .models import build_model
 from .partition import Partition, load_partitions, save_partitions
-from .report import (
-    draw_class_accuracy,
-    draw_comparison,
-    draw_curves,
-    draw_weights,
-    environment,
-    summarize,
-)
+from .picture_classes import draw_class_accuracy
+from .picture_weights import draw_weights
+from .pictures import draw_comparison, draw_curves
+from .report import environment, summarize
 from .run_folder import (
     KINDS,
     PARTITIONS,
@@ -43,8 +39,8 @@ from .run_folder import (
     run_name,
 )
 from .run_folder import OutputExistsError as OutputExistsError
-from .train import CHECKPOINT, Record, Run, TrainConfig, read_checkpoint, train_in_folder
-from .train_checkpoint import check_continued, seed_generators
+from .train import Record, Run, TrainConfig, train_in_folder
+from .train_checkpoint import CHECKPOINT, check_continued, read_checkpoint, seed_generators
 
 
 @dataclass(frozen=True)

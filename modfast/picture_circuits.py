@@ -10,11 +10,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from modfast.circuit import Circuit
-from modfast.circuit_network import Network, lay_out, weight_class
-from modfast.circuit_words import percent
-from modfast.partition import Partition
-from modfast.picture_style import name_end, new_figure, save_figure
+from .circuit import Circuit
+from .circuit_network import Network, lay_out, weight_class
+from .circuit_words import percent
+from .partition import Partition
+from .picture_style import name_end, new_figure, save_figure
 
 # Okabe and Ito's colours again, beginning with those that plain and modular leave.
 CLUSTERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00")

@@ -15,7 +15,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from modfast.picture_style import name_end, new_figure, save_figure
+from .picture_style import name_end, new_figure, save_figure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from modfast.energy import clusterability
-from modfast.partition import Partition
-from modfast.picture_style import name_end, new_figure, save_figure
-from modfast.picture_weights import Panel, draw_pairs, magnitude
+from .energy import clusterability
+from .partition import Partition
+from .picture_style import name_end, new_figure, save_figure
+from .picture_weights import Panel, draw_pairs, magnitude
 
 # Layers to a picture: with more it would be taller than a screen shows without shrinking the text.
 MOST_CURVES = 8

@@ -7,7 +7,7 @@ import os
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from modfast.files import atomic_write
+from .files import atomic_write
 
 DOTS_PER_INCH = 150
 WIDTH = 9.6  # inches: 1440 pixels

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from modfast.picture_style import name_end, new_figure, save_figure
+from .picture_style import name_end, new_figure, save_figure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from modfast.partition import Partition
+    from .partition import Partition
 
 # At most this many drawn cells across a panel: each is then wider than a pixel, so none is skipped.
 MOST_COLUMNS = 256

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from modfast.picture_classes import draw_class_accuracy
-from modfast.picture_clusters import shuffled_gap
-from modfast.picture_weights import draw_weights
-from modfast.pictures import draw_comparison, draw_curves
-from modfast.statistics import mean_interval, paired_interval
-from modfast.version import __version__
+from .picture_classes import draw_class_accuracy
+from .picture_clusters import shuffled_gap
+from .picture_weights import draw_weights
+from .pictures import draw_comparison, draw_curves
+from .statistics import mean_interval, paired_interval
+from .version import __version__
 
 __all__ = [
     "cluster_table",

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .data import Dataset
+from .data.dataset import Dataset
 from .distributed import Ranks
 from .energy_loss import EnmeshmentLoss
 from .layers import linear_layers

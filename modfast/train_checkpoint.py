@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Dataset
+from .data.dataset import Dataset
 from .energy_loss import EnmeshmentLoss
 from .files import atomic_write
 from .run_folder import RESULTS, RunFolder

@@ -16,7 +16,7 @@ from modfast.cli import main
 from modfast.data import load_dataset
 from modfast.experiment import as_lists
 from modfast.options import make_parser
-from modfast.train import read_checkpoint
+from modfast.train_checkpoint import read_checkpoint
 
 FEW = ["--images", "5", "--labels", "0", "1", *CPU]
 RUNS = ["plain-seed42", "modular-seed42", "plain-seed43", "modular-seed43"]
@@ -222,10 +222,10 @@ class TestMistakes:
 
     def test_a_label_without_images(self, plain_run, capsys, monkeypatch):
         digits = load_dataset("digits")
-        monkeypatch.setattr("modfast.dataset.Dataset.fingerprint", lambda _: fingerprint)
+        monkeypatch.setattr("modfast.data.dataset.Dataset.fingerprint", lambda _: fingerprint)
         fingerprint = json.loads((plain_run / "results.json").read_text())["config"]["data_fingerprint"]
         object.__setattr__(digits, "test_labels", digits.test_labels.clamp(min=1))
-        monkeypatch.setattr("modfast.data.load_dataset", lambda *_, **__: digits)
+        monkeypatch.setattr("modfast.data.load.load_dataset", lambda *_, **__: digits)
         assert main(["circuits", str(plain_run), "--labels", "0"]) == 1
         assert "there is no test image of 0 (0)" in capsys.readouterr().err
 

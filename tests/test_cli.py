@@ -14,9 +14,9 @@ from PIL import Image
 
 import modfast
 from modfast.cli import main
-from modfast.experiment import read_results
 from modfast.models import MLP
-from modfast.train import read_checkpoint
+from modfast.run_folder import read_results
+from modfast.train_checkpoint import read_checkpoint
 
 
 @pytest.fixture

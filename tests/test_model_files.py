@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from modfast import EnmeshmentLoss, load_partitions
 from modfast.cli import main
-from modfast.experiment import read_results
 from modfast.layers import find_layers
+from modfast.run_folder import read_results
 from modfast.weights import read_weights
 
 safetensors = pytest.importorskip("safetensors.torch")

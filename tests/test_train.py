@@ -17,7 +17,8 @@ from modfast.data import load_dataset
 from modfast.experiment import train_run
 from modfast.models import MLP
 from modfast.run_folder import OutputExistsError
-from modfast.train import CHECKPOINT, TrainConfig, TrainingError, choose_device, read_checkpoint, train
+from modfast.train import TrainConfig, choose_device, train
+from modfast.train_checkpoint import CHECKPOINT, TrainingError, read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ from processes import torchrun
 from torch import nn
 
 from modfast.cli import main
-from modfast.dataset import Dataset
+from modfast.data import Dataset
 from modfast.distributed import RankError, Ranks
-from modfast.experiment import read_results, reproduce
-from modfast.train import CHECKPOINT, TrainConfig, TrainingError, read_checkpoint, train
+from modfast.experiment import reproduce
+from modfast.run_folder import read_results
+from modfast.train import TrainConfig, train
+from modfast.train_checkpoint import CHECKPOINT, TrainingError, read_checkpoint
 
 SIZES = [2, 3]
 

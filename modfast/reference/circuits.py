@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..circuit import Circuit
-from ..plain_model import plain_copy
-from ..running import logits_of
+from modfast.circuit import Circuit
+from modfast.plain_model import plain_copy
+from modfast.running import logits_of
 
 # Losses this close are equal, and a weight whose zero leaves the loss equal to what is allowed stays zero:
 # otherwise rounding would decide. Likewise logits, of which then the first is the largest.

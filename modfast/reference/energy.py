@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..partition import Partition
+from modfast.partition import Partition
 
 
 def labelled_block_inner(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..partition import Partition
+from modfast.partition import Partition
 
 _AFFINITIES = ("abs", "square", "given")
 

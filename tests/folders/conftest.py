@@ -5,7 +5,7 @@ import shutil
 import pytest
 from folder_helpers import COMMANDS, call, picture
 
-import modfast.data
+import modfast.data.load
 from modfast.data import load_dataset
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from folder_helpers import ARGUMENTS, FLAGS, call, older, tree
 
-import modfast.data
+import modfast.data.load
 from modfast.cli import main
 from modfast.experiment import read_run
 from modfast.models import MLP
 from modfast.run_folder import read_results
-from modfast.train import TrainConfig, TrainingError, read_checkpoint, train
+from modfast.train import TrainConfig, train
+from modfast.train_checkpoint import TrainingError, read_checkpoint
 
 
 @pytest.mark.parametrize("older_version", [False, True])
@@ -36,7 +37,7 @@ def epochs_reported(folder):
 
 
 def test_fewer_epochs_than_were_trained_are_refused(tmp_path, capsys):
-    out, digits = tmp_path / "out", modfast.data.load_dataset("digits")
+    out, digits = tmp_path / "out", modfast.data.load.load_dataset("digits")
     assert call("train", out, "--epochs", "2") == 0
     before = tree(out)
     assert call("train", out, "--epochs", "1", "--resume") == 1

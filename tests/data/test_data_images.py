@@ -13,8 +13,8 @@ import torch
 from data_helpers import CLASSES, assert_same, make_pixels, make_tree
 from processes import FORKED, wait_until
 
-from modfast import data_images
 from modfast.data import DataError, load_dataset
+from modfast.data import image_folder as data_images
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra `experiments`")
 

@@ -7,7 +7,7 @@ import pytest
 from data_helpers import assert_same
 
 from modfast.data import DataError, load_dataset
-from modfast.data_download import DOWNLOADABLE
+from modfast.data.download import DOWNLOADABLE
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast.dataset import DataError, Dataset, import_optional
+from .dataset import DataError, Dataset, import_optional
 
 # Without a limit, an unreachable server behind a firewall that drops packets is waited for without end.
 _NETWORK_TIMEOUT_SECONDS = 30.0

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modfast.dataset import DataError, Dataset, import_optional
 from modfast.files import atomic_write
+
+from .dataset import DataError, Dataset, import_optional
 
 MAX_DECODED_BYTES = 8 * 2**30
 """The largest data set, decoded, that `load_dataset` keeps in memory."""

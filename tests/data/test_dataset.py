@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modfast.dataset import Dataset
+from modfast.data import Dataset
 
 
 def tiny_dataset(**changes):

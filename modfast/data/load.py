@@ -15,11 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modfast.data_download import DOWNLOADABLE, load_downloadable
-from modfast.data_images import load_imagefolder
-from modfast.dataset import DataError, Dataset, import_optional
-
-__all__ = ["SPECS", "DataError", "Dataset", "load_dataset"]
+from .dataset import Dataset, import_optional
+from .download import DOWNLOADABLE, load_downloadable
+from .image_folder import load_imagefolder
 
 SPECS = "digits, cifar10, mnist, imagefolder:PATH, fake"
 """What `load_dataset` accepts, in words."""
