@@ -24,7 +24,7 @@ from modfast.data import load_dataset
 from modfast.files import write_json
 from modfast.models import build_model
 from modfast.tail import Tail, read_tail
-from modfast.train_checkpoint import CHECKPOINT, read_checkpoint
+from modfast.train import CHECKPOINT, read_checkpoint
 
 WHAT = ("own images answered as the class, %", "other images answered as the class, %", "AUC, %")
 HEADINGS = ["model", "criterion"]

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from modfast.data import Dataset, load_dataset
 from modfast.models import build_model
-from modfast.train import TrainConfig, train
-from modfast.train_checkpoint import CHECKPOINT, read_checkpoint
+from modfast.train import CHECKPOINT, TrainConfig, read_checkpoint, train
 
 
 class CircuitCase(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import modfast
-from modfast.report import environment
+from modfast.machine import environment
 
 
 def pytest_configure(config: pytest.Config) -> None:

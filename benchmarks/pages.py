@@ -15,7 +15,7 @@ from rich.table import Table
 
 import modfast
 from modfast.files import atomic_write
-from modfast.report import environment
+from modfast.machine import environment
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -18,12 +18,12 @@ from .data.dataset import Dataset
 from .experiment import read_run
 from .layers import linear_layers, match_layers
 from .library import BACKEND
+from .machine import choose_device
 from .models import build_model
 from .partition import Partition, load_partitions
 from .run_folder import KINDS, PARTITIONS, read_results, run_name
 from .tail import read_tail
-from .train import choose_device
-from .train_checkpoint import CHECKPOINT, seed_generators
+from .train.checkpoint import CHECKPOINT, seed_generators
 
 # Enough to see whether circuits can be found in a model at all.
 _FEW_IMAGES = 16

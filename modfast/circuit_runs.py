@@ -23,13 +23,12 @@ from .circuit_summary import DRAWS, describe_circuits, summarize_circuits
 from .circuits import find_circuits
 from .claims import comparisons_note, paper_claims
 from .data.dataset import Dataset
-from .distributed import Ranks
 from .files import write_json
 from .layers import find_layers
+from .machine import environment, using_threads
 from .partition import Partition
-from .report import environment
 from .run_folder import KINDS, RESULTS, Plan, RunFolder, check, prepare, read_results, run_name
-from .train import using_threads
+from .train.distributed import Ranks
 
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
 

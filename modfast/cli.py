@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .options import make_parser
 
 if TYPE_CHECKING:  # PyTorch takes seconds, which --help need not wait for
-    from .distributed import Ranks
+    from .train.distributed import Ranks
 
 # As published (arXiv 2409.15747), for the modular and for the plain model. The digits are 1,437 images, so
 # that 60 epochs of them are as many steps as two of CIFAR-10.
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun all its processes work together, and the first one shows and writes.
     """
-    from .distributed import RankError, Ranks, launched, print_once
+    from .train.distributed import RankError, Ranks, launched, print_once
 
     ranks = Ranks()  # until it is known whether there are others
     try:
@@ -73,7 +73,7 @@ def _tell(error: BaseException) -> None:
 def _is_expected(error: BaseException) -> bool:
     """Whether the error is about what the user gave: its files, options, data or a missing package."""
     from .data.dataset import DataError
-    from .train_checkpoint import TrainingError
+    from .train.checkpoint import TrainingError
 
     return isinstance(error, (ValueError, OSError, ImportError, DataError, TrainingError))
 
@@ -100,7 +100,7 @@ def _config(
     """The configuration that the options ask for, tried on the model."""
     from .energy_loss import EnmeshmentLoss
     from .models import build_model
-    from .train import TrainConfig
+    from .train.config import TrainConfig
 
     layers = options.layers
     if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
@@ -125,8 +125,8 @@ def _config(
 
 def _take_device(name: str, ranks: Ranks) -> None:
     """Raise unless there is that device; of several processes each takes its own GPU."""
-    from .distributed import take_gpu
-    from .train import choose_device
+    from .machine import choose_device
+    from .train.distributed import take_gpu
 
     kind = choose_device("auto").type if name == "auto" else name
     if ranks.size > 1 and kind.startswith("cuda"):
@@ -264,8 +264,8 @@ def _show_circuits(results: Mapping[str, Any], folder: Path, display: Any) -> No
 def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
     from .cluster import ClusterConfig, check_out, check_weights, cluster_model, parse_counts
     from .display import Display
+    from .machine import choose_device
     from .report import cluster_table
-    from .train import choose_device
     from .weights import read_weights
 
     sizes = None

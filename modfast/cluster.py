@@ -40,12 +40,12 @@ from .cluster_files import (
 )
 from .energy import clusterability
 from .files import write_json
+from .machine import choose_device, environment, using_threads
 from .partition import Partition, save_partitions
-from .report import environment
 from .run_folder import RESULTS, RunFolder, prepare
 from .spectral import normalized_cut, spectral_cocluster
-from .train import Record, choose_device, using_threads
-from .train_checkpoint import CHECKPOINT
+from .train.checkpoint import CHECKPOINT
+from .train.config import Record
 from .weights import find_checkpoint
 
 _AFFINITIES = ("abs", "square")

@@ -18,8 +18,8 @@ from torch import Tensor
 from .partition import Partition, load_partitions, save_partitions
 from .picture_clusters import clusterability_pictures, matrices_pictures, picture_names
 from .run_folder import PARTITIONS, PICTURE, RESULTS, Plan, Planned, RunFolder, read_results, results_with
-from .train import Record
-from .train_checkpoint import TrainingError
+from .train.checkpoint import TrainingError
+from .train.config import Record
 from .weights import find_checkpoint, read_weights
 
 if TYPE_CHECKING:

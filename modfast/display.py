@@ -11,7 +11,7 @@ from .circuit import Circuit
 from .experiment import Progress
 from .progress import rich_progress
 from .report import ranges
-from .train import Record
+from .train.config import Record
 
 
 class Display:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from .accuracy import class_accuracy, cluster_accuracy
 from .data.dataset import Dataset
-from .distributed import Ranks
 from .files import file_name, write_json
+from .machine import environment
 from .models import build_model
 from .partition import Partition, load_partitions, save_partitions
 from .picture_classes import draw_class_accuracy
 from .picture_weights import draw_weights
 from .pictures import draw_comparison, draw_curves
-from .report import environment, summarize
+from .report import summarize
 from .run_folder import (
     KINDS,
     PARTITIONS,
@@ -39,8 +39,10 @@ from .run_folder import (
     run_name,
 )
 from .run_folder import OutputExistsError as OutputExistsError
-from .train import Record, Run, TrainConfig, train_in_folder
-from .train_checkpoint import CHECKPOINT, check_continued, read_checkpoint, seed_generators
+from .train.checkpoint import CHECKPOINT, check_continued, read_checkpoint, seed_generators
+from .train.config import Record, Run, TrainConfig
+from .train.distributed import Ranks
+from .train.loop import train_in_folder
 
 
 @dataclass(frozen=True)

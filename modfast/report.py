@@ -6,12 +6,9 @@ The pictures are drawn in :mod:`modfast.pictures`, :mod:`modfast.picture_weights
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from rich.table import Table
 
 from .picture_classes import draw_class_accuracy
@@ -19,7 +16,6 @@ from .picture_clusters import shuffled_gap
 from .picture_weights import draw_weights
 from .pictures import draw_comparison, draw_curves
 from .statistics import mean_interval, paired_interval
-from .version import __version__
 
 __all__ = [
     "cluster_table",
@@ -27,7 +23,6 @@ __all__ = [
     "draw_comparison",
     "draw_curves",
     "draw_weights",
-    "environment",
     "ranges",
     "results_table",
     "run_table",
@@ -317,40 +312,3 @@ def _setting(config: Mapping[str, Any]) -> str | None:
     names = {"data": "data", "num_clusters": "clusters", "enmeshment_weight": "enmeshment weight"}
     known = [f"{name} {config[key]}" for key, name in names.items() if config.get(key) is not None]
     return ", ".join(known) or None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware that a result depends on, ready for JSON.
-
-    Returns:
-        ``modfast``, ``python``, ``torch``, ``numpy`` (versions),
-        ``platform``, ``processor``, ``threads`` (of PyTorch's own pool, at the time of the call) and
-        ``devices`` (names of the CUDA devices, an empty list without any).
-
-    Example:
-        >>> sorted(environment())
-        ['devices', 'modfast', 'numpy', 'platform', 'processor', 'python', 'threads', 'torch']
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return {
-        "modfast": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(index) for index in range(count)],
-    }
-
-
-def _processor() -> str:
-    # On Linux platform.processor() knows the architecture at best; the kernel knows the model.
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()

@@ -15,7 +15,7 @@ from .layers import Layer, find_layers
 from .models import build_model, import_model
 from .names import match_names
 from .tensor_files import is_weights_folder, load_pickled, memory_of, open_tensors
-from .train_checkpoint import CHECKPOINT, read_checkpoint
+from .train.checkpoint import CHECKPOINT, read_checkpoint
 
 
 class Weights(Mapping[str, Tensor]):

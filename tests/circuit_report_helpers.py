@@ -12,8 +12,8 @@ import torch
 from modfast.circuit import Circuit
 from modfast.claims import comparisons_note
 from modfast.files import write_json
+from modfast.machine import environment
 from modfast.partition import Partition, save_partitions
-from modfast.report import environment
 from modfast.statistics import mean_interval, paired_interval
 
 SHAPES = {"fc1": (12, 40), "fc2": (12, 12), "fc3": (3, 12)}

@@ -14,7 +14,7 @@ from modfast import Circuit, find_circuit
 from modfast.cli import main
 from modfast.data import load_dataset
 from modfast.models import build_model
-from modfast.train_checkpoint import CHECKPOINT, read_checkpoint
+from modfast.train import CHECKPOINT, read_checkpoint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BEGIN, END = "<!-- circuits table: begin -->\n", "<!-- circuits table: end -->\n"

@@ -16,7 +16,7 @@ from modfast.cli import main
 from modfast.data import load_dataset
 from modfast.experiment import as_lists
 from modfast.options import make_parser
-from modfast.train_checkpoint import read_checkpoint
+from modfast.train import read_checkpoint
 
 FEW = ["--images", "5", "--labels", "0", "1", *CPU]
 RUNS = ["plain-seed42", "modular-seed42", "plain-seed43", "modular-seed43"]

@@ -14,7 +14,7 @@ from modfast.circuit_models import CircuitConfig
 from modfast.circuit_runs import find_run_circuits
 from modfast.circuits import find_circuits
 from modfast.data import load_dataset
-from modfast.distributed import RankError
+from modfast.train.distributed import RankError
 
 CONFIG = CircuitConfig(labels=(0, 1, 2), images=5, device="cpu", threads=1)
 TESTS = Path(__file__).parent

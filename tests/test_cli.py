@@ -16,7 +16,7 @@ import modfast
 from modfast.cli import main
 from modfast.models import MLP
 from modfast.run_folder import read_results
-from modfast.train_checkpoint import read_checkpoint
+from modfast.train import read_checkpoint
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from modfast.cli import main
 from modfast.experiment import read_run
 from modfast.models import MLP
 from modfast.run_folder import read_results
-from modfast.train import TrainConfig, train
-from modfast.train_checkpoint import TrainingError, read_checkpoint
+from modfast.train import TrainConfig, TrainingError, read_checkpoint, train
 
 
 @pytest.mark.parametrize("older_version", [False, True])

@@ -10,7 +10,7 @@ import pytest
 from folder_helpers import COMMANDS, call
 
 from modfast.partition import load_partitions
-from modfast.train_checkpoint import read_checkpoint
+from modfast.train import read_checkpoint
 
 
 class Disk:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from .running import preserved
+from modfast.running import preserved
 
 Call: TypeAlias = Callable[[Tensor], Any]
 

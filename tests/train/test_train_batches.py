@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from modfast.data import load_dataset
-from modfast.distributed import RankError
 from modfast.train import TrainConfig, train
-from modfast.train_batches import check_batches
+from modfast.train.batches import check_batches
+from modfast.train.distributed import RankError
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_trial_changes_no_bit_of_the_training(digits):
 
     tried = train(model(), first(digits, 9), config(4, layers=("4",))).model
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modfast.train.check_batches", lambda *_: None)
+        patch.setattr("modfast.train.loop.check_batches", lambda *_: None)
         untried = train(model(), first(digits, 9), config(4, layers=("4",))).model
     for name, value in untried.state_dict().items():
         assert torch.equal(value, tried.state_dict()[name])

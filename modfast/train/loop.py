@@ -2,165 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .data.dataset import Dataset
-from .distributed import Ranks
-from .energy_loss import EnmeshmentLoss
-from .layers import linear_layers
-from .library import backend
-from .partition import Partition
-from .run_folder import RESULTS, Planned, RunFolder, prepare
-from .running import evaluating, logits_of
-from .train_batches import Call, check_batches
-from .train_checkpoint import CHECKPOINT as CHECKPOINT
-from .train_checkpoint import TrainingError as TrainingError
-from .train_checkpoint import (
+from modfast.data.dataset import Dataset
+from modfast.energy_loss import EnmeshmentLoss
+from modfast.layers import linear_layers
+from modfast.machine import choose_device, using_threads
+from modfast.partition import Partition
+from modfast.run_folder import RESULTS, Planned, RunFolder, prepare
+from modfast.running import evaluating, logits_of
+
+from .batches import Call, check_batches
+from .checkpoint import (
+    CHECKPOINT,
+    TrainingError,
     check_continued,
     identity,
     load_checkpoint,
     measured_weights,
+    read_checkpoint,
     save_checkpoint,
     seed_generators,
 )
-from .train_checkpoint import read_checkpoint as read_checkpoint
+from .config import PRECISIONS, Record, Run, TrainConfig
+from .distributed import Ranks
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _EVALUATION_BATCH = 1000
-
-Record: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All that decides what a run trains. The defaults are the paper's (arXiv 2409.15747).
-
-    Attributes:
-        enmeshment_weight: lambda; 0 trains a plain model.
-        layers: the regularised layers, by name or glob; None is every ``nn.Linear``.
-        num_clusters: contiguous blocks for each layer, unless partitions are given.
-        epochs: passes over the training images.
-        batch_size: images for each step; the last step of an epoch may have fewer.
-        learning_rate: Adam's.
-        seed: of the order of the images and of all random numbers that training draws. (The model is seeded
-            by who makes it.)
-        device: "auto" takes a CUDA device if there is one that this build has kernels for.
-        threads: of PyTorch on the CPU; None leaves them. The same number repeats a run bit for bit.
-        precision: of the forward pass: "float32", or "bfloat16" by autocast, weights staying float32.
-
-    Raises:
-        ValueError: a value is out of range; the message names it.
-
-    Example:
-        >>> TrainConfig(epochs=3).enmeshment_weight
-        0.7
-    """
-
-    enmeshment_weight: float = 0.7
-    layers: tuple[str, ...] | None = ("fc2",)
-    num_clusters: int = 4
-    epochs: int = 21
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    seed: int = 42
-    device: str = "auto"
-    threads: int | None = None
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        def require(name: str, holds: bool, allowed: str) -> None:
-            if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
-        def whole(name: str, least: int) -> None:
-            value = getattr(self, name)
-            allowed = f"a whole number of at least {least}"
-            require(name, isinstance(value, int) and not isinstance(value, bool) and value >= least, allowed)
-
-        for name, least in {"num_clusters": 1, "epochs": 1, "batch_size": 1, "seed": 0}.items():
-            whole(name, least)
-        require("seed", self.seed < 2**63, "below 2**63")
-        if self.threads is not None:
-            whole("threads", 1)
-        finite = math.isfinite(self.enmeshment_weight) and self.enmeshment_weight >= 0
-        require("enmeshment_weight", finite, "a finite number of at least 0")
-        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        require("learning_rate", finite, "a finite number above 0")
-        require("precision", self.precision in _PRECISIONS, f"one of {sorted(_PRECISIONS)}")
-        require("layers", self.layers is None or len(self.layers) > 0, "None or at least one name")
-
-
-@dataclass
-class Run:
-    """A model in training, and all that is needed to go on with it.
-
-    Attributes:
-        model: the network, on its device.
-        optimizer: Adam over its parameters.
-        config: what was asked for.
-        partitions: the regularised layers' clusters.
-        measured: the clusters of every linear layer, for the record.
-        initial: the measured layers' weights before training.
-        history: one record for each finished epoch; see :func:`train`.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    config: TrainConfig
-    partitions: dict[str, Partition]
-    measured: dict[str, Partition]
-    initial: dict[str, Tensor]
-    history: list[Record] = field(default_factory=list)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where this build has kernels for one, else the CPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    serves_cuda = backend()["cuda"] or backend()["backend"] == "reference"
-    if name == "auto":
-        return torch.device("cuda" if serves_cuda and torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be 'auto' or one that is here, got {name!r} ({error})") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not serves_cuda):
-        raise ValueError(f"device: this build of modfast has no kernels for {name!r}")
-    return device
-
-
-@contextlib.contextmanager
-def using_threads(count: int | None) -> Iterator[None]:
-    """Set the number of PyTorch's threads on the CPU while in the context; None leaves it."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train(
@@ -363,7 +241,7 @@ def _forward(run: Run, dataset: Dataset, share: Tensor, call: Call) -> tuple[Ten
     """The logits of training images, their labels, and the mean cross-entropy."""
     images = dataset.normalize(dataset.train_images[share].to(run.device))
     labels = dataset.train_labels[share].to(run.device)
-    precision = _PRECISIONS[run.config.precision]
+    precision = PRECISIONS[run.config.precision]
     with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
         logits = logits_of(call(images))
         return logits, labels, cross_entropy(logits, labels)

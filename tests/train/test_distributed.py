@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from modfast.distributed import RankError, Ranks, launched, print_once, take_gpu
+from modfast.train.distributed import RankError, Ranks, launched, print_once, take_gpu
 
 
 def world():
@@ -130,7 +130,7 @@ def test_where_processes_cannot_meet_each_prints():
     port = store.port
     del store
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modfast.distributed._LONGEST_WAIT", timedelta(seconds=1))
+        patch.setattr("modfast.train.distributed._LONGEST_WAIT", timedelta(seconds=1))
         patch.setenv("TORCHELASTIC_RUN_ID", "test")
         patch.setenv("MASTER_ADDR", "127.0.0.1")
         patch.setenv("MASTER_PORT", str(port))

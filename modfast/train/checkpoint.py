@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.dataset import Dataset
-from .energy_loss import EnmeshmentLoss
-from .files import atomic_write
-from .run_folder import RESULTS, RunFolder
+from modfast.data.dataset import Dataset
+from modfast.energy_loss import EnmeshmentLoss
+from modfast.files import atomic_write
+from modfast.run_folder import RESULTS, RunFolder
 
 if TYPE_CHECKING:
-    from .train import Run
+    from .config import Run
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "modfast checkpoint 1"

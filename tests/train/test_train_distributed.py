@@ -13,11 +13,10 @@ from torch import nn
 
 from modfast.cli import main
 from modfast.data import Dataset
-from modfast.distributed import RankError, Ranks
 from modfast.experiment import reproduce
 from modfast.run_folder import read_results
-from modfast.train import TrainConfig, train
-from modfast.train_checkpoint import CHECKPOINT, TrainingError, read_checkpoint
+from modfast.train import CHECKPOINT, TrainConfig, TrainingError, read_checkpoint, train
+from modfast.train.distributed import RankError, Ranks
 
 SIZES = [2, 3]
 

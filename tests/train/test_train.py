@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 from modfast import EnmeshmentLoss, Partition, clusterability
 from modfast.data import load_dataset
 from modfast.experiment import train_run
+from modfast.machine import choose_device
 from modfast.models import MLP
 from modfast.run_folder import OutputExistsError
-from modfast.train import TrainConfig, choose_device, train
-from modfast.train_checkpoint import CHECKPOINT, TrainingError, read_checkpoint
+from modfast.train import CHECKPOINT, TrainConfig, TrainingError, read_checkpoint, train
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""The machine: which device computes, with how many threads, and what it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from .library import backend
+from .version import __version__
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where this build has kernels for one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    serves_cuda = backend()["cuda"] or backend()["backend"] == "reference"
+    if name == "auto":
+        return torch.device("cuda" if serves_cuda and torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be 'auto' or one that is here, got {name!r} ({error})") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not serves_cuda):
+        raise ValueError(f"device: this build of modfast has no kernels for {name!r}")
+    return device
+
+
+@contextlib.contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Set the number of PyTorch's threads on the CPU while in the context; None leaves it."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that a result depends on, ready for JSON.
+
+    Returns:
+        ``modfast``, ``python``, ``torch``, ``numpy`` (versions),
+        ``platform``, ``processor``, ``threads`` (of PyTorch's own pool, at the time of the call) and
+        ``devices`` (names of the CUDA devices, an empty list without any).
+
+    Example:
+        >>> sorted(environment())
+        ['devices', 'modfast', 'numpy', 'platform', 'processor', 'python', 'threads', 'torch']
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "modfast": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(count)],
+    }
+
+
+def _processor() -> str:
+    # On Linux platform.processor() knows the architecture at best; the kernel knows the model.
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()

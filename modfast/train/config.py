@@ -1,0 +1,103 @@
+"""What a run trains, and the run itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from modfast.partition import Partition
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Record: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides what a run trains. The defaults are the paper's (arXiv 2409.15747).
+
+    Attributes:
+        enmeshment_weight: lambda; 0 trains a plain model.
+        layers: the regularised layers, by name or glob; None is every ``nn.Linear``.
+        num_clusters: contiguous blocks for each layer, unless partitions are given.
+        epochs: passes over the training images.
+        batch_size: images for each step; the last step of an epoch may have fewer.
+        learning_rate: Adam's.
+        seed: of the order of the images and of all random numbers that training draws. (The model is seeded
+            by who makes it.)
+        device: "auto" takes a CUDA device if there is one that this build has kernels for.
+        threads: of PyTorch on the CPU; None leaves them. The same number repeats a run bit for bit.
+        precision: of the forward pass: "float32", or "bfloat16" by autocast, weights staying float32.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> TrainConfig(epochs=3).enmeshment_weight
+        0.7
+    """
+
+    enmeshment_weight: float = 0.7
+    layers: tuple[str, ...] | None = ("fc2",)
+    num_clusters: int = 4
+    epochs: int = 21
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 42
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        def require(name: str, holds: bool, allowed: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+        def whole(name: str, least: int) -> None:
+            value = getattr(self, name)
+            allowed = f"a whole number of at least {least}"
+            require(name, isinstance(value, int) and not isinstance(value, bool) and value >= least, allowed)
+
+        for name, least in {"num_clusters": 1, "epochs": 1, "batch_size": 1, "seed": 0}.items():
+            whole(name, least)
+        require("seed", self.seed < 2**63, "below 2**63")
+        if self.threads is not None:
+            whole("threads", 1)
+        finite = math.isfinite(self.enmeshment_weight) and self.enmeshment_weight >= 0
+        require("enmeshment_weight", finite, "a finite number of at least 0")
+        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        require("learning_rate", finite, "a finite number above 0")
+        require("precision", self.precision in PRECISIONS, f"one of {sorted(PRECISIONS)}")
+        require("layers", self.layers is None or len(self.layers) > 0, "None or at least one name")
+
+
+@dataclass
+class Run:
+    """A model in training, and all that is needed to go on with it.
+
+    Attributes:
+        model: the network, on its device.
+        optimizer: Adam over its parameters.
+        config: what was asked for.
+        partitions: the regularised layers' clusters.
+        measured: the clusters of every linear layer, for the record.
+        initial: the measured layers' weights before training.
+        history: one record for each finished epoch; see :func:`train`.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    partitions: dict[str, Partition]
+    measured: dict[str, Partition]
+    initial: dict[str, Tensor]
+    history: list[Record] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
