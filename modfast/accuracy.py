@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .layer_weight import source_of
-from .layers import Layer, operation, partitioned_layers, replaced_parameters, replaced_weights
+from .arrays import require_whole
+from .layers.layer import Layer, operation, partitioned_layers, replaced_parameters, replaced_weights
+from .layers.running import call_model, device_of, evaluating, logits_of, moved, split_batch
+from .layers.weight import source_of
 from .partition import Partition
-from .running import call_model, device_of, evaluating, logits_of, moved, split_batch
-from .sharded import require_whole
 
 Batches: TypeAlias = Any
 """Labelled inputs: a pair of tensors, or an iterable of batches; see :func:`class_accuracy`."""

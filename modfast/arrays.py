@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .sharded import require_whole
-
 # The numbers that PyTorch has no type for, and the nearest that it has.
 _NEAREST = {np.dtype(np.longdouble): np.dtype(np.float64), np.dtype(np.clongdouble): np.dtype(np.complex128)}
 
@@ -105,3 +103,30 @@ def native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         and all(stride >= 0 and stride % dtype.itemsize == 0 for stride in array.strides)
     )
     return array if usable else np.array(array, dtype=dtype)
+
+
+def is_sharded(weight: object) -> bool:
+    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made."""
+    # The usual types first: to look for an attribute that is not there takes longer.
+    if type(weight) in (Tensor, torch.nn.Parameter):
+        return False
+    return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raises for a tensor of which this process holds a piece only, where the whole one is needed.
+
+    To gather it unasked would hang where one process calls alone.
+
+    Args:
+        name: of the argument, for the message.
+        value: anything.
+
+    Raises:
+        TypeError: it is a ``DTensor``.
+    """
+    if is_sharded(value):
+        raise TypeError(
+            f"{name} must be a whole tensor, got a DTensor: give its full_tensor(), which all processes of "
+            "its mesh call together"
+        )

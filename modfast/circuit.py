@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .arrays import require_plain
 from .files import read_arrays, write_arrays
-from .layers import find_layer
-from .plain_model import plain_copy
+from .layers.layer import find_layer
+from .layers.plain_copy import plain_copy
 
 CRITERIA = ("loss", "loss_and_accuracy", "balanced")
 

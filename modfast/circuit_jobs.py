@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arrays import require_whole
 from .circuit import CRITERIA, Circuit
 from .circuit_checkpoint import Checkpoint, fingerprint
 from .circuit_walk import Walk
-from .layers import linear_layers, match_layers
+from .layers.layer import linear_layers, match_layers
 from .library import BACKEND
 from .reference.circuits import PlainWalk
-from .sharded import require_whole
 from .tail import Tail, read_tail
 
 METHODS = ("compiled", "reference")

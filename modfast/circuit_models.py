@@ -16,7 +16,7 @@ from .circuit_checkpoint import fingerprint
 from .circuit_files import CircuitFolder
 from .data.dataset import Dataset
 from .experiment import read_run
-from .layers import linear_layers, match_layers
+from .layers.layer import linear_layers, match_layers
 from .library import BACKEND
 from .machine import choose_device
 from .models import build_model

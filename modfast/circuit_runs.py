@@ -24,7 +24,7 @@ from .circuits import find_circuits
 from .claims import comparisons_note, paper_claims
 from .data.dataset import Dataset
 from .files import write_json
-from .layers import find_layers
+from .layers.layer import find_layers
 from .machine import environment, using_threads
 from .partition import Partition
 from .run_folder import KINDS, RESULTS, Plan, RunFolder, check, prepare, read_results, run_name

@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from . import energy
-from .arrays import as_tensor, require_plain, to_int64
+from .arrays import as_tensor, require_plain, require_whole, to_int64
 from .matrices import as_matrix
 from .partition import Labels, Partition, _positive_integer
-from .sharded import require_whole
 from .similarity import read_similarity
 from .spectral import spectral_cocluster
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import sharded
+from .arrays import is_sharded, require_whole
 from .operators import enmeshments, inner_blocks, scale_blocks
 from .partition import Partition
 from .shapes import FLOATS
@@ -39,7 +40,7 @@ def _inner_blocks(weight: Tensor, other: Tensor | None, partition: Partition) ->
     """Sums by block, the last row and column for "in no cluster", over all processes that share a weight."""
     k = partition.num_clusters
     sums: Tensor
-    if sharded.is_sharded(weight):
+    if is_sharded(weight):
         rows, cols, group = sharded.piece_of(weight, partition)
         other = None if other is None else sharded.local(other)
         sums = inner_blocks(sharded.local(weight), other, rows, cols, k)
@@ -115,7 +116,7 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
     k = partition.num_clusters
     if not isinstance(factors, Tensor):
         raise TypeError(f"factors must be a torch.Tensor, got {type(factors).__name__}")
-    sharded.require_whole("factors", factors)
+    require_whole("factors", factors)
     if not factors.is_floating_point():
         raise TypeError(f"factors must be floating, got {factors.dtype}")
     if factors.shape != (k, k) or factors.device != weight.device:
@@ -125,7 +126,7 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
         )
     padded = pad(factors.to(torch.float64), (0, 1, 0, 1))
     scaled: Tensor
-    if sharded.is_sharded(weight):
+    if is_sharded(weight):
         rows, cols, group = sharded.piece_of(weight, partition)
         scaled = scale_blocks(sharded.local(weight), sharded.spread_over(padded, group), rows, cols)
         return sharded.like(scaled, weight)
@@ -191,7 +192,7 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
 
 def _enmeshment(weight: Tensor, partition: Partition) -> Tensor:
     check_weight(weight, partition)
-    if sharded.is_sharded(weight):
+    if is_sharded(weight):
         rows, cols, group = sharded.piece_of(weight, partition)
         return enmeshments([sharded.local(weight)], [rows], [cols], [partition.num_clusters], (group,))[0]
     placed = partition.to(weight.device)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 
 from . import reference, sharded
-from .autograd_graph import leaves_of
+from .arrays import is_sharded
 from .energy import clusterability, enmeshment
-from .layers import Choice, Layer, PartitionsByName, partitioned_layers
+from .layers.autograd_graph import leaves_of
+from .layers.layer import Choice, Layer, PartitionsByName, partitioned_layers
 from .loss_layers import chosen_layers, placed_partition
 from .operators import (
     accumulate_enmeshment_grad_,
@@ -201,7 +202,7 @@ class EnmeshmentLoss(nn.Module):
         """The losses of some layers in their order, float64, given the tensors that hold all weights."""
         parts, places = [], []
         for members in _groups(stored, indices):
-            if sharded.is_sharded(stored[members[0]]):
+            if is_sharded(stored[members[0]]):
                 parts.append(self._sharded(stored, members))
             else:
                 labels = self._labels(stored[members[0]].device, members)
@@ -339,7 +340,7 @@ class EnmeshmentLoss(nn.Module):
                 dtype = torch.promote_types(weight.dtype, grad.dtype)
                 weights[place] = weight.to(dtype)
                 targets[place] = grad if grad.dtype == dtype else torch.zeros_like(grad, dtype=dtype)
-        if sharded.is_sharded(stored[0]):
+        if is_sharded(stored[0]):
             losses = self._accumulate_sharded(members, weights, targets, factor)
         else:
             layers = [self._layers[i] for i in members]
@@ -419,7 +420,7 @@ def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]
     """The weights that one pass can take together: those of a device, whole or spread over processes."""
     groups: dict[tuple[torch.device, bool], list[int]] = {}
     for index in indices:
-        groups.setdefault((weights[index].device, sharded.is_sharded(weights[index])), []).append(index)
+        groups.setdefault((weights[index].device, is_sharded(weights[index])), []).append(index)
     return list(groups.values())
 
 

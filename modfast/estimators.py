@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .sharded import require_whole
+from .arrays import require_whole
 from .spectral import graph_embedding, spectral_cluster, spectral_cocluster
 
 try:

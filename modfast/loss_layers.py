@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from .layers import Choice, Layer, choose_layers, find_layers, layer_names, linear_layers, partitioned_layers
+from .layers.layer import (
+    Choice,
+    Layer,
+    choose_layers,
+    find_layers,
+    layer_names,
+    linear_layers,
+    partitioned_layers,
+)
 from .partition import Partition
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arrays import require_whole
 from .chain import find_chain, graph_of, nodes_of
-from .layers import find_layer, replaced_weights
+from .layers.layer import find_layer, replaced_weights
+from .layers.running import call_model, logits_of, preserved, split_batch
 from .partition import Labels, Partition, _labels
-from .running import call_model, logits_of, preserved, split_batch
-from .sharded import require_whole
 
 
 def network_graph(

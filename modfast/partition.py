@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor, to_int64
+from .arrays import as_tensor, require_whole, to_int64
 from .files import read_arrays, write_arrays
-from .sharded import require_whole
 
 Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Iterable[int]
 

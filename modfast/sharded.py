@@ -15,33 +15,6 @@ if TYPE_CHECKING:
     from .partition import Partition
 
 
-def is_sharded(weight: object) -> bool:
-    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made."""
-    # The usual types first: to look for an attribute that is not there takes longer.
-    if type(weight) in (Tensor, torch.nn.Parameter):
-        return False
-    return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
-
-
-def require_whole(name: str, value: object) -> None:
-    """Raises for a tensor of which this process holds a piece only, where the whole one is needed.
-
-    To gather it unasked would hang where one process calls alone.
-
-    Args:
-        name: of the argument, for the message.
-        value: anything.
-
-    Raises:
-        TypeError: it is a ``DTensor``.
-    """
-    if is_sharded(value):
-        raise TypeError(
-            f"{name} must be a whole tensor, got a DTensor: give its full_tensor(), which all processes of "
-            "its mesh call together"
-        )
-
-
 class Group(NamedTuple):
     """The processes that hold the pieces of a weight: some dimensions of a mesh."""
 

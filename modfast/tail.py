@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .autograd_graph import Unhidden
-from .layers import find_layer, find_layers, match_layers
-from .plain_model import plain_copy
+from .layers.autograd_graph import Unhidden
+from .layers.layer import find_layer, find_layers, match_layers
+from .layers.plain_copy import plain_copy
+from .layers.running import logits_of
 from .recorded import Step, linear_steps
-from .running import logits_of
 
 # So few that memory is bounded, and that it can be stopped soon.
 _BATCH_SIZE = 200

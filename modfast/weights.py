@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .file_weights import FoundWeight, file_weights
-from .layer_weight import UnsupportedWeightError
-from .layers import Layer, find_layers
+from .layers.layer import Layer, find_layers
+from .layers.names import match_names
+from .layers.weight import UnsupportedWeightError
 from .models import build_model, import_model
-from .names import match_names
 from .tensor_files import is_weights_folder, load_pickled, memory_of, open_tensors
 from .train.checkpoint import CHECKPOINT, read_checkpoint
 

@@ -17,8 +17,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import modfast
 from modfast import Circuit, Partition, compat, enmeshment, laplacian_eigenvalues
+from modfast.arrays import require_whole
 from modfast.estimators import SpectralClustering, SpectralCoclustering
-from modfast.sharded import require_whole
 from modfast.spectral import graph_embedding
 
 NUMBERS = (0.0, 1, 0.0, 0.0, 1.0, 1.0)  # of a circuit, beside its masks

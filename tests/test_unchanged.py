@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import modfast
 from modfast import EnmeshmentLoss, Partition
-from modfast.layers import find_layers
+from modfast.layers.layer import find_layers
 
 CLASSES = 4
 INPUTS, LABELS = torch.randn(24, 6, generator=torch.Generator().manual_seed(0)), torch.arange(24) % CLASSES

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from modfast.circuit import Circuit
-from modfast.plain_model import plain_copy
-from modfast.running import logits_of
+from modfast.layers.plain_copy import plain_copy
+from modfast.layers.running import logits_of
 
 # Losses this close are equal, and a weight whose zero leaves the loss equal to what is allowed stays zero:
 # otherwise rounding would decide. Likewise logits, of which then the first is the largest.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from modfast.running import preserved
+from modfast.layers.running import preserved
 
 Call: TypeAlias = Callable[[Tensor], Any]
 

@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from modfast.data.dataset import Dataset
 from modfast.energy_loss import EnmeshmentLoss
-from modfast.layers import linear_layers
+from modfast.layers.layer import linear_layers
+from modfast.layers.running import evaluating, logits_of
 from modfast.machine import choose_device, using_threads
 from modfast.partition import Partition
 from modfast.run_folder import RESULTS, Planned, RunFolder, prepare
-from modfast.running import evaluating, logits_of
 
 from .batches import Call, check_batches
 from .checkpoint import (

@@ -6,10 +6,11 @@ import copy
 
 from torch import Tensor, nn
 
-from .layer_weight import UnsupportedWeightError, computed_tensors, source_of
-from .layers import operation
+from modfast.arrays import require_whole
+
+from .layer import operation
 from .names import is_adapter, unwrapped
-from .sharded import require_whole
+from .weight import UnsupportedWeightError, computed_tensors, source_of
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

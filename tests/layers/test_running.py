@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from modfast import Partition, class_accuracy, cluster_accuracy, find_circuit, gradient_affinity
 from modfast.data import load_dataset
-from modfast.running import call_model, logits_of, moved, split_batch
+from modfast.layers.running import call_model, logits_of, moved, split_batch
 from modfast.train import TrainConfig, train
 
 INPUTS, LABELS = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 4

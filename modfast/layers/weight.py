@@ -25,8 +25,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from typing_extensions import override
 
+from modfast.arrays import is_sharded
+
 from .names import is_adapter, is_of
-from .sharded import is_sharded
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

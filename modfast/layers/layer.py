@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import Linear
 
-from .layer_weight import Source, Stored, UnsupportedWeightError, computed_tensors, source_of
+from modfast.partition import Partition
+
 from .names import is_adapter, is_of, join, known_names, match_names, named_modules, spellings
-from .partition import Partition
+from .weight import Source, Stored, UnsupportedWeightError, computed_tensors, source_of
 
 Choice: TypeAlias = str | nn.Module | Callable[[str, tuple[int, ...]], bool]
 """How a layer is chosen: by a name or glob, by its module, or by a function of its name and shape."""

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from modfast import EnmeshmentLoss, Partition, cluster_accuracy, enmeshment, reference
-from modfast.layer_weight import UnsupportedWeightError
-from modfast.layers import find_layer, find_layers, replaced_weights
-from modfast.plain_model import plain_copy
+from modfast.layers.layer import find_layer, find_layers, replaced_weights
+from modfast.layers.plain_copy import plain_copy
+from modfast.layers.weight import UnsupportedWeightError
 
 KINDS = list(ALL_MAKERS)
 needs_peft = pytest.mark.skipif(peft is None, reason="needs peft")

@@ -20,8 +20,8 @@ from modfast import (
     network_graph,
     save_partitions,
 )
-from modfast.layers import find_layers
-from modfast.names import match_names, named_modules, spellings
+from modfast.layers.layer import find_layers
+from modfast.layers.names import match_names, named_modules, spellings
 
 
 class Net(nn.Module):

@@ -1,0 +1,1 @@
+"""The weights of a model: their names, where each one comes from, and how to run the model with others."""
