@@ -8,7 +8,8 @@ from .energy import block_energy, block_inner, block_scale, clusterability, enme
 from .energy_loss import EnmeshmentLoss
 from .laplacian import laplacian_eigenvalues
 from .library import backend
-from .networks import gradient_affinity, network_graph, network_nodes, network_partitions
+from .network.graph import network_graph, network_nodes, network_partitions
+from .network.affinity import gradient_affinity
 from .partition import Partition, load_partitions, save_partitions
 from .shuffling import ShuffleTest, shuffle_test
 from .spectral import ConvergenceWarning, normalized_cut, spectral_cluster, spectral_cocluster

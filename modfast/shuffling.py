@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .chain import Link, find_chain, graph_of
+from .network.chain import Link, find_chain, graph_of
 from .partition import _positive_integer
 from .spectral import normalized_cut, spectral_cluster
 

@@ -17,8 +17,8 @@ from torch.nn.modules import (
     upsampling,
 )
 
-from .layers.layer import Layer, find_layers, layer_names, match_layers, operation
-from .layers.names import named_modules, unwrapped
+from modfast.layers.layer import Layer, find_layers, layer_names, match_layers, operation
+from modfast.layers.names import named_modules, unwrapped
 
 BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 

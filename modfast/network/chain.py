@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arrays import require_whole
+from modfast.arrays import require_whole
+from modfast.layers.layer import Layer, operation
+
 from .layer_order import BatchNorm, joins_units, named_order, norms_in_sequences, sequence_order
-from .layers.layer import Layer, operation
 from .seen_order import seen_norms, seen_order
 
 # No layer's name can be this: the names of modules hold no dot.

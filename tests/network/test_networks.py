@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from modfast import EnmeshmentLoss, Partition, spectral_cocluster
 from modfast.models import CNN, MLP
-from modfast.networks import gradient_affinity, network_graph, network_nodes, network_partitions
+from modfast.network import gradient_affinity, network_graph, network_nodes, network_partitions
 from modfast.partition import load_partitions, save_partitions
 
 

@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arrays import require_whole
+from modfast.arrays import require_whole
+from modfast.layers.autograd_graph import (
+    Node,
+    Unhidden,
+    count_uses,
+    nodes_before,
+    operation_name,
+    parameter_of,
+)
+from modfast.layers.layer import Layer, find_layers, layer_names, replaced_parameters, replaced_weights
+from modfast.layers.running import call_model, device_of, logits_of, moved, preserved
+from modfast.layers.weight import in_evaluation_mode
+
 from .layer_order import BatchNorm, OrderedLayer, following_norm, joins_units
-from .layers.autograd_graph import Node, Unhidden, count_uses, nodes_before, operation_name, parameter_of
-from .layers.layer import Layer, find_layers, layer_names, replaced_parameters, replaced_weights
-from .layers.running import call_model, device_of, logits_of, moved, preserved
-from .layers.weight import in_evaluation_mode
 
 # Operations by PyTorch's names, and which of their inputs holds the units: these keep each unit in its place.
 _PASSING = frozenset(
