@@ -4,12 +4,12 @@ from .accuracy import class_accuracy, cluster_accuracy
 from .circuit import Circuit, load_circuits, save_circuits
 from .circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
 from .circuits import find_circuit, find_circuits
-from .energy import block_energy, block_inner, block_scale, clusterability, enmeshment
-from .energy_loss import EnmeshmentLoss
+from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
+from .energy.loss import EnmeshmentLoss
 from .laplacian import laplacian_eigenvalues
 from .library import backend
-from .network.graph import network_graph, network_nodes, network_partitions
 from .network.affinity import gradient_affinity
+from .network.graph import network_graph, network_nodes, network_partitions
 from .partition import Partition, load_partitions, save_partitions
 from .shuffling import ShuffleTest, shuffle_test
 from .spectral import ConvergenceWarning, normalized_cut, spectral_cluster, spectral_cocluster

@@ -98,7 +98,7 @@ def _config(
     options: argparse.Namespace, ranks: Ranks, dataset: Any, epochs: int, partitions: Any = None
 ) -> Any:
     """The configuration that the options ask for, tried on the model."""
-    from .energy_loss import EnmeshmentLoss
+    from .energy.loss import EnmeshmentLoss
     from .models import build_model
     from .train.config import TrainConfig
 

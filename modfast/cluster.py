@@ -38,7 +38,7 @@ from .cluster_files import (
     possible_counts,
     save_by_count,
 )
-from .energy import clusterability
+from .energy.functional import clusterability
 from .files import write_json
 from .machine import choose_device, environment, using_threads
 from .partition import Partition, save_partitions

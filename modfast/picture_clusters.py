@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .energy import clusterability
+from .energy.functional import clusterability
 from .partition import Partition
 from .picture_style import name_end, new_figure, save_figure
 from .picture_weights import Panel, draw_pairs, magnitude

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from modfast.arrays import require_whole
-from modfast.layers.layer import find_layer, replaced_weights
-from modfast.layers.running import call_model, logits_of, preserved, split_batch
 from modfast.partition import Labels, Partition, _labels
 
 from .chain import find_chain, graph_of, nodes_of

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modfast.data.dataset import Dataset
-from modfast.energy_loss import EnmeshmentLoss
+from modfast.energy.loss import EnmeshmentLoss
 from modfast.files import atomic_write
 from modfast.run_folder import RESULTS, RunFolder
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from modfast.data.dataset import Dataset
-from modfast.energy_loss import EnmeshmentLoss
+from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.layer import linear_layers
 from modfast.layers.running import evaluating, logits_of
 from modfast.machine import choose_device, using_threads

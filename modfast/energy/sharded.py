@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .partition import Partition
+    from modfast.partition import Partition
 
 
 class Group(NamedTuple):

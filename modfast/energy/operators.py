@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from .derivatives import compiles_a_transform, in_forward_mode, one_by_one
-from .library import BACKEND
-from .shapes import FLOATS, check_shaped, require
+from modfast import reference
+from modfast.derivatives import compiles_a_transform, in_forward_mode, one_by_one
+from modfast.library import BACKEND
+from modfast.shapes import FLOATS, check_shaped, require
+
 from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 
 # The operators for one weight are registered with fake kernels, derivatives and batching rules below, for

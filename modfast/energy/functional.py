@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from modfast.arrays import is_sharded, require_whole
+from modfast.partition import Partition
+from modfast.shapes import FLOATS
+
 from . import sharded
-from .arrays import is_sharded, require_whole
 from .operators import enmeshments, inner_blocks, scale_blocks
-from .partition import Partition
-from .shapes import FLOATS
 
 
 def check_weight(weight: object, partition: object, name: str = "weight") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from .layers.layer import (
+from modfast.layers.layer import (
     Choice,
     Layer,
     choose_layers,
@@ -16,7 +16,7 @@ from .layers.layer import (
     linear_layers,
     partitioned_layers,
 )
-from .partition import Partition
+from modfast.partition import Partition
 
 
 def chosen_layers(

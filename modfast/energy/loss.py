@@ -1,0 +1,434 @@
+"""The enmeshment loss of a model: one line to add to any training loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
+
+from modfast import reference
+from modfast.arrays import is_sharded
+from modfast.layers.autograd_graph import leaves_of
+from modfast.layers.layer import Choice, Layer, PartitionsByName, partitioned_layers
+from modfast.partition import Partition, pack_partitions, unpack_partitions
+
+from . import sharded
+from .functional import clusterability, enmeshment
+from .loss_layers import chosen_layers, placed_partition
+from .operators import (
+    accumulate_enmeshment_grad_,
+    add_enmeshment_grad_,
+    enmeshments,
+    enmeshments_and_energies,
+)
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class EnmeshmentLoss(nn.Module):
+    """The share of squared weight that crosses cluster borders, over the chosen layers of a model.
+
+    Args:
+        module: the model. Its weights are looked up at each call, so it may be moved, sharded or
+            changed afterwards. It does not become a child of the loss. Wrap it first (``torch.compile``, DDP,
+            FSDP, peft): a layer that is exchanged for another one later on is not noticed.
+        partitions: the number of clusters (contiguous blocks for each layer, :meth:`Partition.blocks`), or
+            a mapping from layer name (``"fc2"``) or parameter name (``"fc2.weight"``) to
+            :class:`Partition`. A partition fits the weight as ``(out, in)``, however it is stored.
+        layers: which layers, by one or several of: names of layers or parameters, or globs of them
+            (``"*.mlp.c_fc"``); modules of the model, which stand for all layers in them; functions that get a
+            layer's name and its weight's shape and return whether it is meant. By default the mapping's
+            layers, or, with a number of clusters, every linear layer (``nn.Linear`` and ``transformers``'
+            ``Conv1D``), but none whose weight is also an embedding's. Layers without a name of their own (a
+            bare ``nn.Linear`` as the model) have the name ``""``.
+        exclude: layers to leave out of these, chosen in the same ways.
+        reduction: ``"mean"`` or ``"sum"`` over layers, or ``"none"`` for one value each.
+
+    Raises:
+        ValueError: an unknown layer, a shape that does not fit, no layer selected, a layer without a
+            partition, one weight selected twice, a weight that cannot be read (packed or quantised, for
+            example), or an unknown reduction.
+        TypeError: ``module`` is no ``nn.Module``, or ``partitions`` neither a number nor a mapping.
+
+    The weight of a layer is what its forward pass multiplies by. Where it is computed, the gradient flows
+    into what it is computed from: through parametrizations, the hooks of ``torch.nn.utils.weight_norm``,
+    ``spectral_norm`` and ``prune``, and the LoRA adapters of peft. A parameter of three dimensions that is no
+    convolution's is a stack of matrices, each a layer: ``"experts.up_proj[3]"`` is one, ``"experts.up_proj"``
+    means all.
+
+    Names are the same whatever the model is wrapped in: those of wrappers (``module.``, ``_orig_mod.``,
+    ``base_model.model.`` and so on) are left out, and accepted where they are given. Convolutions
+    (transposed ones too) and any parameter of two dimensions, such as ``in_proj_weight`` of
+    ``nn.MultiheadAttention``, can be chosen by name. The loss and the gradient of ``DTensor`` parameters are
+    those of the whole weight on every process (partitions are of the whole weight; all processes call
+    together).
+
+    ``state_dict()`` holds the partitions, and ``load_state_dict`` restores them. A pickled loss holds its
+    partitions, but no weights and no model: :meth:`attach` gives it one.
+
+    Source: arXiv 2409.15747, where 0.7 times this is added to the cross-entropy.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> loss = EnmeshmentLoss(model, 4, layers=["0"])
+        >>> cross_entropy = nn.functional.cross_entropy(model(torch.randn(2, 8)), torch.tensor([0, 3]))
+        >>> (cross_entropy + 0.7 * loss()).backward()
+        >>> sorted(loss.clusterability())
+        ['0']
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        partitions: int | Mapping[str, Partition],
+        layers: Sequence[Choice] | Choice | None = None,
+        reduction: str = "mean",
+        *,
+        exclude: Sequence[Choice] | Choice | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
+        if not isinstance(partitions, (int, Mapping)) or isinstance(partitions, bool):
+            raise TypeError(
+                f"partitions must be a number of clusters or a mapping of names to Partition, "
+                f"got {type(partitions).__name__}"
+            )
+        self.reduction = reduction
+        self._set_layers(chosen_layers(module, partitions, layers, exclude))
+
+    def _set_layers(self, chosen: Sequence[tuple[Layer, Partition]]) -> None:
+        # In a list, since a registered child would put the model's weights into this loss's parameters.
+        self._attached: list[Layer] | None = [layer for layer, _ in chosen]
+        self._names = [layer.name for layer, _ in chosen]
+        self._partitions = [placed_partition(*each) for each in chosen]
+        self._pieces: dict[int, tuple[object, sharded.Piece]] = {}
+
+    def attach(self, module: nn.Module) -> EnmeshmentLoss:
+        """Give the loss the layers of the same names of another model, and return it.
+
+        Args:
+            module: the model, wrapped or not. A pickled loss needs this before it can be used.
+
+        Raises:
+            ValueError: a layer is missing, or has another shape.
+
+        Example:
+            >>> import pickle
+            >>> model = nn.Linear(8, 8)
+            >>> loss = pickle.loads(pickle.dumps(EnmeshmentLoss(model, 2))).attach(model)
+            >>> list(loss.partitions)
+            ['']
+        """
+        chosen = {layer.name: (layer, each) for layer, each in partitioned_layers(module, self.partitions)}
+        self._set_layers([chosen[name] for name in self._names])
+        return self
+
+    @property
+    def _layers(self) -> list[Layer]:
+        if self._attached is None:
+            raise RuntimeError(
+                "this loss was pickled, which keeps no model: give it one by loss.attach(model)"
+            )
+        return self._attached
+
+    @property
+    def partitions(self) -> dict[str, Partition]:
+        """Each chosen layer's partition, by canonical name.
+
+        Looking one up, any other name of the layer will do, and that of a stack whose matrices all have the
+        same.
+        """
+        return PartitionsByName(zip(self._names, self._partitions, strict=True))
+
+    def get_extra_state(self) -> Tensor:
+        """The partitions, for ``state_dict()``: int64, 1-D, its length fixed by the layers."""
+        return pack_partitions(self.partitions)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore partitions of the same layers, for ``load_state_dict``.
+
+        Raises:
+            ValueError: they are of other layers or shapes, or ``state`` is no packed partitions.
+        """
+        found, own = unpack_partitions(state), self.partitions
+        if set(found) != set(own):
+            raise ValueError(
+                f"state: the partitions are of the layers {sorted(found)}, the loss has {sorted(own)}"
+            )
+        for name, partition in found.items():
+            if partition.shape != own[name].shape:
+                raise ValueError(
+                    f"state: the partition of layer {name!r} has shape {partition.shape}, "
+                    f"not {own[name].shape}"
+                )
+        self._partitions = [found[name].to(own[name].device) for name in self._names]
+        self._pieces = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attached": None, "_pieces": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnmeshmentLoss:
+        # Unlike a pickled one, a copy belongs to the model that is copied with it.
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_pieces": {}}, memo))
+        return copied
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Each chosen layer's weight as ``(out, in, *kernel)``, detached, by name."""
+        return {layer.name: layer.weight().detach() for layer in self._layers}
+
+    def _reduce(self, losses: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """In float64 if any weight is, else in float32, as for a single weight."""
+        any_double = any(weight.dtype == torch.float64 for weight in weights)
+        dtype = torch.float64 if any_double else torch.float32
+        if self.reduction == "none":
+            return losses.to(dtype)
+        return losses.mean(dtype=dtype) if self.reduction == "mean" else losses.sum(dtype=dtype)
+
+    def forward(self) -> Tensor:
+        """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
+        stored = [layer.stored() for layer in self._layers]
+        return self._reduce(self._losses(stored, range(len(stored))), stored)
+
+    def _losses(self, stored: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
+        """The losses of some layers in their order, float64, given the tensors that hold all weights."""
+        parts, places = [], []
+        for members in _groups(stored, indices):
+            if is_sharded(stored[members[0]]):
+                parts.append(self._sharded(stored, members))
+            else:
+                labels = self._labels(stored[members[0]].device, members)
+                parts.append(enmeshments([self._layers[i].oriented(stored[i]) for i in members], *labels))
+            places += members
+        return _in_order(parts, places)
+
+    def _labels(
+        self, device: torch.device, members: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """The row labels, the column labels and the numbers of clusters of some layers, on a device."""
+        chosen = [self._partitions[i] for i in members]
+        placed = [each if each.device == device else each.to(device) for each in chosen]
+        return (
+            [each.row_labels for each in placed],
+            [each.col_labels for each in placed],
+            [each.num_clusters for each in placed],
+        )
+
+    def _piece(self, index: int, stored: Any) -> sharded.Piece:
+        """What this process holds of a ``DTensor``, as (out, in); kept, since placements seldom change."""
+        if self._layers[index].place is not None:
+            raise TypeError(
+                f"layer {self._names[index]!r} is one of a stack that is spread over processes "
+                "(DTensor), which is not supported: take the enmeshment of its full_tensor()"
+            )
+        key = (stored.device_mesh, stored.placements, stored.device)
+        if index not in self._pieces or self._pieces[index][0] != key:
+            partition, transposed = self._partitions[index], self._layers[index].stored_transposed
+            piece = sharded.piece_of(stored, partition.transpose() if transposed else partition)
+            if transposed:
+                piece = sharded.Piece(piece.col_labels, piece.row_labels, piece.group)
+            self._pieces[index] = (key, piece)
+        return self._pieces[index][1]
+
+    def _piece_labels(
+        self, pieces: Sequence[sharded.Piece], members: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        return (
+            [piece.row_labels for piece in pieces],
+            [piece.col_labels for piece in pieces],
+            [self._partitions[i].num_clusters for i in members],
+        )
+
+    def _sharded(self, stored: Sequence[Tensor], members: Sequence[int]) -> Tensor:
+        """The losses of some layers, each process having summed the energies of its own pieces."""
+        pieces = [self._piece(i, stored[i]) for i in members]
+        # Turned after it was cut: not every PyTorch keeps a DTensor's placements when it is turned.
+        own = [self._layers[i].oriented(sharded.local(stored[i])) for i in members]
+        groups = tuple(piece.group for piece in pieces)
+        return enmeshments(own, *self._piece_labels(pieces, members), groups)
+
+    def accumulate_grad_(self, scale: float, scaler: torch.amp.GradScaler | None = None) -> Tensor:
+        """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
+
+        One fused pass over all layers, in place of ``(scale * loss()).backward()``, with the same result
+        up to rounding. A ``.grad`` that is absent is made, of the weight's ``grad_dtype``; weights that do
+        not require a gradient count in the loss and get none. Where a weight is computed, its gradient is
+        carried on by autograd to the parameters that it is computed from. With ``reduction="none"`` the
+        gradient is that of the sum.
+
+        Call it once per optimiser step, not once per micro-batch: right before ``optimizer.step()``, after
+        gradients were unscaled and clipped. (Clipping afterwards would clip this gradient as well.) Gradients
+        that are still scaled by a ``GradScaler`` need ``scaler``.
+
+        Args:
+            scale: the factor of the loss, lambda in the paper.
+            scaler: the ``GradScaler`` by which the gradients are scaled now; this one is scaled along, at the
+                price of waiting for the device once. None after ``scaler.unscale_(optimizer)``.
+
+        Returns:
+            The loss itself (not times ``scale``), as :meth:`forward` gives it, detached.
+
+        Raises:
+            TypeError: ``scale`` is no real number, or ``scaler`` no ``GradScaler``.
+            ValueError: ``scaler`` has unscaled the gradients already.
+            RuntimeError: gradients share memory.
+
+        Example:
+            >>> model = nn.Linear(8, 8)
+            >>> loss = EnmeshmentLoss(model, 2)
+            >>> value = loss.accumulate_grad_(0.7)
+            >>> model.weight.grad.shape
+            torch.Size([8, 8])
+        """
+        given: object = scale
+        if not isinstance(given, (float, int, Real, Tensor)):  # the usual first: Real takes longer to ask
+            raise TypeError(f"scale must be a real number, got {type(given).__name__}")
+        factor = float(given)
+        if scaler is not None:
+            factor *= _scale_of(scaler)
+        if self.reduction == "mean":
+            factor /= len(self._layers)
+        with torch.enable_grad():  # without it a computed weight would pass for a frozen one
+            stored = [layer.stored() for layer in self._layers]
+        wanted: list[int] = []
+        computed: list[int] = []
+        frozen: list[int] = []
+        for index, weight in enumerate(stored):
+            kind = frozen if not weight.requires_grad else wanted if weight.is_leaf else computed
+            kind.append(index)
+        parts, places = [], []
+        if computed:
+            parts.append(self._accumulate_computed(computed, stored, factor))
+            places += computed
+        with torch.no_grad():
+            for members in _groups(stored, wanted):
+                parts.append(self._accumulate(members, [stored[i] for i in members], factor))
+                places += members
+            for index in frozen:
+                oriented = self._layers[index].oriented(stored[index])
+                parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
+                places.append(index)
+            return self._reduce(_in_order(parts, places), stored)
+
+    def _accumulate_computed(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
+        """The same for computed weights, by autograd: float64, (members,)."""
+        with torch.enable_grad():
+            losses = self._losses(stored, members)
+        leaves = leaves_of(losses)
+        # Not by backward(), which would run the hooks of DistributedDataParallel out of turn.
+        found = torch.autograd.grad(losses, leaves, torch.full_like(losses, factor), allow_unused=True)
+        with torch.no_grad():
+            for leaf, grad in zip(leaves, found, strict=True):
+                if grad is not None:
+                    _grad_of(leaf).add_(grad)
+        return losses.detach()
+
+    def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
+        """One pass over the weights of the layers ``members``, all of one group: float64, (members,)."""
+        grads = [_grad_of(weight) for weight in stored]
+        weights, targets = list(stored), list(grads)
+        for place, (weight, grad) in enumerate(zip(stored, grads, strict=True)):
+            if grad.dtype != weight.dtype:  # ``grad_dtype`` is set: computed in a dtype that holds both
+                dtype = torch.promote_types(weight.dtype, grad.dtype)
+                weights[place] = weight.to(dtype)
+                targets[place] = grad if grad.dtype == dtype else torch.zeros_like(grad, dtype=dtype)
+        if is_sharded(stored[0]):
+            losses = self._accumulate_sharded(members, weights, targets, factor)
+        else:
+            layers = [self._layers[i] for i in members]
+            rows, cols, counts = self._labels(stored[0].device, members)
+            losses = accumulate_enmeshment_grad_(
+                [layer.oriented(weight) for layer, weight in zip(layers, weights, strict=True)],
+                [layer.oriented(target) for layer, target in zip(layers, targets, strict=True)],
+                rows,
+                cols,
+                counts,
+                factor,
+            )
+        for grad, target in zip(grads, targets, strict=True):
+            if target is not grad:
+                grad.add_(target)
+        torch.autograd.graph.increment_version(grads)
+        return losses
+
+    def _accumulate_sharded(
+        self, members: Sequence[int], stored: Sequence[Any], grads: Sequence[Any], factor: float
+    ) -> Tensor:
+        for index, weight, grad in zip(members, stored, grads, strict=True):
+            if getattr(grad, "placements", None) != weight.placements:
+                raise RuntimeError(
+                    f"layer {self._layers[index].name!r} has a .grad that is not spread over processes as "
+                    f"its weight is, by {weight.placements}"
+                )
+        layers = [self._layers[i] for i in members]
+        pieces = [self._piece(index, weight) for index, weight in zip(members, stored, strict=True)]
+        labels = self._piece_labels(pieces, members)
+        own = [layer.oriented(weight.to_local()) for layer, weight in zip(layers, stored, strict=True)]
+        own_grads = [layer.oriented(grad.to_local()) for layer, grad in zip(layers, grads, strict=True)]
+        _, energies = enmeshments_and_energies(own, *labels)
+        energies = sharded.sum_all_over(energies, [piece.group for piece in pieces])
+        slopes = torch.full((len(own),), factor, dtype=torch.float64, device=energies.device)
+        add_enmeshment_grad_(own, own_grads, energies, slopes, *labels)
+        return reference.enmeshment_of_split(energies)
+
+    @torch.no_grad()
+    def clusterability(self) -> dict[str, float]:
+        """Each chosen layer's clusterability ``1 - E``, by name."""
+        return {
+            layer.name: float(clusterability(layer.weight(), partition))
+            for layer, partition in zip(self._layers, self._partitions, strict=True)
+        }
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        names = ", ".join(self._names)
+        return f"layers=[{names}], reduction={self.reduction!r}"
+
+
+def _scale_of(scaler: torch.amp.GradScaler) -> float:
+    """By how much a ``GradScaler`` has scaled the gradients."""
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler or None, got {type(scaler).__name__}")
+    if not scaler.is_enabled():
+        return 1.0
+    if any(state["stage"] is OptState.UNSCALED for state in scaler._per_optimizer_states.values()):
+        raise ValueError(
+            "scaler has unscaled gradients already: leave it out after scaler.unscale_(optimizer)"
+        )
+    return float(scaler.get_scale())
+
+
+def _grad_of(weight: Tensor) -> Tensor:
+    """The weight's ``.grad``, made of zeros if it is absent."""
+    grad = weight.grad
+    if grad is None:
+        # A grad_dtype of None stands for a gradient of any dtype.
+        dtype = getattr(weight, "grad_dtype", None) or weight.dtype
+        grad = weight.grad = torch.zeros_like(weight, dtype=dtype)
+    return grad
+
+
+def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
+    """The weights that one pass can take together: those of a device, whole or spread over processes."""
+    groups: dict[tuple[torch.device, bool], list[int]] = {}
+    for index in indices:
+        groups.setdefault((weights[index].device, is_sharded(weights[index])), []).append(index)
+    return list(groups.values())
+
+
+def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """The parts as one vector, whose elements were made for these places."""
+    if len(parts) == 1:
+        return parts[0]
+    together = torch.cat([part.to(parts[0].device) for part in parts])
+    return together[sorted(range(len(places)), key=places.__getitem__)]
