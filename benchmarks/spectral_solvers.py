@@ -21,10 +21,10 @@ from scipy.sparse.linalg import LinearOperator, lobpcg
 from spectral_cases import Case, GraphCase, WeightCase, as_cases, block_model, plant
 from torch import Tensor
 
-from modfast.embedding import inverse
-from modfast.krylov import block_width, largest_eigenvectors
-from modfast.matrices import as_matrix
-from modfast.similarity import Similarity, read_similarity
+from modfast.spectral.embedding import inverse
+from modfast.spectral.krylov import block_width, largest_eigenvectors
+from modfast.spectral.matrices import as_matrix
+from modfast.spectral.similarity import Similarity, read_similarity
 
 TOL = 1e-3
 MAX_PASSES = 300

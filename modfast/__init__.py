@@ -6,13 +6,13 @@ from .circuit_measures import circuit_overlap, cluster_information, cluster_shar
 from .circuits import find_circuit, find_circuits
 from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy.loss import EnmeshmentLoss
-from .laplacian import laplacian_eigenvalues
 from .library import backend
 from .network.affinity import gradient_affinity
 from .network.graph import network_graph, network_nodes, network_partitions
 from .partition import Partition, load_partitions, save_partitions
-from .shuffling import ShuffleTest, shuffle_test
-from .spectral import ConvergenceWarning, normalized_cut, spectral_cluster, spectral_cocluster
+from .spectral.clustering import ConvergenceWarning, normalized_cut, spectral_cluster, spectral_cocluster
+from .spectral.laplacian import laplacian_eigenvalues
+from .spectral.shuffling import ShuffleTest, shuffle_test
 from .version import __version__
 
 __all__ = [

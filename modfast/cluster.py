@@ -43,7 +43,7 @@ from .files import write_json
 from .machine import choose_device, environment, using_threads
 from .partition import Partition, save_partitions
 from .run_folder import RESULTS, RunFolder, prepare
-from .spectral import normalized_cut, spectral_cocluster
+from .spectral.clustering import normalized_cut, spectral_cocluster
 from .train.checkpoint import CHECKPOINT
 from .train.config import Record
 from .weights import find_checkpoint

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from . import energy
 from .arrays import as_tensor, require_plain, require_whole, to_int64
-from .matrices import as_matrix
 from .partition import Labels, Partition, _positive_integer
-from .similarity import read_similarity
-from .spectral import spectral_cocluster
+from .spectral.clustering import spectral_cocluster
+from .spectral.matrices import as_matrix
+from .spectral.similarity import read_similarity
 
 Clusters: TypeAlias = Mapping[int, Labels]
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import require_whole
-from .spectral import graph_embedding, spectral_cluster, spectral_cocluster
+from .spectral.clustering import graph_embedding, spectral_cluster, spectral_cocluster
 
 try:
     import scipy.sparse

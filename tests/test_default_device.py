@@ -25,9 +25,9 @@ from modfast.cluster import ClusterConfig, cluster_layer
 from modfast.data import load_dataset
 from modfast.estimators import SpectralClustering, SpectralCoclustering
 from modfast.models import CNN, build_model
-from modfast.refinement import refine_in_rounds
-from modfast.similarity import read_similarity
 from modfast.spectral import graph_embedding
+from modfast.spectral.refinement import refine_in_rounds
+from modfast.spectral.similarity import read_similarity
 from modfast.train import TrainConfig, train
 from modfast.weights import read_weights
 
@@ -240,7 +240,7 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     "graph_embedding": lambda g, _: graph_embedding(g.graph, 3).abs().round(decimals=5),
     "refine_in_rounds": lambda g, _: refine_in_rounds(
         *(lambda similarity: (similarity, similarity.row_sums()))(
-            read_similarity(modfast.matrices.as_matrix(g.sparse, "graph"), "given")
+            read_similarity(modfast.spectral.matrices.as_matrix(g.sparse, "graph"), "given")
         ),
         torch.arange(100, device="cpu") % 3,
         3,

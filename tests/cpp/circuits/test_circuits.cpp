@@ -1,6 +1,7 @@
 // The walk's kernels alone, against plain loops and the standard library: elementary functions, states, and
 // every single decision. Built and run by `make sanitize` under the address and undefined-behaviour
 // sanitizers, for every instruction set.
+#include "circuits/lines.h"
 #include "circuits/walk_threads.h"
 #include "common/instruction_set.h"
 #include "random_tail.h"

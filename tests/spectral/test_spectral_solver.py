@@ -25,7 +25,7 @@ from modfast import (
     reference,
     spectral_cocluster,
 )
-from modfast.krylov import block_width, largest_eigenvectors, random_block
+from modfast.spectral.krylov import block_width, largest_eigenvectors, random_block
 
 
 def symmetric(values: list[float], size: int, seed: int = 0) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from . import spectral_operators as ops
-from .arrays import as_tensor, require_whole, to_int64
+from modfast.arrays import as_tensor, require_whole, to_int64
+from modfast.partition import Labels, Partition
+
+from . import operators as ops
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .matrices import as_matrix, compress
-from .partition import Labels, Partition
 from .refinement import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
 from .similarity import SparseSimilarity, read_similarity
 

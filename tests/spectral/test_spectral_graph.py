@@ -14,10 +14,10 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from modfast import Partition, normalized_cut, reference, spectral_cluster
-from modfast.matrices import as_matrix
-from modfast.refinement import refine_in_rounds
-from modfast.similarity import SparseSimilarity, read_similarity
 from modfast.spectral import graph_embedding
+from modfast.spectral.matrices import as_matrix
+from modfast.spectral.refinement import refine_in_rounds
+from modfast.spectral.similarity import SparseSimilarity, read_similarity
 
 
 def block_model(

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from . import spectral_operators as ops
+from . import operators as ops
 from .matrices import CompressedRows, widened
-from .spectral_operators import AFFINITIES
+from .operators import AFFINITIES
 
 
 @dataclass(frozen=True)

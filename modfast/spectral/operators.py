@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import BACKEND
-from .reference import spectral_operators as plain
-from .shapes import COMPUTED_IN, FLOATS, INDICES, check_shaped, require
+from modfast.library import BACKEND
+from modfast.reference import spectral_operators as plain
+from modfast.shapes import COMPUTED_IN, FLOATS, INDICES, check_shaped, require
 
 AFFINITIES = ("abs", "square", "given")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .spectral_operators import LANES, basis_inner, basis_rotate_
+from .operators import LANES, basis_inner, basis_rotate_
 
 # Matrices as small as the basis has vectors: for each step NumPy takes a fraction of the time of PyTorch.
 Small: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import spectral_operators as ops
-from .arrays import require_numbers, require_plain
-from .derivatives import one_by_one
+from modfast.arrays import require_numbers, require_plain
+from modfast.derivatives import one_by_one
+from modfast.shapes import FLOATS
+
+from . import operators as ops
+from .clustering import _check_integer, _check_solver, _warn_unless
 from .embedding import normalised_eigenvectors, singular_vectors
-from .shapes import FLOATS
 from .similarity import DenseSimilarity, read_similarity
-from .spectral import _check_integer, _check_solver, _warn_unless
 
 
 def laplacian_eigenvalues(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor, native, require_numbers
-from .shapes import FLOATS
+from modfast.arrays import as_tensor, native, require_numbers
+from modfast.shapes import FLOATS
 
 # What SciPy's formats hold beside their data. The others are made of Python's own lists and dicts.
 _SCIPY_INDICES = {

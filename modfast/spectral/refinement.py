@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import spectral_operators as ops
+from . import operators as ops
 from .embedding import Embedding
 from .krylov import block_width
 from .similarity import Similarity, SparseSimilarity

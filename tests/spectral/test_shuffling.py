@@ -16,9 +16,8 @@ import torch
 from processes import PATIENCE
 from torch import Tensor, nn
 
-from modfast import shuffling
 from modfast.models import MLP
-from modfast.shuffling import shuffle_test
+from modfast.spectral import shuffle_test, shuffling
 
 
 def modular(sizes: list[int], seed: int = 0, spread: float = 0.0) -> nn.Sequential:

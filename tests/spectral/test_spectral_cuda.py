@@ -10,8 +10,8 @@ from planted import planted
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modfast import normalized_cut, spectral_cluster, spectral_cocluster
-from modfast.matrices import compress
 from modfast.reference import spectral_operators as plain
+from modfast.spectral.matrices import compress
 
 pytestmark = pytest.mark.cuda
 

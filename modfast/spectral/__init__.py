@@ -1,0 +1,22 @@
+"""Spectral clustering and co-clustering of weights and graphs, and the tests of what was found."""
+
+from .clustering import (
+    ConvergenceWarning,
+    graph_embedding,
+    normalized_cut,
+    spectral_cluster,
+    spectral_cocluster,
+)
+from .laplacian import laplacian_eigenvalues
+from .shuffling import ShuffleTest, shuffle_test
+
+__all__ = [
+    "ConvergenceWarning",
+    "ShuffleTest",
+    "graph_embedding",
+    "laplacian_eigenvalues",
+    "normalized_cut",
+    "shuffle_test",
+    "spectral_cluster",
+    "spectral_cocluster",
+]

@@ -1,0 +1,162 @@
+"""Is a network more modular than its weights would be by chance?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modfast.network.chain import Link, find_chain, graph_of
+from modfast.partition import _positive_integer
+
+from .clustering import normalized_cut, spectral_cluster
+
+
+class ShuffleTest(NamedTuple):
+    """What :func:`shuffle_test` finds.
+
+    Attributes:
+        normalized_cut: of the network's own clusters.
+        shuffled: those of the shuffled networks: float64, ``(num_shuffles,)``, in the order of their numbers.
+        mean: of ``shuffled``.
+        std: their standard deviation, over ``num_shuffles - 1``.
+        z_score: ``(normalized_cut - mean) / std``: far below 0 for a network of modules. Infinite, or NaN
+            where the cut equals the mean, if no two shuffled networks differ.
+        p_value: ``(1 + those at most as large as normalized_cut) / (1 + num_shuffles)``: one-sided.
+    """
+
+    normalized_cut: float
+    shuffled: Tensor
+    mean: float
+    std: float
+    z_score: float
+    p_value: float
+
+
+def shuffle_test(
+    model: nn.Module,
+    num_clusters: int,
+    num_shuffles: int,
+    *,
+    layers: Sequence[str] | str | None = None,
+    example_inputs: Any = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> ShuffleTest:
+    """The normalised cut of a network's clusters, against networks of the same weights in random places.
+
+    The clusters are those that :func:`spectral_cluster` finds in :func:`network_graph`. In each shuffled
+    network all entries of each layer's weight, zeros and the kernels of a convolution too, change places at
+    random within the layer; batch norms stay. It is clustered in the same way. The model is not changed.
+
+    Args:
+        model: as for :func:`network_graph`.
+        num_clusters: from 1 to the number of the graph's nodes.
+        num_shuffles: how many shuffled networks, at least 2. The p-value is at least
+            ``1 / (1 + num_shuffles)``.
+        layers: as for :func:`network_graph`.
+        example_inputs: as for :func:`network_graph`.
+        seed: of the shuffles, each of which has its own random numbers, and of each clustering.
+        progress: called as ``progress(done, num_shuffles)`` after each shuffled network.
+        workers: how many networks are clustered at the same time, each by one thread: as many as PyTorch has
+            threads by default. The result does not depend on it. Each holds a graph in memory.
+        **options: further options of :func:`spectral_cluster`: ``n_init``, ``tol``, ``max_iter``.
+
+    Returns:
+        The :class:`ShuffleTest`.
+
+    Raises:
+        ValueError: as for :func:`network_graph` and :func:`spectral_cluster`; an argument is out of range.
+        TypeError: ``model`` is no ``nn.Module``; an unknown option.
+
+    If anything raises, an interrupt too, the shuffles that have not begun are dropped and those that have are
+    waited for. PyTorch's number of threads is 1 for the duration in threads that start meanwhile, and
+    afterwards what it was.
+
+    Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        >>> for layer in (model[0], model[2]):
+        ...     layer.weight.data = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)) + 0.1
+        >>> result = shuffle_test(model, 2, 9, n_init=2)
+        >>> result.z_score < -2, result.p_value
+        (True, 0.1)
+    """
+    count = _positive_integer("num_shuffles", num_shuffles)
+    if count < 2:
+        raise ValueError(f"num_shuffles must be at least 2, got {num_shuffles}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in [0, {2**63 - 1}], got {seed!r}")
+    unknown = sorted(set(options) - {"n_init", "tol", "max_iter"})
+    if unknown:
+        raise TypeError(
+            f"shuffle_test takes of spectral_cluster's options n_init, tol, max_iter, got {unknown}"
+        )
+    threads = torch.get_num_threads() if workers is None else _positive_integer("workers", workers)
+    chain = find_chain(model, layers, example_inputs)
+    graph = graph_of(chain)
+
+    def cut(graph: Tensor) -> float:
+        return normalized_cut(graph, spectral_cluster(graph, num_clusters, seed=seed, **options))
+
+    def shuffled_cut(number: int) -> float:
+        return cut(graph_of(_shuffled(chain, int(seed), number)))
+
+    shuffled = torch.empty(count, dtype=torch.float64, device="cpu")
+    with _single_threads(min(threads, count)) as pool:
+        # Alone, so that the options are checked before the rest begins; there, so that it is done alike.
+        own = pool.submit(cut, graph).result()
+        places = {pool.submit(shuffled_cut, number): number for number in range(count)}
+        for done, future in enumerate(as_completed(places), 1):
+            shuffled[places[future]] = future.result()
+            if progress is not None:
+                progress(done, count)
+    mean, std = shuffled.mean(), shuffled.std()
+    return ShuffleTest(
+        normalized_cut=own,
+        shuffled=shuffled,
+        mean=float(mean),
+        std=float(std),
+        z_score=float((own - mean) / std),
+        p_value=(1 + int((shuffled <= own).sum())) / (1 + count),
+    )
+
+
+@torch.no_grad()
+def _shuffled(chain: Sequence[Link], seed: int, number: int) -> list[Link]:
+    """With the entries of each weight in another order."""
+    # Not seed + number: neighbouring seeds would then share nearly all of their networks.
+    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
+    # Drawn on the CPU, so that the order does not depend on the device.
+    generator = torch.Generator("cpu").manual_seed(int(words[0]))
+    links = []
+    for link in chain:
+        flat = link.weight.reshape(-1)
+        order = torch.randperm(len(flat), generator=generator, device="cpu")
+        links.append(link._replace(weight=flat[order.to(flat.device)].view(link.weight.shape)))
+    return links
+
+
+@contextmanager
+def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers that run PyTorch on one thread each."""
+    # The number of threads is PyTorch's for a thread, but the last one set is taken over by new threads, and
+    # by those that have not asked for theirs before. Asking makes the caller's its own; setting it again
+    # afterwards gives it to new threads too.
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "modfast-shuffle", torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:
+            torch.set_num_threads(before)
