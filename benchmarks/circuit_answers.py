@@ -19,11 +19,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from modfast.circuit import Circuit
-from modfast.circuit_files import CircuitFolder, read_circuits
+from modfast.circuits.folder import CircuitFolder, read_circuits
+from modfast.circuits.linear_tail import Tail, read_tail
 from modfast.data import load_dataset
 from modfast.files import write_json
 from modfast.models import build_model
-from modfast.tail import Tail, read_tail
 from modfast.train import CHECKPOINT, read_checkpoint
 
 WHAT = ("own images answered as the class, %", "other images answered as the class, %", "AUC, %")

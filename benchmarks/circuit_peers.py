@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modfast.tail import read_tail
+from modfast.circuits.linear_tail import read_tail
 
 OURS = "modfast"
 ALL = "modfast, all classes"

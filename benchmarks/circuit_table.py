@@ -25,8 +25,8 @@ from rich.progress import Progress
 from rounds import in_rounds, quartiles
 
 from modfast import find_circuit, find_circuits
+from modfast.circuits.linear_tail import read_tail
 from modfast.files import write_json
-from modfast.tail import read_tail
 
 LABEL = 0
 # The design's measurement of one trial of the published loop over 1,000 images, which read them in batches.

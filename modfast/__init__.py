@@ -2,8 +2,8 @@
 
 from .accuracy import class_accuracy, cluster_accuracy
 from .circuit import Circuit, load_circuits, save_circuits
-from .circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
-from .circuits import find_circuit, find_circuits
+from .circuits.find import find_circuit, find_circuits
+from .circuits.measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
 from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy.loss import EnmeshmentLoss
 from .library import backend

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .circuit import Circuit
-from .circuit_files import CIRCUITS, read_circuits
 from .circuit_network import Network, lay_out
+from .circuits.folder import CIRCUITS, read_circuits
 from .partition import load_partitions
 from .run_folder import PARTITIONS
 

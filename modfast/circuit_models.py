@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .circuit import CRITERIA
-from .circuit_checkpoint import fingerprint
-from .circuit_files import CircuitFolder
+from .circuits.checkpoint import fingerprint
+from .circuits.folder import CircuitFolder
+from .circuits.linear_tail import read_tail
 from .data.dataset import Dataset
 from .experiment import read_run
 from .layers.layer import linear_layers, match_layers
@@ -22,7 +23,6 @@ from .machine import choose_device
 from .models import build_model
 from .partition import Partition, load_partitions
 from .run_folder import KINDS, PARTITIONS, read_results, run_name
-from .tail import read_tail
 from .train.checkpoint import CHECKPOINT, seed_generators
 
 # Enough to see whether circuits can be found in a model at all.

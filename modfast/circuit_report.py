@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .circuit_files import REPORT
 from .circuit_findings import Findings, read_findings
 from .circuit_page import page
 from .circuit_sections import clusters_section, criterion_section
-from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, REGULARISED, describe, layer_of, numbers
+from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, describe, numbers
+from .circuits.folder import REPORT
+from .circuits.keys import REGULARISED, layer_of
 from .files import atomic_write
 from .markup import Content, Markup, element, join
 from .run_folder import OutputExistsError, RunFolder

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .circuit import CRITERIA, Circuit
-from .circuit_files import CIRCUITS, TABLE_PLAN, CircuitFolder
 from .circuit_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
 from .circuit_summary import DRAWS, describe_circuits, summarize_circuits
-from .circuits import find_circuits
+from .circuits.find import find_circuits
+from .circuits.folder import CIRCUITS, TABLE_PLAN, CircuitFolder
 from .claims import comparisons_note, paper_claims
 from .data.dataset import Dataset
 from .files import write_json

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .circuit_findings import Findings
-from .circuit_words import ALL, CRITERIA, NOTHING, Estimate, average, estimate, percent
+from .circuit_words import CRITERIA, NOTHING, Estimate, average, estimate, percent
+from .circuits.keys import ALL
 from .markup import Content, Markup, element, join
 from .picture_classes import MARGIN
 from .svg_charts import dot_plot, heat_map, marker

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .circuit import Circuit
-from .circuit_measures import cluster_shares, intersection_over_union, mutual_information
-from .circuit_words import ALL, RANDOM, REGULARISED, layer_key
+from .circuit_words import RANDOM
+from .circuits.kept_weights import KeptWeights, weight_clusters
+from .circuits.keys import ALL, REGULARISED, layer_key
+from .circuits.measures import cluster_shares, intersection_over_union, mutual_information
 from .experiment import as_lists
-from .kept_weights import KeptWeights, weight_clusters
 from .partition import Partition
 from .statistics import effect_size, mean_interval, paired_interval
 
@@ -36,7 +37,7 @@ def describe_circuits(
         ``accuracy_after`` and, by layer, ``sizes``. By layer and, as ``"all"``, over all of them: ``overlap``
         (circuits x circuits), ``information`` in bits (of the layers with clusters), ``random_overlap`` and
         ``random_information``, means over :data:`DRAWS` draws of circuits of the same sizes in each layer;
-        there a layer has the key that :func:`modfast.circuit_words.layer_key` gives it.
+        there a layer has the key that :func:`modfast.circuits.keys.layer_key` gives it.
         By layer with clusters: ``inside`` (circuits x clusters) and ``random_inside``, the share of all
         weights of the layer. None stands for NaN.
 
@@ -115,7 +116,7 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
 
     Returns:
         ``"model"`` and each criterion to names of measures to numbers; a measure of one layer is named
-        ``measure:layer``, with the layer's :func:`modfast.circuit_words.layer_key`. None where there is no
+        ``measure:layer``, with the layer's :func:`modfast.circuits.keys.layer_key`. None where there is no
         number.
 
         The specialisation of a layer is, for each class, by how much the best cluster alone exceeds the

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .circuit_words import layer_key
+from .circuits.keys import layer_key
 from .report import _cell, _setting
 
 # Measure, heading, factor, decimals, and whether there is a row for each layer beside or instead of that over

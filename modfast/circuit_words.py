@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .circuits.keys import REGULARISED, layer_of
 from .statistics import mean_interval
 
 
@@ -32,14 +33,6 @@ _MEASURES = {
 }
 RANDOM = "random_"
 """What the names of measures of random circuits begin with."""
-
-ALL = "all"
-"""What stands for all layers together where measures have the names of layers for keys."""
-
-REGULARISED = "regularised"
-"""What stands for the mean over the regularised layers."""
-
-_LAYER = "layer:"
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -78,22 +71,6 @@ CRITERIA = {
         "the same answer to all images is right on 50 %.",
     ),
 }
-
-
-def layer_key(layer: str) -> str:
-    """A layer's name as a key beside :data:`ALL` and :data:`REGULARISED`, another one for each name.
-
-    Example:
-        >>> [layer_key(layer) for layer in ("fc1", "all", "layer:all")]
-        ['fc1', 'layer:all', 'layer:layer:all']
-    """
-    fixed = layer in ("", ALL, REGULARISED) or layer.startswith(_LAYER)
-    return f"{_LAYER}{layer}" if fixed else layer
-
-
-def layer_of(key: str) -> str:
-    """The layer that a key stands for."""
-    return key.removeprefix(_LAYER)
 
 
 def describe(name: str) -> Measure:

@@ -315,7 +315,7 @@ def _report(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _show(folder: Path) -> None:
-    from .circuit_files import CIRCUITS
+    from .circuits.folder import CIRCUITS
     from .cluster_files import redraw_clustering
     from .display import Display
     from .experiment import draw_reproduction, draw_run
@@ -343,8 +343,8 @@ def _show(folder: Path) -> None:
 
 
 def _report_circuits(folder: Path, display: Any) -> None:
-    from .circuit_files import REPORT, read_circuits
     from .circuit_runs import draw_circuits, trained_since
+    from .circuits.folder import REPORT, read_circuits
     from .run_folder import RunFolder
 
     circuits = read_circuits(folder)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from modfast.circuit import Circuit
-from modfast.circuit_files import read_circuits
 from modfast.circuit_summary import describe_circuits
+from modfast.circuits.folder import read_circuits
 from modfast.cli import main
 from modfast.partition import Partition
 

@@ -9,9 +9,8 @@ from circuit_helpers import CPU, TRAINING, Tiny, numbers, train_pair
 
 import modfast.circuit_runs
 from modfast.circuit import CRITERIA, Circuit
-from modfast.circuit_files import CircuitFolder, read_circuits
-from modfast.circuit_measures import circuit_overlap
-from modfast.circuits import find_circuit, find_circuits
+from modfast.circuits import circuit_overlap, find_circuit, find_circuits
+from modfast.circuits.folder import CircuitFolder, read_circuits
 from modfast.cli import main
 from modfast.data import load_dataset
 from modfast.experiment import as_lists

@@ -9,10 +9,10 @@ from circuit_helpers import numbers, train_pair
 from processes import torchrun
 
 import modfast.circuit_runs
-from modfast.circuit_files import read_circuits
 from modfast.circuit_models import CircuitConfig
 from modfast.circuit_runs import find_run_circuits
 from modfast.circuits import find_circuits
+from modfast.circuits.folder import read_circuits
 from modfast.data import load_dataset
 from modfast.train.distributed import RankError
 

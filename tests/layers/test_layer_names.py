@@ -9,10 +9,11 @@ from circuit_helpers import CPU
 from torch import nn
 
 from modfast.circuit import Circuit
-from modfast.circuit_files import read_circuits
-from modfast.circuit_measures import circuit_overlap, cluster_information
 from modfast.circuit_summary import describe_circuits, run_measures
-from modfast.circuit_words import describe, layer_key, layer_of
+from modfast.circuit_words import describe
+from modfast.circuits import circuit_overlap, cluster_information
+from modfast.circuits.folder import read_circuits
+from modfast.circuits.keys import layer_key, layer_of
 from modfast.cli import main
 from modfast.experiment import as_lists
 from modfast.files import file_name

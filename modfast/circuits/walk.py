@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .circuit import Circuit
-from .circuit_operators import ACTIVATIONS, LANES, TailState
-from .reference import circuits as plain
-from .tail import Tail
+from modfast.circuit import Circuit
+from modfast.reference import circuits as plain
+
+from .linear_tail import Tail
+from .operators import ACTIVATIONS, LANES, TailState
 
 # How much a call may do, so that it can be interrupted after about a second at most. The unit is a weight
 # that is not zero; a trial, and a neuron with its activation or its share of the softmax, count for so many.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import library as library  # registers the operators
-from .shapes import check_shaped, require
+from modfast import library as library  # registers the operators
+from modfast.shapes import check_shaped, require
 
 _OPS: Any = torch.ops.modfast
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from modfast import reference
-from modfast.circuit_jobs import ShortTailWarning
-from modfast.circuit_walk import Walk
 from modfast.circuits import find_circuit, find_circuits
-from modfast.tail import read_tail
+from modfast.circuits.jobs import ShortTailWarning
+from modfast.circuits.linear_tail import read_tail
+from modfast.circuits.walk import Walk
 
 METHODS = ["compiled", "reference"]
 INPUTS = (40, 12)
@@ -212,7 +212,7 @@ def test_steps_are_short_where_trials_are_long(monkeypatch, most):
     expected = find_circuit(model, inputs, 1, layers="0")
     walk = Walk(read_tail(model, inputs, "0"), 1, torch.ones(16, dtype=torch.bool), "loss", 0.0, "cpu", 1)
     assert {count for count, _ in walk.steps()} == {30}
-    monkeypatch.setattr("modfast.circuit_walk._MOST_WORK", most)
+    monkeypatch.setattr("modfast.circuits.walk._MOST_WORK", most)
     # Each of 16 inputs: a trial, 9 logits, and a weight to each from all 20 neurons, of which one moves.
     counts = [count for count, _ in walk.steps()]
     assert sum(counts) == 600

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .circuit import Circuit
-from .partition import Partition
+from modfast.circuit import Circuit
+from modfast.partition import Partition
 
 Indices: TypeAlias = NDArray[np.int64]
 

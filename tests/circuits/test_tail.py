@@ -10,9 +10,9 @@ from tail_models import Model, between, check_exact, names
 from torch import nn
 from torch.nn import functional
 
-import modfast.tail
+import modfast.circuits.linear_tail
+from modfast.circuits.linear_tail import read_tail
 from modfast.models import CNN, MLP
-from modfast.tail import read_tail
 
 
 def test_the_papers_networks():

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers.autograd_graph import Unhidden
-from .layers.layer import find_layer, find_layers, match_layers
-from .layers.plain_copy import plain_copy
-from .layers.running import logits_of
-from .recorded import Step, linear_steps
+from modfast.layers.autograd_graph import Unhidden
+from modfast.layers.layer import find_layer, find_layers, match_layers
+from modfast.layers.plain_copy import plain_copy
+from modfast.layers.running import logits_of
+
+from .autograd_record import Step, linear_steps
 
 # So few that memory is bounded, and that it can be stopped soon.
 _BATCH_SIZE = 200

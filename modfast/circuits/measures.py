@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .circuit import Circuit
+from modfast.circuit import Circuit
+from modfast.partition import Partition
+
 from .kept_weights import KeptWeights, draw_weights, weight_clusters
-from .partition import Partition
 
 
 def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Tensor:

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arrays import require_whole
-from .circuit import CRITERIA, Circuit
-from .circuit_checkpoint import Checkpoint, fingerprint
-from .circuit_walk import Walk
-from .layers.layer import linear_layers, match_layers
-from .library import BACKEND
-from .reference.circuits import PlainWalk
-from .tail import Tail, read_tail
+from modfast.arrays import require_whole
+from modfast.circuit import CRITERIA, Circuit
+from modfast.layers.layer import linear_layers, match_layers
+from modfast.library import BACKEND
+from modfast.reference.circuits import PlainWalk
+
+from .checkpoint import Checkpoint, fingerprint
+from .linear_tail import Tail, read_tail
+from .walk import Walk
 
 METHODS = ("compiled", "reference")
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .circuit import pack_masks, unpack_masks
-from .files import read_arrays, write_arrays
+from modfast.circuit import pack_masks, unpack_masks
+from modfast.files import read_arrays, write_arrays
 
 _FORMAT = "modfast walk 1"
 _WHAT = "file of an unfinished walk"

@@ -10,8 +10,8 @@ import torch
 from circuit_helpers import circuit, kept
 from sklearn.metrics import mutual_info_score
 
-from modfast.circuit_measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
-from modfast.kept_weights import KeptWeights
+from modfast.circuits import circuit_overlap, cluster_information, cluster_shares, random_circuits
+from modfast.circuits.kept_weights import KeptWeights
 from modfast.partition import Partition
 
 HALVES = Partition([0, 0, 1, 1], [0, 0, 1, 1], 2)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .layers.autograd_graph import Node, count_uses, nodes_before, operation_name, parameter_of
-from .layers.layer import Layer
+from modfast.layers.autograd_graph import Node, count_uses, nodes_before, operation_name, parameter_of
+from modfast.layers.layer import Layer
 
 # Operations by PyTorch's names for them.
 _ACTIVATIONS = {

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .circuit import Circuit
-from .circuit_checkpoint import read_walk, walk_file
-from .circuit_words import ALL, layer_key
-from .files import read_json, write_json
-from .run_folder import Plan, Planned, RunFolder
+from modfast.circuit import Circuit
+from modfast.files import read_json, write_json
+from modfast.run_folder import Plan, Planned, RunFolder
+
+from .checkpoint import read_walk, walk_file
+from .keys import ALL, layer_key
 
 CIRCUITS = "circuits.json"
 REPORT = "circuits.html"

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .circuit import Circuit
-from .circuit_checkpoint import walk_file
-from .circuit_jobs import Job, check_inputs, check_integer, check_labels, run_all
-from .run_folder import RunFolder
+from modfast.circuit import Circuit
+from modfast.run_folder import RunFolder
+
+from .checkpoint import walk_file
+from .jobs import Job, check_inputs, check_integer, check_labels, run_all
 
 
 def find_circuit(

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from modfast import circuit_checkpoint, reference
-from modfast.circuit_jobs import ShortTailWarning
-from modfast.circuit_walk import Walk
+from modfast import reference
+from modfast.circuits import checkpoint as circuit_checkpoint
 from modfast.circuits import find_circuit, find_circuits
+from modfast.circuits.jobs import ShortTailWarning
+from modfast.circuits.walk import Walk
 from modfast.models import CNN
 from modfast.progress import progress_bar
 from modfast.reference.circuits import PlainWalk
@@ -404,7 +405,7 @@ def test_operators_refuse_what_would_crash(problem):
 
 
 def make_state(**changes):
-    from modfast.circuit_operators import TailState
+    from modfast.circuits.operators import TailState
 
     def doubles(*shape):
         return torch.randn(*shape, dtype=torch.float64)

@@ -6,7 +6,7 @@ from tail_models import Model, between, check_exact, names
 from torch import nn
 from torch.nn import functional
 
-from modfast.tail import read_tail
+from modfast.circuits.linear_tail import read_tail
 
 
 @pytest.mark.parametrize(
