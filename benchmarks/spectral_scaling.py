@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_limits
 
 import modfast
 from modfast.files import write_json
-from modfast.picture_style import new_figure, save_figure
-from modfast.pictures import STYLES
+from modfast.report.pictures.runs import STYLES
+from modfast.report.pictures.style import new_figure, save_figure
 
 CLUSTERS = 8
 PER_ROW = 100  # entries of a sparse weight, on the average

@@ -18,15 +18,15 @@ from torch.nn.functional import one_hot
 
 from .circuit import CRITERIA, Circuit
 from .circuit_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
-from .circuit_summary import DRAWS, describe_circuits, summarize_circuits
 from .circuits.find import find_circuits
 from .circuits.folder import CIRCUITS, TABLE_PLAN, CircuitFolder
-from .claims import comparisons_note, paper_claims
 from .data.dataset import Dataset
 from .files import write_json
 from .layers.layer import find_layers
 from .machine import environment, using_threads
 from .partition import Partition
+from .report.circuits.claims import comparisons_note, paper_claims
+from .report.circuits.summary import DRAWS, describe_circuits, summarize_circuits
 from .run_folder import KINDS, RESULTS, Plan, RunFolder, check, prepare, read_results, run_name
 from .train.distributed import Ranks
 
@@ -113,7 +113,7 @@ def find_run_circuits(
 def draw_circuits(folder: str | os.PathLike[str]) -> Path:
     """Write ``circuits.html`` from ``circuits.json`` and the circuits' files; returns its path."""
     # Not at the top: drawing takes a second to import, which finding circuits need not wait for.
-    from .circuit_report import write_circuit_report
+    from .report.circuits.report import write_circuit_report
 
     return write_circuit_report(folder)
 

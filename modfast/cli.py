@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
     from .experiment import train_run
     from .partition import load_partitions
-    from .report import run_table
+    from .report.tables import run_table
 
     dataset = _load(options.data, ranks)
     epochs, _ = _epochs(options)
@@ -165,7 +165,7 @@ def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
     from .circuit_runs import check_circuit_files
     from .display import Display
     from .experiment import reproduce
-    from .report import results_table
+    from .report.tables import results_table
 
     dataset = _load(options.data, ranks)
     epochs, plain_epochs = _epochs(options)
@@ -254,7 +254,7 @@ def _find_circuits(
 
 
 def _show_circuits(results: Mapping[str, Any], folder: Path, display: Any) -> None:
-    from .circuit_table import circuits_table, claim_lines
+    from .report.circuits.table import circuits_table, claim_lines
 
     display.table(circuits_table(results), folder)
     for line in claim_lines(results):
@@ -265,7 +265,7 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
     from .cluster import ClusterConfig, check_out, check_weights, cluster_model, parse_counts
     from .display import Display
     from .machine import choose_device
-    from .report import cluster_table
+    from .report.tables import cluster_table
     from .weights import read_weights
 
     sizes = None
@@ -319,7 +319,7 @@ def _show(folder: Path) -> None:
     from .cluster_files import redraw_clustering
     from .display import Display
     from .experiment import draw_reproduction, draw_run
-    from .report import cluster_table, results_table, run_table
+    from .report.tables import cluster_table, results_table, run_table
     from .run_folder import KINDS, RunFolder, read_results
 
     results, drawing = read_results(folder), RunFolder(folder, "report")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .partition import Partition, load_partitions, save_partitions
-from .picture_clusters import clusterability_pictures, matrices_pictures, picture_names
+from .report.pictures.clusters import clusterability_pictures, matrices_pictures, picture_names
 from .run_folder import PARTITIONS, PICTURE, RESULTS, Plan, Planned, RunFolder, read_results, results_with
 from .train.checkpoint import TrainingError
 from .train.config import Record

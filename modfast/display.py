@@ -10,7 +10,7 @@ from typing import Any
 from .circuit import Circuit
 from .experiment import Progress
 from .progress import rich_progress
-from .report import ranges
+from .report.numbers import ranges
 from .train.config import Record
 
 

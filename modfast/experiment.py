@@ -21,10 +21,10 @@ from .files import file_name, write_json
 from .machine import environment
 from .models import build_model
 from .partition import Partition, load_partitions, save_partitions
-from .picture_classes import draw_class_accuracy
-from .picture_weights import draw_weights
-from .pictures import draw_comparison, draw_curves
-from .report import summarize
+from .report.pictures.classes import draw_class_accuracy
+from .report.pictures.runs import draw_comparison, draw_curves
+from .report.pictures.weights import draw_weights
+from .report.summary import summarize
 from .run_folder import (
     KINDS,
     PARTITIONS,

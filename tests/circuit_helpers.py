@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from modfast.circuit import Circuit
-from modfast.circuit_summary import describe_circuits
 from modfast.circuits.folder import read_circuits
 from modfast.cli import main
 from modfast.partition import Partition
+from modfast.report.circuits.summary import describe_circuits
 
 CPU = ["--device", "cpu", "--threads", "1"]
 TRAINING = ["--data", "digits", "--model", "circuit_helpers:Tiny", "--layers", "fc2", "--clusters", "2"]

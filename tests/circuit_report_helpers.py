@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from modfast.circuit import Circuit
-from modfast.claims import comparisons_note
 from modfast.files import write_json
 from modfast.machine import environment
 from modfast.partition import Partition, save_partitions
-from modfast.statistics import mean_interval, paired_interval
+from modfast.report.circuits.claims import comparisons_note
+from modfast.report.statistics import mean_interval, paired_interval
 
 SHAPES = {"fc1": (12, 40), "fc2": (12, 12), "fc3": (3, 12)}
 CLASSES = ("cat", "dog", "<b>cow & calf</b>")

@@ -116,7 +116,7 @@ class TestTable:
     def test_what_is_shown(self, examined, capsys, monkeypatch):
         drawn = []
         monkeypatch.setattr("modfast.experiment.draw_reproduction", lambda folder: [])
-        monkeypatch.setattr("modfast.circuit_report.write_circuit_report", drawn.append)
+        monkeypatch.setattr("modfast.report.circuits.report.write_circuit_report", drawn.append)
         assert main(["report", str(examined)]) == 0
         assert drawn == [examined]
         shown = capsys.readouterr().out
@@ -363,7 +363,7 @@ class TestResuming:
 
     def test_a_report_tells_of_models_that_were_trained_since(self, out, capsys, monkeypatch):
         monkeypatch.setattr("modfast.experiment.draw_reproduction", lambda folder: [])
-        monkeypatch.setattr("modfast.circuit_report.write_circuit_report", lambda folder: folder)
+        monkeypatch.setattr("modfast.report.circuits.report.write_circuit_report", lambda folder: folder)
         assert main(["report", str(out)]) == 0
         assert "trained since" not in capsys.readouterr().out
         path = out / "plain-seed43/results.json"

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 import modfast
-from modfast import Partition, load_partitions, picture_clusters, reference
+from modfast import Partition, load_partitions, reference
 from modfast.cli import main
 from modfast.cluster import (
     ClusterConfig,
@@ -26,8 +26,9 @@ from modfast.cluster import (
     eigengaps,
     parse_counts,
 )
-from modfast.picture_clusters import draw_clusterability, draw_matrices
 from modfast.report import cluster_table
+from modfast.report.pictures import clusters as picture_clusters
+from modfast.report.pictures.clusters import draw_clusterability, draw_matrices
 from modfast.weights import read_weights
 
 # What two layers hold, and the k that their eigengap must find.

@@ -18,8 +18,10 @@ def quick():
         for name in ("draw_weights", "draw_curves", "draw_class_accuracy", "draw_comparison"):
             patch.setattr(f"modfast.experiment.{name}", picture)
         for name in ("_draw_clusterability", "_draw_matrices"):
-            patch.setattr(f"modfast.picture_clusters.{name}", lambda *arguments: picture(arguments[-1]))
-        patch.setattr("modfast.circuit_report._report", lambda _: "<!DOCTYPE html>\n<html></html>")
+            patch.setattr(
+                f"modfast.report.pictures.clusters.{name}", lambda *arguments: picture(arguments[-1])
+            )
+        patch.setattr("modfast.report.circuits.report._report", lambda _: "<!DOCTYPE html>\n<html></html>")
         yield
 
 

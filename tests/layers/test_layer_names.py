@@ -9,8 +9,6 @@ from circuit_helpers import CPU
 from torch import nn
 
 from modfast.circuit import Circuit
-from modfast.circuit_summary import describe_circuits, run_measures
-from modfast.circuit_words import describe
 from modfast.circuits import circuit_overlap, cluster_information
 from modfast.circuits.folder import read_circuits
 from modfast.circuits.keys import layer_key, layer_of
@@ -18,6 +16,8 @@ from modfast.cli import main
 from modfast.experiment import as_lists
 from modfast.files import file_name
 from modfast.partition import Partition
+from modfast.report.circuits.summary import describe_circuits, run_measures
+from modfast.report.circuits.words import describe
 
 NAMES = ["all", "regularised", "layer:all", "random_size", "model", "size:fc", "a/b", "a_b", "loss"]
 

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from modfast import EnmeshmentLoss, Partition, clusterability
 from modfast.data import load_dataset
 from modfast.experiment import train_run
-from modfast.machine import choose_device
 from modfast.models import MLP
 from modfast.run_folder import OutputExistsError
 from modfast.train import CHECKPOINT, TrainConfig, TrainingError, read_checkpoint, train
@@ -312,14 +311,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
 def test_configuration_errors_name_the_argument(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         TrainConfig(**{name: value})
-
-
-def test_devices():
-    assert choose_device("cpu").type == "cpu"
-    assert choose_device("auto").type in ("cpu", "cuda")
-    for name in ("toaster", "cuda:99", "meta"):
-        with pytest.raises(ValueError, match="device"):
-            choose_device(name)
 
 
 def test_threads_are_those_of_before_afterwards(digits):

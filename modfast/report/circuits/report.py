@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .circuit_findings import Findings, read_findings
-from .circuit_page import page
-from .circuit_sections import clusters_section, criterion_section
-from .circuit_words import CRITERIA, MINUS, NOTHING, RANDOM, describe, numbers
-from .circuits.folder import REPORT
-from .circuits.keys import REGULARISED, layer_of
-from .files import atomic_write
-from .markup import Content, Markup, element, join
-from .run_folder import OutputExistsError, RunFolder
+from modfast.circuits.folder import REPORT
+from modfast.circuits.keys import REGULARISED, layer_of
+from modfast.files import atomic_write
+from modfast.report.numbers import MINUS, NOTHING, numbers
+from modfast.report.svg.markup import Content, Markup, element, join
+from modfast.run_folder import OutputExistsError, RunFolder
+
+from .findings import Findings, read_findings
+from .page import page
+from .sections import clusters_section, criterion_section
+from .words import CRITERIA, RANDOM, describe
 
 _VERDICTS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 

@@ -1,4 +1,4 @@
-"""What all pictures share: their size, how they are written, and how long names are cut."""
+"""What all pictures share: their size, and how they are written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import atomic_write
+from modfast.files import atomic_write
 
 DOTS_PER_INCH = 150
 WIDTH = 9.6  # inches: 1440 pixels
@@ -25,14 +25,3 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     with atomic_write(path) as temporary:
         # Without the Software entry the bytes do not change with matplotlib's version number alone.
         figure.savefig(temporary, format="png", dpi="figure", metadata={"Software": None})
-
-
-def name_end(name: str, most: int = 34) -> str:
-    """``name``, or its end after an ellipsis, in at most ``most`` characters.
-
-    Example:
-        >>> name_end("features.block.conv", most=10)
-        '…lock.conv'
-    """
-    # Layers of one network differ in the ends of their names.
-    return name if len(name) <= most else "…" + name[1 - most :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .markup import Content, Markup, element, join
+from modfast.report.svg.markup import Content, Markup, element, join
 
 # Nothing may be loaded and nothing run, whatever a name in the data would like.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -8,7 +8,9 @@ import pytest
 import torch
 from circuit_helpers import MODULAR, PLAIN, circuit, described, kept, run
 
-from modfast.circuit_summary import (
+from modfast.partition import Partition
+from modfast.report.circuits.claims import comparisons_note, judge, paper_claims
+from modfast.report.circuits.summary import (
     DRAWS,
     describe_circuits,
     pair_mean,
@@ -16,8 +18,6 @@ from modfast.circuit_summary import (
     specialisation,
     summarize_circuits,
 )
-from modfast.claims import comparisons_note, judge, paper_claims
-from modfast.partition import Partition
 
 NAMES = ("a", "b")
 

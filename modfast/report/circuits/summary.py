@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .circuit import Circuit
-from .circuit_words import RANDOM
-from .circuits.kept_weights import KeptWeights, weight_clusters
-from .circuits.keys import ALL, REGULARISED, layer_key
-from .circuits.measures import cluster_shares, intersection_over_union, mutual_information
-from .experiment import as_lists
-from .partition import Partition
-from .statistics import effect_size, mean_interval, paired_interval
+from modfast.circuit import Circuit
+from modfast.circuits.kept_weights import KeptWeights, weight_clusters
+from modfast.circuits.keys import ALL, REGULARISED, layer_key
+from modfast.circuits.measures import cluster_shares, intersection_over_union, mutual_information
+from modfast.experiment import as_lists
+from modfast.partition import Partition
+from modfast.report.statistics import effect_size, mean_interval, paired_interval
+
+from .words import RANDOM
 
 DRAWS = 10
 """How many times random circuits of equal size are drawn."""

@@ -16,7 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .picture_style import name_end, new_figure, save_figure
+from modfast.report.numbers import name_end
+
+from .style import new_figure, save_figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers and dashes repeat the
 # distinction for print without colour.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .circuit_network import Column, Links, Network, weight_class
-from .circuit_words import percent
-from .markup import Markup, element, number
-from .picture_style import name_end
-from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+from modfast.report.numbers import name_end, percent
+from modfast.report.svg.markup import Markup, element, number
+from modfast.report.svg.picture import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+
+from .layout import Column, Links, Network, weight_class
 
 # Classes c0, c1, ... of the page's style sheet.
 CLUSTER_COLOURS = 6

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .circuit import Circuit
-from .partition import Partition
-from .picture_weights import cell_edges, cluster_starts
+from modfast.circuit import Circuit
+from modfast.partition import Partition
+from modfast.report.cells import cell_edges, cluster_starts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import io
 import json
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from report_helpers import CONFIG, MODULAR, PLAIN
 from rich.console import Console
 from rich.table import Table
 
 from modfast import report
 from modfast.files import write_json
-from modfast.statistics import mean_interval, paired_interval
+from modfast.report.statistics import mean_interval, paired_interval
 
 
 def text_of(table: Table) -> str:
@@ -117,22 +114,3 @@ class TestTables:
             report.run_table({"accuracy": 0.5, "clusterability": {}})
         with pytest.raises(ValueError, match="results must hold at least one epoch"):
             report.run_table({"accuracy": 0.5, "clusterability": {}, "history": []})
-
-
-def test_environment() -> None:
-    environment = report.environment()
-    assert environment["torch"] == torch.__version__
-    assert environment["numpy"] == np.__version__
-    assert environment["python"] == ".".join(str(part) for part in sys.version_info[:3])
-    assert environment["threads"] == torch.get_num_threads()
-    assert len(environment["devices"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    assert environment["processor"]
-    assert json.loads(json.dumps(environment)) == environment
-
-
-def test_environment_without_processor_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(report, "open", refuse, raising=False)
-    assert report._processor()

@@ -15,10 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .energy.functional import clusterability
-from .partition import Partition
-from .picture_style import name_end, new_figure, save_figure
-from .picture_weights import Panel, draw_pairs, magnitude
+from modfast.energy.functional import clusterability
+from modfast.partition import Partition
+from modfast.report.numbers import name_end, shuffled_gap
+
+from .style import new_figure, save_figure
+from .weights import Panel, draw_pairs, magnitude
 
 # Layers to a picture: with more it would be taller than a screen shows without shrinking the text.
 MOST_CURVES = 8
@@ -148,11 +150,6 @@ def gap_text(record: Mapping[str, Any]) -> str:
     if gap is None or shuffled is None:
         return f"singular values (k = {record['chosen']}: no gap to show)"
     return f"singular values, gap {gap:.3f} at k = {record['chosen']}\n(shuffled: at most {shuffled:.3f})"
-
-
-def shuffled_gap(record: Mapping[str, Any]) -> float | None:
-    """The largest gap in any shuffle of the weights, over the numbers of clusters that were tried."""
-    return max(record["shuffled"]["largest_gaps"], default=None)
 
 
 def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:

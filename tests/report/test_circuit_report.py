@@ -17,15 +17,15 @@ import torch
 from circuit_report_helpers import CLASSES, write_run
 
 from modfast.circuit import Circuit
-from modfast.circuit_network import lay_out
-from modfast.circuit_report import write_circuit_report
-from modfast.circuit_words import Estimate
 from modfast.files import write_json
-from modfast.markup import Markup, element
 from modfast.partition import Partition
+from modfast.report.circuits.drawing import draw_network
+from modfast.report.circuits.layout import lay_out
+from modfast.report.circuits.report import write_circuit_report
+from modfast.report.numbers import Estimate
+from modfast.report.svg.charts import dot_plot, heat_map
+from modfast.report.svg.markup import Markup, element
 from modfast.run_folder import OutputExistsError
-from modfast.svg_charts import dot_plot, heat_map
-from modfast.svg_network import draw_network
 
 # Long names and sizes, one run alone, one seed, two classes, one layer, layers without clusters.
 RUNS: dict[str, dict[str, Any]] = {

@@ -15,15 +15,14 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .picture_style import name_end, new_figure, save_figure
+from modfast.report.numbers import MARGIN, name_end
+
+from .style import new_figure, save_figure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_NUMBERED_CLASSES = 20
-
-# Percentage points of a class's accuracy by which a cluster is said to matter.
-MARGIN = 10.0
 
 
 def draw_class_accuracy(

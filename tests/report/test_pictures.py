@@ -15,9 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from report_helpers import CONFIG, MODULAR, PLAIN, history
 
-from modfast import picture_classes, picture_weights, pictures, report
+from modfast import report
 from modfast.partition import Partition
-from modfast.picture_style import save_figure
+from modfast.report.pictures import classes as picture_classes
+from modfast.report.pictures import runs as pictures
+from modfast.report.pictures import weights as picture_weights
+from modfast.report.pictures.classes import draw_class_accuracy
+from modfast.report.pictures.style import save_figure
+from modfast.report.pictures.weights import draw_weights
 
 LOW = np.array(matplotlib.colormaps["viridis"](0.0))
 HIGH = np.array(matplotlib.colormaps["viridis"](1.0))
@@ -64,7 +69,7 @@ class TestWeights:
         partition = Partition(rows, cols, 4)
         after = partition.mask().float()
         before = torch.full((24, 32), 0.5)
-        report.draw_weights(tmp_path / "w.png", {"fc": before}, {"fc": after}, {"fc": partition})
+        draw_weights(tmp_path / "w.png", {"fc": before}, {"fc": after}, {"fc": partition})
         image = pixels_of(tmp_path / "w.png")
         left, right = figures[0].axes[:2]
         half = np.array(matplotlib.colormaps["viridis"](0.5))
@@ -86,7 +91,7 @@ class TestWeights:
         before = partition.mask().float()
         after = before.clone()
         after[1, 3000] = 1.0
-        report.draw_weights(tmp_path / "w.png", {"fc": before}, {"fc": after}, {"fc": partition})
+        draw_weights(tmp_path / "w.png", {"fc": before}, {"fc": after}, {"fc": partition})
         image = pixels_of(tmp_path / "w.png")
         left, right = figures[0].axes[:2]
         # Columns 2992 to 3008 share the cell of column 3000.
@@ -100,7 +105,7 @@ class TestWeights:
         weight = torch.zeros(4, 4, 1, 2)
         weight[0, 0] = torch.tensor([[3.0, -4.0]])
         weight[3, 0] = 5.0 / 2**0.5
-        report.draw_weights(tmp_path / "w.png", {"c": weight}, {"c": weight}, {"c": partition})
+        draw_weights(tmp_path / "w.png", {"c": weight}, {"c": weight}, {"c": partition})
         image = pixels_of(tmp_path / "w.png")
         right = figures[0].axes[1]
         assert np.allclose(colour_at(image, right, 0.5, 0.5), HIGH, atol=0.01)
@@ -121,23 +126,23 @@ class TestWeights:
     def test_dtypes_unassigned_and_gradients(self, dtype: torch.dtype, tmp_path: Path) -> None:
         partition = Partition([0, 1, -1], [-1, 0, 1, 1, 0], 2)
         weight = torch.ones(3, 5, dtype=dtype, requires_grad=True)
-        report.draw_weights(tmp_path / "w.png", {"fc": weight}, {"fc": weight}, {"fc": partition})
+        draw_weights(tmp_path / "w.png", {"fc": weight}, {"fc": weight}, {"fc": partition})
         pixels_of(tmp_path / "w.png")
 
     def test_bad_arguments(self, tmp_path: Path) -> None:
         path, partition, weight = tmp_path / "w.png", Partition.blocks((4, 6), 2), torch.ones(4, 6)
         with pytest.raises(ValueError, match="partitions must name at least one layer"):
-            report.draw_weights(path, {}, {}, {})
+            draw_weights(path, {}, {}, {})
         with pytest.raises(
             ValueError, match=r"partitions\['fc'\] must have rows and columns, got shape \(0, 2\)"
         ):
-            report.draw_weights(path, {"fc": weight}, {"fc": weight}, {"fc": Partition([], [0, 0], 1)})
+            draw_weights(path, {"fc": weight}, {"fc": weight}, {"fc": Partition([], [0, 0], 1)})
         with pytest.raises(ValueError, match=r"after must hold layer 'fc', got \['other'\]"):
-            report.draw_weights(path, {"fc": weight}, {"other": weight}, {"fc": partition})
+            draw_weights(path, {"fc": weight}, {"other": weight}, {"fc": partition})
         with pytest.raises(ValueError, match=r"before\['fc'\] must have the partition's shape \(4, 6\)"):
-            report.draw_weights(path, {"fc": weight.T}, {"fc": weight}, {"fc": partition})
+            draw_weights(path, {"fc": weight.T}, {"fc": weight}, {"fc": partition})
         with pytest.raises(ValueError, match=r"after\['fc'\] must be finite"):
-            report.draw_weights(path, {"fc": weight}, {"fc": weight / 0}, {"fc": partition})
+            draw_weights(path, {"fc": weight}, {"fc": weight / 0}, {"fc": partition})
         assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +152,7 @@ class TestCurves:
             "plain": [history(3, seed) for seed in range(3)],
             "modular": [history(6, seed, 0.9) for seed in range(3)],
         }
-        report.draw_curves(tmp_path / "c.png", runs, regularised=["fc2"])
+        pictures.draw_curves(tmp_path / "c.png", runs, regularised=["fc2"])
         pixels_of(tmp_path / "c.png")
         entropy, accuracy, fc1, fc2 = figures[0].axes
         plain, modular = accuracy.get_lines()
@@ -162,21 +167,21 @@ class TestCurves:
         assert "plain, mean and range of 3 seeds" in texts(figures[0])
 
     def test_one_epoch_of_one_seed(self, tmp_path: Path) -> None:
-        report.draw_curves(tmp_path / "c.png", {"modular": [history(1)]})
+        pictures.draw_curves(tmp_path / "c.png", {"modular": [history(1)]})
         pixels_of(tmp_path / "c.png")
 
     def test_bad_arguments(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="runs must name at least one kind of run"):
-            report.draw_curves(tmp_path / "c.png", {})
+            pictures.draw_curves(tmp_path / "c.png", {})
         with pytest.raises(ValueError, match=r"runs\['plain'\] must hold at least one epoch"):
-            report.draw_curves(tmp_path / "c.png", {"plain": [[]]})
+            pictures.draw_curves(tmp_path / "c.png", {"plain": [[]]})
 
 
 class TestClassAccuracy:
     def test_cells(self, tmp_path: Path, figures: list[Figure]) -> None:
         full = torch.tensor([1.0, 0.9, float("nan")])
         only = torch.tensor([[1.0, 0.0, float("nan")], [0.0, 0.85, float("nan")]])
-        report.draw_class_accuracy(tmp_path / "a.png", ["cat", "dog", "cow"], full, only, 1.0 - only, "fc2")
+        draw_class_accuracy(tmp_path / "a.png", ["cat", "dog", "cow"], full, only, 1.0 - only, "fc2")
         image = pixels_of(tmp_path / "a.png")
         alone, off = figures[0].axes[:2]
         # Beside the number in the cell's middle.
@@ -208,7 +213,7 @@ class TestClassAccuracy:
     def test_many_classes_show_every_nth_name(self, tmp_path: Path, figures: list[Figure]) -> None:
         shares = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
         names = [f"a class with the very long name {index}" for index in range(50)]
-        report.draw_class_accuracy(tmp_path / "a.png", names, shares[0], shares, shares, "fc2")
+        draw_class_accuracy(tmp_path / "a.png", names, shares[0], shares, shares, "fc2")
         pixels_of(tmp_path / "a.png")
         assert len(figures[0].axes[0].get_xticklabels()) == 17
         assert not figures[0].axes[0].texts
@@ -217,22 +222,22 @@ class TestClassAccuracy:
         path, names = tmp_path / "a.png", ["cat", "dog"]
         full, table = torch.zeros(2), torch.zeros(3, 2)
         with pytest.raises(ValueError, match="classes must name at least one class"):
-            report.draw_class_accuracy(path, [], full, table, table, "fc")
+            draw_class_accuracy(path, [], full, table, table, "fc")
         with pytest.raises(ValueError, match=r"full must have the shape \(2,\), got \(3,\)"):
-            report.draw_class_accuracy(path, names, torch.zeros(3), table, table, "fc")
+            draw_class_accuracy(path, names, torch.zeros(3), table, table, "fc")
         with pytest.raises(ValueError, match=r"only must have the shape \(clusters, 2\), got \(2, 3\)"):
-            report.draw_class_accuracy(path, names, full, table.T, table, "fc")
+            draw_class_accuracy(path, names, full, table.T, table, "fc")
         with pytest.raises(ValueError, match=r"without must have only's shape \(3, 2\), got \(1, 2\)"):
-            report.draw_class_accuracy(path, names, full, table, table[:1], "fc")
+            draw_class_accuracy(path, names, full, table, table[:1], "fc")
         with pytest.raises(ValueError, match=r"only must be in \[0, 1\], got 97"):
-            report.draw_class_accuracy(path, names, full, table + 97, table, "fc")
+            draw_class_accuracy(path, names, full, table + 97, table, "fc")
         assert list(tmp_path.iterdir()) == []
 
 
 class TestComparison:
     def test_means_intervals_and_seeds(self, tmp_path: Path, figures: list[Figure]) -> None:
         results = {**report.summarize(PLAIN, MODULAR), "config": CONFIG}
-        report.draw_comparison(tmp_path / "c.png", results)
+        pictures.draw_comparison(tmp_path / "c.png", results)
         pixels_of(tmp_path / "c.png")
         left, right = figures[0].axes
         assert "-0.33 ± 1.43 percentage points" in left.get_title()
@@ -243,7 +248,7 @@ class TestComparison:
         assert np.allclose(bars[:, 1], [96 - 2.484, 96 + 2.484], atol=1e-3)
 
     def test_one_seed_has_no_bar(self, tmp_path: Path, figures: list[Figure]) -> None:
-        report.draw_comparison(tmp_path / "c.png", report.summarize(PLAIN[:1], MODULAR[:1]))
+        pictures.draw_comparison(tmp_path / "c.png", report.summarize(PLAIN[:1], MODULAR[:1]))
         pixels_of(tmp_path / "c.png")
         assert not figures[0].axes[0].collections
         assert "plain (one seed)" in texts(figures[0])
@@ -253,14 +258,14 @@ class TestComparison:
         results = report.summarize(PLAIN, MODULAR)
         del results[missing]
         with pytest.raises(ValueError, match=f"results must hold '{missing}'"):
-            report.draw_comparison(tmp_path / "comparison.png", results)
+            pictures.draw_comparison(tmp_path / "comparison.png", results)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     results = report.summarize(PLAIN, MODULAR)
     for name in ("a.png", "b.png"):
-        report.draw_comparison(tmp_path / name, results)
+        pictures.draw_comparison(tmp_path / name, results)
     first = (tmp_path / "a.png").read_bytes()
     assert first == (tmp_path / "b.png").read_bytes()
     assert b"Matplotlib" not in first

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from .circuits.keys import layer_key
-from .report import _cell, _setting
+from modfast.circuits.keys import layer_key
+from modfast.report.numbers import cell
+from modfast.report.tables import setting_title
 
 # Measure, heading, factor, decimals, and whether there is a row for each layer beside or instead of that over
 # all. The HTML report shows the other layers.
@@ -48,7 +49,9 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
     meaning = (
         f"mean ± half width of the 95% interval, {count} seeds" if count > 1 else "one seed: no interval"
     )
-    table = Table(title=_setting(config), caption=f"{meaning}; mean over labels: {len(config['labels'])}")
+    table = Table(
+        title=setting_title(config), caption=f"{meaning}; mean over labels: {len(config['labels'])}"
+    )
     table.add_column("Measure (unit)")
     for kind in kinds:
         table.add_column(kind.capitalize(), justify="right")
@@ -82,7 +85,7 @@ def _scaled(part: Mapping[str, Any], factor: float, decimals: int, sign: str = "
     mean, interval = part["mean"], part["interval"]
     if mean is None:
         return "-"
-    return _cell(factor * mean, None if interval is None else factor * interval, decimals, sign)
+    return cell(factor * mean, None if interval is None else factor * interval, decimals, sign)
 
 
 def claim_lines(results: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,12 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .picture_style import name_end, new_figure, save_figure
+from modfast.report.cells import cell_edges, cluster_starts
+from modfast.report.numbers import name_end
+
+from .style import new_figure, save_figure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .partition import Partition
+    from modfast.partition import Partition
 
 # At most this many drawn cells across a panel: each is then wider than a pixel, so none is skipped.
 MOST_COLUMNS = 256
@@ -71,22 +73,6 @@ def _clusterability(values: NDArray[np.float64], partition: Partition) -> float:
     squares = (values / largest) ** 2
     inside = squares[partition.mask().cpu().numpy()]
     return float(inside.sum() / squares.sum())
-
-
-def cluster_starts(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions at which a new cluster begins in sorted labels, and the end."""
-    changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
-    return np.concatenate(([0], changes, [len(labels)])).astype(np.int64)
-
-
-def cell_edges(starts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Edges of about ``most`` drawn cells of nearly equal size, none of them across two clusters."""
-    size = math.ceil(int(starts[-1]) / most)
-    pieces = [
-        np.linspace(begin, end, math.ceil((end - begin) / size), endpoint=False)
-        for begin, end in pairwise(starts)
-    ]
-    return np.concatenate([*pieces, starts[-1:]]).astype(np.int64)
 
 
 def _axis_label(side: str, panel: Panel, edges: NDArray[np.int64]) -> str:

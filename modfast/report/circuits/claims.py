@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .circuit_words import describe
-from .statistics import effect_size, paired_interval
+from modfast.report.statistics import effect_size, paired_interval
+
+from .words import describe
 
 
 class Claim(NamedTuple):

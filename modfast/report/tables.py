@@ -1,8 +1,4 @@
-"""What a run leaves behind: its numbers as tables, its pictures, and where it ran.
-
-The pictures are drawn in :mod:`modfast.pictures`, :mod:`modfast.picture_weights` and
-:mod:`modfast.picture_classes` and offered here as well.
-"""
+"""What a run leaves behind, as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -11,97 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .picture_classes import draw_class_accuracy
-from .picture_clusters import shuffled_gap
-from .picture_weights import draw_weights
-from .pictures import draw_comparison, draw_curves
+from .numbers import cell, shuffled_gap
 from .statistics import mean_interval, paired_interval
-
-__all__ = [
-    "cluster_table",
-    "draw_class_accuracy",
-    "draw_comparison",
-    "draw_curves",
-    "draw_weights",
-    "ranges",
-    "results_table",
-    "run_table",
-    "summarize",
-]
-
-
-def summarize(
-    plain_runs: Sequence[Mapping[str, Any]], modular_runs: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Means and 95% intervals over seeds, of plain runs against modular ones.
-
-    Args:
-        plain_runs: One result for each seed: ``accuracy`` (a share), ``clusterability`` (layer name to
-            share) and ``history`` (a list of epochs, each with its ``seconds``).
-        modular_runs: The same for the modular model, for the same seeds in the same order.
-
-    Returns:
-        ``plain`` and ``modular``, each with ``accuracy``, ``accuracy_interval``, ``accuracies``,
-        ``clusterability``, ``clusterability_interval``, ``clusterabilities`` (these three by layer) and
-        ``seconds_per_epoch`` (mean over all epochs of all seeds); and ``difference``, modular minus plain
-        seed by seed, with ``accuracy`` and ``accuracy_interval``. Intervals are half widths, None for
-        a single seed.
-
-    Raises:
-        ValueError: No run, not as many plain runs as modular ones, runs that name different layers, or
-            a run without epochs.
-
-    Example:
-        >>> run = {"accuracy": 0.75, "clusterability": {"fc2": 0.3}, "history": [{"seconds": 1.0}]}
-        >>> better = {"accuracy": 0.875, "clusterability": {"fc2": 0.9}, "history": [{"seconds": 2.0}]}
-        >>> summarize([run], [better])["difference"]
-        {'accuracy': 0.125, 'accuracy_interval': None}
-    """
-    if len(plain_runs) != len(modular_runs):
-        raise ValueError(
-            f"modular_runs must hold as many runs as plain_runs ({len(plain_runs)}), got {len(modular_runs)}"
-        )
-    if not plain_runs:
-        raise ValueError("plain_runs must hold at least one run, got none")
-    layers = list(plain_runs[0]["clusterability"])
-    plain = _summary("plain_runs", plain_runs, layers)
-    modular = _summary("modular_runs", modular_runs, layers)
-    accuracy, half_width = paired_interval(modular["accuracies"], plain["accuracies"])
-    return {
-        "plain": plain,
-        "modular": modular,
-        "difference": {"accuracy": accuracy, "accuracy_interval": half_width},
-    }
-
-
-def _summary(argument: str, runs: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> dict[str, Any]:
-    for position, run in enumerate(runs):
-        if set(run["clusterability"]) != set(layers):
-            raise ValueError(
-                f"{argument}[{position}] must have the layers {list(layers)}, "
-                f"got {list(run['clusterability'])}"
-            )
-        if not run["history"]:
-            raise ValueError(f"{argument}[{position}] must hold at least one epoch in its history, got none")
-    accuracies = [float(run["accuracy"]) for run in runs]
-    accuracy, accuracy_interval = mean_interval(accuracies)
-    clusterabilities = {layer: [float(run["clusterability"][layer]) for run in runs] for layer in layers}
-    intervals = {layer: mean_interval(values) for layer, values in clusterabilities.items()}
-    seconds = [float(record["seconds"]) for run in runs for record in run["history"]]
-    return {
-        "accuracy": accuracy,
-        "accuracy_interval": accuracy_interval,
-        "accuracies": accuracies,
-        "clusterability": {layer: mean for layer, (mean, _) in intervals.items()},
-        "clusterability_interval": {layer: half for layer, (_, half) in intervals.items()},
-        "clusterabilities": clusterabilities,
-        "seconds_per_epoch": mean_interval(seconds)[0],
-    }
-
-
-def _cell(mean: float, half_width: float | None, decimals: int, sign: str = "") -> str:
-    text = f"{mean:{sign}.{decimals}f}"
-    return text if half_width is None else f"{text} ± {half_width:.{decimals}f}"
 
 
 def _layer_heading(layer: str, regularised: Sequence[str]) -> str:
@@ -130,6 +37,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
     Example:
         >>> run = {"accuracy": 0.75, "clusterability": {"fc2": 0.3}, "history": [{"seconds": 1.0}]}
+        >>> from modfast.report import summarize
         >>> results_table(summarize([run], [run])).row_count
         3
     """
@@ -144,24 +52,24 @@ def results_table(results: Mapping[str, Any]) -> Table:
     meaning = (
         f"mean ± half width of the 95% interval, {count} seeds" if count > 1 else "one seed: no interval"
     )
-    table = Table(title=_setting(config), caption=_caption(meaning, regularised))
+    table = Table(title=setting_title(config), caption=_caption(meaning, regularised))
     table.add_column("Measure (unit)")
     for heading in ("Plain", "Modular", "Modular - plain"):
         table.add_column(heading, justify="right")
 
     def percent(part: Mapping[str, Any], sign: str = "") -> str:
         half = part["accuracy_interval"]
-        return _cell(100.0 * part["accuracy"], None if half is None else 100.0 * half, 2, sign)
+        return cell(100.0 * part["accuracy"], None if half is None else 100.0 * half, 2, sign)
 
     table.add_row("Test accuracy (%)", percent(plain), percent(modular), percent(difference, "+"))
     for layer in plain["clusterability"]:
         means = (
-            _cell(part["clusterability"][layer], part["clusterability_interval"][layer], 3)
+            cell(part["clusterability"][layer], part["clusterability_interval"][layer], 3)
             for part in (plain, modular)
         )
         change = paired_interval(modular["clusterabilities"][layer], plain["clusterabilities"][layer])
-        table.add_row(_layer_heading(layer, regularised), *means, _cell(*change, 3, "+"))
-    seconds = (_cell(part["seconds_per_epoch"], None, 3) for part in (plain, modular))
+        table.add_row(_layer_heading(layer, regularised), *means, cell(*change, 3, "+"))
+    seconds = (cell(part["seconds_per_epoch"], None, 3) for part in (plain, modular))
     table.add_row("Time per epoch (s)", *seconds, "")
     epochs = config.get("epochs")
     if isinstance(epochs, Mapping):
@@ -196,15 +104,15 @@ def run_table(results: Mapping[str, Any]) -> Table:
         raise ValueError("results must hold at least one epoch in its history, got none")
     config = results.get("config", {})
     regularised = config.get("regularised_layers", ())
-    table = Table(title=_setting(config), caption=_caption("", regularised))
+    table = Table(title=setting_title(config), caption=_caption("", regularised))
     table.add_column("Measure (unit)")
     table.add_column("Value", justify="right")
-    table.add_row("Test accuracy (%)", _cell(100.0 * results["accuracy"], None, 2))
+    table.add_row("Test accuracy (%)", cell(100.0 * results["accuracy"], None, 2))
     for layer, share in results["clusterability"].items():
-        table.add_row(_layer_heading(layer, regularised), _cell(share, None, 3))
-    table.add_row("Cross-entropy in the last epoch (nats)", _cell(history[-1]["cross_entropy"], None, 4))
+        table.add_row(_layer_heading(layer, regularised), cell(share, None, 3))
+    table.add_row("Cross-entropy in the last epoch (nats)", cell(history[-1]["cross_entropy"], None, 4))
     seconds = mean_interval([record["seconds"] for record in history])[0]
-    table.add_row("Time per epoch (s)", _cell(seconds, None, 3))
+    table.add_row("Time per epoch (s)", cell(seconds, None, 3))
     table.add_row("Epochs", str(len(history)))
     return table
 
@@ -291,23 +199,7 @@ def _cluster_cells(
     return [label, f"{k}{mark}", *measures, value, gap]
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending whole numbers in short.
-
-    Example:
-        >>> ranges([2, 4, 5, 6])
-        '2, 4..6'
-    """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
-
-
-def _setting(config: Mapping[str, Any]) -> str | None:
+def setting_title(config: Mapping[str, Any]) -> str | None:
     """The few settings without which the numbers mean little, or None if none is known."""
     names = {"data": "data", "num_clusters": "clusters", "enmeshment_weight": "enmeshment weight"}
     known = [f"{name} {config[key]}" for key, name in names.items() if config.get(key) is not None]

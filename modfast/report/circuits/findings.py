@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .circuit import Circuit
-from .circuit_network import Network, lay_out
-from .circuits.folder import CIRCUITS, read_circuits
-from .partition import load_partitions
-from .run_folder import PARTITIONS
+from modfast.circuit import Circuit
+from modfast.circuits.folder import CIRCUITS, read_circuits
+from modfast.partition import load_partitions
+from modfast.run_folder import PARTITIONS
+
+from .layout import Network, lay_out
 
 # Circuits drawn of each criterion: of more, all would repeat the impression and the file would grow.
 MOST_DRAWN = 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from modfast.statistics import effect_size, mean_interval, paired_interval
+from modfast.report.statistics import effect_size, mean_interval, paired_interval
 
 finite = st.floats(-1e6, 1e6)
 

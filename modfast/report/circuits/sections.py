@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .circuit_findings import Findings
-from .circuit_words import CRITERIA, NOTHING, Estimate, average, estimate, percent
-from .circuits.keys import ALL
-from .markup import Content, Markup, element, join
-from .picture_classes import MARGIN
-from .svg_charts import dot_plot, heat_map, marker
-from .svg_network import CLUSTER_COLOURS, draw_network
+from modfast.circuits.keys import ALL
+from modfast.report.numbers import MARGIN, NOTHING, Estimate, average, estimate, percent
+from modfast.report.svg.charts import dot_plot, heat_map, marker
+from modfast.report.svg.markup import Content, Markup, element, join
+
+from .drawing import CLUSTER_COLOURS, draw_network
+from .findings import Findings
+from .words import CRITERIA
 
 
 def criterion_section(findings: Findings, criterion: str) -> tuple[str, Markup]:

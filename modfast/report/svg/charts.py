@@ -9,9 +9,10 @@ import matplotlib
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
-from .circuit_words import Estimate
+from modfast.report.numbers import Estimate
+
 from .markup import Markup, element, number
-from .svg import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+from .picture import MOST_NAMED, WIDTH, picture, shorten, text, text_width
 
 # The size of a heat map's text.
 _SMALL = 10.0

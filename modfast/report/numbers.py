@@ -1,0 +1,138 @@
+"""How numbers are written for readers, in tables, pictures and pages alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .statistics import mean_interval
+
+MINUS = "\N{MINUS SIGN}"
+NOTHING = "\N{EN DASH}"
+
+# Percentage points of a class's accuracy by which a cluster is said to matter.
+MARGIN = 10.0
+
+
+def cell(mean: float, half_width: float | None, decimals: int, sign: str = "") -> str:
+    """A mean, with the half width of its interval if there is one."""
+    text = f"{mean:{sign}.{decimals}f}"
+    return text if half_width is None else f"{text} ± {half_width:.{decimals}f}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers in short.
+
+    Example:
+        >>> ranges([2, 4, 5, 6])
+        '2, 4..6'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, half the width of its 95% interval if there are several, and the seeds' values."""
+
+    mean: float
+    interval: float | None
+    values: Sequence[float]
+
+
+def estimate(values: Sequence[float | None], scale: float = 1.0) -> Estimate | None:
+    """Of the values that there are; None if there is none.
+
+    Example:
+        >>> estimate([0.5, None], 100.0)
+        Estimate(mean=50.0, interval=None, values=[50.0])
+    """
+    known = [scale * value for value in values if value is not None]
+    return Estimate(*mean_interval(known), known) if known else None
+
+
+def average(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that there are; None if there is none."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def numbers(parts: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> list[str]:
+    """Means with their intervals for one row of a table, all with the same sensible number of digits.
+
+    The widest interval is told to two digits, or the largest mean to three without any, and to no more than
+    four beside a narrow one. The third part is a difference and has a sign.
+
+    Args:
+        parts: each with ``mean`` and ``interval``, either of which may be None.
+        scale: what they are multiplied by.
+
+    Example:
+        >>> plain, modular = {"mean": 0.95667, "interval": 0.0379}, {"mean": 0.96, "interval": 0.0248}
+        >>> numbers([plain, modular, {"mean": 0.0033, "interval": 0.0143}], 100.0)
+        ['95.7 ± 3.8', '96.0 ± 2.5', '+0.3 ± 1.4']
+        >>> numbers([{"mean": 0.00781, "interval": None}], 100.0)
+        ['0.781']
+    """
+    given = [part for part in parts if part is not None and part["mean"] is not None]
+    widest = scale * max((part["interval"] or 0.0 for part in given), default=0.0)
+    largest = scale * max((abs(part["mean"]) for part in given), default=0.0)
+    decimals = _decimals(largest, 3)
+    if widest > 0.0:
+        decimals = min(_decimals(widest, 2), _decimals(max(largest, widest), 4))
+    texts = []
+    for index, part in enumerate(parts):
+        if part is None or part["mean"] is None:
+            texts.append(NOTHING)
+            continue
+        text = _fixed(scale * part["mean"], decimals, signed=index == 2)
+        if part["interval"] is not None:
+            text += f" ± {scale * part['interval']:.{decimals}f}"
+        texts.append(text)
+    return texts
+
+
+def _decimals(value: float, digits: int) -> int:
+    """With how many decimals ``value`` has so many digits."""
+    return 0 if value == 0.0 else max(digits - 1 - math.floor(math.log10(value)), 0)
+
+
+def _fixed(value: float, decimals: int, signed: bool = False) -> str:
+    """With a true minus sign; what rounds to zero has no sign."""
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0.0:
+        return text
+    return f"{MINUS if value < 0 else '+' if signed else ''}{text}"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, with three digits.
+
+    Example:
+        >>> percent(0.0078125), percent(0.0), percent(0.01), percent(1.0)
+        ('0.781 %', '0 %', '1.00 %', '100 %')
+    """
+    if share is None:
+        return NOTHING
+    return f"{_fixed(100 * share, _decimals(100 * abs(share), 3))} %"
+
+
+def shuffled_gap(record: Mapping[str, Any]) -> float | None:
+    """The largest gap in any shuffle of the weights, over the numbers of clusters that were tried."""
+    return max(record["shuffled"]["largest_gaps"], default=None)
+
+
+def name_end(name: str, most: int = 34) -> str:
+    """``name``, or its end after an ellipsis, in at most ``most`` characters.
+
+    Example:
+        >>> name_end("features.block.conv", most=10)
+        '…lock.conv'
+    """
+    # Layers of one network differ in the ends of their names.
+    return name if len(name) <= most else "…" + name[1 - most :]

@@ -1,0 +1,1 @@
+"""The pictures of a run and of a clustering, as PNG files."""
