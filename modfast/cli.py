@@ -266,7 +266,7 @@ def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
     from .machine import choose_device
     from .report.tables import cluster_table
-    from .weights import read_weights
+    from .weights.read import read_weights
 
     sizes = None
     if options.data is not None:

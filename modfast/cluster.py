@@ -46,7 +46,7 @@ from .run_folder import RESULTS, RunFolder, prepare
 from .spectral.clustering import normalized_cut, spectral_cocluster
 from .train.checkpoint import CHECKPOINT
 from .train.config import Record
-from .weights import find_checkpoint
+from .weights.read import find_checkpoint
 
 _AFFINITIES = ("abs", "square")
 

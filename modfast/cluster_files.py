@@ -20,7 +20,7 @@ from .report.pictures.clusters import clusterability_pictures, matrices_pictures
 from .run_folder import PARTITIONS, PICTURE, RESULTS, Plan, Planned, RunFolder, read_results, results_with
 from .train.checkpoint import TrainingError
 from .train.config import Record
-from .weights import find_checkpoint, read_weights
+from .weights.read import find_checkpoint, read_weights
 
 if TYPE_CHECKING:
     from .cluster import ClusterConfig

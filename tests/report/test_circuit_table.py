@@ -8,10 +8,9 @@ from typing import Any
 from circuit_helpers import MODULAR, PLAIN, run
 from rich.console import Console
 
-from modfast.report import circuits_table
 from modfast.report.circuits.claims import comparisons_note, paper_claims
 from modfast.report.circuits.summary import summarize_circuits
-from modfast.report.circuits.table import claim_lines
+from modfast.report.circuits.table import circuits_table, claim_lines
 
 
 def results_of(runs: list[dict[str, Any]], seeds: int) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modfast.layers.layer import Layer, find_layers
+from modfast.layers.names import match_names
+from modfast.layers.weight import UnsupportedWeightError
+from modfast.models import build_model, import_model
+from modfast.train.checkpoint import CHECKPOINT, read_checkpoint
+
 from .file_weights import FoundWeight, file_weights
-from .layers.layer import Layer, find_layers
-from .layers.names import match_names
-from .layers.weight import UnsupportedWeightError
-from .models import build_model, import_model
 from .tensor_files import is_weights_folder, load_pickled, memory_of, open_tensors
-from .train.checkpoint import CHECKPOINT, read_checkpoint
 
 
 class Weights(Mapping[str, Tensor]):

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers.names import WRAPPING_PARTS, WRAPPING_PREFIXES, join
+from modfast.layers.names import WRAPPING_PARTS, WRAPPING_PREFIXES, join
+
 from .tensor_files import TensorFile, beside
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import read_json
+from modfast.files import read_json
 
 # What transformers calls the weights of a folder, in the order in which it looks for them.
 _WEIGHTS = (
