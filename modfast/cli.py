@@ -136,7 +136,7 @@ def _take_device(name: str, ranks: Ranks) -> None:
 
 def _train(options: argparse.Namespace, ranks: Ranks) -> None:
     from .display import Display
-    from .experiment import train_run
+    from .experiment.runs import train_run
     from .partition import load_partitions
     from .report.tables import run_table
 
@@ -162,9 +162,9 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
-    from .circuit_runs import check_circuit_files
     from .display import Display
-    from .experiment import reproduce
+    from .experiment.circuits import check_circuit_files
+    from .experiment.runs import reproduce
     from .report.tables import results_table
 
     dataset = _load(options.data, ranks)
@@ -197,7 +197,7 @@ def _reproduce(options: argparse.Namespace, ranks: Ranks) -> None:
 
 def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
     """How `reproduce --circuits` finds circuits, tried on the model."""
-    from .circuit_models import CircuitConfig, check_circuits
+    from .experiment.trained_models import CircuitConfig, check_circuits
     from .models import build_model
 
     config = CircuitConfig(
@@ -210,8 +210,8 @@ def _circuit_config(options: argparse.Namespace, dataset: Any) -> Any:
 
 
 def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:
-    from .circuit_models import CircuitConfig, trained_on
     from .display import Display
+    from .experiment.trained_models import CircuitConfig, trained_on
 
     config = ranks.every(
         lambda: CircuitConfig(
@@ -238,7 +238,7 @@ def _circuits(options: argparse.Namespace, ranks: Ranks) -> None:
 def _find_circuits(
     folder: Path, dataset: Any, config: Any, display: Any, ranks: Ranks, *, resume: bool, overwrite: bool
 ) -> None:
-    from .circuit_runs import find_run_circuits
+    from .experiment.circuits import find_run_circuits
 
     results = find_run_circuits(
         folder,
@@ -262,9 +262,11 @@ def _show_circuits(results: Mapping[str, Any], folder: Path, display: Any) -> No
 
 
 def _cluster(options: argparse.Namespace, ranks: Ranks) -> None:
-    from .cluster import ClusterConfig, check_out, check_weights, cluster_model, parse_counts
     from .display import Display
+    from .experiment.clusters import check_out, check_weights, cluster_model
+    from .experiment.eigengap import ClusterConfig
     from .machine import choose_device
+    from .options import parse_counts
     from .report.tables import cluster_table
     from .weights.read import read_weights
 
@@ -316,11 +318,12 @@ def _report(options: argparse.Namespace, ranks: Ranks) -> None:
 
 def _show(folder: Path) -> None:
     from .circuits.folder import CIRCUITS
-    from .cluster_files import redraw_clustering
     from .display import Display
-    from .experiment import draw_reproduction, draw_run
+    from .experiment.cluster_files import redraw_clustering
+    from .experiment.runs import draw_reproduction, draw_run
     from .report.tables import cluster_table, results_table, run_table
-    from .run_folder import KINDS, RunFolder, read_results
+    from .results import KINDS, read_results
+    from .run_folder import RunFolder
 
     results, drawing = read_results(folder), RunFolder(folder, "report")
     with Display() as display:
@@ -343,8 +346,8 @@ def _show(folder: Path) -> None:
 
 
 def _report_circuits(folder: Path, display: Any) -> None:
-    from .circuit_runs import draw_circuits, trained_since
     from .circuits.folder import REPORT, read_circuits
+    from .experiment.circuits import draw_circuits, trained_since
     from .run_folder import RunFolder
 
     circuits = read_circuits(folder)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from .circuit import Circuit
-from .experiment import Progress
+from .experiment.runs import Progress
 from .progress import rich_progress
 from .report.numbers import ranges
 from .train.config import Record

@@ -185,3 +185,27 @@ def make_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("out", metavar="DIR", help="what train, reproduce, circuits or cluster wrote")
     return parser
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """The numbers of clusters that ``4``, ``2..20`` or ``2,4,8..10`` stands for, ascending, each once.
+
+    Raises:
+        ValueError: it has another form, names none, or one below 1.
+
+    Example:
+        >>> parse_counts("8,2..4")
+        (2, 3, 4, 8)
+    """
+    counts: set[int] = set()
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        try:
+            low = int(first)
+            high = int(last) if dots else low
+        except ValueError:
+            low, high = 0, 0
+        if not 1 <= low <= high < 2**31 - 1:
+            raise ValueError(f"clusters must be like 4, 2..20 or 2,4,8, each at least 1, got {text!r}")
+        counts.update(range(low, high + 1))
+    return tuple(sorted(counts))

@@ -1,4 +1,4 @@
-"""A command's folder: which files in it are the command's own, and what it holds.
+"""A command's folder: which files in it are the command's own.
 
 A file is a command's own if the command's manifest names it, if it is a regular file, and if it has a size
 that the manifest knows. Only such files are replaced or removed, and only by the same command. Anything else
@@ -17,14 +17,10 @@ import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from .files import Target, read_json
+from .files import Target
 from .manifest import COMMANDS, Manifest, is_plain, read_manifest
-
-RESULTS = "results.json"
-PARTITIONS = "partitions.npz"
-KINDS = ("plain", "modular")
 
 # `report` draws the pictures of other commands again, which then are its own as well as theirs.
 _REPORT = "report"
@@ -360,53 +356,3 @@ def check(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: b
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
     return [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
-
-
-# --- What a run's folder holds.
-
-
-def run_name(kind: str, seed: int) -> str:
-    """The folder of one run within a comparison."""
-    return f"{kind}-seed{seed}"
-
-
-def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``results.json`` of a folder.
-
-    Raises:
-        FileNotFoundError: the folder holds none.
-        ValueError: it is damaged.
-    """
-    path = Path(folder) / RESULTS
-    if not path.exists():
-        raise FileNotFoundError(f"{os.fspath(folder)} holds no {RESULTS}: no run has finished there")
-    results = read_json(path)
-    known = ({"history"}, {"clustering"}, set(KINDS))
-    if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
-        raise ValueError(f"{path} is no result of modfast")
-    return results
-
-
-def results_with(key: str) -> Planned:
-    """A ``results.json`` with this key, which only the results of one command have."""
-
-    def read(path: Path) -> None:
-        if key not in read_results(path.parent):
-            raise ValueError(f"{path} holds the results of another command")
-
-    return Planned(read)
-
-
-# The width of what modfast.picture_style draws, which takes a second to import.
-_PNG_SIGNATURE, _PNG_WIDTH = b"\x89PNG\r\n\x1a\n", 1440
-
-
-def _read_picture(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(24)
-    if start[:8] != _PNG_SIGNATURE or int.from_bytes(start[16:20], "big") != _PNG_WIDTH:
-        raise ValueError(f"{path} is no picture of modfast")
-
-
-PICTURE = Planned(_read_picture, drawn_from=RESULTS)
-"""A picture of the results beside it."""

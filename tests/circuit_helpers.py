@@ -64,7 +64,7 @@ def train_pair(out: Path, seeds: int = 1) -> Path:
     """Plain and modular models in a folder, without the pictures that take longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("draw_run", "draw_reproduction"):
-            patch.setattr(f"modfast.experiment.{name}", lambda folder: [])
+            patch.setattr(f"modfast.experiment.runs.{name}", lambda folder: [])
         assert main(["reproduce", *TRAINING, "--seeds", str(seeds), "--out", str(out)]) == 0
     return out
 

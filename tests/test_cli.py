@@ -15,7 +15,7 @@ from PIL import Image
 import modfast
 from modfast.cli import main
 from modfast.models import MLP
-from modfast.run_folder import read_results
+from modfast.results import read_results
 from modfast.train import read_checkpoint
 
 
@@ -99,7 +99,7 @@ def test_results_are_not_lost_by_mistake(reproduced, capsys, monkeypatch):
     assert "--resume" in capsys.readouterr().err
     assert (reproduced / "results.json").read_bytes() == before
     for name in ("draw_run", "draw_reproduction"):  # which take longer than all the rest
-        monkeypatch.setattr(f"modfast.experiment.{name}", lambda folder: [])
+        monkeypatch.setattr(f"modfast.experiment.runs.{name}", lambda folder: [])
     assert main([*arguments, "--resume"]) == 0  # nothing left to train
 
 

@@ -21,9 +21,9 @@ from torch.utils._device import _device_constructors
 import modfast
 from modfast import Partition, compat, reference
 from modfast.cli import main
-from modfast.cluster import ClusterConfig, cluster_layer
 from modfast.data import load_dataset
 from modfast.estimators import SpectralClustering, SpectralCoclustering
+from modfast.experiment.eigengap import ClusterConfig, cluster_layer
 from modfast.models import CNN, build_model
 from modfast.spectral import graph_embedding
 from modfast.spectral.refinement import refine_in_rounds

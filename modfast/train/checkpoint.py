@@ -15,7 +15,8 @@ from torch import Tensor
 from modfast.data.dataset import Dataset
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.files import atomic_write
-from modfast.run_folder import RESULTS, RunFolder
+from modfast.results import RESULTS
+from modfast.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from .config import Run

@@ -21,7 +21,8 @@ from modfast.layers.layer import linear_layers
 from modfast.layers.running import evaluating, logits_of
 from modfast.machine import choose_device, using_threads
 from modfast.partition import Partition
-from modfast.run_folder import RESULTS, Planned, RunFolder, prepare
+from modfast.results import RESULTS
+from modfast.run_folder import Planned, RunFolder, prepare
 
 from .batches import Call, check_batches
 from .checkpoint import (

@@ -1,4 +1,4 @@
-"""The weights of a model in files: a run of modfast, a ``state_dict``, safetensors, a folder of transformers."""
+"""The weights of a model in files: runs, a ``state_dict``, safetensors, folders of transformers."""
 
 from .read import Weights, find_checkpoint, read_weights
 

@@ -16,7 +16,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modfast.data, "load_dataset", lambda *_, **__: digits)
         for name in ("draw_weights", "draw_curves", "draw_class_accuracy", "draw_comparison"):
-            patch.setattr(f"modfast.experiment.{name}", picture)
+            patch.setattr(f"modfast.experiment.runs.{name}", picture)
         for name in ("_draw_clusterability", "_draw_matrices"):
             patch.setattr(
                 f"modfast.report.pictures.clusters.{name}", lambda *arguments: picture(arguments[-1])

@@ -7,7 +7,7 @@ import pytest
 from folder_helpers import COMMANDS, FLAGS, call, older, tree, written
 
 from modfast.cli import main
-from modfast.run_folder import read_results
+from modfast.results import read_results
 
 
 @pytest.mark.parametrize("command", COMMANDS)

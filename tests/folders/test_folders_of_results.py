@@ -9,9 +9,9 @@ from folder_helpers import ARGUMENTS, FLAGS, call, older, tree
 
 import modfast.data.load
 from modfast.cli import main
-from modfast.experiment import read_run
+from modfast.experiment.runs import read_run
 from modfast.models import MLP
-from modfast.run_folder import read_results
+from modfast.results import read_results
 from modfast.train import TrainConfig, TrainingError, read_checkpoint, train
 
 

@@ -13,11 +13,11 @@ from modfast.circuits import circuit_overlap, cluster_information
 from modfast.circuits.folder import read_circuits
 from modfast.circuits.keys import layer_key, layer_of
 from modfast.cli import main
-from modfast.experiment import as_lists
 from modfast.files import file_name
 from modfast.partition import Partition
 from modfast.report.circuits.summary import describe_circuits, run_measures
 from modfast.report.circuits.words import describe
+from modfast.results import as_lists
 
 NAMES = ["all", "regularised", "layer:all", "random_size", "model", "size:fc", "a/b", "a_b", "loss"]
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from modfast import EnmeshmentLoss, Partition, clusterability
 from modfast.data import load_dataset
-from modfast.experiment import train_run
+from modfast.experiment.runs import train_run
 from modfast.models import MLP
 from modfast.run_folder import OutputExistsError
 from modfast.train import CHECKPOINT, TrainConfig, TrainingError, read_checkpoint, train

@@ -13,8 +13,8 @@ from torch import nn
 
 from modfast.cli import main
 from modfast.data import Dataset
-from modfast.experiment import reproduce
-from modfast.run_folder import read_results
+from modfast.experiment.runs import reproduce
+from modfast.results import read_results
 from modfast.train import CHECKPOINT, TrainConfig, TrainingError, read_checkpoint, train
 from modfast.train.distributed import RankError, Ranks
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from modfast import EnmeshmentLoss, load_partitions
 from modfast.cli import main
 from modfast.layers.layer import find_layers
-from modfast.run_folder import read_results
+from modfast.results import read_results
 from modfast.weights import read_weights
 
 safetensors = pytest.importorskip("safetensors.torch")

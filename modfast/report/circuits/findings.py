@@ -10,7 +10,7 @@ from typing import Any
 from modfast.circuit import Circuit
 from modfast.circuits.folder import CIRCUITS, read_circuits
 from modfast.partition import load_partitions
-from modfast.run_folder import PARTITIONS
+from modfast.results import PARTITIONS
 
 from .layout import Network, lay_out
 

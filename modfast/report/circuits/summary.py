@@ -13,9 +13,9 @@ from modfast.circuit import Circuit
 from modfast.circuits.kept_weights import KeptWeights, weight_clusters
 from modfast.circuits.keys import ALL, REGULARISED, layer_key
 from modfast.circuits.measures import cluster_shares, intersection_over_union, mutual_information
-from modfast.experiment import as_lists
 from modfast.partition import Partition
 from modfast.report.statistics import effect_size, mean_interval, paired_interval
+from modfast.results import as_lists
 
 from .words import RANDOM
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from circuit_helpers import CPU, TRAINING, Tiny, numbers, train_pair
 
-import modfast.circuit_runs
+import modfast.experiment.circuits
 from modfast.circuit import CRITERIA, Circuit
 from modfast.circuits import circuit_overlap, find_circuit, find_circuits
 from modfast.circuits.folder import CircuitFolder, read_circuits
 from modfast.cli import main
 from modfast.data import load_dataset
-from modfast.experiment import as_lists
 from modfast.options import make_parser
+from modfast.results import as_lists
 from modfast.train import read_checkpoint
 
 FEW = ["--images", "5", "--labels", "0", "1", *CPU]
@@ -115,7 +115,7 @@ class TestTable:
 
     def test_what_is_shown(self, examined, capsys, monkeypatch):
         drawn = []
-        monkeypatch.setattr("modfast.experiment.draw_reproduction", lambda folder: [])
+        monkeypatch.setattr("modfast.experiment.runs.draw_reproduction", lambda folder: [])
         monkeypatch.setattr("modfast.report.circuits.report.write_circuit_report", drawn.append)
         assert main(["report", str(examined)]) == 0
         assert drawn == [examined]
@@ -254,7 +254,7 @@ def walks(monkeypatch):
         made.append((criterion, list(classes)))
         return find_circuits(*arguments, classes=classes, criterion=criterion, **options)
 
-    monkeypatch.setattr(modfast.circuit_runs, "find_circuits", find)
+    monkeypatch.setattr(modfast.experiment.circuits, "find_circuits", find)
     return made
 
 
@@ -349,7 +349,7 @@ class TestResuming:
             return find_circuits(model, *arguments, on_circuit=keep, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(modfast.circuit_runs, "find_circuits", find)
+            patch.setattr(modfast.experiment.circuits, "find_circuits", find)
             assert main(["circuits", str(out), *FEW]) == 130
         assert "--resume continues" in capsys.readouterr().err
         run = out / "plain-seed42" / "circuits"
@@ -362,7 +362,7 @@ class TestResuming:
         assert numbers(out) == numbers(examined)
 
     def test_a_report_tells_of_models_that_were_trained_since(self, out, capsys, monkeypatch):
-        monkeypatch.setattr("modfast.experiment.draw_reproduction", lambda folder: [])
+        monkeypatch.setattr("modfast.experiment.runs.draw_reproduction", lambda folder: [])
         monkeypatch.setattr("modfast.report.circuits.report.write_circuit_report", lambda folder: folder)
         assert main(["report", str(out)]) == 0
         assert "trained since" not in capsys.readouterr().out
@@ -385,7 +385,7 @@ def test_progress_counts_the_weights_of_all_walks(trained, tmp_path, monkeypatch
         return find_circuits(*arguments, classes=classes, **options)
 
     told = []
-    monkeypatch.setattr(modfast.circuit_runs, "find_circuits", find)
+    monkeypatch.setattr(modfast.experiment.circuits, "find_circuits", find)
     monkeypatch.setattr("modfast.display.Display.on_walk", lambda _, *step: told.append(step))
     assert main(["circuits", str(out), *FEW, "--criterion", "loss", "balanced"]) == 0
     each = 120 * 2
@@ -399,7 +399,7 @@ def test_progress_counts_the_weights_of_all_walks(trained, tmp_path, monkeypatch
 
 def test_circuits_after_training(tmp_path, monkeypatch, capsys):
     for name in ("draw_run", "draw_reproduction"):
-        monkeypatch.setattr(f"modfast.experiment.{name}", lambda folder: [])
+        monkeypatch.setattr(f"modfast.experiment.runs.{name}", lambda folder: [])
     arguments = ["reproduce", *TRAINING, "--seeds", "1", "--out", str(tmp_path), "--circuits", "loss"]
     assert main(arguments) == 0
     results = read_circuits(tmp_path)

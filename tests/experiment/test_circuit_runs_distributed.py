@@ -8,16 +8,16 @@ import torch.distributed as dist
 from circuit_helpers import numbers, train_pair
 from processes import torchrun
 
-import modfast.circuit_runs
-from modfast.circuit_models import CircuitConfig
-from modfast.circuit_runs import find_run_circuits
+import modfast.experiment.circuits
 from modfast.circuits import find_circuits
 from modfast.circuits.folder import read_circuits
 from modfast.data import load_dataset
+from modfast.experiment.circuits import find_run_circuits
+from modfast.experiment.trained_models import CircuitConfig
 from modfast.train.distributed import RankError
 
 CONFIG = CircuitConfig(labels=(0, 1, 2), images=5, device="cpu", threads=1)
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def found(folder, how):
         return find_circuits(*arguments, classes=classes, criterion=criterion, **options)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(modfast.circuit_runs, "find_circuits", find)
+    patch.setattr(modfast.experiment.circuits, "find_circuits", find)
     try:
         results = find_run_circuits(
             folder,

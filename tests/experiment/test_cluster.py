@@ -18,14 +18,8 @@ from torch import nn
 import modfast
 from modfast import Partition, load_partitions, reference
 from modfast.cli import main
-from modfast.cluster import (
-    ClusterConfig,
-    by_chance,
-    choose_count,
-    cluster_layer,
-    eigengaps,
-    parse_counts,
-)
+from modfast.experiment.eigengap import ClusterConfig, by_chance, choose_count, cluster_layer, eigengaps
+from modfast.options import parse_counts
 from modfast.report import cluster_table
 from modfast.report.pictures import clusters as picture_clusters
 from modfast.report.pictures.clusters import draw_clusterability, draw_matrices

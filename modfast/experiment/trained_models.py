@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .circuit import CRITERIA
-from .circuits.checkpoint import fingerprint
-from .circuits.folder import CircuitFolder
-from .circuits.linear_tail import read_tail
-from .data.dataset import Dataset
-from .experiment import read_run
-from .layers.layer import linear_layers, match_layers
-from .library import BACKEND
-from .machine import choose_device
-from .models import build_model
-from .partition import Partition, load_partitions
-from .run_folder import KINDS, PARTITIONS, read_results, run_name
-from .train.checkpoint import CHECKPOINT, seed_generators
+from modfast.circuit import CRITERIA
+from modfast.circuits.checkpoint import fingerprint
+from modfast.circuits.folder import CircuitFolder
+from modfast.circuits.linear_tail import read_tail
+from modfast.data.dataset import Dataset
+from modfast.layers.layer import linear_layers, match_layers
+from modfast.library import BACKEND
+from modfast.machine import choose_device
+from modfast.models import build_model
+from modfast.partition import Partition, load_partitions
+from modfast.results import KINDS, PARTITIONS, read_results, run_name
+from modfast.train.checkpoint import CHECKPOINT, seed_generators
+
+from .runs import read_run
 
 # Enough to see whether circuits can be found in a model at all.
 _FEW_IMAGES = 16

@@ -11,38 +11,34 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from .accuracy import class_accuracy, cluster_accuracy
-from .data.dataset import Dataset
-from .files import file_name, write_json
-from .machine import environment
-from .models import build_model
-from .partition import Partition, load_partitions, save_partitions
-from .report.pictures.classes import draw_class_accuracy
-from .report.pictures.runs import draw_comparison, draw_curves
-from .report.pictures.weights import draw_weights
-from .report.summary import summarize
-from .run_folder import (
+from modfast.accuracy import class_accuracy, cluster_accuracy
+from modfast.data.dataset import Dataset
+from modfast.files import file_name, write_json
+from modfast.machine import environment
+from modfast.models import build_model
+from modfast.partition import Partition, load_partitions, save_partitions
+from modfast.report.pictures.classes import draw_class_accuracy
+from modfast.report.pictures.runs import draw_comparison, draw_curves
+from modfast.report.pictures.weights import draw_weights
+from modfast.report.summary import summarize
+from modfast.results import (
     KINDS,
     PARTITIONS,
     PICTURE,
     RESULTS,
-    Plan,
-    Planned,
-    RunFolder,
-    prepare,
+    as_lists,
+    from_lists,
     read_results,
     results_with,
     run_name,
 )
-from .run_folder import OutputExistsError as OutputExistsError
-from .train.checkpoint import CHECKPOINT, check_continued, read_checkpoint, seed_generators
-from .train.config import Record, Run, TrainConfig
-from .train.distributed import Ranks
-from .train.loop import train_in_folder
+from modfast.run_folder import Plan, Planned, RunFolder, prepare
+from modfast.train.checkpoint import CHECKPOINT, check_continued, read_checkpoint, seed_generators
+from modfast.train.config import Record, Run, TrainConfig
+from modfast.train.distributed import Ranks
+from modfast.train.loop import train_in_folder
 
 
 @dataclass(frozen=True)
@@ -216,27 +212,6 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def as_lists(values: Tensor) -> Any:
-    """Nested lists with None for NaN, which JSON cannot hold.
-
-    Example:
-        >>> as_lists(torch.tensor([[0.5, float("nan")]]))
-        [[0.5, None]]
-    """
-    if values.dim() > 1:
-        return [as_lists(row) for row in values]
-    return [None if value != value else value for value in values.tolist()]
-
-
-def _tensor(shares: Any) -> Tensor:
-    """The inverse of :func:`as_lists`."""
-    if shares and isinstance(shares[0], list):
-        return torch.stack([_tensor(row) for row in shares])
-    return torch.tensor(
-        [float("nan") if value is None else value for value in shares], dtype=torch.float64, device="cpu"
-    )
-
-
 def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The results and the checkpoint of a finished run, if they are of the same training.
 
@@ -285,9 +260,9 @@ def draw_run(folder: str | os.PathLike[str]) -> list[Path]:
         draw_class_accuracy(
             path,
             results["classes"],
-            _tensor(results["class_accuracy"]),
-            _tensor(shares["only"]),
-            _tensor(shares["without"]),
+            from_lists(results["class_accuracy"]),
+            from_lists(shares["only"]),
+            from_lists(shares["without"]),
             layer,
         )
 

@@ -16,19 +16,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .circuit import CRITERIA, Circuit
-from .circuit_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
-from .circuits.find import find_circuits
-from .circuits.folder import CIRCUITS, TABLE_PLAN, CircuitFolder
-from .data.dataset import Dataset
-from .files import write_json
-from .layers.layer import find_layers
-from .machine import environment, using_threads
-from .partition import Partition
-from .report.circuits.claims import comparisons_note, paper_claims
-from .report.circuits.summary import DRAWS, describe_circuits, summarize_circuits
-from .run_folder import KINDS, RESULTS, Plan, RunFolder, check, prepare, read_results, run_name
-from .train.distributed import Ranks
+from modfast.circuit import CRITERIA, Circuit
+from modfast.circuits.find import find_circuits
+from modfast.circuits.folder import CIRCUITS, TABLE_PLAN, CircuitFolder
+from modfast.data.dataset import Dataset
+from modfast.files import write_json
+from modfast.layers.layer import find_layers
+from modfast.machine import environment, using_threads
+from modfast.partition import Partition
+from modfast.report.circuits.claims import comparisons_note, paper_claims
+from modfast.report.circuits.summary import DRAWS, describe_circuits, summarize_circuits
+from modfast.results import KINDS, RESULTS, read_results, run_name
+from modfast.run_folder import Plan, RunFolder, check, prepare
+from modfast.train.distributed import Ranks
+
+from .trained_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
 
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
 
@@ -113,7 +115,7 @@ def find_run_circuits(
 def draw_circuits(folder: str | os.PathLike[str]) -> Path:
     """Write ``circuits.html`` from ``circuits.json`` and the circuits' files; returns its path."""
     # Not at the top: drawing takes a second to import, which finding circuits need not wait for.
-    from .report.circuits.report import write_circuit_report
+    from modfast.report.circuits.report import write_circuit_report
 
     return write_circuit_report(folder)
 

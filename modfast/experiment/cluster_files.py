@@ -10,28 +10,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .partition import Partition, load_partitions, save_partitions
-from .report.pictures.clusters import clusterability_pictures, matrices_pictures, picture_names
-from .run_folder import PARTITIONS, PICTURE, RESULTS, Plan, Planned, RunFolder, read_results, results_with
-from .train.checkpoint import TrainingError
-from .train.config import Record
-from .weights.read import find_checkpoint, read_weights
+from modfast.partition import Partition, load_partitions, save_partitions
+from modfast.report.pictures.clusters import clusterability_pictures, matrices_pictures, picture_names
+from modfast.results import PARTITIONS, PICTURE, RESULTS, read_results, results_with
+from modfast.run_folder import Plan, Planned, RunFolder
+from modfast.train.checkpoint import TrainingError
+from modfast.train.config import Record
+from modfast.weights.read import find_checkpoint, read_weights
 
-if TYPE_CHECKING:
-    from .cluster import ClusterConfig
+from .eigengap import ClusterConfig, possible_counts
 
 LAYERS = "layers"
 _CURVES, _MATRICES = "clusterability.png", "matrices.png"
-
-
-def possible_counts(weight: Tensor, config: ClusterConfig) -> list[int]:
-    """The numbers of clusters that a weight can be divided into."""
-    return [k for k in config.num_clusters if k <= min(weight.shape[:2])] if bool(weight.any()) else []
 
 
 def clustering_plan(weights: Mapping[str, Tensor], config: ClusterConfig) -> Plan:
@@ -168,7 +163,7 @@ def redraw_clustering(folder: str | os.PathLike[str]) -> str | None:
         Why the matrices could not be drawn again, or None.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`modfast.run_folder.read_results` does.
+        ValueError, FileNotFoundError: as :func:`modfast.results.read_results` does.
     """
     folder = RunFolder.of(folder, "report")
     results = read_results(folder)

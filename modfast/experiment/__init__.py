@@ -1,0 +1,1 @@
+"""The published experiments: runs, comparisons, clusterings and circuits, each in a folder."""
