@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The interpreter is an input too: another one makes the environment anew.
 INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
-SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/* csrc/*/*)
+SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*/*)
 MATRIX := 2.11.0 2.13.0 newest
 
 .PHONY: help setup demo test check bench soak test-cuda bench-cuda sanitize lint format test-matrix clean

@@ -318,8 +318,8 @@ def test_weights_are_read(tmp_path: Path) -> None:
 def test_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for drawing in ("experiment.draw_run", "experiment.draw_reproduction", "cluster.draw_clustering"):
-        monkeypatch.setattr(f"modfast.{drawing}", lambda *_: [])  # they take longer than all the rest
+    for drawing in ("runs.draw_run", "runs.draw_reproduction", "clusters.draw_clustering"):
+        monkeypatch.setattr(f"modfast.experiment.{drawing}", lambda *_: [])  # they take longer than all the rest
     few = ["--device", "cpu", "--threads", "1"]
     small = ["--data", "digits", "--model", "circuit_helpers:Tiny", "--layers", "fc2", "--clusters", "2"]
 

@@ -30,7 +30,7 @@ from modfast.partition import Partition
 from modfast.spectral.clustering import normalized_cut, spectral_cocluster
 from modfast.train.config import Record
 
-_AFFINITIES = ("abs", "square")
+AFFINITIES = ("abs", "square")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ClusterConfig:
         counts = self.num_clusters
         ascending = all(low < high for low, high in pairwise(counts))
         require("num_clusters", bool(counts) and counts[0] >= 1 and ascending, "ascending, from 1 on")
-        require("affinity", self.affinity in _AFFINITIES, f"one of {_AFFINITIES}")
+        require("affinity", self.affinity in AFFINITIES, f"one of {AFFINITIES}")
         require("n_init", self.n_init >= 1, "at least 1")
         require("shuffles", self.shuffles >= 1, "at least 1")
         require("tol", math.isfinite(self.tol) and self.tol > 0, "a finite number above 0")

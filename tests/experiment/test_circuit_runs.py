@@ -12,8 +12,8 @@ from modfast.circuit import CRITERIA, Circuit
 from modfast.circuits import circuit_overlap, find_circuit, find_circuits
 from modfast.circuits.folder import CircuitFolder, read_circuits
 from modfast.cli import main
+from modfast.cli.commands import make_parser
 from modfast.data import load_dataset
-from modfast.options import make_parser
 from modfast.results import as_lists
 from modfast.train import read_checkpoint
 
@@ -224,7 +224,7 @@ class TestMistakes:
         monkeypatch.setattr("modfast.data.dataset.Dataset.fingerprint", lambda _: fingerprint)
         fingerprint = json.loads((plain_run / "results.json").read_text())["config"]["data_fingerprint"]
         object.__setattr__(digits, "test_labels", digits.test_labels.clamp(min=1))
-        monkeypatch.setattr("modfast.data.load.load_dataset", lambda *_, **__: digits)
+        monkeypatch.setattr("modfast.cli.machine.load_dataset", lambda *_, **__: digits)
         assert main(["circuits", str(plain_run), "--labels", "0"]) == 1
         assert "there is no test image of 0 (0)" in capsys.readouterr().err
 
@@ -365,14 +365,14 @@ class TestResuming:
         monkeypatch.setattr("modfast.experiment.runs.draw_reproduction", lambda folder: [])
         monkeypatch.setattr("modfast.report.circuits.report.write_circuit_report", lambda folder: folder)
         assert main(["report", str(out)]) == 0
-        assert "trained since" not in capsys.readouterr().out
+        assert "trained further" not in capsys.readouterr().out
         path = out / "plain-seed43/results.json"
         results = json.loads(path.read_text())
         results["class_accuracy"][0] += 0.01
         path.write_text(json.dumps(results))
         assert main(["report", str(out)]) == 0
         shown = capsys.readouterr().out
-        assert "These circuits are not of plain-seed43 as trained since: `modfast circuits" in shown
+        assert "plain-seed43 was trained further after its circuits were found: `modfast circuits" in shown
 
 
 def test_progress_counts_the_weights_of_all_walks(trained, tmp_path, monkeypatch):
@@ -386,7 +386,7 @@ def test_progress_counts_the_weights_of_all_walks(trained, tmp_path, monkeypatch
 
     told = []
     monkeypatch.setattr(modfast.experiment.circuits, "find_circuits", find)
-    monkeypatch.setattr("modfast.display.Display.on_walk", lambda _, *step: told.append(step))
+    monkeypatch.setattr("modfast.cli.display.Display.on_walk", lambda _, *step: told.append(step))
     assert main(["circuits", str(out), *FEW, "--criterion", "loss", "balanced"]) == 0
     each = 120 * 2
     starts = [(run, criterion) for run in RUNS for criterion in ("loss", "balanced")]

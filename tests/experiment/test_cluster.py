@@ -18,8 +18,8 @@ from torch import nn
 import modfast
 from modfast import Partition, load_partitions, reference
 from modfast.cli import main
+from modfast.cli.options import parse_counts
 from modfast.experiment.eigengap import ClusterConfig, by_chance, choose_count, cluster_layer, eigengaps
-from modfast.options import parse_counts
 from modfast.report import cluster_table
 from modfast.report.pictures import clusters as picture_clusters
 from modfast.report.pictures.clusters import draw_clusterability, draw_matrices
@@ -313,7 +313,9 @@ def test_an_interrupted_run_keeps_its_layers(clustered, tmp_path, monkeypatch, c
     out, model = tmp_path / "out", clustered.parent / "model.pt"
     arguments = (model, "-k", "2..6", "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr("modfast.display.Display.on_layer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "modfast.cli.display.Display.on_layer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert run(*arguments) == 130
     assert "--resume" in capsys.readouterr().err
     kept = json.loads((out / "results.json").read_text())
@@ -330,7 +332,7 @@ def test_an_interrupted_run_keeps_its_layers(clustered, tmp_path, monkeypatch, c
 KILLED = """
     import processes
     from modfast.cli import main
-    from modfast.display import Display
+    from modfast.cli.display import Display
 
     # Somewhere in the second layer.
     Display.on_layer = lambda *_: processes.signal_at_call(1000)

@@ -5,7 +5,6 @@ import shutil
 import pytest
 from folder_helpers import COMMANDS, call, picture
 
-import modfast.data.load
 from modfast.data import load_dataset
 
 
@@ -14,7 +13,7 @@ def quick():
     """Data that is read once, and pictures that are not drawn."""
     digits = load_dataset("digits")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modfast.data, "load_dataset", lambda *_, **__: digits)
+        patch.setattr("modfast.cli.machine.load_dataset", lambda *_, **__: digits)
         for name in ("draw_weights", "draw_curves", "draw_class_accuracy", "draw_comparison"):
             patch.setattr(f"modfast.experiment.runs.{name}", picture)
         for name in ("_draw_clusterability", "_draw_matrices"):

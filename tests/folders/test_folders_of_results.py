@@ -74,7 +74,7 @@ def stopping(monkeypatch):
             if left == 0:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("modfast.display.Display._on_epoch", tell)
+        monkeypatch.setattr("modfast.cli.display.Display._on_epoch", tell)
 
     return stop
 
@@ -162,7 +162,7 @@ def test_training_anew_leaves_the_circuits_and_report_tells_that_they_are_of_ano
     assert call("train", out, "--overwrite", "--epochs", "2") == 0
     assert {name: each for name, each in tree(out).items() if "circuits" in name} == found
     assert main(["report", str(out)]) == 0
-    assert "These circuits are not of" in capsys.readouterr().out
+    assert "was trained further after its circuits were found" in capsys.readouterr().out
     assert call("circuits", out, "--resume") == 1
     assert "holds circuits that were found with weights" in capsys.readouterr().err
     assert call("circuits", out, "--overwrite") == 0

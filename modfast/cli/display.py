@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .circuit import Circuit
-from .experiment.runs import Progress
-from .progress import rich_progress
-from .report.numbers import ranges
-from .train.config import Record
+from modfast.circuit import Circuit
+from modfast.experiment.runs import Progress
+from modfast.progress import rich_progress
+from modfast.report.numbers import ranges
+from modfast.train.config import Record
 
 
 class Display:

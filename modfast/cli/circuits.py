@@ -1,0 +1,119 @@
+"""``modfast circuits``: which weights each class needs, in the models of a finished folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modfast.circuit import CRITERIA
+from modfast.data.dataset import Dataset
+from modfast.experiment.circuits import find_run_circuits
+from modfast.experiment.trained_models import CircuitConfig, trained_on
+from modfast.report.circuits.table import circuits_table, claim_lines
+from modfast.train.distributed import Ranks
+
+from .display import Display
+from .machine import load_data, take_device
+from .options import Parsers, as_tuple, machine_options
+
+
+def add_parser(commands: Parsers) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = commands.add_parser(
+        "circuits",
+        parents=[machine_options()],
+        help="find and compare the circuits of a finished folder",
+        description="Find which weights each class needs, in the model of a finished run or in every model "
+        "of a comparison, compare these circuits, and say what they show of the paper's claims.",
+    )
+    parser.add_argument("out", metavar="RUN", help="what train or reproduce wrote")
+    parser.add_argument(
+        "--criterion",
+        nargs="+",
+        choices=CRITERIA,
+        metavar="CRITERION",
+        help="what must not get worse: loss, loss_and_accuracy, or balanced, the loss of telling the class "
+        "from as many images of others (default: loss balanced)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=CircuitConfig.tolerance,
+        metavar="NATS",
+        help="how much the loss may rise (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--labels", type=int, nargs="+", metavar="N", help="numbers of the classes (default: all)"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="at most so many test images of each class (default: all)"
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="NAME",
+        help="layers to prune, names or globs (default: the linear layers that the model ends in)",
+    )
+    parser.add_argument("--data", help="where the data is now (default: where it was for training)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=CircuitConfig.seed,
+        help="of what is drawn at random, images and weights (default: %(default)s)",
+    )
+    return parser
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Find the circuits, and show what they are like."""
+    config = ranks.every(
+        lambda: CircuitConfig(
+            criteria=tuple(options.criterion or CircuitConfig.criteria),
+            tolerance=options.tolerance,
+            labels=as_tuple(options.labels),
+            images=options.images,
+            layers=as_tuple(options.layers),
+            seed=options.seed,
+            device=options.device,
+            threads=options.threads,
+        )
+    )
+    ranks.every(lambda: take_device(config.device, ranks))
+    data = ranks.every(lambda: trained_on(options.out))
+    dataset = load_data(data if options.data is None else options.data, ranks)
+    flags = {"resume": options.resume, "overwrite": options.overwrite}
+    with Display(shown=ranks.is_first) as display:
+        find_circuits(Path(options.out), dataset, config, display, ranks, **flags)
+
+
+def find_circuits(
+    folder: Path,
+    dataset: Dataset,
+    config: CircuitConfig,
+    display: Display,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Find the circuits of a folder's models, while the display is on."""
+    results = find_run_circuits(
+        folder,
+        dataset,
+        config,
+        resume=resume,
+        overwrite=overwrite,
+        on_step=display.on_walk,
+        on_circuits=display.on_circuits,
+        group=ranks.group,
+    )
+    show_circuits(results, folder, display)
+
+
+def show_circuits(results: Mapping[str, Any], folder: Path, display: Display) -> None:
+    """Print the table of circuits and what is claimed of them."""
+    display.table(circuits_table(results), folder)
+    for line in claim_lines(results):
+        display.note(line)

@@ -1,0 +1,118 @@
+"""``modfast cluster``: the clusters of a network's layers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modfast.experiment.clusters import check_out, check_weights, cluster_model
+from modfast.experiment.eigengap import AFFINITIES, ClusterConfig
+from modfast.machine import choose_device
+from modfast.report.tables import cluster_table
+from modfast.train.distributed import Ranks
+from modfast.weights.read import read_weights
+
+from .display import Display
+from .machine import load_data
+from .options import Parsers, as_tuple, out_options, parse_counts
+
+_MOST_NAMED = 5
+
+
+def add_parser(commands: Parsers) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = commands.add_parser(
+        "cluster",
+        parents=[out_options()],
+        help="find the clusters of a network's layers",
+        description="Cluster each layer's weights spectrally, for many numbers of clusters k. The k with the "
+        "largest gap between singular values is chosen; its clusters are saved for train --partitions.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="what train wrote (folder or checkpoint), a file with a state_dict (.pt, .pth, .safetensors), "
+        "a folder of transformers, or package.module:callable",
+    )
+    parser.add_argument(
+        "-k", "--clusters", default="2..20", metavar="K", help="as 4, %(default)s (default) or 2,4,8"
+    )
+    parser.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="names or globs (default: every weight matrix)"
+    )
+    parser.add_argument(
+        "--affinity",
+        default=ClusterConfig.affinity,
+        choices=AFFINITIES,
+        help="similarity: abs, |weight|, or square, weight^2 (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=ClusterConfig.seed, help="default: %(default)s")
+    parser.add_argument(
+        "--n-init",
+        type=int,
+        default=ClusterConfig.n_init,
+        metavar="N",
+        help="starts of k-means, the best is kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shuffles",
+        type=int,
+        default=ClusterConfig.shuffles,
+        metavar="N",
+        help="random orders of the weights whose gaps the chosen one must exceed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tol",
+        type=float,
+        default=ClusterConfig.tol,
+        metavar="T",
+        help="of the singular vectors' residuals (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data", help="call MODEL, a callable, with the image shape and number of classes of this data set"
+    )
+    return parser
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Cluster every layer, and show the chosen numbers of clusters."""
+    sizes = None
+    if options.data is not None:
+        dataset = load_data(options.data, ranks)
+        sizes = (dataset.image_shape, dataset.num_classes)
+    if not ranks.is_first:  # there is nothing to share
+        return
+    config = ClusterConfig(
+        num_clusters=parse_counts(options.clusters),
+        layers=as_tuple(options.layers),
+        affinity=options.affinity,
+        n_init=options.n_init,
+        shuffles=options.shuffles,
+        tol=options.tol,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+    )
+    choose_device(config.device)
+    weights = read_weights(options.model, config.layers, sizes=sizes, seed=config.seed)
+    check_weights(weights, config.num_clusters)
+    check_out(options.model, options.out)
+    with Display() as display:
+        if weights.left_out:
+            names = ", ".join(weights.left_out[:_MOST_NAMED])
+            more = ", ..." if len(weights.left_out) > _MOST_NAMED else ""
+            display.note(
+                f"Not clustered unless --layers names them: {names}{more} ({len(weights.left_out)} matrices)"
+            )
+        results = cluster_model(
+            weights,
+            config,
+            options.out,
+            model=options.model,
+            sizes=sizes,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            on_step=display.on_clustering,
+            on_layer=display.on_layer,
+        )
+        display.table(cluster_table(results), Path(options.out))

@@ -1,0 +1,99 @@
+"""The options that several commands have. The defaults are those of the dataclasses that they fill."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, TypeAlias
+
+from modfast.train.config import PRECISIONS, TrainConfig
+
+Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What ``add_subparsers`` returns, to which each command adds its parser."""
+
+
+def machine_options() -> argparse.ArgumentParser:
+    """Where to compute, and what happens to what is there already."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--device", default=TrainConfig.device, help="%(default)s (default), cpu, cuda, cuda:1"
+    )
+    options.add_argument(
+        "--threads", type=int, metavar="N", help="threads on the CPU (default: PyTorch's choice)"
+    )
+    options.add_argument("--resume", action="store_true", help="continue a run that was stopped or killed")
+    options.add_argument(
+        "--overwrite", action="store_true", help="replace what this command wrote there, and nothing else"
+    )
+    return options
+
+
+def out_options() -> argparse.ArgumentParser:
+    """The same, and where to write."""
+    options = argparse.ArgumentParser(add_help=False, parents=[machine_options()])
+    options.add_argument("--out", required=True, metavar="DIR", help="folder for results and pictures")
+    return options
+
+
+def training_options() -> argparse.ArgumentParser:
+    """The same, and which model to train, on what, and how."""
+    options = argparse.ArgumentParser(add_help=False, parents=[out_options()])
+    options.add_argument(
+        "--data",
+        default="digits",
+        help="%(default)s (default), cifar10, mnist, imagefolder:PATH or fake; see modfast.data.load_dataset",
+    )
+    options.add_argument(
+        "--model", default="auto", help="%(default)s (default), cnn, mlp or package.module:callable"
+    )
+    options.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="NAME",
+        help="layers to regularise, names or globs (default: fc2 of the paper's models, else every linear)",
+    )
+
+    def number(flag: str, default: Any, metavar: str, text: str) -> None:
+        options.add_argument(
+            flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: %(default)s)"
+        )
+
+    number("--clusters", TrainConfig.num_clusters, "K", "number of clusters")
+    number("--enmeshment-weight", TrainConfig.enmeshment_weight, "LAMBDA", "0 is a plain model")
+    number("--batch-size", TrainConfig.batch_size, "N", "images in a step")
+    number("--learning-rate", TrainConfig.learning_rate, "RATE", "of Adam")
+    options.add_argument(
+        "--precision",
+        default=TrainConfig.precision,
+        choices=list(PRECISIONS),
+        help="of the forward pass (default: %(default)s)",
+    )
+    return options
+
+
+def as_tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
+    """What an option with several values holds, as configurations take it."""
+    return None if values is None else tuple(values)
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """The numbers of clusters that ``4``, ``2..20`` or ``2,4,8..10`` stands for, ascending, each once.
+
+    Raises:
+        ValueError: it has another form, names none, or one below 1.
+
+    Example:
+        >>> parse_counts("8,2..4")
+        (2, 3, 4, 8)
+    """
+    counts: set[int] = set()
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        try:
+            low = int(first)
+            high = int(last) if dots else low
+        except ValueError:
+            low, high = 0, 0
+        if not 1 <= low <= high < 2**31 - 1:
+            raise ValueError(f"clusters must be like 4, 2..20 or 2,4,8, each at least 1, got {text!r}")
+        counts.update(range(low, high + 1))
+    return tuple(sorted(counts))

@@ -1,0 +1,72 @@
+"""``modfast report``: a finished folder, shown again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modfast.circuits.folder import CIRCUITS, REPORT, read_circuits
+from modfast.experiment.circuits import draw_circuits, trained_since
+from modfast.experiment.cluster_files import redraw_clustering
+from modfast.experiment.runs import draw_reproduction, draw_run
+from modfast.report.tables import cluster_table, results_table, run_table
+from modfast.results import KINDS, read_results
+from modfast.run_folder import RunFolder
+from modfast.train.distributed import Ranks
+
+from .circuits import show_circuits
+from .display import Display
+from .options import Parsers
+
+
+def add_parser(commands: Parsers) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = commands.add_parser(
+        "report",
+        help="show a finished folder again",
+        description="Print the table of a finished folder and draw its pictures again.",
+    )
+    parser.add_argument("out", metavar="DIR", help="what train, reproduce, circuits or cluster wrote")
+    return parser
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Print the table of the folder and draw its pictures."""
+    if ranks.is_first:  # there is nothing to share
+        _show(Path(options.out))
+
+
+def _show(folder: Path) -> None:
+    results, drawing = read_results(folder), RunFolder(folder, "report")
+    with Display() as display:
+        if "clustering" in results:
+            reason = redraw_clustering(drawing)
+            if reason is not None:
+                display.note(reason)
+            table = cluster_table(results)
+        elif all(kind in results for kind in KINDS):
+            draw_reproduction(drawing)
+            table = results_table(results)
+        else:
+            draw_run(drawing)
+            table = run_table(results)
+        for reason in drawing.left:
+            display.note(reason)
+        display.table(table, folder)
+        if (folder / CIRCUITS).exists():
+            _report_circuits(folder, display)
+
+
+def _report_circuits(folder: Path, display: Display) -> None:
+    circuits = read_circuits(folder)
+    changed, refusal = trained_since(folder, circuits), RunFolder(folder, "report").refusal(REPORT)
+    if refusal is not None:
+        display.note(f"{refusal}: it is left as it is")
+    elif not changed:  # the clusters of other models would be taken for those of these circuits
+        draw_circuits(folder)
+    show_circuits(circuits, folder, display)
+    if changed:
+        display.note(
+            f"{', '.join(changed)} was trained further after its circuits were found: "
+            f"`modfast circuits {folder} --overwrite` finds the circuits again"
+        )

@@ -1,0 +1,93 @@
+"""``modfast reproduce``: the paper's comparison of plain and modular models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modfast.circuit import CRITERIA
+from modfast.data.dataset import Dataset
+from modfast.experiment.circuits import check_circuit_files
+from modfast.experiment.runs import reproduce
+from modfast.experiment.trained_models import CircuitConfig, check_circuits
+from modfast.models import build_model
+from modfast.report.tables import results_table
+from modfast.train.config import TrainConfig
+from modfast.train.distributed import Ranks
+
+from .circuits import find_circuits
+from .display import Display
+from .machine import load_data
+from .options import Parsers, training_options
+from .train import default_epochs, training_config
+
+
+def add_parser(commands: Parsers) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = commands.add_parser(
+        "reproduce",
+        parents=[training_options()],
+        help="plain against modular model over seeds",
+        description="Train a plain and a modular model for each seed and compare them.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=TrainConfig.seed, help="the first seed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="how many seeds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="for both models (default: 10 plain and 21 modular, as published; 60 for digits)",
+    )
+    parser.add_argument(
+        "--circuits",
+        nargs="*",
+        choices=CRITERIA,
+        metavar="CRITERION",
+        help="find the circuits, too, by these criteria of `modfast circuits` (default: loss balanced)",
+    )
+    return parser
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Train all models, show how they compare, and find their circuits if that is asked for."""
+    dataset = load_data(options.data, ranks)
+    epochs, plain_epochs = default_epochs(options)
+    config = ranks.every(lambda: training_config(options, ranks, dataset, epochs))
+    seeds = range(options.seed, options.seed + options.seeds)
+    flags = {"resume": options.resume, "overwrite": options.overwrite}
+    circuits = None
+    if options.circuits is not None:
+        circuits = ranks.every(lambda: _circuit_config(options, dataset))
+        # What is in the way of them is said before hours of training.
+        ranks.first(lambda: check_circuit_files(options.out, seeds, dataset, circuits, **flags))
+    folder = Path(options.out)
+    with Display(shown=ranks.is_first) as display:
+        results = reproduce(
+            dataset,
+            options.model,
+            config,
+            folder,
+            seeds=seeds,
+            plain_epochs=plain_epochs,
+            progress=display.progress,
+            group=ranks.group,
+            **flags,
+        )
+        display.table(results_table(results), folder)
+        if circuits is not None:
+            find_circuits(folder, dataset, circuits, display, ranks, **flags)
+
+
+def _circuit_config(options: argparse.Namespace, dataset: Dataset) -> CircuitConfig:
+    """How circuits are found, tried on the model."""
+    config = CircuitConfig(
+        criteria=tuple(options.circuits or CircuitConfig.criteria),
+        device=options.device,
+        threads=options.threads,
+    )
+    check_circuits(build_model(options.model, dataset.image_shape, dataset.num_classes), dataset, config)
+    return config

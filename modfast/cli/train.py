@@ -1,0 +1,105 @@
+"""``modfast train``: one model into a folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from modfast.data.dataset import Dataset
+from modfast.energy.loss import EnmeshmentLoss
+from modfast.experiment.runs import train_run
+from modfast.models import build_model
+from modfast.partition import Partition, load_partitions
+from modfast.report.tables import run_table
+from modfast.train.config import TrainConfig
+from modfast.train.distributed import Ranks
+
+from .display import Display
+from .machine import load_data, take_device
+from .options import Parsers, as_tuple, training_options
+
+# As published (arXiv 2409.15747), for the modular and for the plain model. The digits are 1,437 images, so
+# that 60 epochs of them are as many steps as two of CIFAR-10.
+_EPOCHS = (21, 10)
+_DIGITS_EPOCHS = (60, 60)
+
+
+def add_parser(commands: Parsers) -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = commands.add_parser(
+        "train",
+        parents=[training_options()],
+        help="train one model",
+        description="Train one model into a folder.",
+    )
+    parser.add_argument("--seed", type=int, default=TrainConfig.seed, help="default: %(default)s")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"default: {_EPOCHS[0]}, as published; {_DIGITS_EPOCHS[0]} for digits",
+    )
+    parser.add_argument(
+        "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
+    )
+    return parser
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Train, and show the last numbers."""
+    dataset = load_data(options.data, ranks)
+    epochs, _ = default_epochs(options)
+    partitions = None
+    if options.partitions is not None:
+        partitions = ranks.every(lambda: load_partitions(options.partitions))
+    config = ranks.every(lambda: training_config(options, ranks, dataset, epochs, partitions))
+    with Display(shown=ranks.is_first) as display:
+        results = train_run(
+            dataset,
+            options.model,
+            config,
+            options.out,
+            partitions=partitions,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            progress=display.progress,
+            group=ranks.group,
+        )
+        display.table(run_table(results), Path(options.out))
+
+
+def default_epochs(options: argparse.Namespace) -> tuple[int, int]:
+    """The epochs of a modular and of a plain model."""
+    if options.epochs is not None:
+        return options.epochs, options.epochs
+    return _DIGITS_EPOCHS if options.data == "digits" else _EPOCHS
+
+
+def training_config(
+    options: argparse.Namespace,
+    ranks: Ranks,
+    dataset: Dataset,
+    epochs: int,
+    partitions: Mapping[str, Partition] | None = None,
+) -> TrainConfig:
+    """The configuration that the options ask for, tried on the model."""
+    layers = options.layers
+    if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
+        layers = ["fc2"]
+    config = TrainConfig(
+        enmeshment_weight=options.enmeshment_weight,
+        layers=as_tuple(layers),
+        num_clusters=options.clusters,
+        epochs=epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+        precision=options.precision,
+    )
+    take_device(config.device, ranks)
+    model = build_model(options.model, dataset.image_shape, dataset.num_classes)
+    EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
+    return config
