@@ -47,9 +47,9 @@ check: setup ## run all tests
 
 bench: setup ## time each family against its peers and the floor, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
-	$(BIN)/python benchmarks/table.py --json out/bench/energy.json
-	$(BIN)/python benchmarks/spectral_table.py --json out/bench/spectral.json
-	$(BIN)/python benchmarks/circuit_table.py --json out/bench/circuits.json
+	$(BIN)/python -m benchmarks.energy.table --json out/bench/energy.json
+	$(BIN)/python -m benchmarks.spectral.table --json out/bench/spectral.json
+	$(BIN)/python -m benchmarks.circuits.table --json out/bench/circuits.json
 
 # A machine with a GPU may have its own PyTorch and no way to download another: these two install nothing.
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
@@ -61,10 +61,10 @@ test-cuda: ## build with the packages that PYTHON has, and run the tests that ne
 
 bench-cuda: ## the same for the table of times
 	$(CUDA_BUILD)
-	$(PYTHON) benchmarks/table.py --device cuda --json out/bench/energy-cuda.json
+	$(PYTHON) -m benchmarks.energy.table --device cuda --json out/bench/energy-cuda.json
 
 soak: setup ## call the loss a million times and watch the memory
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python -m benchmarks.energy.soak
 
 SANITIZERS = address,undefined
 SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc

@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from rounds import seconds_of
-from spectral_cases import GRAPHS, WEIGHTS, Case, WeightCase, block_model, plant
-from spectral_peers import (
+
+from benchmarks.common.rounds import seconds_of
+from benchmarks.spectral.cases import GRAPHS, WEIGHTS, Case, WeightCase, block_model, plant
+from benchmarks.spectral.peers import (
     EXPERT,
     FLOOR,
     GRAPH_PEERS,

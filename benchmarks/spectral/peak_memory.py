@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from spectral_cases import GraphCase, block_model, bytes_of
-from spectral_peers import graph_contestants
 from threadpoolctl import threadpool_limits
+
+from benchmarks.spectral.cases import GraphCase, block_model, bytes_of
+from benchmarks.spectral.peers import graph_contestants
+
+_ROOT = Path(__file__).parents[2]
 
 
 class Memory(TypedDict):
@@ -39,9 +42,8 @@ def peak_of(case: GraphCase, contestant: str, threads: int) -> Memory:
     Raises:
         RuntimeError: it failed; with what it wrote.
     """
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, case), contestant, str(threads)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "benchmarks.spectral.peak_memory", *map(str, case), contestant]
+    done = subprocess.run([*command, str(threads)], capture_output=True, text=True, cwd=_ROOT)
     if done.returncode:
         raise RuntimeError(f"the peak of {contestant} with {case} was not measured:\n{done.stderr}")
     memory: Memory = json.loads(done.stdout)

@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pages import (
+from rich.console import Console
+from rich.progress import Progress
+
+import modfast
+from benchmarks.common.pages import (
     add_options,
     add_page_option,
     as_markdown,
@@ -18,12 +22,18 @@ from pages import (
     versions,
     what_times_depend_on,
 )
-from peers import CASES, FLOOR, OURS, OURS_AUTOGRAD, PEERS, ROTATED_BYTES, Case, contestants, matrix
-from rich.console import Console
-from rich.progress import Progress
-from rounds import in_rounds, quartiles
-
-import modfast
+from benchmarks.common.rounds import in_rounds, quartiles
+from benchmarks.energy.peers import (
+    CASES,
+    FLOOR,
+    OURS,
+    OURS_AUTOGRAD,
+    PEERS,
+    ROTATED_BYTES,
+    Case,
+    contestants,
+    matrix,
+)
 from modfast.files import write_json
 
 CAPTION = (

@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import peak_memory
 import scipy
 import sklearn
 import torch
-from pages import (
+from rich.console import Console
+from rich.progress import Progress
+from sklearn.metrics import adjusted_rand_score
+from threadpoolctl import threadpool_limits
+
+from benchmarks.common.pages import (
     add_options,
     add_page_option,
     as_markdown,
@@ -21,11 +25,9 @@ from pages import (
     versions,
     what_times_depend_on,
 )
-from rich.console import Console
-from rich.progress import Progress
-from rounds import in_rounds, quartiles
-from sklearn.metrics import adjusted_rand_score
-from spectral_cases import (
+from benchmarks.common.rounds import in_rounds, quartiles
+from benchmarks.spectral import peak_memory
+from benchmarks.spectral.cases import (
     GRAPHS,
     WEIGHTS,
     Case,
@@ -36,7 +38,7 @@ from spectral_cases import (
     bytes_of,
     plant,
 )
-from spectral_peers import (
+from benchmarks.spectral.peers import (
     EXPERT,
     FLOOR,
     GRAPH_PEERS,
@@ -48,8 +50,6 @@ from spectral_peers import (
     graph_contestants,
     weight_contestants,
 )
-from threadpoolctl import threadpool_limits
-
 from modfast import Partition, clusterability
 from modfast.files import write_json
 

@@ -1,6 +1,6 @@
 """What circuits answer to images of other classes: one that always gives the same answer tells nothing.
 
-    python benchmarks/circuit_answers.py RUN
+    python -m benchmarks.circuits.answers RUN
 
 RUN is what `modfast circuits` has been through. For each model and criterion, means over its classes.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import as_markdown, show
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from benchmarks.common.pages import as_markdown, show
 from modfast.circuit import Circuit
 from modfast.circuits.folder import CircuitFolder, read_circuits
 from modfast.circuits.linear_tail import Tail, read_tail

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from peers import CASES, FLOOR, OURS, OURS_AUTOGRAD, PEERS, Case, contestants
+
+from benchmarks.energy.peers import CASES, FLOOR, OURS, OURS_AUTOGRAD, PEERS, Case, contestants
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

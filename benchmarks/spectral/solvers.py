@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pages import add_page_option, as_markdown, check_page, put_into_page, show
 from rich.console import Console
 from rich.progress import Progress
 from scipy.sparse.linalg import LinearOperator, lobpcg
-from spectral_cases import Case, GraphCase, WeightCase, as_cases, block_model, plant
 from torch import Tensor
 
+from benchmarks.common.pages import add_page_option, as_markdown, check_page, put_into_page, show
+from benchmarks.spectral.cases import Case, GraphCase, WeightCase, as_cases, block_model, plant
 from modfast.spectral.embedding import inverse
 from modfast.spectral.krylov import block_width, largest_eigenvectors
 from modfast.spectral.matrices import as_matrix

@@ -3,24 +3,18 @@
 import json
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.common import pages
+from benchmarks.energy import peers, table
 from modfast import Partition, reference
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["compiled", "one-hot", "eager", "published"]
 BEGIN, END = "<!-- energy table: begin -->\n", "<!-- energy table: end -->\n"
-
-
-@pytest.fixture
-def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return import_module("peers")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -33,7 +27,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_peer_agrees_with_reference(peers: Any, name: str) -> None:
+def test_peer_agrees_with_reference(name: str) -> None:
     assert list(peers.PEERS) == NAMES
     # Cluster 3 has rows and no columns, so that an empty block is among them.
     rows, cols, k = torch.tensor([2, 0, 3, 1, 0, 2, 1]), torch.tensor([1, 1, 0, 2, 0]), 4
@@ -50,7 +44,7 @@ def test_peer_agrees_with_reference(peers: Any, name: str) -> None:
     torch.testing.assert_close(weight.grad, expected_weight.grad, rtol=0, atol=1e-12)
 
 
-def test_contestants_add_the_same_gradient(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contestants_add_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(9, 12, bias=False)
     monkeypatch.setattr(torch.nn, "Linear", lambda *_, **__: layer)
     calls = peers.contestants(peers.matrix(12, 9, 3), rotated_bytes=0)
@@ -67,7 +61,7 @@ def test_contestants_add_the_same_gradient(peers: Any, monkeypatch: pytest.Monke
         torch.testing.assert_close(gradient, gradients["modfast"])
 
 
-def test_peers_go_through_a_model(peers: Any) -> None:
+def test_peers_go_through_a_model() -> None:
     case = peers.Case("two", ((6, 5), (7, 4)), 3)
     assert (case.bytes_of_weights, case.bytes_moved) == (232, 928)
     calls = peers.contestants(case, rotated_bytes=0)
@@ -79,7 +73,7 @@ def test_table_from_end_to_end(tmp_path: Path) -> None:
     page, kept = tmp_path / "page.md", tmp_path / "table.json"
     page.write_text(f"before\n{BEGIN}old\n{END}after\n")
     options = ["--sizes", "12x9x3", "--repeats", 2, "--threads", 1, "--rotate", 1]
-    done = run(BENCHMARKS / "table.py", *options, "--json", kept, "--markdown", page)
+    done = run("-m", "benchmarks.energy.table", *options, "--json", kept, "--markdown", page)
     assert done.returncode == 0, done.stderr
     assert "12 x 9, k 3" in done.stdout
     assert "threads 1" in done.stdout
@@ -108,7 +102,6 @@ def test_table_from_end_to_end(tmp_path: Path) -> None:
     ],
 )
 def test_table_refuses(
-    peers: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -118,12 +111,12 @@ def test_table_refuses(
     monkeypatch.chdir(tmp_path)
     Path("empty.md").touch()
     with pytest.raises(SystemExit, match="2"):
-        import_module("table").main(options)
+        table.main(options)
     assert said in capsys.readouterr().err
 
 
-def test_readme_has_a_place_for_the_table(peers: Any) -> None:
-    import_module("pages").outside_markers((BENCHMARKS / "README.md").read_text(), "energy")
+def test_readme_has_a_place_for_the_table() -> None:
+    pages.outside_markers((BENCHMARKS / "README.md").read_text(), "energy")
 
 
 def test_pytest_collects_the_cases() -> None:

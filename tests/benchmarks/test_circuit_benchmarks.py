@@ -2,7 +2,6 @@
 
 import copy
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,26 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.circuits import answers, cases, peers, table
 from modfast import Circuit, find_circuit
 from modfast.cli import main
 from modfast.data import load_dataset
 from modfast.models import build_model
 from modfast.train import CHECKPOINT, read_checkpoint
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BEGIN, END = "<!-- circuits table: begin -->\n", "<!-- circuits table: end -->\n"
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return import_module
-
-
 @pytest.mark.parametrize("peer", ["published", "tail only"])
-def test_loops_find_the_same_circuit(load: Any, peer: str) -> None:
+def test_loops_find_the_same_circuit(peer: str) -> None:
     torch.manual_seed(3)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, 5, bias=False)
     ).double()
     inputs = torch.randn(30, 3, 4, dtype=torch.float64)
     before = copy.deepcopy(model.state_dict())
-    loop = load("circuit_peers").PEERS[peer](model, inputs, 1)
+    loop = peers.PEERS[peer](model, inputs, 1)
     circuit = find_circuit(model, inputs, 1)
     for _ in range(12 * 8 + 8 * 5):
         loop()
@@ -46,8 +40,8 @@ def test_loops_find_the_same_circuit(load: Any, peer: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_neurons_that_matter(load: Any) -> None:
-    count = load("circuit_table").neurons_that_matter
+def test_neurons_that_matter() -> None:
+    count = table.neurons_that_matter
     last = torch.tensor([[True, False, False], [False, False, True]])
     middle = torch.tensor([[True, True, False], [True, True, True], [False, True, False]])
     first = torch.ones(3, 4, dtype=torch.bool)
@@ -55,8 +49,7 @@ def test_neurons_that_matter(load: Any) -> None:
     assert count([last]) == 2
 
 
-def test_cases(load: Any) -> None:
-    cases = load("circuit_cases")
+def test_cases() -> None:
     digits, patterns = cases.digits(), cases.noisy_patterns(per_class=20)
     assert sum(p.numel() for p in digits.model.parameters()) == 64 * 64 * 2 + 64 * 10
     assert [len(patterns.of_class(label)) for label in range(10)] == [20] * 10
@@ -67,8 +60,7 @@ def test_cases(load: Any) -> None:
         assert 0.3 < accuracy < 1.0
 
 
-def test_table_is_made(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    table = load("circuit_table")
+def test_table_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(table, "noisy_patterns", table.digits)
     page, out = tmp_path / "page.md", tmp_path / "circuits.json"
     page.write_text(f"before\n{BEGIN}old\n{END}after\n")
@@ -86,14 +78,14 @@ def test_table_is_made(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "digits, MLP" in capsys.readouterr().out
 
 
-def test_answers_are_those_of_the_masked_model(load: Any, tmp_path: Path, capsys: Any) -> None:
+def test_answers_are_those_of_the_masked_model(tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     few = ["--device", "cpu", "--threads", "1"]
     assert main(["train", "--data", "digits", "--epochs", "2", "--out", str(run), *few]) == 0
     asked = ["--criterion", "loss", "--labels", "3", "--images", "5"]
     assert main(["circuits", str(run), *asked, *few]) == 0
     out = tmp_path / "answers.json"
-    load("circuit_answers").main([str(run), "--json", str(out)])
+    answers.main([str(run), "--json", str(out)])
     (found,) = json.loads(out.read_text())
 
     dataset = load_dataset("digits")
@@ -112,9 +104,9 @@ def test_answers_are_those_of_the_masked_model(load: Any, tmp_path: Path, capsys
     assert "AUC" in capsys.readouterr().out
 
 
-def test_page_without_a_place_is_refused(load: Any, tmp_path: Path, capsys: Any) -> None:
+def test_page_without_a_place_is_refused(tmp_path: Path, capsys: Any) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing here\n")
     with pytest.raises(SystemExit):
-        load("circuit_table").main(["--markdown", str(page)])
+        table.main(["--markdown", str(page)])
     assert "needs a line <!-- circuits table: begin -->" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from circuit_cases import CircuitCase, digits, noisy_patterns
-from circuit_peers import ALL, OURS, PEERS
 
+from benchmarks.circuits.cases import CircuitCase, digits, noisy_patterns
+from benchmarks.circuits.peers import ALL, OURS, PEERS
 from modfast import find_circuit, find_circuits
 
 CASES: dict[str, Callable[[], CircuitCase]] = {"digits": digits, "noisy_patterns": noisy_patterns}

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_cases import CircuitCase, digits, noisy_patterns, of_run
-from circuit_peers import ALL, FLOOR, OURS, PEERS
-from pages import (
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.circuits.cases import CircuitCase, digits, noisy_patterns, of_run
+from benchmarks.circuits.peers import ALL, FLOOR, OURS, PEERS
+from benchmarks.common.pages import (
     add_options,
     add_page_option,
     as_markdown,
@@ -20,10 +23,7 @@ from pages import (
     versions,
     what_times_depend_on,
 )
-from rich.console import Console
-from rich.progress import Progress
-from rounds import in_rounds, quartiles
-
+from benchmarks.common.rounds import in_rounds, quartiles
 from modfast import find_circuit, find_circuits
 from modfast.circuits.linear_tail import read_tail
 from modfast.files import write_json

@@ -16,10 +16,10 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import eigsh, svds
 from sklearn.cluster import KMeans, SpectralClustering, SpectralCoclustering
-from spectral_cases import Planted
 from torch import Tensor
 
 import modfast
+from benchmarks.spectral.cases import Planted
 
 Labels: TypeAlias = "np.ndarray[Any, Any]"
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,13 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from benchmarks.common import pages, rounds
+from benchmarks.spectral import cases, peak_memory, peers, scaling, solvers, table
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WEIGHT_PEERS = ["randomized", "arpack", "svd_lowrank", "published"]
 GRAPH_PEERS = ["expert", "arpack", "lobpcg"]
 BEGIN, END = "<!-- spectral table: begin -->\n", "<!-- spectral table: end -->\n"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return import_module
 
 
 @pytest.fixture
@@ -30,8 +26,7 @@ def one_thread(set_threads: Any) -> None:
 
 
 class TestCases:
-    def test_planted_weight(self, load: Any) -> None:
-        cases = load("spectral_cases")
+    def test_planted_weight(self) -> None:
         weight, partition, _ = cases.plant(cases.WeightCase(420, 350, 3, unequal=True))
         inside = partition.mask()
         # Standard deviations of over 20,000 numbers are good to about 1 %.
@@ -40,15 +35,13 @@ class TestCases:
         assert partition.row_labels.bincount().tolist() == [60, 120, 240]
         assert partition.col_labels.bincount().tolist() == [50, 100, 200]
 
-    def test_heavy_tails(self, load: Any) -> None:
-        cases = load("spectral_cases")
+    def test_heavy_tails(self) -> None:
         heavy = cases.plant(cases.WeightCase(200, 100, 2, spread=1.0, heavy=True)).weight
         # The variance is 3; of 20,000 normal numbers with that variance none is 15 away.
         assert heavy.abs().max() > 15
 
     @pytest.mark.parametrize("pruned", ["smallest", "random"])
-    def test_pruned_weight(self, load: Any, pruned: str) -> None:
-        cases = load("spectral_cases")
+    def test_pruned_weight(self, pruned: str) -> None:
         case = cases.WeightCase(80, 50, 2, pruned=pruned)
         weight, _, rows = cases.plant(case)
         full = cases.plant(case._replace(pruned="")).weight
@@ -59,8 +52,7 @@ class TestCases:
         smallest_kept = bool(full[kept].abs().min() >= full[~kept].abs().max())
         assert smallest_kept == (pruned == "smallest")
 
-    def test_block_model(self, load: Any) -> None:
-        cases = load("spectral_cases")
+    def test_block_model(self) -> None:
         adjacency, labels = cases.block_model(cases.GraphCase(3000, 4))
         assert (adjacency != adjacency.T).nnz == 0
         assert adjacency.diagonal().sum() == 0
@@ -73,8 +65,7 @@ class TestCases:
         assert (labels[rows] == labels[cols]).mean() == pytest.approx(0.8, abs=0.02)
         assert cases.bytes_of(adjacency) == 8 * adjacency.nnz + 4 * 3001
 
-    def test_from_the_command_line(self, load: Any) -> None:
-        cases = load("spectral_cases")
+    def test_from_the_command_line(self) -> None:
         assert cases.as_cases("weights") == cases.WEIGHTS
         assert cases.as_cases("graphs") == cases.GRAPHS
         assert cases.as_cases("20x10x3") == [cases.WeightCase(20, 10, 3)]
@@ -84,9 +75,8 @@ class TestCases:
 class TestPeers:
     @pytest.mark.parametrize("pruned", ["", "smallest"])
     @pytest.mark.parametrize("name", ["modfast", *WEIGHT_PEERS])
-    def test_weights(self, load: Any, one_thread: None, name: str, pruned: str) -> None:
+    def test_weights(self, one_thread: None, name: str, pruned: str) -> None:
         # Easy: scikit-learn has fewer vectors than clusters, with ARPACK not even the best ones.
-        cases, peers = load("spectral_cases"), load("spectral_peers")
         planted = cases.plant(cases.WeightCase(300, 240, 3, spread=0.1, pruned=pruned))
         contestants = peers.weight_contestants(planted)
         assert list(contestants) == ["modfast", "floor", *WEIGHT_PEERS]
@@ -98,20 +88,17 @@ class TestPeers:
         assert (found.passes is not None) == (name == "modfast")
 
     @pytest.mark.parametrize("name", ["modfast", *GRAPH_PEERS])
-    def test_graphs(self, load: Any, one_thread: None, name: str) -> None:
-        cases, peers = load("spectral_cases"), load("spectral_peers")
+    def test_graphs(self, one_thread: None, name: str) -> None:
         adjacency, labels = cases.block_model(cases.GraphCase(400, 2, mean_degree=30))
         contestants = peers.graph_contestants(adjacency, 2)
         assert list(contestants) == ["modfast", *GRAPH_PEERS]
         assert adjusted_rand_score(labels, contestants[name]().labels[0]) == 1.0
 
-    def test_scikit_learn_is_left_out_of_large_graphs(self, load: Any) -> None:
-        cases, peers = load("spectral_cases"), load("spectral_peers")
+    def test_scikit_learn_is_left_out_of_large_graphs(self) -> None:
         adjacency, _ = cases.block_model(cases.GraphCase(60, 2))
         assert list(peers.graph_contestants(adjacency, 2, scikit_learn_nodes=59)) == ["modfast", "expert"]
 
-    def test_floor_reads_the_weight(self, load: Any) -> None:
-        cases, peers = load("spectral_cases"), load("spectral_peers")
+    def test_floor_reads_the_weight(self) -> None:
         floor = peers.weight_contestants(cases.plant(cases.WeightCase(30, 20, 2)))["floor"]
         with torch.profiler.profile(record_shapes=True) as profile:
             assert floor() is None
@@ -120,8 +107,7 @@ class TestPeers:
 
 
 class TestRounds:
-    def test_who_is_slow_is_called_once(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        rounds = load("rounds")
+    def test_who_is_slow_is_called_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now, called = [0.0], []
         monkeypatch.setattr(rounds.time, "perf_counter", lambda: now[0])
 
@@ -143,8 +129,8 @@ class TestRounds:
         assert called.count("short") == 9
         assert called.count("|") == 2
 
-    def test_quartiles(self, load: Any) -> None:
-        quartiles = load("rounds").quartiles
+    def test_quartiles(self) -> None:
+        quartiles = rounds.quartiles
         assert quartiles([0.25]) == [250.0, 250.0, 250.0]
         assert quartiles([0.001, 0.002, 0.003]) == pytest.approx([1.0, 2.0, 3.0])
 
@@ -152,13 +138,13 @@ class TestRounds:
 class TestTable:
     @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's count of a process's memory")
     def test_from_end_to_end(
-        self, load: Any, one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         page, kept = tmp_path / "page.md", tmp_path / "table.json"
         page.write_text(f"before\n{BEGIN}old\n{END}after\n")
         options = ["--cases", "300x200x2", "400x2", "--scikit-learn-nodes", "399", "--repeats", "1"]
         options += ["--threads", "1", "--json", str(kept), "--markdown", str(page)]
-        load("spectral_table").main(options)
+        table.main(options)
         printed = capsys.readouterr()
         assert "300 x 200, k 2" in printed.out
         assert "threads 1" in printed.out
@@ -176,14 +162,13 @@ class TestTable:
         assert min(graph["peak_bytes"].values()) > graph["graph_bytes"]
 
         before, rest = page.read_text().split(BEGIN)
-        table, after = rest.split(END)
+        inside, after = rest.split(END)
         assert (before, after) == ("before\n", "after\n")
-        assert "| weights | modfast, ms |" in table
-        assert "| graph | modfast, ms |" in table
-        assert "old" not in table
+        assert "| weights | modfast, ms |" in inside
+        assert "| graph | modfast, ms |" in inside
+        assert "old" not in inside
 
-    def test_cells(self, load: Any) -> None:
-        table = load("spectral_table")
+    def test_cells(self) -> None:
         common = {
             "case": "name",
             "milliseconds": {"modfast": 8.0, "floor": 0.5},
@@ -244,7 +229,6 @@ class TestTable:
     )
     def test_refuses(
         self,
-        load: Any,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -254,18 +238,18 @@ class TestTable:
         monkeypatch.chdir(tmp_path)
         Path("empty.md").touch()
         with pytest.raises(SystemExit, match="2"):
-            load("spectral_table").main(options)
+            table.main(options)
         assert said in capsys.readouterr().err
 
     @pytest.mark.parametrize("family", ["spectral", "solvers"])
-    def test_readme_has_a_place_for_the_tables(self, load: Any, family: str) -> None:
-        load("pages").outside_markers((BENCHMARKS / "README.md").read_text(), family)
+    def test_readme_has_a_place_for_the_tables(self, family: str) -> None:
+        pages.outside_markers((BENCHMARKS / "README.md").read_text(), family)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's count of a process's memory")
 class TestPeakMemory:
-    def test_counts_what_is_allocated_and_freed(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = load("peak_memory")
+    def test_counts_what_is_allocated_and_freed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = peak_memory
         case = memory.GraphCase(1000, 2)
         adjacency, _ = memory.block_model(case)
         # The same call as in the fresh process, with a contestant whose need is known.
@@ -277,8 +261,8 @@ class TestPeakMemory:
         # Pages, and what other threads of the process do meanwhile.
         assert found["peak"] - found["graph"] == pytest.approx(2**26, rel=0.1)
 
-    def test_tells_what_went_wrong(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = load("peak_memory")
+    def test_tells_what_went_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = peak_memory
         monkeypatch.setattr(sys, "executable", "ls")  # to which the options mean nothing
         with pytest.raises(
             RuntimeError, match=r"the peak of nobody with 100 nodes, k 2 was not measured:\n."
@@ -287,10 +271,10 @@ class TestPeakMemory:
 
 
 class TestScaling:
-    def test_from_end_to_end(self, load: Any, one_thread: None, tmp_path: Path) -> None:
+    def test_from_end_to_end(self, one_thread: None, tmp_path: Path) -> None:
         kept, picture = tmp_path / "scaling.json", tmp_path / "scaling.png"
         options = ["--decades", "1", "--repeats", "1", "--threads", "1"]
-        load("spectral_scaling").main([*options, "--json", str(kept), "--picture", str(picture)])
+        scaling.main([*options, "--json", str(kept), "--picture", str(picture)])
         report = json.loads(kept.read_text())
         assert [each["name"] for each in report["series"]] == [
             "dense weight",
@@ -305,8 +289,7 @@ class TestScaling:
             assert 9 < sizes[2] / sizes[0] < 20
         assert matplotlib.image.imread(picture).shape[1] == 1440
 
-    def test_exponents(self, load: Any) -> None:
-        scaling = load("spectral_scaling")
+    def test_exponents(self) -> None:
         # A constant of 5 ms beside a nanosecond for each entry: linear in the end.
         points = [{"entries": 10**p, "milliseconds": 5 + 1e-6 * 10**p} for p in range(2, 13)]
         assert scaling.exponent(
@@ -316,8 +299,8 @@ class TestScaling:
         assert [each["entries"] for each in upper] == [10**p for p in range(7, 13)]
         assert scaling.exponent(points) < scaling.exponent(upper) < 1.0
 
-    def test_sparse_weight(self, load: Any) -> None:
-        weight = load("spectral_scaling").sparse_weight(40_000)
+    def test_sparse_weight(self) -> None:
+        weight = scaling.sparse_weight(40_000)
         assert weight.shape == (400, 400)
         assert weight.has_canonical_format
         # A place is drawn 1/4 times on the average: 1 - exp(-1/4) of them at least once.
@@ -326,8 +309,7 @@ class TestScaling:
 
 class TestSolvers:
     @pytest.mark.parametrize("sizes", [(300, 200, 2), (400, 2)], ids=["weight", "graph"])
-    def test_all_find_the_same(self, load: Any, one_thread: None, sizes: tuple[int, ...]) -> None:
-        solvers = load("spectral_solvers")
+    def test_all_find_the_same(self, one_thread: None, sizes: tuple[int, ...]) -> None:
         make = solvers.WeightCase if len(sizes) == 3 else solvers.GraphCase
         problem = solvers.Problem(make(*sizes))
         dense = problem.product(torch.eye(problem.size)).double()
@@ -341,17 +323,14 @@ class TestSolvers:
             # A Ritz value is as near an eigenvalue as its residual is short.
             assert ((outcome.values - exact).abs() <= problem.tolerance(exact) + 1e-6).all(), name
 
-    def test_table(
-        self, load: Any, one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_table(self, one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         page = tmp_path / "page.md"
         page.write_text("<!-- solvers table: begin -->\n<!-- solvers table: end -->\n")
-        load("spectral_solvers").main(["--cases", "300x200x2", "--markdown", str(page)])
+        solvers.main(["--cases", "300x200x2", "--markdown", str(page)])
         assert "block power" in capsys.readouterr().out
         assert "| 300 x 200, k 2, outside 0.25 |" in page.read_text()
 
-    def test_says_who_did_not_converge(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        solvers = load("spectral_solvers")
+    def test_says_who_did_not_converge(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(solvers, "MAX_PASSES", 2)
         problem = solvers.Problem(solvers.GraphCase(400, 2))
         assert solvers.cell(problem, solvers.subspace(problem)) == "not in 2"

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from pages import add_options, versions, what_times_depend_on
 from rich.console import Console
 from rich.progress import Progress
-from rounds import in_rounds, quartiles
 from scipy import sparse
-from spectral_cases import GraphCase, WeightCase, block_model, plant
-from spectral_peers import expert
 from threadpoolctl import threadpool_limits
 
 import modfast
+from benchmarks.common.pages import add_options, versions, what_times_depend_on
+from benchmarks.common.rounds import in_rounds, quartiles
+from benchmarks.spectral.cases import GraphCase, WeightCase, block_model, plant
+from benchmarks.spectral.peers import expert
 from modfast.files import write_json
 from modfast.report.pictures.runs import STYLES
 from modfast.report.pictures.style import new_figure, save_figure

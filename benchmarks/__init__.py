@@ -1,0 +1,1 @@
+"""What the operations cost, beside peers and the floor of the hardware."""

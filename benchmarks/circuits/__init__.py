@@ -1,0 +1,1 @@
+"""The circuits family: cases, peers, and the table of times."""

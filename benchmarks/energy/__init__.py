@@ -1,0 +1,1 @@
+"""The energy family: cases, peers, and the table of times."""

@@ -1,0 +1,1 @@
+"""The spectral family: cases, peers, and the table of times."""
