@@ -100,10 +100,12 @@ sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.c
 	build/sanitize/circuits/test_circuits_threads
 	build/sanitize/circuits/test_circuits_races
 
-lint: setup ## check formatting, style and types
+lint: setup ## check formatting, style, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet tests/test_house.py
 	$(BIN)/clang-format --dry-run --Werror csrc/*/* tests/cpp/*/*
 
 format: setup ## format everything

@@ -10,9 +10,10 @@ from .library import backend
 from .network.affinity import gradient_affinity
 from .network.graph import network_graph, network_nodes, network_partitions
 from .partition import Partition, load_partitions, save_partitions
-from .spectral.clustering import ConvergenceWarning, normalized_cut, spectral_cluster, spectral_cocluster
+from .spectral.clustering import normalized_cut, spectral_cluster, spectral_cocluster
 from .spectral.laplacian import laplacian_eigenvalues
 from .spectral.shuffling import ShuffleTest, shuffle_test
+from .spectral.solver import ConvergenceWarning
 from .version import __version__
 
 __all__ = [

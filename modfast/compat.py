@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from . import energy
+from .arguments import check_count
 from .arrays import as_tensor, require_plain, require_whole, to_int64
-from .partition import Labels, Partition, _positive_integer
+from .partition import Labels, Partition
 from .spectral.clustering import spectral_cocluster
 from .spectral.matrices import as_matrix
 from .spectral.similarity import read_similarity
@@ -78,7 +79,7 @@ def clusterability(
         >>> clusterability(matrix, None, None, num_clusters=2)
         tensor(0.9000)
     """
-    count = _positive_integer("num_clusters", num_clusters)
+    count = check_count("num_clusters", num_clusters)
     _check_matrix("matrix", matrix)
     rows, cols = matrix.shape[:2]
     if cluster_U_indices is None or cluster_V_indices is None:
@@ -129,7 +130,7 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
         >>> round(clusterability(layer, rows, cols, 2).item(), 3)
         0.999
     """
-    count = _positive_integer("k", k)
+    count = check_count("k", k)
     _check_matrix("layer", layer)
     require_plain("layer", layer)
     if count > min(layer.shape[:2]):

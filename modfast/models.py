@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .arguments import Integer, check
+
 MODELS = "auto, cnn, mlp, package.module:callable"
 """What `build_model` accepts, in words."""
 
@@ -53,8 +55,8 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = _check_image_shape(image_shape, smallest_side=2)
-        _check_count("num_classes", num_classes)
-        _check_count("hidden", hidden)
+        check("num_classes", num_classes, Integer(1))
+        check("hidden", hidden, Integer(1))
         self.conv1 = nn.Conv2d(channels, 16, kernel_size=3, padding=1)
         self.fc1 = nn.Linear(16 * (height // 2) * (width // 2), hidden, bias=False)
         self.fc2 = nn.Linear(hidden, hidden, bias=False)
@@ -99,8 +101,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = _check_image_shape(image_shape, smallest_side=1)
-        _check_count("num_classes", num_classes)
-        _check_count("hidden", hidden)
+        check("num_classes", num_classes, Integer(1))
+        check("hidden", hidden, Integer(1))
         self.fc1 = nn.Linear(channels * height * width, hidden, bias=False)
         self.fc2 = nn.Linear(hidden, hidden, bias=False)
         self.fc3 = nn.Linear(hidden, num_classes, bias=False)
@@ -138,7 +140,7 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
         'CNN'
     """
     shape = _check_image_shape(image_shape, smallest_side=1)
-    _check_count("num_classes", num_classes)
+    check("num_classes", num_classes, Integer(1))
     if name == "auto":
         name = "mlp" if shape[0] == 1 else "cnn"
     with torch.device("cpu"):
@@ -213,14 +215,9 @@ def _check_image_shape(image_shape: Sequence[int], smallest_side: int) -> tuple[
     except (TypeError, ValueError):
         raise ValueError(f"image_shape must be (channels, height, width), got {image_shape!r}") from None
     for value, smallest in ((channels, 1), (height, smallest_side), (width, smallest_side)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        if value not in Integer(smallest):
             raise ValueError(
                 f"image_shape must be (channels, height, width), whole numbers with at least 1 channel "
                 f"and sides of at least {smallest_side}, got {image_shape!r}"
             )
     return channels, height, width
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import check_count
 from .arrays import as_tensor, require_whole, to_int64
 from .files import read_arrays, write_arrays
 
@@ -22,15 +23,7 @@ _INTEGER_DTYPES = frozenset(
 )
 
 
-def _positive_integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    if value >= 2**31 - 1:
-        raise ValueError(f"{name} must be below 2**31 - 1, got {value!r}")
-    return int(value)
-
-
-def _labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
+def read_labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
     """A private, contiguous int64 copy of ``labels``, checked."""
     require_whole(name, labels)
     try:
@@ -83,9 +76,9 @@ class Partition:
     num_clusters: int
 
     def __init__(self, row_labels: Labels, col_labels: Labels, num_clusters: int) -> None:
-        count = _positive_integer("num_clusters", num_clusters)
-        rows = _labels("row_labels", row_labels, count)
-        cols = _labels("col_labels", col_labels, count)
+        count = check_count("num_clusters", num_clusters)
+        rows = read_labels("row_labels", row_labels, count)
+        cols = read_labels("col_labels", col_labels, count)
         if rows.device != cols.device:
             raise ValueError(
                 f"row_labels and col_labels must be on one device, got {rows.device} and {cols.device}"
@@ -148,7 +141,7 @@ class Partition:
             >>> Partition.blocks((5, 4), 2).row_labels.tolist()
             [0, 0, 0, 1, 1]
         """
-        count = _positive_integer("num_clusters", num_clusters)
+        count = check_count("num_clusters", num_clusters)
         try:
             rows, cols = (operator.index(size) for size in tuple(shape)[:2])
         except (TypeError, ValueError) as error:

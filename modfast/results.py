@@ -70,7 +70,7 @@ def results_with(key: str) -> Planned:
     return Planned(read)
 
 
-# The width of what modfast.picture_style draws, which takes a second to import.
+# The width of what modfast.report.pictures.style draws, which takes a second to import.
 _PNG_SIGNATURE, _PNG_WIDTH = b"\x89PNG\r\n\x1a\n", 1440
 
 

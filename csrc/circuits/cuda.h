@@ -1,4 +1,4 @@
-// What the walk's CUDA kernels offer their binding; see energy_cuda.h. Unlike there, some functions wait for
+// What the walk's CUDA kernels offer their binding; see energy/cuda.h. Unlike there, some functions wait for
 // the stream.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The walk on a GPU. What the threads do stands in circuits_threads.h.
+// The walk on a GPU. What the threads do stands in walk_threads.h.
 //
 // The trials of a row follow each other, so one walk is one block, on one of the GPU's processors. Walks of
 // other labels and models, on streams of their own, take the others.

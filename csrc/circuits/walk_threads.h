@@ -1,5 +1,5 @@
 // What one thread of the walk's CUDA kernels does, and how the threads of a block make the trials of a row
-// together; see energy_threads.h. The kernels in circuits.cu are left with waiting for each other's threads
+// together; see energy/loss_threads.h. The kernels in walk.cu are left with waiting for each other's threads
 // and with exchanging numbers inside a warp.
 //
 // A thread computes on inputs of its own only, so that it need not wait for others but where the losses are

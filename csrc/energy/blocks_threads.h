@@ -1,4 +1,4 @@
-// What one thread of the CUDA kernels for block sums and block scalings does; see energy_threads.h.
+// What one thread of the CUDA kernels for block sums and block scalings does; see loss_threads.h.
 //
 // Rows and columns are taken in segments of kSegment, each sorted by label. A block of threads takes the rows
 // of one label out of some segments, and one segment of columns: its threads sum their columns over these

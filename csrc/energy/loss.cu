@@ -1,5 +1,5 @@
 // The enmeshment loss of a whole model on a GPU: one launch for the energies, one to add them up, one for the
-// gradient, whatever the number of matrices. What a thread does stands in energy_threads.h.
+// gradient, whatever the number of matrices. What a thread does stands in loss_threads.h.
 //
 // Every sum is made in one order, fixed by the shapes alone: no atomics, the same bits every time.
 #include "common/launch_outcome.h"

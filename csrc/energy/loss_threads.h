@@ -1,6 +1,6 @@
 // What one thread of a CUDA kernel does, as plain functions of the thread's number: no intrinsic, no shared
 // memory, no CUDA header. So a test on the CPU can call them for every thread in turn (tests/cpp), and the
-// kernels in energy.cu are left with adding up what the threads return.
+// kernels in loss.cu are left with adding up what the threads return.
 //
 // A matrix is cut into items, one for each block of kThreads threads. The threads of an item stand in rows of
 // `across` threads; each takes `vector` neighbouring columns, and of these kSteps rows.

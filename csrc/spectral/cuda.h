@@ -1,4 +1,4 @@
-// What the spectral family's CUDA kernels offer their binding; see energy_cuda.h.
+// What the spectral family's CUDA kernels offer their binding; see energy/cuda.h.
 #pragma once
 
 #include "spectral/plan.h"

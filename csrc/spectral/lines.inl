@@ -1,4 +1,4 @@
-// The body of the inner loops; included as energy_lines.inl is, and like it includes nothing.
+// The body of the inner loops; included as energy/lines.inl is, and like it includes nothing.
 
 #if defined(MODFAST_LINES_AVX512)
 constexpr int kRegisters = 32;

@@ -1,4 +1,4 @@
-// Products with matrices of similarities on a GPU. What a thread does stands in spectral_threads.h.
+// Products with matrices of similarities on a GPU. What a thread does stands in products_threads.h.
 //
 // Every sum is made in one order, fixed by the sizes alone: no atomics, the same bits every time.
 #include "common/launch_outcome.h"

@@ -1,5 +1,5 @@
-// What one thread of the spectral family's CUDA kernels does; see energy_threads.h. The kernels in
-// spectral.cu are left with waiting for each other's threads and with adding up what the threads return.
+// What one thread of the spectral family's CUDA kernels does; see energy/loss_threads.h. The kernels in
+// products.cu are left with waiting for each other's threads and with adding up what the threads return.
 //
 // A dense product is cut into tiles: a block of threads makes some lines of the result, for some vectors side
 // by side, out of one piece of the sums. The pieces are added up afterwards, in order. Going forward a line

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modfast.arguments import Integer, check
 from modfast.circuit import Circuit
 from modfast.partition import Partition
 
@@ -135,8 +136,7 @@ def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
         >>> random_circuits([circuit], seed=0)[0].num_weights
         4
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    check("seed", seed, Integer(0))
     generator = np.random.default_rng(seed)
 
     def draw(mask: Tensor) -> Tensor:

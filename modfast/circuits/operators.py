@@ -17,10 +17,10 @@ from modfast.shapes import check_shaped, require
 
 _OPS: Any = torch.ops.modfast
 
-# Inputs are computed on so many at once; csrc/circuits.h.
+# Inputs are computed on so many at once; csrc/circuits/circuits.h.
 LANES = 8
 
-# In the order of csrc/circuits.h.
+# In the order of csrc/circuits/circuits.h.
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 
 

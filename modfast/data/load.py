@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modfast.arguments import Integer, NoneOr, check
+
 from .dataset import Dataset, import_optional
 from .download import DOWNLOADABLE, load_downloadable
 from .image_folder import load_imagefolder
@@ -73,8 +75,7 @@ def load_dataset(
         >>> data.normalize(data.train_images[:64]).dtype
         torch.float32
     """
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ValueError(f"workers must be None or an integer of at least 1, got {workers!r}")
+    check("workers", workers, NoneOr(Integer(1)))
     kind, separator, path = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if kind == "imagefolder" and path:
         return load_imagefolder(spec, path, _cache_folder(cache_dir), progress, workers)

@@ -68,10 +68,11 @@ def find_run_circuits(
 
     Returns:
         What ``circuits.json`` holds: ``config``, ``environment``, ``runs``, ``summary``
-        (:func:`modfast.circuit_summary.summarize_circuits`), ``claims`` (:func:`modfast.claims.paper_claims`;
-        none without plain and modular models) and ``note``, how far to trust them together. A run has
-        what :func:`modfast.experiment.evaluate` measured and, by criterion, what
-        :func:`modfast.circuit_summary.describe_circuits` gives and ``seconds``: of each circuit, since its
+        (of :func:`modfast.report.circuits.summary.summarize_circuits`), ``claims`` (of
+        :func:`modfast.report.circuits.claims.paper_claims`; none without plain and modular models) and
+        ``note``, how far to trust them together. A run has what :func:`modfast.experiment.runs.evaluate`
+        measured and, by criterion, what :func:`modfast.report.circuits.summary.describe_circuits`
+        gives and ``seconds``: of each circuit, since its
         process had the one before; None if it was there already.
 
     Raises:

@@ -15,7 +15,6 @@ above all those of ``n`` shuffles has a probability of ``1 / (n + 1)``; a gap be
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.arguments import SEED, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.energy.functional import clusterability
 from modfast.partition import Partition
 from modfast.spectral.clustering import normalized_cut, spectral_cocluster
@@ -67,19 +67,21 @@ class ClusterConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        def require(name: str, holds: bool, allowed: str) -> None:
-            if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
         counts = self.num_clusters
         ascending = all(low < high for low, high in pairwise(counts))
-        require("num_clusters", bool(counts) and counts[0] >= 1 and ascending, "ascending, from 1 on")
-        require("affinity", self.affinity in AFFINITIES, f"one of {AFFINITIES}")
-        require("n_init", self.n_init >= 1, "at least 1")
-        require("shuffles", self.shuffles >= 1, "at least 1")
-        require("tol", math.isfinite(self.tol) and self.tol > 0, "a finite number above 0")
-        require("seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
-        require("threads", self.threads is None or self.threads >= 1, "at least 1")
+        if not (counts and counts[0] in Integer(1) and ascending):
+            raise ValueError(f"num_clusters must be ascending, from 1 on, got {counts!r}")
+        check_fields(
+            self,
+            {
+                "affinity": OneOf(AFFINITIES),
+                "n_init": Integer(1),
+                "shuffles": Integer(1),
+                "tol": Number(0),
+                "seed": SEED,
+                "threads": NoneOr(Integer(1)),
+            },
+        )
 
 
 def possible_counts(weight: Tensor, config: ClusterConfig) -> list[int]:

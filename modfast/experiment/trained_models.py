@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from modfast.arguments import Distinct, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.circuit import CRITERIA
 from modfast.circuits.checkpoint import fingerprint
 from modfast.circuits.folder import CircuitFolder
@@ -62,22 +62,19 @@ class CircuitConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        def require(name: str, holds: bool, allowed: str) -> None:
-            if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
-        known = all(criterion in CRITERIA for criterion in self.criteria)
-        once = len(set(self.criteria)) == len(self.criteria) > 0
-        require("criteria", known and once, f"at least one of {CRITERIA}, each once")
-        finite = math.isfinite(self.tolerance) and self.tolerance >= 0
-        require("tolerance", finite, "a finite number of at least 0")
-        labels = self.labels
-        once = labels is None or len(set(labels)) == len(labels) > 0
-        require("labels", once, "None or at least one label, each once")
-        require("images", self.images is None or self.images >= 1, "None or at least 1")
-        require("layers", self.layers is None or len(self.layers) > 0, "None or at least one name")
-        require("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
-        require("threads", self.threads is None or self.threads >= 1, "None or at least 1")
+        check_fields(
+            self,
+            {
+                "criteria": Distinct(OneOf(CRITERIA)),
+                "tolerance": Number(0, included=True),
+                "labels": NoneOr(Distinct(Integer(0))),
+                "images": NoneOr(Integer(1)),
+                "seed": Integer(0, 2**31 - 1),
+                "threads": NoneOr(Integer(1)),
+            },
+        )
+        if self.layers is not None and not self.layers:
+            raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
 
 
 class TrainedModel(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modfast.partition import Labels, Partition, _labels
+from modfast.partition import Labels, Partition, read_labels
 
 from .chain import find_chain, graph_of, nodes_of
 
@@ -127,7 +127,7 @@ def network_partitions(
     chain = find_chain(model, layers, example_inputs)
     nodes = nodes_of(chain)
     total = list(nodes.values())[-1].stop
-    given = _labels("labels", labels, 2**31 - 2)
+    given = read_labels("labels", labels, 2**31 - 2)
     if len(given) != total:
         raise ValueError(f"labels must be {total}, one for each node of the network, got {len(given)}")
     count = max(int(given.max()) + 1, 1)

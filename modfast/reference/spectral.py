@@ -9,12 +9,12 @@ and image segmentation", PAMI 2000.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from modfast.arguments import SEED, Integer, check
 from modfast.partition import Partition
 
 _AFFINITIES = ("abs", "square", "given")
@@ -64,9 +64,9 @@ def spectral_cocluster(
     """
     _check_weight(weight)
     rows, cols = weight.shape[:2]
-    _check_integer("num_clusters", num_clusters, 1, min(rows, cols), f" for shape {(rows, cols)}")
-    _check_integer("n_init", n_init, 1, 2**31 - 1)
-    _check_integer("seed", seed, 0, 2**63 - 1)
+    check("num_clusters", num_clusters, Integer(1, min(rows, cols)), f" for shape {(rows, cols)}")
+    check("n_init", n_init, Integer(1, 2**31 - 1))
+    check("seed", seed, SEED)
     similarity = _similarity(weight, affinity)
 
     row_labels, col_labels = (torch.full((size,), -1, device="cpu") for size in (rows, cols))
@@ -106,9 +106,9 @@ def spectral_cluster(adjacency: Tensor, num_clusters: int, *, n_init: int = 10, 
         tensor([0, 0, 1, 1])
     """
     similarity = _graph(adjacency)
-    _check_integer("num_clusters", num_clusters, 1, len(similarity), f" for {len(similarity)} nodes")
-    _check_integer("n_init", n_init, 1, 2**31 - 1)
-    _check_integer("seed", seed, 0, 2**63 - 1)
+    check("num_clusters", num_clusters, Integer(1, len(similarity)), f" for {len(similarity)} nodes")
+    check("n_init", n_init, Integer(1, 2**31 - 1))
+    check("seed", seed, SEED)
     labels = torch.full((len(similarity),), -1, device="cpu")
     tied = similarity.sum(1) > 0
     if tied.any():
@@ -265,11 +265,6 @@ def _check_weight(weight: object, name: str = "weight") -> None:
         raise ValueError(f"{name} must be dense, got layout {weight.layout}")
     if weight.dim() < 2 or weight.numel() == 0:
         raise ValueError(f"{name} must have shape (out, in, *kernel), none 0, got {tuple(weight.shape)}")
-
-
-def _check_integer(name: str, value: object, low: int, high: int, where: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise ValueError(f"{name} must be an integer in [{low}, {high}]{where}, got {value!r}")
 
 
 def _similarity(weight: Tensor, affinity: str, name: str = "weight") -> Tensor:

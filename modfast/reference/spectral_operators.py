@@ -1,6 +1,6 @@
 """The specification of the operators behind spectral clustering, in plain PyTorch.
 
-Arguments and results are those of :mod:`modfast.spectral_operators`, where they are described.
+Arguments and results are those of :mod:`modfast.spectral.operators`, where they are described.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     """The table that ends ``modfast reproduce``: plain, modular and their difference.
 
     Args:
-        results: As for :func:`modfast.pictures.draw_comparison`; ``config`` is optional, and of it
-            ``data``, ``seeds``, ``epochs``, ``enmeshment_weight``, ``num_clusters`` and
+        results: As for :func:`modfast.report.pictures.runs.draw_comparison`; ``config`` is optional, and of
+            it ``data``, ``seeds``, ``epochs``, ``enmeshment_weight``, ``num_clusters`` and
             ``regularised_layers`` are shown if they are there.
 
     Returns:
@@ -124,8 +124,8 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
     """The table that ends ``modfast cluster``: each layer and number of clusters, the chosen ones marked.
 
     Args:
-        results: ``clustering``, layer name to what :func:`modfast.cluster.cluster_layer` records, and
-            ``finished``.
+        results: ``clustering``, layer name to what :func:`modfast.experiment.eigengap.cluster_layer`
+            records, and ``finished``.
 
     Returns:
         A table for ``rich.print``; of more than 100 rows only those of the chosen numbers.

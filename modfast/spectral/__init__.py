@@ -1,14 +1,9 @@
 """Spectral clustering and co-clustering of weights and graphs, and the tests of what was found."""
 
-from .clustering import (
-    ConvergenceWarning,
-    graph_embedding,
-    normalized_cut,
-    spectral_cluster,
-    spectral_cocluster,
-)
+from .clustering import graph_embedding, normalized_cut, spectral_cluster, spectral_cocluster
 from .laplacian import laplacian_eigenvalues
 from .shuffling import ShuffleTest, shuffle_test
+from .solver import ConvergenceWarning
 
 __all__ = [
     "ConvergenceWarning",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import warnings
-from numbers import Integral, Real
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from modfast.arguments import Integer, check
 from modfast.arrays import as_tensor, require_whole, to_int64
 from modfast.partition import Labels, Partition
 
@@ -18,10 +17,7 @@ from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .matrices import as_matrix, compress
 from .refinement import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
 from .similarity import SparseSimilarity, read_similarity
-
-
-class ConvergenceWarning(UserWarning):
-    """An eigensolver stopped before it was as exact as asked."""
+from .solver import check_solver, warn_unless
 
 
 @overload
@@ -122,8 +118,8 @@ def spectral_cocluster(
     turned = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.stride(0) == 1 != matrix.stride(1)
     similarity = read_similarity(matrix.T if isinstance(matrix, Tensor) and turned else matrix, affinity)
     sides = similarity.shape
-    _check_integer("num_clusters", num_clusters, 1, min(sides), f" for shape {tuple(matrix.shape[:2])}")
-    _check_solver(n_init, tol, max_iter, seed)
+    check("num_clusters", num_clusters, Integer(1, min(sides)), f" for shape {tuple(matrix.shape[:2])}")
+    check_solver(n_init, tol, max_iter, seed)
 
     degrees = similarity.sums()
     labels = [torch.full((size,), -1, device="cpu") for size in sides]
@@ -223,8 +219,8 @@ def spectral_cluster(
     start = time.perf_counter()
     similarity, degrees = _read_graph(adjacency)
     nodes = similarity.shape[0]
-    _check_integer("num_clusters", num_clusters, 1, nodes, f" for {nodes} nodes")
-    _check_solver(n_init, tol, max_iter, seed)
+    check("num_clusters", num_clusters, Integer(1, nodes), f" for {nodes} nodes")
+    check_solver(n_init, tol, max_iter, seed)
     tied = (degrees > 0).cpu()
     found, tightness = None, {"inertia": 0.0, "iterations": 0}
     if tied.any():
@@ -277,14 +273,7 @@ def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str 
     else:
         similarity, _ = _read_graph(adjacency)
         checked = _node_labels(labels, similarity.shape[0])
-        inside, volume = ops.graph_cut(
-            similarity.starts,
-            similarity.indices,
-            similarity.values,
-            similarity.scale,
-            checked,
-            max(int(checked.max()) + 1, 1),
-        )
+        inside, volume = ops.graph_cut(similarity, checked, max(int(checked.max()) + 1, 1))
     return float(((volume - inside) / volume)[volume > 0].sum())
 
 
@@ -304,31 +293,18 @@ def graph_embedding(
     """
     similarity, degrees = _read_graph(adjacency)
     nodes = similarity.shape[0]
-    _check_integer("num_vectors", num_vectors, 1, nodes, f" for {nodes} nodes")
-    _check_solver(1, tol, max_iter, seed)
+    check("num_vectors", num_vectors, Integer(1, nodes), f" for {nodes} nodes")
+    check_solver(1, tol, max_iter, seed)
     vectors, found, _ = graph_eigenvectors(
         similarity, degrees, int(num_vectors), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
     )
-    _warn_unless(found.converged, found.products, found.residuals)
+    warn_unless(found.converged, found.products, found.residuals)
     # The similarities' unit is not the adjacency's.
     places = vectors[:, : int(num_vectors)].to(torch.float64) * similarity.scale**0.5
     return torch.where(degrees[:, None] > 0, places, 0.0)
 
 
 # --- Arguments
-
-
-def _check_integer(name: str, value: object, low: int, high: int, where: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise ValueError(f"{name} must be an integer in [{low}, {high}]{where}, got {value!r}")
-
-
-def _check_solver(n_init: object, tol: object, max_iter: object, seed: object) -> None:
-    _check_integer("n_init", n_init, 1, 2**31 - 1)
-    _check_integer("max_iter", max_iter, 1, 2**31 - 1)
-    _check_integer("seed", seed, 0, 2**63 - 1)
-    if isinstance(tol, bool) or not isinstance(tol, Real) or not 0 < float(tol) < 1:
-        raise ValueError(f"tol must be a number between 0 and 1, both excluded, got {tol!r}")
 
 
 def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
@@ -374,7 +350,7 @@ def _node_labels(labels: Labels, nodes: int) -> Tensor:
 def _info(name: str, found: Embedding | None, count: int, start: float) -> dict[str, Any]:
     """How a solution was found; warns where the solver stopped early."""
     if found is not None:
-        _warn_unless(found.converged, found.passes, found.residuals)
+        warn_unless(found.converged, found.passes, found.residuals)
     zeros = torch.zeros(count, dtype=torch.float64, device="cpu")
     return {
         name: zeros if found is None else found.values,
@@ -383,13 +359,3 @@ def _info(name: str, found: Embedding | None, count: int, start: float) -> dict[
         "converged": True if found is None else found.converged,
         "seconds": time.perf_counter() - start,
     }
-
-
-def _warn_unless(converged: bool, passes: int, residuals: Tensor) -> None:
-    if not converged:
-        warnings.warn(
-            f"the eigensolver stopped after {passes} passes with residuals up to "
-            f"{float(residuals.max()):.1e}; raise max_iter or tol",
-            ConvergenceWarning,
-            stacklevel=4,
-        )

@@ -309,7 +309,7 @@ def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Gen
 def _capacity(memory: int, length: int, count: int) -> int:
     """How many vectors the basis may hold: three to eight blocks.
 
-    More than eight save hardly a pass (benchmarks/spectral_solvers.py). With the block that is being made
+    More than eight save hardly a pass (benchmarks/spectral/solvers.py). With the block that is being made
     they take 0.7 of the matrix's own memory (in float32), or as much as nobody would miss.
     """
     width = block_width(count)

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.arguments import Integer, check
 from modfast.arrays import require_numbers, require_plain
 from modfast.derivatives import one_by_one
 from modfast.shapes import FLOATS
 
 from . import operators as ops
-from .clustering import _check_integer, _check_solver, _warn_unless
 from .embedding import normalised_eigenvectors, singular_vectors
 from .similarity import DenseSimilarity, read_similarity
+from .solver import check_solver, warn_unless
 
 
 def laplacian_eigenvalues(
@@ -70,8 +71,9 @@ def laplacian_eigenvalues(
     """
     layers = [weights] if isinstance(weights, Tensor) else list(weights)
     _check_layers(layers)
-    _check_integer("k", k, 1, min(min(layer.shape[:2]) for layer in layers), " for these weights")
-    _check_solver(1, tol, max_iter, seed)
+    most = min(min(layer.shape[:2]) for layer in layers)
+    check("k", k, Integer(1, most), " for these weights")
+    check_solver(1, tol, max_iter, seed)
     values, *_ = _Eigenvalues.apply(int(k), float(tol), int(max_iter), int(seed), *layers)
     double = any(layer.dtype == torch.float64 for layer in layers)
     result: Tensor = values.to(torch.float64 if double else torch.float32)
@@ -216,7 +218,7 @@ def _places(
     if len(chain) == 1:
         # The eigenvalues of the graph of a matrix are its singular values, and these with a minus.
         found = singular_vectors(chain[0], (degrees[1], degrees[0]), k, tol=tol, max_iter=max_iter, seed=seed)
-        _warn_unless(found.converged, found.passes, found.residuals)
+        warn_unless(found.converged, found.passes, found.residuals)
         places, values = [found.right * 0.5**0.5, found.left * 0.5**0.5], found.values
     else:
         joint, eigen, _ = normalised_eigenvectors(
@@ -228,7 +230,7 @@ def _places(
             max_iter=max_iter,
             seed=seed,
         )
-        _warn_unless(eigen.converged, eigen.products, eigen.residuals)
+        warn_unless(eigen.converged, eigen.products, eigen.residuals)
         joint = joint[:, :k].to(torch.float64)
         places, values = list(joint.split([len(each) for each in degrees])), eigen.values
     return places, values

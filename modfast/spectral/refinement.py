@@ -129,9 +129,8 @@ def refine_graph(similarity: SparseSimilarity, degrees: Tensor, labels: Tensor, 
     On the CPU one after the other. On another device, whose graph stays there, all at once that want to move
     and are not tied to each other; one product tells their ties.
     """
-    parts = (similarity.starts, similarity.indices, similarity.values, similarity.scale)
     if similarity.device.type == "cpu":
-        return ops.move_graph(*parts, labels, num_clusters, _least_gain(torch.float64), _MAX_SWEEPS)
+        return ops.move_graph(similarity, labels, num_clusters, _least_gain(torch.float64), _MAX_SWEEPS)
     return refine_in_rounds(similarity, degrees, labels, num_clusters)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modfast.arguments import SEED, Integer, check, check_count
 from modfast.network.chain import Link, find_chain, graph_of
-from modfast.partition import _positive_integer
 
 from .clustering import normalized_cut, spectral_cluster
 
@@ -90,17 +90,15 @@ def shuffle_test(
         >>> result.z_score < -2, result.p_value
         (True, 0.1)
     """
-    count = _positive_integer("num_shuffles", num_shuffles)
-    if count < 2:
-        raise ValueError(f"num_shuffles must be at least 2, got {num_shuffles}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an integer in [0, {2**63 - 1}], got {seed!r}")
+    count = check_count("num_shuffles", num_shuffles)
+    check("num_shuffles", count, Integer(2))
+    check("seed", seed, SEED)
     unknown = sorted(set(options) - {"n_init", "tol", "max_iter"})
     if unknown:
         raise TypeError(
             f"shuffle_test takes of spectral_cluster's options n_init, tol, max_iter, got {unknown}"
         )
-    threads = torch.get_num_threads() if workers is None else _positive_integer("workers", workers)
+    threads = torch.get_num_threads() if workers is None else check_count("workers", workers)
     chain = find_chain(model, layers, example_inputs)
     graph = graph_of(chain)
 

@@ -52,16 +52,8 @@ class DenseSimilarity:
         return ops.similarity_product(self.weight, self.affinity, self.scale, right, left, row_weights)
 
 
-@dataclass(frozen=True)
-class SparseSimilarity:
-    """The same of a sparse weight in compressed rows."""
-
-    starts: Tensor  # (rows + 1,), int32 or int64
-    indices: Tensor  # (entries,), of the same type
-    values: Tensor  # (entries,), float32 or float64
-    cols: int
-    affinity: int
-    scale: float
+class SparseSimilarity(ops.SparseMatrix):
+    """A matrix of similarities in compressed sparse rows, none of which is negative."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,8 +76,7 @@ class SparseSimilarity:
         # Where an entry comes to lie when those before it are gone; a row without any begins where it ends.
         places = torch.cat([kept.new_zeros(1), kept]).cumsum(0).to(self.starts.dtype)
         new_places = cols.cumsum(0) - 1
-        return replace(
-            self,
+        return self._replace(
             starts=places[self.starts.long()][torch.cat([rows.new_ones(1), rows])],
             indices=new_places[self.indices[kept].long()].to(self.indices),
             values=self.values[kept],
@@ -105,29 +96,17 @@ class SparseSimilarity:
         return self._sums(right, left, True)
 
     def _sums(self, right: Tensor | None, left: Tensor | None, of_cols: bool) -> tuple[Tensor, Tensor]:
-        return ops.sparse_similarity_sums(
-            self.starts, self.indices, self.values, self.cols, self.affinity, self.scale, right, left, of_cols
-        )
+        return ops.sparse_similarity_sums(self, right, left, of_cols)
 
     def product_into(self, out: Tensor, right: Tensor, row_weights: Tensor) -> None:
         """``out = row_weights * (A right)``, for a square matrix of given similarities."""
-        ops.graph_product_(out, self.starts, self.indices, self.values, self.scale, right, row_weights)
+        ops.graph_product_(out, self, right, row_weights)
 
     def product(
         self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
-        return ops.sparse_similarity_product(
-            self.starts,
-            self.indices,
-            self.values,
-            self.cols,
-            self.affinity,
-            self.scale,
-            right,
-            left,
-            row_weights,
-        )
+        return ops.sparse_similarity_product(self, right, left, row_weights)
 
 
 Similarity: TypeAlias = DenseSimilarity | SparseSimilarity

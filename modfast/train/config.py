@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from modfast.arguments import SEED, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.partition import Partition
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -53,26 +53,21 @@ class TrainConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        def require(name: str, holds: bool, allowed: str) -> None:
-            if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
-
-        def whole(name: str, least: int) -> None:
-            value = getattr(self, name)
-            allowed = f"a whole number of at least {least}"
-            require(name, isinstance(value, int) and not isinstance(value, bool) and value >= least, allowed)
-
-        for name, least in {"num_clusters": 1, "epochs": 1, "batch_size": 1, "seed": 0}.items():
-            whole(name, least)
-        require("seed", self.seed < 2**63, "below 2**63")
-        if self.threads is not None:
-            whole("threads", 1)
-        finite = math.isfinite(self.enmeshment_weight) and self.enmeshment_weight >= 0
-        require("enmeshment_weight", finite, "a finite number of at least 0")
-        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        require("learning_rate", finite, "a finite number above 0")
-        require("precision", self.precision in PRECISIONS, f"one of {sorted(PRECISIONS)}")
-        require("layers", self.layers is None or len(self.layers) > 0, "None or at least one name")
+        check_fields(
+            self,
+            {
+                "num_clusters": Integer(1),
+                "epochs": Integer(1),
+                "batch_size": Integer(1),
+                "seed": SEED,
+                "threads": NoneOr(Integer(1)),
+                "enmeshment_weight": Number(0, included=True),
+                "learning_rate": Number(0),
+                "precision": OneOf(tuple(PRECISIONS)),
+            },
+        )
+        if self.layers is not None and not self.layers:
+            raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
 
 
 @dataclass

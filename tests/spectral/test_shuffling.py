@@ -254,7 +254,7 @@ def test_an_interrupt_ends_the_test(clustered: Any, set_threads: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"num_shuffles": 1}, ValueError, "num_shuffles must be at least 2, got 1"),
+        ({"num_shuffles": 1}, ValueError, "num_shuffles must be an integer of at least 2, got 1"),
         ({"num_shuffles": 0}, ValueError, "num_shuffles must be a positive integer, got 0"),
         ({"num_shuffles": 2.0}, ValueError, "num_shuffles must be a positive integer"),
         ({"num_clusters": 0}, ValueError, "num_clusters"),

@@ -95,7 +95,7 @@ def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
     ``"contradicted"`` if on the other, and else ``"undecided"``, as is everything from a single seed.
 
     Args:
-        summary: of plain and modular models, from :func:`modfast.circuit_summary.summarize_circuits`.
+        summary: of plain and modular models, from :func:`modfast.report.circuits.summary.summarize_circuits`.
 
     Returns:
         For each claim ``claim`` (its key), ``criterion`` (None for those that need no circuits),

@@ -40,7 +40,8 @@ def page(title: str, contents: list[tuple[str, str, Content]], opening: Content)
     return "<!DOCTYPE html>\n" + join(element("html", head, "\n", body, lang="en")) + "\n"
 
 
-# Okabe and Ito's colours, as in modfast.pictures; the clusters begin with those that plain and modular leave.
+# Okabe and Ito's colours, as in the pictures of runs; the clusters begin with those that plain and modular
+# leave.
 _STYLE = """
 :root {
   --paper: #ffffff; --panel: #f6f8fa; --ink: #1b1f24; --quiet: #57606a; --rule: #d5dbe1;

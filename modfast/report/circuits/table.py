@@ -41,7 +41,7 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
         A table for ``rich.print``: for the models and each criterion one row for each measure, as mean ± half
         width of the 95% interval over seeds (the mean alone for a single seed). Differences are taken seed by
         seed. Specialisation is the mean over regularised layers; see
-        :func:`modfast.circuit_summary.run_measures`.
+        :func:`modfast.report.circuits.summary.run_measures`.
     """
     config, summary = results["config"], results["summary"]
     kinds = config["kinds"]

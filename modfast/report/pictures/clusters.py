@@ -69,7 +69,8 @@ def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapp
     Args:
         path: PNG file to write; more than 8 layers go on in further files beside it, which are replaced if
             they exist, ``name_2.png`` and so on.
-        records: layer name to what :func:`modfast.cluster.cluster_layer` records, with a chosen number.
+        records: layer name to what :func:`modfast.experiment.eigengap.cluster_layer` records, with a chosen
+            number.
 
     Returns:
         The files.

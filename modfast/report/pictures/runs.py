@@ -1,8 +1,8 @@
 """The pictures of a run's numbers: curves over the epochs, and plain against modular.
 
-The others are drawn in :mod:`modfast.picture_weights` and :mod:`modfast.picture_classes`. Every function
-writes one PNG, whole or not at all; the same input gives the same bytes with the same matplotlib. Only
-matplotlib's object-oriented interface is used, so a caller's own figures and backend stay untouched.
+Every function writes one PNG, whole or not at all; the same input gives the same bytes with the same
+matplotlib. Only matplotlib's object-oriented interface is used, so a caller's own figures and backend stay
+untouched.
 """
 
 from __future__ import annotations

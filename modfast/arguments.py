@@ -1,0 +1,168 @@
+"""What users may give for an argument that is a number or a choice, as data: what is allowed, and in words.
+
+A constraint answers ``value in constraint``, and its text ends the sentence "... must be".
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Whole numbers from ``low`` to ``high``, both included; without ``high`` there is no largest one.
+
+    Example:
+        >>> str(Integer(1)), str(Integer(0)), str(Integer(1, 8))
+        ('a positive integer', 'an integer of at least 0', 'an integer in [1, 8]')
+        >>> 3 in Integer(1), 3.0 in Integer(1), True in Integer(1)
+        (True, False, False)
+    """
+
+    low: int
+    high: int | None = None
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            return False
+        return int(value) >= self.low and (self.high is None or int(value) <= self.high)
+
+    def __str__(self) -> str:
+        if self.high is not None:
+            return f"an integer in [{self.low}, {self.high}]"
+        return "a positive integer" if self.low == 1 else f"an integer of at least {self.low}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """Finite numbers above ``low``, or from it on where it is included, and below ``high``.
+
+    Example:
+        >>> str(Number(0)), str(Number(0, included=True))
+        ('a finite number above 0', 'a finite number of at least 0')
+        >>> str(Number(0, 1))
+        'a number between 0 and 1, both excluded'
+    """
+
+    low: float
+    high: float = math.inf
+    included: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            return False
+        number = float(value)
+        return (self.low < number or (self.included and number == self.low)) and number < self.high
+
+    def __str__(self) -> str:
+        if math.isfinite(self.high):
+            return f"a number between {self.low} and {self.high}, both excluded"
+        return f"a finite number {'of at least' if self.included else 'above'} {self.low}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few values.
+
+    Example:
+        >>> str(OneOf(("abs", "square")))
+        "one of ('abs', 'square')"
+    """
+
+    values: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and value in self.values
+
+    def __str__(self) -> str:
+        return f"one of {self.values}"
+
+
+@dataclass(frozen=True)
+class NoneOr:
+    """What another constraint allows, or None.
+
+    Example:
+        >>> str(NoneOr(Integer(1))), None in NoneOr(Integer(1))
+        ('None or a positive integer', True)
+    """
+
+    other: Constraint
+
+    def __contains__(self, value: object) -> bool:
+        return value is None or value in self.other
+
+    def __str__(self) -> str:
+        return f"None or {self.other}"
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """At least one value, each of them allowed by another constraint, none twice.
+
+    Example:
+        >>> str(Distinct(Integer(0)))
+        'one or more, none of them twice, each an integer of at least 0'
+    """
+
+    each: Constraint
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, Collection) or isinstance(value, str):
+            return False
+        return len(value) == len(set(value)) > 0 and all(one in self.each for one in value)
+
+    def __str__(self) -> str:
+        return f"one or more, none of them twice, each {self.each}"
+
+
+Constraint = Integer | Number | OneOf | NoneOr | Distinct
+
+SEED = Integer(0, 2**63 - 1)
+"""What PyTorch's generators take."""
+
+
+def check(name: str, value: object, allowed: Constraint, where: str = "") -> None:
+    """Raises unless a constraint allows the value.
+
+    Args:
+        name: of the argument, for the message.
+        value: what a user gave.
+        allowed: what may be given.
+        where: why it is allowed, for the message: ``" for shape (3, 4)"``.
+
+    Raises:
+        ValueError: it does not.
+
+    Example:
+        >>> check("num_clusters", 9, Integer(1, 4), " for 4 nodes")
+        Traceback (most recent call last):
+        ValueError: num_clusters must be an integer in [1, 4] for 4 nodes, got 9
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be {allowed}{where}, got {value!r}")
+
+
+def check_count(name: str, value: object) -> int:
+    """How many there are of something that the kernels count in 32 bits.
+
+    Raises:
+        ValueError: the value is no positive integer below ``2**31 - 1``.
+    """
+    check(name, value, Integer(1))
+    check(name, value, Integer(1, 2**31 - 2))
+    return operator.index(value)  # type: ignore[arg-type]
+
+
+def check_fields(config: object, allowed: Mapping[str, Constraint]) -> None:
+    """Raises unless each of these attributes has a value that is allowed; the first other one is named.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, constraint in allowed.items():
+        check(name, getattr(config, name), constraint)

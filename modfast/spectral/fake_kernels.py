@@ -1,0 +1,257 @@
+"""The shapes and dtypes that the spectral operators return, for ``torch.compile`` and whoever else traces.
+
+PyTorch calls these in place of the kernels where a tensor has no numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modfast.shapes import COMPUTED_IN, FLOATS, INDICES, check_shaped, require
+
+AFFINITIES = ("abs", "square", "given")
+
+# Blocks of vectors are a multiple of this wide; csrc/spectral/spectral.h.
+LANES = 8
+
+
+def _check_matrix(weight: Tensor, affinity: int) -> tuple[int, int]:
+    """What all ask of a dense matrix: its sizes."""
+    check_shaped("weight", weight, FLOATS, (None, None))
+    _check_affinity(affinity)
+    return weight.shape[0], weight.shape[1]
+
+
+def _check_affinity(affinity: int) -> None:
+    require(0 <= affinity < len(AFFINITIES), f"affinity must be in [0, 2], got {affinity}")
+
+
+def _check_sparse(starts: Tensor, indices: Tensor, values: Tensor, cols: int) -> int:
+    """What all ask of a sparse matrix: its number of rows."""
+    check_shaped("starts", starts, INDICES, (None,))
+    check_shaped("indices", indices, starts.dtype, (None,))
+    check_shaped("values", values, COMPUTED_IN, indices.shape)
+    require(starts.shape[0] >= 1, "starts must hold at least one number")
+    require(cols >= 0, f"cols must not be negative, got {cols}")
+    return starts.shape[0] - 1
+
+
+def _check_block(name: str, block: Tensor, dtypes: Any, rows: int | None) -> Tensor:
+    check_shaped(name, block, dtypes, (rows, None))
+    width = block.shape[1]
+    require(width > 0 and width % LANES == 0, f"{name} must be as wide as a multiple of {LANES}, got {width}")
+    return block
+
+
+@torch.library.register_fake("modfast::similarity_sums")
+def _similarity_sums_fake(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
+    rows, cols = _check_matrix(weight, affinity)
+    return weight.new_empty(rows, dtype=torch.float64), weight.new_empty(cols, dtype=torch.float64)
+
+
+def _products_fake(
+    rows: int, cols: int, right: Tensor | None, left: Tensor | None, row_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    given = right if right is not None else left
+    if given is None:
+        raise RuntimeError("modfast: right or left must be given")
+    require(
+        row_weights is None or (right is not None and left is None),
+        "row_weights go with right, without left",
+    )
+    width = _check_block("the block", given, COMPUTED_IN, None).shape[1]
+    if right is not None:
+        check_shaped("right", right, given.dtype, (cols, width))
+    if left is not None:
+        check_shaped("left", left, given.dtype, (rows, width))
+    if row_weights is not None:
+        check_shaped("row_weights", row_weights, given.dtype, (rows,))
+    backward = left is not None or row_weights is not None
+    return given.new_empty(rows if right is not None else 0, width), given.new_empty(
+        cols if backward else 0, width
+    )
+
+
+@torch.library.register_fake("modfast::similarity_product")
+def _similarity_product_fake(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _products_fake(*_check_matrix(weight, affinity), right, left, row_weights)
+
+
+@torch.library.register_fake("modfast::sparse_similarity_sums")
+def _sparse_similarity_sums_fake(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    of_cols: bool,
+) -> tuple[Tensor, Tensor]:
+    rows = _check_sparse(starts, indices, values, cols)
+    _check_affinity(affinity)
+    for name, probe, size in (("right", right, cols), ("left", left, rows)):
+        if probe is not None:
+            check_shaped(name, probe, torch.float64, (size,))
+    sums = values.new_empty(rows, dtype=torch.float64)
+    return sums, values.new_empty(cols if of_cols else 0, dtype=torch.float64)
+
+
+@torch.library.register_fake("modfast::sparse_similarity_product")
+def _sparse_similarity_product_fake(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    cols: int,
+    affinity: int,
+    scale: float,
+    right: Tensor | None,
+    left: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    rows = _check_sparse(starts, indices, values, cols)
+    _check_affinity(affinity)
+    return _products_fake(rows, cols, right, left, row_weights)
+
+
+@torch.library.register_fake("modfast::graph_product_")
+def _graph_product_fake(
+    out: Tensor,
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    right: Tensor,
+    row_weights: Tensor,
+) -> None:
+    rows = _check_sparse(starts, indices, values, 0)
+    _check_block("right", right, COMPUTED_IN, rows)
+    check_shaped("out", out, right.dtype, right.shape)
+    check_shaped("row_weights", row_weights, right.dtype, (rows,))
+
+
+def _check_basis(basis: list[Tensor], dtype: Any, length: int | None) -> int:
+    """The number of vectors in it."""
+    require(len(basis) > 0, "basis must hold at least one block")
+    return sum(_check_block("basis", each, dtype, length).shape[1] for each in basis)
+
+
+@torch.library.register_fake("modfast::basis_inner")
+def _basis_inner_fake(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
+    length, width = _check_block("block", block, COMPUTED_IN, None).shape
+    if weights is not None:
+        check_shaped("weights", weights, block.dtype, (length,))
+    return block.new_empty(_check_basis(basis, block.dtype, length), width, dtype=torch.float64)
+
+
+@torch.library.register_fake("modfast::basis_rotate_")
+def _basis_rotate_fake(basis: list[Tensor], factors: Tensor) -> None:
+    require(len(basis) > 0, "basis must hold at least one block")
+    length = _check_block("basis", basis[0], COMPUTED_IN, None).shape[0]
+    _check_block("factors", factors, torch.float64, _check_basis(basis, basis[0].dtype, length))
+
+
+@torch.library.register_fake("modfast::k_means")
+def _k_means_fake(
+    points: Tensor,
+    weights: Tensor,
+    num_clusters: int,
+    n_init: int,
+    seed: int,
+    max_iter: int,
+    same_place: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_shaped("points", points, torch.float32, (None, None))
+    require(points.shape[0] >= 1, "points must hold at least one")
+    check_shaped("weights", weights, torch.float32, (points.shape[0],))
+    require(
+        num_clusters >= 1 and n_init >= 1 and max_iter >= 1,
+        f"num_clusters, n_init and max_iter must be positive, got {num_clusters}, {n_init}, {max_iter}",
+    )
+    labels = points.new_empty(points.shape[0], dtype=torch.int64)
+    return labels, points.new_empty(1, dtype=torch.float64), points.new_empty(1, dtype=torch.int64)
+
+
+@torch.library.register_fake("modfast::move_side")
+def _move_side_fake(
+    labels: Tensor,
+    inside: Tensor,
+    volume: Tensor,
+    sizes: Tensor,
+    ties: Tensor,
+    degrees: Tensor,
+    loops: Tensor | None,
+    least: float,
+    max_sweeps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_shaped("labels", labels, torch.int64, (None,))
+    check_shaped("inside", inside, torch.float64, (None,))
+    check_shaped("volume", volume, torch.float64, inside.shape)
+    check_shaped("sizes", sizes, torch.int64, inside.shape)
+    check_shaped("degrees", degrees, torch.float64, labels.shape)
+    check_shaped("ties", ties, torch.float64, (labels.shape[0], None))
+    require(
+        1 <= inside.shape[0] <= ties.shape[1],
+        f"ties must have a column for each cluster, got {tuple(ties.shape)} for {inside.shape[0]} clusters",
+    )
+    if loops is not None:
+        check_shaped("loops", loops, torch.float64, labels.shape)
+    moved, inside, volume, sizes = (torch.empty_like(each) for each in (labels, inside, volume, sizes))
+    return moved, inside, volume, sizes
+
+
+def _check_clustered(
+    starts: Tensor, indices: Tensor, values: Tensor, labels: Tensor, num_clusters: int
+) -> None:
+    """What those ask that are given a graph and its clusters."""
+    check_shaped("labels", labels, torch.int64, (_check_sparse(starts, indices, values, 0),))
+    require(
+        1 <= num_clusters < 2**31 - 1, f"num_clusters must be a positive 32-bit number, got {num_clusters}"
+    )
+
+
+@torch.library.register_fake("modfast::move_graph")
+def _move_graph_fake(
+    starts: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    scale: float,
+    labels: Tensor,
+    num_clusters: int,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    _check_clustered(starts, indices, values, labels, num_clusters)
+    return torch.empty_like(labels)
+
+
+@torch.library.register_fake("modfast::graph_cut")
+def _graph_cut_fake(
+    starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
+) -> tuple[Tensor, Tensor]:
+    _check_clustered(starts, indices, values, labels, num_clusters)
+    inside = values.new_empty(num_clusters, dtype=torch.float64)
+    return inside, torch.empty_like(inside)
+
+
+@torch.library.register_fake("modfast::edge_gradient")
+def _edge_gradient_fake(
+    weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
+) -> Tensor:
+    rows, cols = _check_matrix(weight, 0)
+    check_shaped("row_terms", row_terms, torch.float64, (rows,))
+    check_shaped("col_terms", col_terms, torch.float64, (cols,))
+    check_shaped("row_vectors", row_vectors, torch.float64, (rows, None))
+    check_shaped("col_vectors", col_vectors, torch.float64, (cols, row_vectors.shape[1]))
+    return weight.new_empty(weight.shape)
