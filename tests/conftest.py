@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,10 @@ from processes import Processes, run_python
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell ignores Ctrl-C for what it runs in the background, and Python leaves it so; tests press it.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time, on a machine of any speed. A fixture is made once for all examples of a test.
 settings.register_profile(
