@@ -204,5 +204,5 @@ class TestRandom:
             assert [sorted(kept) for kept in drawn.indices[name]] == [kept.tolist() for kept in each]
 
     def test_bad_seed(self) -> None:
-        with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):
+        with pytest.raises(ValueError, match="seed must be an integer of at least 0, got -1"):
             random_circuits([], -1)

@@ -124,7 +124,7 @@ def test_one_input_one_layer_one_weight():
 
 
 def test_a_fixed_part_before_is_run_in_batches(monkeypatch):
-    monkeypatch.setattr(modfast.tail, "_BATCH_SIZE", 10)
+    monkeypatch.setattr(modfast.circuits.linear_tail, "_BATCH_SIZE", 10)
     model = nn.Sequential(
         nn.Conv2d(2, 3, 3),
         nn.BatchNorm2d(3),
