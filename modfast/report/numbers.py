@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .statistics import mean_interval
@@ -56,9 +56,14 @@ def estimate(values: Sequence[float | None], scale: float = 1.0) -> Estimate | N
     return Estimate(*mean_interval(known), known) if known else None
 
 
-def average(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that there are; None if there is none."""
-    known = [value for value in values if value is not None]
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are numbers, without None and NaN; None if no value is.
+
+    Example:
+        >>> average([0.25, None, 0.75, float("nan")])
+        0.5
+    """
+    known = [value for value in values if value is not None and not math.isnan(value)]
     return math.fsum(known) / len(known) if known else None
 
 

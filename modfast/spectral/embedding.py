@@ -6,6 +6,7 @@ accuracy asked for, else in float64.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def singular_vectors(
         return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
     generator = torch.Generator("cpu").manual_seed(seed)
 
-    def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
+    def solve(dtype: torch.dtype) -> Eigen:
         of_rows, of_cols = row_weights.to(dtype), col_weights.to(dtype)[:, None]
 
         def product(block: Tensor, out: Tensor) -> None:
@@ -115,7 +116,8 @@ def singular_vectors(
             max_products=max_iter,
             capacity=_capacity(similarity.memory, int(tied[1].sum()), count),
             generator=generator,
-            enough=enough,
+            # What float32 cannot tell from zero is sought in float64 at once.
+            enough=functools.partial(_too_small, tol) if dtype == torch.float32 else None,
         )
 
     eigen, dtype, passes = _in_precision(solve, degrees, tol)
@@ -246,7 +248,7 @@ def normalised_eigenvectors(
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
     generator = torch.Generator("cpu").manual_seed(seed)
 
-    def solve(dtype: torch.dtype, enough: Callable[[Small], bool] | None) -> Eigen:
+    def solve(dtype: torch.dtype) -> Eigen:
         weights = inverse(degrees).to(dtype)
         return largest_eigenvectors(
             lambda block, out: product(out, block, weights),
@@ -318,25 +320,24 @@ def _capacity(memory: int, length: int, count: int) -> int:
 
 
 def _in_precision(
-    solve: Callable[[torch.dtype, Callable[[Small], bool] | None], Eigen],
-    degrees: tuple[Tensor, ...],
-    tol: float,
+    solve: Callable[[torch.dtype], Eigen], degrees: tuple[Tensor, ...], tol: float
 ) -> tuple[Eigen, torch.dtype, int]:
     """Solves in float32 where that is accurate enough, else in float64; with the number of passes."""
     most = max(float(each.max()) for each in degrees)
     least = 1.0 / max(float(inverse(each).max()) for each in degrees)
     passes = 0
     if tol >= 1e-5 and most / least < _FLOAT32_RANGE:
-
-        def too_small(values: Small) -> bool:
-            return float(values[-1]) * min(tol, 1e-3) < _FLOAT32_ERROR
-
-        found = solve(torch.float32, too_small)
+        found = solve(torch.float32)
         passes += found.products
-        if not too_small(found.values.numpy()):
+        if not _too_small(tol, found.values.numpy()):
             return found, torch.float32, passes
-    found = solve(torch.float64, None)
+    found = solve(torch.float64)
     return found, torch.float64, passes + found.products
+
+
+def _too_small(tol: float, values: Small) -> bool:
+    """Whether the last of these eigenvalues is lost in the rounding of float32."""
+    return float(values[-1]) * min(tol, 1e-3) < _FLOAT32_ERROR
 
 
 def _small(values: Tensor) -> Tensor:

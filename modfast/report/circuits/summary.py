@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from modfast.circuits.kept_weights import KeptWeights, weight_clusters
 from modfast.circuits.keys import ALL, REGULARISED, layer_key
 from modfast.circuits.measures import cluster_shares, intersection_over_union, mutual_information
 from modfast.partition import Partition
+from modfast.report.numbers import average
 from modfast.report.statistics import effect_size, mean_interval, paired_interval
 from modfast.results import as_lists
 
@@ -80,7 +81,7 @@ def describe_circuits(
             name: (each.sizes().double().prod(1) / math.prod(each.shape)).tolist()
             for name, each in partitions.items()
         },
-        "information": {name: _mean([bits]) for name, bits in information(found).items()},
+        "information": {name: average([bits]) for name, bits in information(found).items()},
         "random_information": _means(random_information),
     }
 
@@ -93,17 +94,11 @@ def pair_mean(overlap: Tensor) -> float | None:
         0.25
     """
     first, second = torch.triu_indices(len(overlap), len(overlap), 1, device="cpu")
-    return _mean(overlap[first, second].tolist())
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are numbers, or None if there is none."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else None
+    return average(overlap[first, second].tolist())
 
 
 def _means(draws: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    return {name: _mean(draw[name] for draw in draws) for name in draws[0]}
+    return {name: average(draw[name] for draw in draws) for name in draws[0]}
 
 
 def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str, dict[str, float | None]]:
@@ -127,7 +122,7 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
     """
 
     def over_regularised(prefix: str, measures: Mapping[str, float | None]) -> float | None:
-        return _mean(measures.get(_of_layer(prefix, layer)) for layer in regularised)
+        return average(measures.get(_of_layer(prefix, layer)) for layer in regularised)
 
     model: dict[str, float | None] = {"accuracy": run["accuracy"]}
     model |= {_of_layer("clusterability", layer): share for layer, share in run["clusterability"].items()}
@@ -140,13 +135,13 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
         model |= {name: over_regularised(name, by_layer)} | by_layer
     measures = {"model": model}
     for criterion, found in run["criteria"].items():
-        each: dict[str, float | None] = {"size": _mean(found["size"])}
-        each |= {_of_layer("size", layer): _mean(sizes) for layer, sizes in found["sizes"].items()}
-        each |= {name: _mean(found[name]) for name in ("accuracy_before", "accuracy_after")}
+        each: dict[str, float | None] = {"size": average(found["size"])}
+        each |= {_of_layer("size", layer): average(sizes) for layer, sizes in found["sizes"].items()}
+        each |= {name: average(found[name]) for name in ("accuracy_before", "accuracy_after")}
         overlaps = {name: pair_mean(_matrix(rows)) for name, rows in found["overlap"].items()}
         each |= _named("overlap", overlaps) | _named("random_overlap", found["random_overlap"])
         for layer, rows in found["inside"].items():
-            each[_of_layer("inside", layer)] = _mean(_sum(row) for row in rows)
+            each[_of_layer("inside", layer)] = average(_sum(row) for row in rows)
             each[_of_layer(f"{RANDOM}inside", layer)] = math.fsum(found["random_inside"][layer])
         for name in ("information", "random_information"):
             each |= _named(name, found[name])
@@ -164,7 +159,7 @@ def specialisation(shares: Sequence[Sequence[float | None]], mode: str) -> float
     """
     by_class = [[share for share in each if share is not None] for each in zip(*shares, strict=True)]
     means = [(each, math.fsum(each) / len(each)) for each in by_class if each]
-    return _mean(max(each) - mean if mode == "only" else mean - min(each) for each, mean in means)
+    return average(max(each) - mean if mode == "only" else mean - min(each) for each, mean in means)
 
 
 def _of_layer(measure: str, layer: str) -> str:
