@@ -1,0 +1,42 @@
+"""Draw docs/circuits.png: what a report on circuits shows of its first three classes, as a browser shows it.
+
+Run ``modfast reproduce --data digits --circuits --out out/digits``, then ``python docs/pictures.py
+out/digits/circuits.html``. It needs Chromium, and Pillow, which comes with matplotlib.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+WIDTH, SCALE, CLASSES = 720, 2, 3
+
+
+def main(report: str) -> None:
+    """Write ``circuits.png`` beside this file."""
+    page = Path(report).read_text(encoding="utf-8")
+    head, body = page.split("<body>")
+    drawn = body.split("<h3>What the circuits look like</h3>")[1]
+    key = re.findall(r'<ul class="key">.*?</ul>', drawn, flags=re.DOTALL)[0]
+    figures = re.findall(r"<figure>.*?</figure>", drawn, flags=re.DOTALL)[:CLASSES]
+    picture = Path(__file__).with_name("circuits.png")
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.html"
+        part.write_text(f"{head}<body>{key}{''.join(figures)}</body></html>", encoding="utf-8")
+        options = ["--headless", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
+        options += ["--no-sandbox"] if os.geteuid() == 0 else []
+        options += [f"--window-size={WIDTH},{500 * CLASSES}", f"--force-device-scale-factor={SCALE}"]
+        subprocess.run(["chromium", *options, f"--screenshot={picture}", part.as_uri()], check=True)
+    shot = Image.open(picture).convert("RGB")
+    # What is left of the window below the page is as white as the page.
+    _, _, _, bottom = ImageChops.difference(shot, Image.new("RGB", shot.size, "white")).getbbox()
+    shot = shot.crop((0, 0, shot.width, bottom + 16 * SCALE))
+    shot.quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
