@@ -11,7 +11,7 @@ singular vectors or eigenvectors and the clusters in them are those of :func:`mo
   spectral clustering puts such a sample into any cluster.
 - A cluster is empty only if fewer than ``n_clusters`` rows, columns or samples differ.
 
-This module needs scikit-learn 1.3 or later; nothing else of modfast imports it.
+This module needs SciPy and scikit-learn 1.3 or later; nothing else of modfast imports it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The machine: which device computes, with how many threads, and what it is made of."""
+"""The machine: which device computes, with how many threads, what it is made of, what it was told to do."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
+import shlex
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,3 +82,14 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """The command that started this program, as it can be typed again.
+
+    What ``python -m`` started knows itself only as a file, which is no command.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return shlex.join(sys.argv)
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from modfast import machine
-from modfast.machine import choose_device, environment
+from modfast.machine import choose_device, command_line, environment
 
 
 def test_environment() -> None:
@@ -36,3 +38,15 @@ def test_devices():
     for name in ("toaster", "cuda:99", "meta"):
         with pytest.raises(ValueError, match="device"):
             choose_device(name)
+
+
+def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/some/where/modfast", "train", "--out", "a b"])
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert command_line() == "/some/where/modfast train --out 'a b'"
+    # python -m modfast, python -m package.module.
+    main.__spec__ = ModuleSpec("modfast.__main__", None)
+    assert command_line() == "python -m modfast train --out 'a b'"
+    main.__spec__ = ModuleSpec("package.module", None)
+    assert command_line() == "python -m package.module train --out 'a b'"

@@ -54,6 +54,9 @@ def test_the_wheel_holds_the_package_and_no_sources(built):
     assert any(re.fullmatch(r"modfast/_C\..*\.so", name) for name in names)
     assert "modfast/py.typed" in names
     assert "modfast/reference/energy.py" in names
+    templates = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("modfast/**/templates/*")}
+    assert templates
+    assert templates <= set(names)
     assert all(name.startswith(("modfast/", "modfast-")) for name in names)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from modfast.circuits.folder import CIRCUITS, TABLE_PLAN, CircuitFolder
 from modfast.data.dataset import Dataset
 from modfast.files import write_json
 from modfast.layers.layer import find_layers
-from modfast.machine import environment, using_threads
+from modfast.machine import command_line, environment, using_threads
 from modfast.partition import Partition
 from modfast.report.circuits.claims import comparisons_note, paper_claims
 from modfast.report.circuits.summary import DRAWS, describe_circuits, summarize_circuits
@@ -340,5 +338,5 @@ def _provenance(
         "seeds": given["seeds"] if "seeds" in given else [given["seed"]],
         "draws": DRAWS,
         "processes": processes,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
     }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.machine import command_line
 from modfast.partition import Partition, load_partitions, save_partitions
 from modfast.report.pictures.clusters import clusterability_pictures, matrices_pictures, picture_names
 from modfast.results import PARTITIONS, PICTURE, RESULTS, read_results, results_with
@@ -70,7 +69,7 @@ def clustering_settings(
         "model": model if checkpoint is None else str(checkpoint.resolve()),
         "sizes": None if sizes is None else [list(sizes[0]), sizes[1]],
         "weights": {name: _fingerprint(weight) for name, weight in weights.items()},
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
     }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch.distributed as dist
 from modfast.accuracy import class_accuracy, cluster_accuracy
 from modfast.data.dataset import Dataset
 from modfast.files import file_name, write_json
-from modfast.machine import environment
+from modfast.machine import command_line, environment
 from modfast.models import build_model
 from modfast.partition import Partition, load_partitions, save_partitions
 from modfast.report.pictures.classes import draw_class_accuracy
@@ -180,7 +178,7 @@ def _train_run(
             "model": model,
             "processes": ranks.size,
             "regularised_layers": sorted(run.partitions),
-            "command": shlex.join(sys.argv),
+            "command": command_line(),
         },
         "environment": environment(),
     }
@@ -358,7 +356,7 @@ def reproduce(
             "model": model,
             "processes": ranks.size,
             "regularised_layers": runs["modular"][0]["config"]["regularised_layers"],
-            "command": shlex.join(sys.argv),
+            "command": command_line(),
         },
         "environment": environment(),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from circuit_report_helpers import CLASSES, write_run
+from circuit_report_helpers import write_run
 
 from modfast.circuit import Circuit
 from modfast.files import write_json
@@ -24,7 +24,6 @@ from modfast.report.circuits.layout import lay_out
 from modfast.report.circuits.report import write_circuit_report
 from modfast.report.numbers import Estimate
 from modfast.report.svg.charts import dot_plot, heat_map
-from modfast.report.svg.markup import Markup, element
 from modfast.run_folder import OutputExistsError
 
 # Long names and sizes, one run alone, one seed, two classes, one layer, layers without clusters.
@@ -368,15 +367,15 @@ class TestCharts:
         def value(x: str) -> float:
             return (float(x) - float(zero)) / scale
 
-        circles = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="4" class="plain">', drawn)
+        circles = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="4" class="plain"/>', drawn)
         assert [value(x) for x, _ in circles] == pytest.approx([2.0, 1.0], abs=0.01)
         (square,) = re.findall(
-            r'<rect x="([0-9.]+)" y="[0-9.]+" width="8" height="8" class="modular">', drawn
+            r'<rect x="([0-9.]+)" y="[0-9.]+" width="8" height="8" class="modular"/>', drawn
         )
         assert value(str(float(square) + 4)) == pytest.approx(4.0, abs=0.01)
         low, high = re.search(r'd="M([0-9.]+) [0-9.]+H([0-9.]+)m[^"]*" class="whisker plain"', drawn).groups()
         assert [value(low), value(high)] == pytest.approx([1.0, 3.0], abs=0.01)
-        seeds = re.findall(r'<circle cx="([0-9.]+)" cy="[0-9.]+" r="2">', drawn)
+        seeds = re.findall(r'<circle cx="([0-9.]+)" cy="[0-9.]+" r="2"/>', drawn)
         assert [value(x) for x in seeds] == pytest.approx([1.5, 2.5], abs=0.01)
         assert "modular" not in drawn.split(">dog<")[1]
 
@@ -387,7 +386,7 @@ class TestCharts:
         )
         assert drawn.count('class="cell empty"') == 1
         paths = dict(
-            re.findall(r'<path d="M([0-9.]+ [0-9.]+)H[^"]*" class="cell" fill="(#[0-9a-f]{6})">', drawn)
+            re.findall(r'<path d="M([0-9.]+ [0-9.]+)H[^"]*" class="cell" fill="(#[0-9a-f]{6})"/>', drawn)
         )
         assert set(paths.values()) >= {"#440154", "#fde725"}
         assert re.findall(r'class="on-\w+">([0-9]+)<', drawn) == ["0", "50", "100"]
@@ -474,7 +473,7 @@ class TestNetwork:
         mask = torch.tensor([[True, False, False], [True, True, False]])
         network = lay_out(self.circuit(fc=mask), {"fc": Partition([0, 1], [0, 1, 1], 2)})
         drawn = str(draw_network(network, ["cat", "a & b"], 0, "a circuit"))
-        lines = re.findall(r'<path d="(M[^"]*)" class="line (\w+) w0">', drawn)
+        lines = re.findall(r'<path d="(M[^"]*)" class="line (\w+) w0"/>', drawn)
         assert [(path.count("M"), colour) for path, colour in lines] == [
             (1, "crossing"),
             (1, "c0"),
@@ -485,12 +484,3 @@ class TestNetwork:
         assert 'class="found">cat<' in drawn
         assert "a &amp; b" in drawn
         assert "50.0 %" in drawn
-
-
-def test_markup_escapes_all_but_markup() -> None:
-    inner = element("b", "<&>")
-    assert isinstance(inner, Markup)
-    assert element("p", [inner, None, " '"], title="<'\">") == (
-        '<p title="&lt;&#x27;&quot;&gt;"><b>&lt;&amp;&gt;</b> \'</p>'
-    )
-    assert CLASSES[2] not in element("td", CLASSES[2])

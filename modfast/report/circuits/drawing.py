@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from modfast.report.numbers import name_end, percent
-from modfast.report.svg.markup import Markup, element, number
-from modfast.report.svg.picture import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+from modfast.report.svg.picture import MOST_NAMED, WIDTH, number, path, picture, shorten, text, text_width
 
 from .layout import Column, Links, Network, weight_class
 
@@ -58,7 +58,7 @@ def draw_network(network: Network, classes: Sequence[str], label: int, descripti
                 y = _down(outputs.places[outputs.node_of[output]]) + 3.5
                 found = "found" if output == label else None
                 drawn.append(text(right + 8, y, name, class_=found))
-    return picture(_TOP + _HEIGHT + 38, description, drawn, class_="network")
+    return picture(_TOP + _HEIGHT + 38, description, drawn, "network")
 
 
 def _down(place: float) -> float:
@@ -82,7 +82,7 @@ def _lines(links: Links, start: tuple[float, Column], end: tuple[float, Column])
         paths.setdefault(key, []).append(line)
     dense = " dense" if links.dense else ""
     return [
-        element("path", d="".join(lines), class_=f"line {_colour(cluster)} w{width}{dense}")
+        path("".join(lines), f"line {_colour(cluster)} w{width}{dense}")
         for (cluster, width), lines in paths.items()
     ]
 
@@ -94,4 +94,4 @@ def _nodes(column: Column, used: np.ndarray, x: float) -> list[Markup]:
         kind = f"node {_colour(int(cluster))}" if touched else "node unused"
         paths.setdefault(kind, []).append(f"M{number(x, 1)} {number(_down(place), 1)}h0")
     few = " few" if len(column.places) <= MOST_NAMED else ""
-    return [element("path", d="".join(dots), class_=f"{kind}{few}") for kind, dots in paths.items()]
+    return [path("".join(dots), f"{kind}{few}") for kind, dots in paths.items()]

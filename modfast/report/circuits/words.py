@@ -35,28 +35,33 @@ RANDOM = "random_"
 class Criterion(NamedTuple):
     """What a criterion is called, what "worse" means by it in a sentence, and in its own section."""
 
-    title: str
+    name: str
     worse: str
     rule: str
+
+    @property
+    def title(self) -> str:
+        """Of what it found."""
+        return f"Circuits by {self.name}"
 
 
 CRITERIA = {
     "loss": Criterion(
-        "Circuits by loss",
+        "loss",
         "a higher loss on images of the class, so that a circuit may give this answer whatever it sees",
         "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
         "the whole network's{}. A circuit that answers this class whatever it sees would do, and be right on "
         "100 % of these images.",
     ),
     "loss_and_accuracy": Criterion(
-        "Circuits by loss and accuracy",
+        "loss and accuracy",
         "a higher loss on images of the class, or fewer of them recognised",
         "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
         "the whole network's{}, and the accuracy on them no lower. A circuit that answers this class "
         "whatever it sees would do.",
     ),
     "balanced": Criterion(
-        "Circuits by balanced loss",
+        "balanced loss",
         "a higher loss of telling images of the class from as many of other classes",
         "A weight stays zero if that leaves the loss of telling the class from the others no higher than the "
         "whole network's{}, on the images of the class and as many of other classes. The loss looks at the "

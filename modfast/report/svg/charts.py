@@ -6,13 +6,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from modfast.report.numbers import Estimate
 
-from .markup import Markup, element, number
-from .picture import MOST_NAMED, WIDTH, picture, shorten, text, text_width
+from .picture import MOST_NAMED, WIDTH, number, path, picture, shorten, text, text_width
 
 # The size of a heat map's text.
 _SMALL = 10.0
@@ -21,8 +21,10 @@ _SMALL = 10.0
 def marker(kind: str, x: float, y: float, radius: float = 4.0) -> Markup:
     """A plain model's circle or a modular one's square."""
     if kind == "modular":
-        return element("rect", x=x - radius, y=y - radius, width=2 * radius, height=2 * radius, class_=kind)
-    return element("circle", cx=x, cy=y, r=radius, class_=kind)
+        square = Markup('<rect x="{}" y="{}" width="{side}" height="{side}" class="{}"/>')
+        return square.format(number(x - radius), number(y - radius), kind, side=number(2 * radius))
+    circle = Markup('<circle cx="{}" cy="{}" r="{}" class="{}"/>')
+    return circle.format(number(x), number(y), number(radius), kind)
 
 
 def dot_plot(
@@ -55,12 +57,10 @@ def dot_plot(
 
     drawn: list[Markup] = []
     for tick in ticks:
-        drawn.append(
-            element("path", d=f"M{number(across(tick))} {number(top)}V{number(bottom)}", class_="grid")
-        )
+        drawn.append(path(f"M{number(across(tick))} {number(top)}V{number(bottom)}", "grid"))
         drawn.append(text(across(tick), bottom + 13, f"{tick:g}", text_anchor="middle", class_="tick"))
     if rule:
-        drawn.append(element("path", d=f"M4 {number(bottom - step)}H{number(right)}", class_="rule"))
+        drawn.append(path(f"M4 {number(bottom - step)}H{number(right)}", "rule"))
     for index, (name, kinds) in enumerate(rows):
         middle = top + step * (index + 0.5)
         drawn.append(text(left - 6, middle + 3.5, shorten(name), text_anchor="end"))
@@ -69,13 +69,14 @@ def dot_plot(
             if each.interval is not None:
                 low, high = (across(each.mean + sign * each.interval) for sign in (-1, 1))
                 whisker = f"M{number(low)} {number(y)}H{number(high)}m0-3v6M{number(low)} {number(y - 3)}v6"
-                drawn.append(element("path", d=whisker, class_=f"whisker {kind}"))
+                drawn.append(path(whisker, f"whisker {kind}"))
             if len(each.values) > 1:
-                dots = [element("circle", cx=across(value), cy=y, r=2) for value in each.values]
-                drawn.append(element("g", dots, class_=f"seed {kind}"))
+                dot = Markup('<circle cx="{}" cy="{}" r="2"/>')
+                dots = Markup("").join(dot.format(number(across(value)), number(y)) for value in each.values)
+                drawn.append(Markup('<g class="seed {}">{}</g>').format(kind, dots))
             drawn.append(marker(kind, across(each.mean), y))
     drawn.append(text((left + right) / 2, bottom + 28, axis, text_anchor="middle"))
-    return picture(bottom + 34, description, drawn, class_="dots")
+    return picture(bottom + 34, description, drawn, "dots")
 
 
 def heat_map(
@@ -125,7 +126,7 @@ def heat_map(
         drawn.append(text(WIDTH - 2, y + height / 2 + 3.5, total, text_anchor="end"))
     names, under = _column_names(columns, left, width, bottom)
     bar, end = _colour_bar(left, right, under, top, unit, mark)
-    return picture(end, description, drawn, names, bar, class_="heat")
+    return picture(end, description, [*drawn, *names, *bar], "heat")
 
 
 def _cells(
@@ -153,7 +154,7 @@ def _cells(
                 middle = x + width / 2, y + height / 2 + 3.2
                 numbers.append(text(*middle, told, text_anchor="middle", class_=shade))
     cells = [
-        element("path", d="".join(each), class_="cell" if colour else "cell empty", fill=colour or None)
+        path("".join(each), "cell" if colour else "cell empty", fill=colour or None)
         for colour, each in paths.items()
     ]
     return cells + numbers
@@ -163,7 +164,7 @@ def _frames(corners: Sequence[tuple[float, float]], width: float, height: float)
     inset = min(1.5, 0.15 * width)
     across, down = number(width - 2 * inset), number(height - 2 * inset)
     frames = [f"M{number(x + inset)} {number(y + inset)}h{across}v{down}h-{across}z" for x, y in corners]
-    return element("path", d="".join(frames), class_="framed", stroke_width=1.4 * inset)
+    return path("".join(frames), "framed", stroke_width=number(1.4 * inset))
 
 
 def _colour(value: float, top: float) -> str:
@@ -196,11 +197,10 @@ def _colour_bar(
     y = top + (8.0 if mark is None else 20.0)
     width = (right - left) / count
     drawn = [
-        element(
-            "path",
-            d=f"M{number(left + width * step)} {number(y)}H{number(left + width * (step + 1))}v8"
+        path(
+            f"M{number(left + width * step)} {number(y)}H{number(left + width * (step + 1))}v8"
             f"H{number(left + width * step)}z",
-            class_="cell",
+            "cell",
             fill=_colour(step, count - 1.0),
         )
         for step in range(count)
@@ -212,7 +212,7 @@ def _colour_bar(
         name, value = mark
         share = min(value / highest, 1.0)
         x = left + (right - left) * share
-        drawn.append(element("path", d=f"M{number(x)} {number(y + 9)}v-10l-3-5h6l-3 5", class_="mark"))
-        beside = {"x": x + 6} if share < 0.5 else {"x": x - 6, "text_anchor": "end"}
-        drawn.append(element("text", name, y=y - 3, class_="tick", **beside))
+        drawn.append(path(f"M{number(x)} {number(y + 9)}v-10l-3-5h6l-3 5", "mark"))
+        beside, anchor = (x + 6, None) if share < 0.5 else (x - 6, "end")
+        drawn.append(text(beside, y - 3, name, text_anchor=anchor, class_="tick"))
     return drawn, y + 26

@@ -1,4 +1,4 @@
-"""What pictures as SVG share: their size, their text, and how names are cut.
+"""What pictures as SVG share: their size, their text, how numbers are written and how names are cut.
 
 All are 340 units wide, so that on a phone, where a unit is about a pixel, the text is as large as it says.
 Colours and fonts are the page's: the pictures name classes of its style sheet.
@@ -6,9 +6,10 @@ Colours and fonts are the page's: the pictures name classes of its style sheet.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from unicodedata import east_asian_width
 
-from .markup import Content, Markup, element, number
+from markupsafe import Markup
 
 WIDTH = 340.0
 
@@ -16,21 +17,53 @@ WIDTH = 340.0
 MOST_NAMED = 20
 
 
-def picture(height: float, description: str, *content: Content, class_: str) -> Markup:
+def picture(height: float, description: str, drawn: Iterable[Markup], class_: str) -> Markup:
     """A picture of ``height`` units; ``description`` is for those who cannot see it."""
-    return element(
-        "svg",
-        *content,
-        class_=class_,
-        viewBox=f"0 0 {number(WIDTH)} {number(height)}",
-        role="img",
-        aria_label=description,
+    frame = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+    return frame.format(class_, number(WIDTH), number(height), description, Markup("\n").join(drawn))
+
+
+def path(d: str, class_: str, **attributes: str | None) -> Markup:
+    """Lines or areas, as SVG writes them in the attribute ``d``; further ones as :func:`text` takes them."""
+    return Markup('<path d="{}" class="{}"{}/>').format(d, class_, _written(attributes))
+
+
+def text(x: float, y: float, content: str, **attributes: str | None) -> Markup:
+    """A line of text whose baseline begins at ``(x, y)``.
+
+    Args:
+        x: to the right.
+        y: downwards.
+        content: any characters: those that SVG would take for its own are escaped.
+        attributes: None leaves one out. ``_`` stands for ``-``, and a final one keeps a name that Python
+            reserves.
+
+    Example:
+        >>> print(text(1, 2.5, "a < b", text_anchor="end", class_="tick", transform=None))
+        <text x="1" y="2.5" text-anchor="end" class="tick">a &lt; b</text>
+    """
+    line = Markup('<text x="{}" y="{}"{}>{}</text>')
+    return line.format(number(x), number(y), _written(attributes), content)
+
+
+def _written(attributes: dict[str, str | None]) -> Markup:
+    return Markup("").join(
+        Markup(' {}="{}"').format(name.removesuffix("_").replace("_", "-"), value)
+        for name, value in attributes.items()
+        if value is not None
     )
 
 
-def text(x: float, y: float, content: str, **attributes: str | float | None) -> Markup:
-    """A line of text whose baseline begins at ``(x, y)``."""
-    return element("text", content, x=x, y=y, **attributes)
+def number(value: float, decimals: int = 2) -> str:
+    """A coordinate without digits that nobody sees.
+
+    Example:
+        >>> number(12.0), number(0.256), number(-0.001)
+        ('12', '0.26', '0')
+    """
+    text = f"{value:.{decimals}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def text_width(content: str, size: float = 11.0) -> float:
