@@ -8,6 +8,8 @@ INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
 SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*/*)
 MATRIX := 2.11.0 2.13.0 newest
+# Of these interpreters the matrix takes those that run here; PyTorch has to have wheels for them.
+PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
 .PHONY: help setup demo test check bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
@@ -113,12 +115,15 @@ format: setup ## format everything
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*/* tests/cpp/*/*
 
-test-matrix: setup ## one wheel, tested on the oldest, a middle and the newest PyTorch
+test-matrix: setup ## one wheel on the oldest, a middle and the newest PyTorch, then other versions of Python
 	rm -rf build/matrix
 	mkdir -p build/matrix/checkout
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/matrix .
 	cp -r tests benchmarks pyproject.toml build/matrix/checkout
 	for torch in $(MATRIX); do $(MAKE) --no-print-directory TORCH=$$torch matrix-one || exit 1; done
+	for python in $(PYTHONS); do \
+	  $(MAKE) --no-print-directory PYTHON=$$python VENV=$(VENV)-$$(basename $$python) test || exit 1; \
+	done
 
 .PHONY: matrix-one
 matrix-one: MATRIX_VENV = $(VENV)-torch-$(TORCH)
@@ -133,6 +138,6 @@ matrix-one:
 	  --ignore tests/test_packaging.py --ignore tests/test_build.py
 
 clean: ## remove everything that was made, but for results in out/
-	rm -rf $(VENV) $(VENV)-torch-* build dist *.egg-info modfast/*.so
+	rm -rf $(VENV) $(VENV)-torch-* $(VENV)-python* build dist *.egg-info modfast/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
