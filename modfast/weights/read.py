@@ -16,7 +16,8 @@ from modfast.models import build_model, import_model
 from modfast.train.checkpoint import CHECKPOINT, read_checkpoint
 
 from .file_weights import FoundWeight, file_weights
-from .tensor_files import is_weights_folder, load_pickled, memory_of, open_tensors
+from .pickled import load_pickled, memory_of
+from .tensor_files import is_weights_folder, open_tensors
 
 
 class Weights(Mapping[str, Tensor]):
@@ -24,11 +25,18 @@ class Weights(Mapping[str, Tensor]):
 
     Attributes:
         left_out: the names of matrices that are there and were not asked for, nor are meant by default.
+        assumed: the names of those that are taken as (out, in, *kernel) because most are kept so, while
+            nothing in the file shows it: they may be those of transposed convolutions, and of three
+            dimensions no convolution's.
+        unmatched: the names of those that are called as in a file of transformers, where the model in memory
+            may call them otherwise, and why.
     """
 
     def __init__(self, found: Sequence[FoundWeight], left_out: Sequence[str]) -> None:
         self._found = {each.name: each for each in found}
         self.left_out = list(left_out)
+        self.assumed = [each.name for each in found if each.is_assumed]
+        self.unmatched = {each.name: each.why_unmatched for each in found if each.why_unmatched is not None}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._found[name].read()
@@ -91,7 +99,7 @@ def read_weights(
     if layers is None:
         chosen = [each for each in found if each.is_default]
     else:
-        names = [(each.name, each.parameter_name) for each in found]
+        names = [(each.name, each.parameter_name, *each.other_names) for each in found]
         matched = {index for pattern in layers for index in match_names(names, pattern, "layers")}
         chosen = [found[index] for index in sorted(matched)]
     if not chosen:
