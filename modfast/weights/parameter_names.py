@@ -62,8 +62,8 @@ def layers_in(file: TensorFile, adapter: Mapping[str, Any]) -> dict[str, LayerNa
     kind = adapter.get("peft_type", "LORA")
     if is_peft and kind != "LORA":
         raise ValueError(
-            f"{file.path} has adapters of peft's kind {kind} (adapter_config.json); of adapters only LORA can "
-            "be read: merge it into the model first (merge_and_unload)"
+            f"{file.path} has adapters of peft's kind {kind} (adapter_config.json); of adapters only LORA "
+            "can be read: merge it into the model first (merge_and_unload)"
         )
     found: dict[str, LayerNames] = defaultdict(LayerNames)
     for name, canonical in _trained_copies(names).items():

@@ -75,7 +75,7 @@ def known_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         raise UnknownModelError(f"transformers has no {named[0]}")
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = kind(kind.config_class.from_dict(dict(config)))
+            model = kind(kind.config_class.from_dict(dict(config)))  # type: ignore[attr-defined]
         return KnownModel(model, shapes)
     except Exception as error:  # whatever a model may raise that is built from settings of another version
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
