@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def _why(error: Exception) -> str:
             "is a TorchScript archive: save its weights alone, "
             "torch.save(torch.jit.load(path).state_dict(), new_path)"
         )
-    unsupported = next((line for line in lines if "Unsupported" in line), None)
+    unsupported = next((line for line in lines if re.search("Unsupported (global|class)", line)), None)
     if unsupported is not None and isinstance(error, pickle.UnpicklingError):
         what = unsupported.partition(" was not an allowed")[0]
         return (

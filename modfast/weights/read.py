@@ -75,20 +75,26 @@ def read_weights(
         Layer name to ``(out, in, *kernel)``, detached, on the device where they lie (the CPU for a file); a
         tied weight once. Of shards one is in memory at a time, and each weight is read when it is looked up.
         Names are canonical: those of wrappers (``module.``, ``_orig_mod.``, ``base_model.model.``) are left
-        out, so that partitions found here fit the plain model and the wrapped one.
+        out, so that partitions found here fit the plain model and the wrapped one. Where ``config.json``
+        names a model of transformers that the installed version has, the names are those of that model in
+        memory, which its file may not have; without it, and for what transformers puts together from several
+        tensors, they are the file's, as ``Weights.unmatched`` says.
 
         The weight is what the layer multiplies by: also where the file has what it is computed from, by
         weight_norm, spectral_norm, pruning, or a LoRA adapter beside its ``adapter_config.json``. Weights
-        kept as (in, out), as in transposed convolutions and the ``Conv1D`` of transformers, come out as (out,
-        in): they are known by the length of their bias or by ``config.json``. Without a bias or config, the
-        first two dimensions are taken as they stand. A tensor of three dimensions is a convolution's if it is
-        called ``weight``, else a stack of matrices, each with its place as in ``"experts.up_proj[3]"``.
+        kept as (in, out), as in transposed convolutions, some stacks of experts and the ``Conv1D`` of
+        transformers, come out as (out, in) where that shows: in the length of their bias, in the factors of
+        an adapter, or in ``config.json``. Where nothing shows it, the first two dimensions are taken as they
+        stand, and ``Weights.assumed`` names what may be kept otherwise. A tensor of three dimensions is taken
+        for a convolution's if it is called ``weight``, else for a stack of matrices, each with its place as
+        in ``"experts.up_proj[3]"``.
 
     Raises:
         FileNotFoundError: there is nothing of that name, or a shard is missing.
         ValueError, OSError, TrainingError: it is no model, or a damaged one; a pattern of ``layers`` matches
-            nothing, or there is no weight at all. Where a weight is read: it is packed or quantised, or the
-            file does not tell how it is computed or kept.
+            nothing, or there is no weight at all; the file has adapters of peft other than LoRA, or may be
+            several state_dicts. Where a weight is read: it is packed, quantised or not dense, or the file
+            does not tell how it is computed or kept.
         ImportError: a ``.safetensors`` file without that package.
 
     Example:

@@ -69,12 +69,13 @@ class _Head(NamedTuple):
     unreadable: str | None = None
 
 
-def _head(value: object, file: Path) -> _Head:
+def _head(value: object, file: Path | None = None) -> _Head:
     reason = why_unreadable(value)
     if not isinstance(value, Tensor) or value.is_nested:  # without a shape
         return _Head((), type(value).__name__, None, reason)
-    # Memory is told apart by file: of files that are read in turn the same addresses may come again.
-    return _Head(tuple(value.shape), value.dtype, None if reason else (file, memory_of(value)), reason)
+    # Of files that are read in turn the same addresses may come again.
+    memory = None if reason else memory_of(value) if file is None else (file, memory_of(value))
+    return _Head(tuple(value.shape), value.dtype, memory, reason)
 
 
 class _Headed(TensorFile):
@@ -107,7 +108,7 @@ class StateDict(_Headed):
     def __init__(self, path: Path, state: Mapping[str, Any]) -> None:
         super().__init__(path, list(state))
         self._state = state
-        self._heads = {name: _head(value, path) for name, value in state.items()}
+        self._heads = {name: _head(value) for name, value in state.items()}
 
     def read(self, name: str, place: int | None = None) -> Tensor:  # noqa: D102
         self.check_readable(name)
