@@ -137,8 +137,9 @@ def adapted(pieces: Pieces) -> Tensor:
     own = [name for name in tensors if name.startswith(("lora_A.", "lora_B.")) and name.endswith("weight")]
     names = sorted({name.split(".")[1] for name in own if name.startswith("lora_A.")} - {"weight"})
     if not set(tensors) <= {*own, "weight"}:
+        shown = sorted(tensors)[:_MOST_KEYS] + (["..."] if len(tensors) > _MOST_KEYS else [])
         raise UnknownWeightError(
-            f"has an adapter of another kind than plain LoRA ({', '.join(sorted(tensors))}): merge it first "
+            f"has an adapter of another kind than plain LoRA of peft ({', '.join(shown)}): merge it first "
             "(merge_and_unload)"
         )
     if "weight" not in tensors:
@@ -171,6 +172,9 @@ def adapted(pieces: Pieces) -> Tensor:
     rank = math.sqrt(adapter["r"]) if adapter.get("use_rslora") else adapter["r"]
     weight: Tensor = base + change * (adapter["lora_alpha"] / rank)
     return weight
+
+
+_MOST_KEYS = 8
 
 
 def _product(down: Tensor | None, up: Tensor | None) -> Tensor | None:

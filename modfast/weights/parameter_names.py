@@ -25,7 +25,6 @@ _ADAPTER_PARTS = (
     "frod_", "hira_", "lily_", "ln_tuning_", "miss_", "bone_", "shira_", "osf_", "peanut_", "poly_", "psoft_",
     "road_", "shadow_", "supertuning_", "waveft_", "trainable_tokens_", "token_adapter", "adaption_",
 )  # fmt: skip
-_LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B")
 _PEFT_PREFIX = "base_model.model."
 _BASE = "base_layer"
 # Parts after which a name tells only how a layer's weight is kept.
@@ -122,10 +121,15 @@ def _is_peft(names: Mapping[str, str], wraps: set[str], file: TensorFile) -> boo
     if any(_PEFT_PREFIX in name for name in file.names):
         return True
     parts = [_parts(canonical) for canonical in names.values()]
-    if any(part in _LORA_PARTS for each in parts for part in each):
+    if any(_is_lora(part) for each in parts for part in each):
         return True
     beside = [each[i:] for each in parts for i in range(len(each)) if ".".join(each[:i]) in wraps]
     return any(each[0].startswith(_ADAPTER_PARTS) or each[1:2] == ["default"] for each in beside)
+
+
+def _is_lora(part: str) -> bool:
+    """Whether a part of a name is LoRA's, whatever package has put it there."""
+    return part == "lora" or part.startswith("lora_")
 
 
 def _trained_copies(names: Mapping[str, str]) -> dict[str, str]:
@@ -151,7 +155,7 @@ def _split(name: str, wraps: Iterable[str], is_peft: bool) -> tuple[str, str, bo
     for place, part in enumerate(parts):
         layer = ".".join(parts[:place])
         # LoRA's words are known anywhere; those of other adapters in peft's files.
-        if part in _LORA_PARTS or (is_peft and (layer in wraps or part.startswith(_ADAPTER_PARTS))):
+        if _is_lora(part) or (is_peft and (layer in wraps or part.startswith(_ADAPTER_PARTS))):
             return layer, ".".join(each for each in parts[place:] if each != _BASE), True
         if part in _KEPT_AS:
             return layer, ".".join(parts[place:]), False

@@ -70,7 +70,7 @@ def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds no state_dict, a mapping of names to tensors, but {type(contents).__name__}"
         )
-    entries = {name: value for name, value in contents.items() if not str(name).endswith(_EXTRA_STATE)}
+    entries = {name: value for name, value in contents.items() if not _is_extra(name)}
     # What has matrices is meant before what has only numbers, such as a scaler's.
     inside = [name for name, value in entries.items() if _matrices(value)]
     own = [name for name in _matrices(entries) if "." in name or name == "weight"]
@@ -81,11 +81,7 @@ def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
         )
     if own or not inside:
         if any(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries.items()):
-            return {
-                name: value
-                for name, value in entries.items()
-                if isinstance(name, str) and (isinstance(value, Tensor) or _holds_matrix(value))
-            }
+            return tensor_entries(entries)
         inside = [name for name, value in entries.items() if _holds_tensors(value)]
     if len(inside) != 1:
         which = (
@@ -95,6 +91,21 @@ def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
         )
         raise ValueError(f"{path} must hold one state_dict, a mapping of names to tensors, it holds {which}")
     return state_dict_in(entries[inside[0]], path)
+
+
+def tensor_entries(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """Of a state_dict the tensors, and the tuples and lists that packed ones are kept in."""
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str)
+        and not _is_extra(name)
+        and (isinstance(value, Tensor) or _holds_matrix(value))
+    }
+
+
+def _is_extra(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(_EXTRA_STATE)
 
 
 _TAKE_ONE_OUT = 'Take one out: torch.save(torch.load(path)["..."], new_path)'

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modfast.files import read_json
 
-from .pickled import load_pickled, memory_of, state_dict_in, why_unreadable
+from .pickled import load_pickled, memory_of, state_dict_in, tensor_entries, why_unreadable
 
 # What transformers calls the weights of a folder, in the order in which it looks for them.
 _WEIGHTS = (
@@ -124,15 +124,16 @@ class Shards(_Headed):
         self._heads = {}
         for file in sorted(dict.fromkeys(files.values()), key=lambda file: _natural(file.name)):
             heads = self._read_heads(file)
-            self._heads.update({name: head for name, head in heads.items() if files.get(name) == file})
-        for name, file in files.items():
-            if name not in self._heads:
-                raise ValueError(f"{path} is damaged: {file.name} holds no {name!r}")
+            for name in (name for name, where in files.items() if where == file):
+                if name not in heads:
+                    raise ValueError(f"{path} is damaged: {file.name} holds no {name!r}")
+            own = {name: head for name, head in heads.items() if files.get(name) == file}
+            self._heads.update({name: head for name, head in own.items() if head is not None})
         super().__init__(path, list(self._heads))
 
     @abstractmethod
-    def _read_heads(self, file: Path) -> dict[str, _Head]:
-        """What is known of every tensor of a file, in its order."""
+    def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
+        """What is known of every tensor of a file, in its order; None for what is no tensor."""
 
 
 class SafetensorsShards(Shards):
@@ -142,9 +143,9 @@ class SafetensorsShards(Shards):
         super().__init__(path, files)
         self.names.sort(key=_natural)
 
-    def _read_heads(self, file: Path) -> dict[str, _Head]:
+    def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
         with _open_safetensors(file) as opened:
-            heads = {}
+            heads: dict[str, _Head | None] = {}
             for name in opened.keys():  # noqa: SIM118 - it is no mapping
                 part = opened.get_slice(name)
                 kind = part.get_dtype()
@@ -163,8 +164,10 @@ class PickledShards(Shards):
 
     _last: tuple[Path, Mapping[str, Any]] | None = None
 
-    def _read_heads(self, file: Path) -> dict[str, _Head]:
-        return {name: _head(value, file) for name, value in _load_shard(file, mapped=True).items()}
+    def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
+        state = _load_shard(file, mapped=True)
+        heads = {name: _head(value, file) for name, value in tensor_entries(state).items()}
+        return {name: heads.get(name) for name in state}
 
     def read(self, name: str, place: int | None = None) -> Tensor:  # noqa: D102
         self.check_readable(name)

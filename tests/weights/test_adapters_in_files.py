@@ -84,6 +84,23 @@ def test_an_adapter_of_unknown_kind_is_refused(tmp_path):
         read_weights(str(tmp_path / "bare.pt"))["fc"]
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("fc.lora_A", "fc.lora_B"),
+        ("fc.lora_a.weight", "fc.lora_b.weight"),
+        ("fc.lora.down.weight", "fc.lora.up.weight"),
+    ],
+)
+def test_lora_of_other_packages_is_refused(keys, tmp_path):
+    state = {"fc.weight": torch.ones(4, 4), keys[0]: torch.ones(2, 4), keys[1]: torch.ones(4, 2)}
+    torch.save(state, tmp_path / "model.pt")
+    weights = read_weights(str(tmp_path / "model.pt"))
+    assert list(weights) == ["fc"]
+    with pytest.raises(ValueError, match="layer 'fc' has an adapter of another kind than plain LoRA of peft"):
+        weights["fc"]
+
+
 # --- LoRA where layers are kept in both ways
 
 

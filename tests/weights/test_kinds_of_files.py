@@ -153,6 +153,13 @@ def test_a_tied_weight_is_one_in_shards_as_in_a_single_file(tmp_path):
     assert names[0] == names[1] == ["wte", "layers.10", "layers.2"]
 
 
+def test_what_is_no_tensor_in_a_shard_is_no_weight(tmp_path):
+    state = {"a.weight": torch.ones(2, 2), "a._extra_state": {"amax": torch.ones(2, 2)}, "steps": 3}
+    weights = read_weights(saved(state, tmp_path, "sharded"))
+    assert list(weights) == ["a"]
+    assert weights.left_out == []
+
+
 def test_names_with_digits_of_other_kinds(tmp_path):
     safetensors.save_file({"1²3.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
     assert list(read_weights(str(tmp_path / "model.safetensors"))) == ["1²3"]
