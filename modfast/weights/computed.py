@@ -161,25 +161,31 @@ def adapted(pieces: Pieces) -> Tensor:
         raise UnknownWeightError(
             f"has an adapter with other settings than plain LoRA's ({', '.join(others)}): merge it first"
         )
+    rank, alpha = adapter["r"], adapter["lora_alpha"]
+    if not all(isinstance(each, (int, float)) for each in (rank, alpha)) or rank <= 0:
+        raise UnknownWeightError(
+            f"has an adapter whose r, {rank!r}, and lora_alpha, {alpha!r}, give no scaling"
+        )
     base = tensors["weight"]
-    factors = [tensors.get(f"{side}.{names[0]}.weight") for side in ("lora_A", "lora_B")]
-    change = _product(*factors)
+    down, up = (tensors.get(f"{side}.{names[0]}.weight") for side in ("lora_A", "lora_B"))
+    change = _product(down, up, rank)
     if change is not None and pieces.is_transposed:
         change = change.transpose(0, 1)
     if change is None or change.shape != base.shape:
-        shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in sorted(tensors))
-        raise UnknownWeightError(f"has an adapter whose shapes do not fit ({shapes}): merge it first")
-    rank = math.sqrt(adapter["r"]) if adapter.get("use_rslora") else adapter["r"]
-    weight: Tensor = base + change * (adapter["lora_alpha"] / rank)
+        given = ", ".join(
+            f"{name} {tuple(each.shape)} {each.dtype}" for name, each in sorted(tensors.items())
+        )
+        raise UnknownWeightError(f"has an adapter of rank {rank} that does not fit ({given}): merge it first")
+    weight: Tensor = base + change * (alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank))
     return weight
 
 
 _MOST_KEYS = 8
 
 
-def _product(down: Tensor | None, up: Tensor | None) -> Tensor | None:
-    """LoRA's ``B A`` as (out, in, *kernel); None for factors that cannot be multiplied."""
-    if down is None or up is None or min(down.dim(), up.dim()) < 2:
+def _product(down: Tensor | None, up: Tensor | None, rank: float) -> Tensor | None:
+    """LoRA's ``B A`` as (out, in, *kernel); None for factors that are not of that rank or of one dtype."""
+    if down is None or up is None or min(down.dim(), up.dim()) < 2 or down.dtype != up.dtype:
         return None
     up = up.flatten(1)  # of a convolution it has a kernel of size 1
-    return torch.tensordot(up, down, dims=1) if up.shape[1] == down.shape[0] else None
+    return torch.tensordot(up, down, dims=1) if up.shape[1] == down.shape[0] == rank else None

@@ -121,8 +121,12 @@ class _Reader:
         shape = self.file.shape(name)
         reason = self.why_refused(layer, rest, name)
         if reason is not None:
-            is_default = rest == "weight" or rest in _PACKED or rest.startswith("_packed_params")
-            called = (layer or rest) if is_default else join(layer, rest).removesuffix(_BLOCKS)
+            # Integers of full length pack nothing: they are told, and in nobody's way.
+            is_weight = rest == "weight" and self.file.dtype(name) not in _NO_WEIGHTS
+            is_default = is_weight or rest in _PACKED or rest.startswith("_packed_params")
+            called = (
+                (layer or rest) if is_default or rest == "weight" else join(layer, rest).removesuffix(_BLOCKS)
+            )
             read = self.refusal(called, reason)
             return [FoundWeight(called, join(layer, rest), shape, is_default, read)]
         if len(shape) < 2 or 0 in shape or self.file.dtype(name) not in _FLOATS:

@@ -88,6 +88,8 @@ class Orientation:
         if kind == _MATRIX and self._model_types & _CONV1D_MODELS:
             return Kept(layer.rpartition(".")[2] in _CONV1D_NAMES)
         is_adapted = self._layers[layer].is_adapted
+        if is_adapted and kind not in (_STACK, _MATRIX):
+            return Kept(False)  # peft's LoRA takes no transposed convolutions
         if kind == _MATRIX and is_adapted and self._is_fan_in_fan_out:
             return Kept(None)  # peft tells of one layer at least that it is kept as (in, out)
         if kind not in (_STACK, _MATRIX) and bias == shape[0] != shape[1]:

@@ -151,10 +151,12 @@ def test_factors_that_fit_no_way_are_named(tmp_path):
     torch.save(state, tmp_path / "model.pt")
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": False}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"layer 'fc' has an adapter whose shapes do not fit .*\(2, 5\)"):
+    with pytest.raises(ValueError, match=r"layer 'fc' has an adapter of rank 2 that does not fit .*\(2, 5\)"):
         read_weights(str(tmp_path / "model.pt"))["fc"]
     # One that peft has fan_in_fan_out for may be kept either way.
     square = {name: torch.ones(4, 4) for name in state}
+    settings["r"] = 4
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     torch.save(square, tmp_path / "model.pt")
     read_weights(str(tmp_path / "model.pt"))["fc"]
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "fan_in_fan_out": True}))
@@ -163,3 +165,44 @@ def test_factors_that_fit_no_way_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "alora_invocation_tokens": [1]}))
     with pytest.raises(ValueError, match=r"other settings than plain LoRA's \(alora_invocation_tokens\)"):
         read_weights(str(tmp_path / "model.pt"))["fc"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"r": 0}, "whose r, 0, and lora_alpha, 2, give no scaling"),
+        ({"r": "2"}, "whose r, '2', and lora_alpha, 2, give no scaling"),
+        ({"lora_alpha": None}, "whose r, 2, and lora_alpha, None, give no scaling"),
+        ({"r": 3}, "of rank 3 that does not fit"),
+    ],
+)
+def test_settings_that_are_not_the_adapters_are_named(change, told, tmp_path):
+    state = {
+        "fc.weight": torch.ones(4, 6),
+        "fc.lora_A.default.weight": torch.ones(2, 6),
+        "fc.lora_B.default.weight": torch.ones(4, 2),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    assert torch.equal(read_weights(str(tmp_path / "model.pt"))["fc"], torch.full((4, 6), 3.0))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(ValueError, match=f"layer 'fc' has an adapter {told}"):
+        read_weights(str(tmp_path / "model.pt"))["fc"]
+
+
+def test_a_square_convolution_with_lora_is_no_transposed_one(tmp_path):
+    state = {
+        "c.weight": torch.randn(6, 6, 3, 3),
+        "c.bias": torch.ones(6),
+        "c.lora_A.default.weight": torch.randn(2, 6, 3, 3),
+        "c.lora_B.default.weight": torch.randn(6, 2, 1, 1),
+        "up.weight": torch.randn(4, 6, 3, 3),
+        "up.bias": torch.ones(6),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    down, up = state["c.lora_A.default.weight"], state["c.lora_B.default.weight"]
+    expected = state["c.weight"] + torch.einsum("or,rikl->oikl", up.flatten(1), down)
+    torch.testing.assert_close(read_weights(str(tmp_path / "model.pt"))["c"], expected)
