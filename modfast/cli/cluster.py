@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from modfast.experiment.clusters import check_out, check_weights, cluster_model
@@ -10,13 +11,35 @@ from modfast.experiment.eigengap import AFFINITIES, ClusterConfig
 from modfast.machine import choose_device
 from modfast.report.tables import cluster_table
 from modfast.train.distributed import Ranks
-from modfast.weights.read import read_weights
+from modfast.weights.read import Weights, read_weights
 
 from .display import Display
 from .machine import load_data
 from .options import Parsers, as_tuple, out_options, parse_counts
 
 _MOST_NAMED = 5
+
+
+def _notes(weights: Weights) -> Iterator[str]:
+    """What a user must know of the weights that a model's file gave."""
+    if weights.left_out:
+        yield f"Not clustered unless --layers names them: {_some(weights.left_out)}"
+    if weights.assumed:
+        yield (
+            "Taken as (out, in), as plain convolutions are, since the file does not show whether they are "
+            f"transposed ones or no convolutions: {_some(weights.assumed)}"
+        )
+    for reason in dict.fromkeys(weights.unmatched.values()):
+        names = [name for name, why in weights.unmatched.items() if why == reason]
+        yield (
+            f"Under the names of the file, which the model in memory may not have ({reason}): {_some(names)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names, and how many there are."""
+    more = ", ..." if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more} ({len(names)} matrices)"
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
@@ -98,12 +121,8 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
     check_weights(weights, config.num_clusters)
     check_out(options.model, options.out)
     with Display() as display:
-        if weights.left_out:
-            names = ", ".join(weights.left_out[:_MOST_NAMED])
-            more = ", ..." if len(weights.left_out) > _MOST_NAMED else ""
-            display.note(
-                f"Not clustered unless --layers names them: {names}{more} ({len(weights.left_out)} matrices)"
-            )
+        for note in _notes(weights):
+            display.note(note)
         results = cluster_model(
             weights,
             config,

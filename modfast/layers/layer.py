@@ -14,7 +14,7 @@ from torch.nn.modules.linear import Linear
 
 from modfast.partition import Partition
 
-from .names import is_adapter, is_of, join, known_names, match_names, named_modules, spellings
+from .names import find_named, is_adapter, is_of, join, known_names, match_names, named_modules, spellings
 from .weight import Source, Stored, UnsupportedWeightError, computed_tensors, source_of
 
 Choice: TypeAlias = str | nn.Module | Callable[[str, tuple[int, ...]], bool]
@@ -324,11 +324,9 @@ def find_layer(model: nn.Module, name: str, argument: str) -> Layer:
 
 def _named(layers: Sequence[Layer], name: object) -> list[Layer]:
     """The layers that a name stands for: one, or all matrices of a stack."""
-    for spelling in spellings(name) if isinstance(name, str) else []:
-        found = [layer for layer in layers if spelling in layer.names]
-        if found:
-            return found
-    return []
+    if not isinstance(name, str):
+        return []
+    return [layers[i] for i in find_named([layer.names for layer in layers], name)]
 
 
 def partitioned_layers(

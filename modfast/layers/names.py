@@ -7,7 +7,7 @@ canonical name leaves all of that out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -130,12 +130,60 @@ def spellings(name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def bare(name: str) -> str:
+    """A name or glob without anything in it that a wrapper may have put there.
+
+    A plain model may call its own modules so, and lose their names here: see :func:`_matching_bare`.
+
+    Example:
+        >>> bare("net.module.base_model.model.fc1.base_layer")
+        'net.fc1'
+    """
+    kept: list[str] = []
+    for part in name.split("."):
+        if part == "model" and kept[-1:] == ["base_model"]:
+            kept.pop()
+        elif part not in (*WRAPPING_PARTS, "module"):
+            kept.append(part)
+    return ".".join(kept)
+
+
+def find_named(names: Sequence[Sequence[str]], name: str) -> list[int]:
+    """The indices of the layers that a name stands for: one, or all matrices of a stack; empty if none.
+
+    Args:
+        names: of each layer all names that it goes by, the canonical one first.
+        name: what is given comes before what is left of it without wrappers, and that before a comparison
+            without wrappers on both sides.
+    """
+    for spelling in spellings(name):
+        found = [i for i, own in enumerate(names) if spelling in own]
+        if found:
+            return found
+    return _matching_bare(names, name, str.__eq__)
+
+
+def _matching_bare(
+    names: Sequence[Sequence[str]], pattern: str, matches: Callable[[str, str], bool]
+) -> list[int]:
+    """The layers that match without wrappers' parts on both sides; none where that leaves two layers alike.
+
+    A file may have a name with more of a wrapper than the model (a ``DataParallel`` somewhere within it), or
+    with less (a module of the model's own that is called ``module``).
+    """
+    spelling = bare(pattern)
+    matched = [i for i, own in enumerate(names) if any(matches(bare(name), spelling) for name in own)]
+    alike = len({bare(names[i][0]) for i in matched}) < len(matched)
+    return [] if alike or not spelling else matched
+
+
 def match_names(names: Sequence[Sequence[str]], pattern: str, argument: str) -> list[int]:
     """The indices of the layers of which ``pattern``, a name or a glob, matches one of the names.
 
     Args:
         names: of each layer all names that it goes by, the canonical one first.
-        pattern: a name comes before a glob, and what is given before what is left of it without wrappers.
+        pattern: a name comes before a glob, and what is given before what is left of it without wrappers,
+            on its side and at last on both sides.
         argument: what the message calls it.
 
     Raises:
@@ -147,6 +195,10 @@ def match_names(names: Sequence[Sequence[str]], pattern: str, argument: str) -> 
             matched = [i for i, own in enumerate(names) if any(matches(name, spelling) for name in own)]
             if matched:
                 return matched
+    for matches in (str.__eq__, fnmatchcase, _matches_place):
+        matched = _matching_bare(names, pattern, matches)
+        if matched:
+            return matched
     raise ValueError(
         f"{argument}: {pattern!r} matches no layer with a weight matrix; there are: {known_names(names)}"
     )

@@ -16,7 +16,8 @@ from modfast.models import build_model, import_model
 from modfast.train.checkpoint import CHECKPOINT, read_checkpoint
 
 from .file_weights import FoundWeight, file_weights
-from .tensor_files import is_weights_folder, load_pickled, memory_of, open_tensors
+from .pickled import load_pickled, memory_of
+from .tensor_files import is_weights_folder, open_tensors
 
 
 class Weights(Mapping[str, Tensor]):
@@ -24,11 +25,18 @@ class Weights(Mapping[str, Tensor]):
 
     Attributes:
         left_out: the names of matrices that are there and were not asked for, nor are meant by default.
+        assumed: the names of those that are taken as (out, in, *kernel) because most are kept so, while
+            nothing in the file shows it: they may be those of transposed convolutions, and of three
+            dimensions no convolution's.
+        unmatched: the names of those that are called as in a file of transformers, where the model in memory
+            may call them otherwise, and why.
     """
 
     def __init__(self, found: Sequence[FoundWeight], left_out: Sequence[str]) -> None:
         self._found = {each.name: each for each in found}
         self.left_out = list(left_out)
+        self.assumed = [each.name for each in found if each.is_assumed]
+        self.unmatched = {each.name: each.why_unmatched for each in found if each.why_unmatched is not None}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._found[name].read()
@@ -67,20 +75,26 @@ def read_weights(
         Layer name to ``(out, in, *kernel)``, detached, on the device where they lie (the CPU for a file); a
         tied weight once. Of shards one is in memory at a time, and each weight is read when it is looked up.
         Names are canonical: those of wrappers (``module.``, ``_orig_mod.``, ``base_model.model.``) are left
-        out, so that partitions found here fit the plain model and the wrapped one.
+        out, so that partitions found here fit the plain model and the wrapped one. Where ``config.json``
+        names a model of transformers that the installed version has, the names are those of that model in
+        memory, which its file may not have; without it, and for what transformers puts together from several
+        tensors, they are the file's, as ``Weights.unmatched`` says.
 
         The weight is what the layer multiplies by: also where the file has what it is computed from, by
         weight_norm, spectral_norm, pruning, or a LoRA adapter beside its ``adapter_config.json``. Weights
-        kept as (in, out), as in transposed convolutions and the ``Conv1D`` of transformers, come out as (out,
-        in): they are known by the length of their bias or by ``config.json``. Without a bias or config, the
-        first two dimensions are taken as they stand. A tensor of three dimensions is a convolution's if it is
-        called ``weight``, else a stack of matrices, each with its place as in ``"experts.up_proj[3]"``.
+        kept as (in, out), as in transposed convolutions, some stacks of experts and the ``Conv1D`` of
+        transformers, come out as (out, in) where that shows: in the length of their bias, in the factors of
+        an adapter, or in ``config.json``. Where nothing shows it, the first two dimensions are taken as they
+        stand, and ``Weights.assumed`` names what may be kept otherwise. A tensor of three dimensions is taken
+        for a convolution's if it is called ``weight``, else for a stack of matrices, each with its place as
+        in ``"experts.up_proj[3]"``.
 
     Raises:
         FileNotFoundError: there is nothing of that name, or a shard is missing.
         ValueError, OSError, TrainingError: it is no model, or a damaged one; a pattern of ``layers`` matches
-            nothing, or there is no weight at all. Where a weight is read: it is packed or quantised, or the
-            file does not tell how it is computed or kept.
+            nothing, or there is no weight at all; the file has adapters of peft other than LoRA, or may be
+            several state_dicts. Where a weight is read: it is packed, quantised or not dense, or the file
+            does not tell how it is computed or kept.
         ImportError: a ``.safetensors`` file without that package.
 
     Example:
@@ -91,7 +105,7 @@ def read_weights(
     if layers is None:
         chosen = [each for each in found if each.is_default]
     else:
-        names = [(each.name, each.parameter_name) for each in found]
+        names = [(each.name, each.parameter_name, *each.other_names) for each in found]
         matched = {index for pattern in layers for index in match_names(names, pattern, "layers")}
         chosen = [found[index] for index in sorted(matched)]
     if not chosen:

@@ -8,12 +8,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from modfast.files import read_json
+
+from .pickled import load_pickled, memory_of, state_dict_in, tensor_entries, why_unreadable
 
 # What transformers calls the weights of a folder, in the order in which it looks for them.
 _WEIGHTS = (
@@ -42,8 +44,8 @@ class TensorFile(ABC):
         """The shape of a tensor, without its numbers."""
 
     @abstractmethod
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor."""
+    def dtype(self, name: str) -> torch.dtype | str:
+        """The dtype of a tensor; the file's own word for one that PyTorch does not have."""
 
     @abstractmethod
     def read(self, name: str, place: int | None = None) -> Tensor:
@@ -53,62 +55,101 @@ class TensorFile(ABC):
         """The same for tensors that share their memory; None where none do."""
         return None
 
+    def unreadable(self, name: str) -> str | None:
+        """Why what has this name is no dense tensor, in words that follow its name; None for one that is."""
+        return None
 
-class StateDict(TensorFile):
+
+class _Head(NamedTuple):
+    """What is known of an entry of a state_dict before it is used."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+    memory: object = None
+    unreadable: str | None = None
+
+
+def _head(value: object, file: Path | None = None) -> _Head:
+    reason = why_unreadable(value)
+    if not isinstance(value, Tensor) or value.is_nested:  # without a shape
+        return _Head((), type(value).__name__, None, reason)
+    # Of files that are read in turn the same addresses may come again.
+    memory = None if reason else memory_of(value) if file is None else (file, memory_of(value))
+    return _Head(tuple(value.shape), value.dtype, memory, reason)
+
+
+class _Headed(TensorFile):
+    """Tensors of which the heads are known."""
+
+    _heads: dict[str, _Head]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._heads[name].shape
+
+    def dtype(self, name: str) -> torch.dtype | str:
+        return self._heads[name].dtype
+
+    def memory(self, name: str) -> object:
+        return self._heads[name].memory
+
+    def unreadable(self, name: str) -> str | None:
+        return self._heads[name].unreadable
+
+    def check_readable(self, name: str) -> None:
+        """Raises ``ValueError`` for what is no dense tensor."""
+        reason = self.unreadable(name)
+        if reason is not None:
+            raise ValueError(f"{self.path}: {name!r} {reason}")
+
+
+class StateDict(_Headed):
     """A state_dict in memory, of which nothing needs to be read."""
 
-    def __init__(self, path: Path, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: Path, state: Mapping[str, Any]) -> None:
         super().__init__(path, list(state))
         self._state = state
-
-    def shape(self, name: str) -> tuple[int, ...]:  # noqa: D102
-        return tuple(self._state[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:  # noqa: D102
-        return self._state[name].dtype
-
-    def memory(self, name: str) -> object:  # noqa: D102
-        return memory_of(self._state[name])
+        self._heads = {name: _head(value) for name, value in state.items()}
 
     def read(self, name: str, place: int | None = None) -> Tensor:  # noqa: D102
-        tensor = self._state[name].detach()
+        self.check_readable(name)
+        tensor: Tensor = self._state[name].detach()
         return tensor if place is None else tensor[place]
 
 
-class Shards(TensorFile):
+class Shards(_Headed):
     """Tensors in one or several files, of which one is open at a time."""
 
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
-        super().__init__(path, sorted(files, key=_natural))
         self._files = files
-        self._heads: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for file in dict.fromkeys(files.values()):
-            self._heads.update(self._read_heads(file))
-        for name, file in files.items():
-            if name not in self._heads:
-                raise ValueError(f"{path} is damaged: {file.name} holds no {name!r}")
+        self._heads = {}
+        for file in sorted(dict.fromkeys(files.values()), key=lambda file: _natural(file.name)):
+            heads = self._read_heads(file)
+            for name in (name for name, where in files.items() if where == file):
+                if name not in heads:
+                    raise ValueError(f"{path} is damaged: {file.name} holds no {name!r}")
+            own = {name: head for name, head in heads.items() if files.get(name) == file}
+            self._heads.update({name: head for name, head in own.items() if head is not None})
+        super().__init__(path, list(self._heads))
 
     @abstractmethod
-    def _read_heads(self, file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every tensor of a file."""
-
-    def shape(self, name: str) -> tuple[int, ...]:  # noqa: D102
-        return self._heads[name][0]
-
-    def dtype(self, name: str) -> torch.dtype:  # noqa: D102
-        return self._heads[name][1]
+    def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
+        """What is known of every tensor of a file, in its order; None for what is no tensor."""
 
 
 class SafetensorsShards(Shards):
-    """Files of safetensors, of which single tensors can be read."""
+    """Files of safetensors, of which single tensors can be read; they keep no order of their own."""
 
-    def _read_heads(self, file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
+        super().__init__(path, files)
+        self.names.sort(key=_natural)
+
+    def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
         with _open_safetensors(file) as opened:
-            heads = {}
+            heads: dict[str, _Head | None] = {}
             for name in opened.keys():  # noqa: SIM118 - it is no mapping
                 part = opened.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)
-                heads[name] = tuple(part.get_shape()), dtype
+                kind = part.get_dtype()
+                heads[name] = _Head(tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(kind, kind))
         return heads
 
     def read(self, name: str, place: int | None = None) -> Tensor:  # noqa: D102
@@ -119,30 +160,30 @@ class SafetensorsShards(Shards):
 
 
 class PickledShards(Shards):
-    """Files of ``torch.save``, read whole; the last one is kept."""
+    """Files of ``torch.save``, read whole; the last one is kept. Their order is that of the state_dict."""
 
-    _last: tuple[Path, Mapping[str, Tensor]] | None = None
+    _last: tuple[Path, Mapping[str, Any]] | None = None
 
-    def _read_heads(self, file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        state = load_pickled(file, "meta")
-        return {
-            name: (tuple(value.shape), value.dtype)
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        }
+    def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
+        state = _load_shard(file, mapped=True)
+        heads = {name: _head(value, file) for name, value in tensor_entries(state).items()}
+        return {name: heads.get(name) for name in state}
 
     def read(self, name: str, place: int | None = None) -> Tensor:  # noqa: D102
+        self.check_readable(name)
         file = self._files[name]
         if self._last is None or self._last[0] != file:
             self._last = None  # so that there are never two in memory
-            self._last = file, load_pickled(file)
-        tensor = self._last[1][name].detach()
+            self._last = file, _load_shard(file)
+        tensor: Tensor = self._last[1][name].detach()
         return (tensor if place is None else tensor[place]).clone()
 
 
-def memory_of(tensor: Tensor) -> object:
-    """The same for two tensors that are the same numbers in the same memory."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
+def _load_shard(file: Path, *, mapped: bool = False) -> Mapping[str, Any]:
+    state = load_pickled(file, mapped=mapped)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{file} is no part of a state_dict, a mapping of names to tensors")
+    return state
 
 
 def is_weights_folder(folder: Path) -> bool:
@@ -172,7 +213,7 @@ def open_tensors(path: Path, contents: Any = None) -> TensorFile:
     if path.suffix == ".safetensors":
         with _open_safetensors(path) as opened:
             return SafetensorsShards(path, dict.fromkeys(opened.keys(), path))
-    return StateDict(path, _state_dict(load_pickled(path) if contents is None else contents, path))
+    return StateDict(path, state_dict_in(load_pickled(path) if contents is None else contents, path))
 
 
 def beside(path: Path, name: str) -> dict[str, Any]:
@@ -186,52 +227,6 @@ def beside(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(contents, dict):
         raise ValueError(f"{found} is damaged: it must hold a JSON object")
     return contents
-
-
-def load_pickled(path: Path, device: str = "cpu") -> Any:
-    """What ``torch.save`` wrote, without running code from it.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or holds objects that only code could make.
-    """
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises many kinds, with a page of advice
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = next((line for line in lines if "Unsupported" in line), lines[0])
-        raise ValueError(
-            f"{path} is damaged, or holds more than a state_dict ({reason}). If you trust it, take that out: "
-            'torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
-        ) from error
-
-
-def _state_dict(contents: Any, path: Path) -> dict[str, Tensor]:
-    """The one state_dict that a file holds: the whole of it, or one of its entries."""
-    if _is_state_dict(contents):
-        return {name: value for name, value in contents.items() if isinstance(value, Tensor)}
-    if not isinstance(contents, Mapping):
-        raise ValueError(
-            f"{path} holds no state_dict, a mapping of names to tensors, but {type(contents).__name__}"
-        )
-    found = [name for name, value in contents.items() if _is_state_dict(value)]
-    if len(found) != 1:
-        which = f"several: {', '.join(map(repr, found))}" if found else f"none, but keys {list(contents)[:5]}"
-        raise ValueError(
-            f"{path} must hold one state_dict, a mapping of names to tensors, it holds {which}"
-            + ('. Take one out: torch.save(torch.load(path)["..."], new_path)' if found else "")
-        )
-    return _state_dict(contents[found[0]], path)
-
-
-def _is_state_dict(value: object) -> bool:
-    """Whether it maps names to tensors; other entries are counters and the like."""
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        return False
-    held = list(value.values())
-    return any(isinstance(each, Tensor) for each in held) and not any(map(_is_state_dict, held))
 
 
 def _shards(index: Path) -> dict[str, Path]:
@@ -266,15 +261,19 @@ def _open_safetensors(path: Path) -> Any:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """For sorting: layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-# Dtypes that are missing here are those of packed or quantised numbers.
+# For others the file's own word is told: PyTorch may lack them, and they are no weights as they stand.
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U8": torch.uint8,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,

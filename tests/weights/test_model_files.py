@@ -167,7 +167,7 @@ class Hyper:
 
 def test_a_checkpoint_with_objects_is_not_run(tmp_path):
     torch.save({"state_dict": make("plain").state_dict(), "hyper": Hyper()}, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"holds more than a state_dict .*Hyper.* take that out: torch.save"):
+    with pytest.raises(ValueError, match=r"holds more than a state_dict .*Hyper.* take that out: torch.load"):
         read_weights(str(tmp_path / "model.ckpt"))
 
 

@@ -1,0 +1,152 @@
+"""Files of ``torch.save``: loaded without running their code, and which of their contents is the model."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What a module keeps under this name is its own affair, in any form: ``nn.Module.get_extra_state``.
+_EXTRA_STATE = "_extra_state"
+
+
+def load_pickled(path: Path, *, mapped: bool = False) -> Any:
+    """What ``torch.save`` wrote, without running code from it.
+
+    Args:
+        path: the file.
+        mapped: whether its tensors may lie in the file until they are used. Files of before PyTorch 1.6 are
+            read whole in any case.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or holds objects that only code could make.
+    """
+    try:
+        mapped = mapped and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises many kinds, with a page of advice
+        raise ValueError(f"{path} {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """Why a file cannot be loaded, and what helps."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if any("TorchScript" in line for line in lines):
+        return (
+            "is a TorchScript archive: save its weights alone, "
+            "torch.save(torch.jit.load(path).state_dict(), new_path)"
+        )
+    unsupported = next((line for line in lines if re.search("Unsupported (global|class)", line)), None)
+    if unsupported is not None and isinstance(error, pickle.UnpicklingError):
+        what = unsupported.partition(" was not an allowed")[0]
+        return (
+            f"holds more than a state_dict ({what}). If you trust it, "
+            "take that out: torch.load(path, weights_only=False) gives what was saved, a model with "
+            ".state_dict() or a mapping with the state_dict under one of its keys; then "
+            "torch.save(state_dict, new_path)"
+        )
+    return f"is damaged, or nothing that torch.save wrote ({lines[0]})"
+
+
+def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
+    """The one state_dict that a file holds: the whole of it, or one of its entries.
+
+    Returns:
+        The tensors by name, and entries that hold tensors in another form, such as tuples.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    if not isinstance(contents, Mapping):
+        raise ValueError(
+            f"{path} holds no state_dict, a mapping of names to tensors, but {type(contents).__name__}"
+        )
+    entries = {name: value for name, value in contents.items() if not _is_extra(name)}
+    # What has matrices is meant before what has only numbers, such as a scaler's.
+    inside = [name for name, value in entries.items() if _matrices(value)]
+    own = [name for name in _matrices(entries) if "." in name or name == "weight"]
+    if own and inside:
+        raise ValueError(
+            f"{path} must hold one state_dict, a mapping of names to tensors, it holds tensors of its own "
+            f"({own[0]!r}) and mappings of tensors ({', '.join(map(repr, inside))}). {_TAKE_ONE_OUT}"
+        )
+    if own or not inside:
+        if any(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries.items()):
+            return tensor_entries(entries)
+        inside = [name for name, value in entries.items() if _holds_tensors(value)]
+    if len(inside) != 1:
+        which = (
+            f"several: {', '.join(map(repr, inside))}. {_TAKE_ONE_OUT}"
+            if inside
+            else f"none, but keys {list(contents)[:5]}"
+        )
+        raise ValueError(f"{path} must hold one state_dict, a mapping of names to tensors, it holds {which}")
+    return state_dict_in(entries[inside[0]], path)
+
+
+def tensor_entries(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """Of a state_dict the tensors, and the tuples and lists that packed ones are kept in."""
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str)
+        and not _is_extra(name)
+        and (isinstance(value, Tensor) or _holds_matrix(value))
+    }
+
+
+def _is_extra(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(_EXTRA_STATE)
+
+
+_TAKE_ONE_OUT = 'Take one out: torch.save(torch.load(path)["..."], new_path)'
+
+
+def _matrices(value: object) -> list[str]:
+    """The names of the tensors of at least two dimensions in a mapping of names; empty for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return []
+    return [name for name, each in value.items() if isinstance(each, Tensor) and each.dim() >= 2]
+
+
+def _holds_tensors(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for name in value)
+        and any(isinstance(each, Tensor) for each in value.values())
+    )
+
+
+def _holds_matrix(value: object) -> bool:
+    """Whether a tuple or list holds a tensor of at least two dimensions, as packed weights are kept."""
+    return isinstance(value, (tuple, list)) and any(
+        isinstance(each, Tensor) and each.dim() >= 2 for each in value
+    )
+
+
+def memory_of(tensor: Tensor) -> object:
+    """The same for two dense tensors that are the same numbers in the same memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def why_unreadable(value: object) -> str | None:
+    """Why an entry of a state_dict is no dense tensor with numbers of its own; None for one that is."""
+    if not isinstance(value, Tensor):
+        return f"is packed: a {type(value).__name__} of tensors in the place of one"
+    if value.is_nested:
+        return "is a nested tensor"
+    if value.layout != torch.strided:
+        return f"is not dense ({value.layout})"
+    # A subclass may hold anything behind the shape and dtype that it shows.
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"is a {type(value).__name__}, which may keep its numbers in any form"
+    return "has no numbers: it was saved from the meta device" if value.is_meta else None
