@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .arrays import require_whole
-from .layers.layer import Layer, operation, partitioned_layers, replaced_parameters, replaced_weights
+from .layers.bias import bias_of
+from .layers.layer import Layer
+from .layers.partitioned import partitioned_layers
+from .layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
 from .layers.running import call_model, device_of, evaluating, logits_of, moved, split_batch
 from .layers.weight import source_of
 from .partition import Partition
@@ -112,12 +114,14 @@ def cluster_accuracy(
     """
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {_MODES}, got {mode!r}")
+    require_own_parameters(model)
     layers = partitioned_layers(model, partitions)
     counts = {partition.num_clusters for _, partition in layers}
     if len(counts) != 1:
         raise ValueError(f"partitions must have one number of clusters, got {sorted(counts)}")
     for layer, _ in layers:
-        require_whole(f"model: the weight of layer {layer.name!r}", layer.stored())
+        layer.whole()
+        bias_of(layer)
 
     def with_cluster(cluster: int) -> Callable[[], AbstractContextManager[None]]:
         return lambda: _masked(model, layers, cluster, mode)
@@ -131,6 +135,7 @@ def _masked(
 ) -> Iterator[None]:
     """Inside, the neurons that are off have weights and biases of zero."""
     weights: dict[Layer, Tensor] = {}
+    biases: dict[tuple[nn.Module, str], Tensor] = {}
     with ExitStack() as stack:
         for layer, partition in layers:
             weight = layer.weight()
@@ -144,9 +149,13 @@ def _masked(
             )
             # Selected, not multiplied: an infinite weight that is off must not become NaN.
             weights[layer] = torch.where(keep, weight, 0.0)
-            if layer.attribute == "weight" and getattr(operation(layer.module), "bias", None) is not None:
-                bias = source_of(layer.module, "bias")
-                stack.enter_context(bias.replaced(torch.where(keep_row, bias.tensor(), 0.0)))
+            bias = bias_of(layer)
+            if bias is not None:
+                key = (bias.source.module, bias.source.attribute)
+                stored = biases[key] if key in biases else bias.source.tensor()
+                biases[key] = bias.replaced_in(stored, keep_row)
+        for (module, attribute), tensor in biases.items():
+            stack.enter_context(source_of(module, attribute).replaced(tensor))
         stack.enter_context(replaced_weights(model, weights))
         yield
 

@@ -155,7 +155,7 @@ class Job:
         for layer in found:
             if layer.attribute != "weight" or layer.place is not None:
                 raise ValueError(f"layers: {layer.name!r} must be the weight of a layer of its own")
-            if not layer.stored().detach().isfinite().all():
+            if not layer.whole().detach().isfinite().all():
                 raise ValueError(f"layers: the weight of {layer.name!r} must be finite")
         return [layer.name for layer in found]
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from modfast.circuit import Circuit
+from modfast.layers.names import known_name
 from modfast.partition import Partition
 
-from .kept_weights import KeptWeights, draw_weights, weight_clusters
+from .kept_weights import KeptWeights, draw_weights, layer_named, weight_clusters
 
 
 def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Tensor:
@@ -40,9 +41,10 @@ def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Te
                 [0.3333, 1.0000]], dtype=torch.float64)
     """
     kept = KeptWeights.of(circuits)
-    if layer is not None and layer not in kept.shapes:
+    name = None if layer is None else known_name(kept.shapes, layer)
+    if layer is not None and name is None:
         raise ValueError(f"layer must be one of the circuits' ({', '.join(kept.shapes)}), got {layer!r}")
-    names = kept.shapes if layer is None else [layer]
+    names = kept.shapes if name is None else [name]
     return intersection_over_union([kept.shared(name) for name in names])
 
 
@@ -51,7 +53,7 @@ def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partiti
 
     Args:
         circuits: at least one, all of the same layers and shapes ``(out, in, *kernel)``.
-        partitions: name of a layer to its k clusters; other layers are left out.
+        partitions: name of a layer, or of its weight, to its k clusters; other layers are left out.
 
     Returns:
         For each of ``partitions`` float64, ``(n, k)``. A row's sum is at most 1, the rest being weights that
@@ -67,7 +69,8 @@ def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partiti
         {'fc': tensor([[0.3333, 0.3333]], dtype=torch.float64)}
     """
     counts = _cluster_counts(circuits, partitions)
-    return {name: each[:, :-1] / each.sum(1, keepdim=True) for name, each in counts.items()}
+    shares = {name: each[:, :-1] / each.sum(1, keepdim=True) for name, each in counts.items()}
+    return {name: shares[layer_named(shares, name, "partitions")] for name in partitions}
 
 
 def cluster_information(
@@ -106,13 +109,16 @@ def cluster_information(
         >>> cluster_information(pair, {"fc": Partition([0, 1], [0, 1], 2)})
         1.0
     """
-    if layer is not None and layer not in partitions:
-        raise ValueError(
-            f"layer must be one of partitions ({', '.join(map(repr, partitions))}), got {layer!r}"
-        )
     if not partitions:
         raise ValueError("partitions must hold at least one layer, got none")
-    counts = _cluster_counts(circuits, partitions if layer is None else {layer: partitions[layer]})
+    counts = _cluster_counts(circuits, partitions)
+    if layer is not None:
+        name = known_name(counts, layer)
+        if name is None:
+            raise ValueError(
+                f"layer must be one of partitions ({', '.join(map(repr, partitions))}), got {layer!r}"
+            )
+        counts = {name: counts[name]}
     return mutual_information(list(counts.values()))
 
 

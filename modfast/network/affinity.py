@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modfast.arrays import require_whole
-from modfast.layers.layer import find_layer, replaced_weights
+from modfast.layers.layer import find_layer
+from modfast.layers.replaced import replaced_weights, require_own_parameters
 from modfast.layers.running import call_model, logits_of, preserved, split_batch
 
 
@@ -58,9 +58,9 @@ def gradient_affinity(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_own_parameters(model)
     chosen = find_layer(model, layer, "layer")
-    stored = chosen.stored()
-    require_whole(f"model: the weight of layer {chosen.name!r}", stored)
+    stored = chosen.whole()
     # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
     weight = chosen.oriented(stored.detach()).requires_grad_()
     total = torch.zeros_like(
