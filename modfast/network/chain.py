@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ class Link(NamedTuple):
 
 
 def find_chain(
-    model: nn.Module, layers: Sequence[str] | str | None, example_inputs: Any = None
+    model: nn.Module, layers: Iterable[str] | str | None, example_inputs: Any = None
 ) -> list[Link]:
     """The layers of :func:`network_graph`, checked to fit each other."""
     if not isinstance(model, nn.Module):
