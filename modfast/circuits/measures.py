@@ -111,15 +111,16 @@ def cluster_information(
     """
     if not partitions:
         raise ValueError("partitions must hold at least one layer, got none")
-    counts = _cluster_counts(circuits, partitions)
     if layer is not None:
-        name = known_name(counts, layer)
-        if name is None:
+        shapes = KeptWeights.of(circuits).shapes
+        chosen = known_name(shapes, layer)
+        named = [name for name in partitions if chosen is not None and known_name(shapes, name) == chosen]
+        if not named:
             raise ValueError(
                 f"layer must be one of partitions ({', '.join(map(repr, partitions))}), got {layer!r}"
             )
-        counts = {name: counts[name]}
-    return mutual_information(list(counts.values()))
+        partitions = {name: partitions[name] for name in named}
+    return mutual_information(list(_cluster_counts(circuits, partitions).values()))
 
 
 def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def bias_of(layer: Layer) -> Bias | None:
     doubtful = [
         each
         for each, shape in own.items()
-        if each not in of_others and (shape == fitting or ("bias" in each and shape[-1:] > (1,)))
+        if each not in of_others and (shape == fitting or ("bias" in each and math.prod(shape) > 1))
     ]
     if doubtful:
         which = f"layer {layer.name!r} ({type(inner).__name__})"

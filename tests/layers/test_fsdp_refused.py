@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import modfast
 from modfast import Circuit, EnmeshmentLoss, Partition
@@ -29,13 +28,13 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
 
 
-def first(use_orig_params: bool) -> FSDP:
-    return FSDP(network(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+def first(use_orig_params: bool) -> FullyShardedDataParallel:
+    return FullyShardedDataParallel(network(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
 
 
 def part_wrapped() -> nn.Module:
     model = network()
-    model[0] = FSDP(model[0], use_orig_params=True, device_id=torch.device("cpu"))
+    model[0] = FullyShardedDataParallel(model[0], use_orig_params=True, device_id=torch.device("cpu"))
     return model
 
 
@@ -117,7 +116,7 @@ def reading() -> dict[str, float | str]:
     found: dict[str, float | str] = {"right": float(EnmeshmentLoss(network(), 2)())}
     for flat in (False, True):
         model = first(not flat)
-        with FSDP.summon_full_params(model):
+        with FullyShardedDataParallel.summon_full_params(model):
             found[f"whole, flat: {flat}"] = float(EnmeshmentLoss(model, 2)())
             modfast.network_graph(model)
         try:

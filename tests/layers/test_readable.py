@@ -99,7 +99,9 @@ USES = {
 @pytest.mark.parametrize("kind", MAKERS)
 def test_it_is_refused_alike_everywhere(kind, use):
     make, reason = MAKERS[kind]
-    with pytest.raises(UnsupportedWeightError, match=rf"^layer '0' \(\w+\) cannot be read: its weight.*{reason}"):
+    with pytest.raises(
+        UnsupportedWeightError, match=rf"^layer '0' \(\w+\) cannot be read: its weight.*{reason}"
+    ):
         USES[use](make())
 
 
@@ -108,13 +110,15 @@ def test_a_weight_without_numbers_is_refused_where_they_are_needed(use):
     with torch.device("meta"):
         model = network()
     assert EnmeshmentLoss(model, 2)().is_meta
-    with pytest.raises(UnsupportedWeightError, match="layer '0' .* has no numbers: it is on the meta device"):
+    with pytest.raises(
+        UnsupportedWeightError, match=r"layer '0' .* has no numbers: it is on the meta device"
+    ):
         USES[use](model)
 
 
 def test_a_lazy_model_is_not_run():
     for call in (modfast.find_circuit, lambda model, *_: modfast.network_graph(model, example_inputs=INPUTS)):
-        with pytest.raises(ValueError, match="model: '0.weight' has no shape yet: call the model once"):
+        with pytest.raises(ValueError, match=r"model: '0.weight' has no shape yet: call the model once"):
             call(_lazy(), INPUTS, 1)
 
 
@@ -123,7 +127,7 @@ def test_a_weight_that_is_packed_later_on_is_refused():
     loss = EnmeshmentLoss(model, 2)
     model[0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
     for call in (loss, lambda: loss.accumulate_grad_(1.0), loss.weights, loss.clusterability):
-        with pytest.raises(UnsupportedWeightError, match="layer '0' .*torch.int8"):
+        with pytest.raises(UnsupportedWeightError, match=r"layer '0' .*torch.int8"):
             call()
 
 
@@ -131,7 +135,9 @@ def test_what_fails_to_be_computed_raises_for_its_own_layer_only():
     model = _failing()
     plain = copy.deepcopy(model[2])
     assert EnmeshmentLoss(model, 2, layers=["2"])() == EnmeshmentLoss(plain, 2)()
-    with pytest.raises(UnsupportedWeightError, match="layer '0' .* cannot be computed: RuntimeError: not today"):
+    with pytest.raises(
+        UnsupportedWeightError, match=r"layer '0' .* cannot be computed: RuntimeError: not today"
+    ):
         EnmeshmentLoss(model, 2)
 
 
@@ -143,7 +149,7 @@ def test_a_packed_matrix_of_any_name_is_no_silent_gap():
             self.down = nn.Parameter(torch.ones(2, 8, 8))
 
     assert [layer.name for layer in find_layers(Experts())] == ["up", "down[0]", "down[1]"]
-    with pytest.raises(UnsupportedWeightError, match="layer 'up' .*torch.int8"):
+    with pytest.raises(UnsupportedWeightError, match=r"layer 'up' .*torch.int8"):
         EnmeshmentLoss(Experts(), 2, layers=["up"])
 
 
