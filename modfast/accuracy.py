@@ -55,7 +55,7 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
             a tensor, a tuple of positional arguments, or a mapping of keyword arguments; a mapping with the
             key ``"labels"`` is a batch as well. Labels are int64 in ``[0, classes)``.
         parameters: used in place of the model's own parameters or buffers of these names, as by
-            ``torch.func.functional_call``.
+            ``torch.func.functional_call``; the names may leave out what wrappers add to them.
 
     Returns:
         float64, ``(classes,)``; NaN for a class without inputs.
@@ -63,7 +63,8 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
     Raises:
         ValueError: there is no input, a label is out of range, or the logits have another shape; a name of
             ``parameters`` is unknown.
-        TypeError: a batch is of another kind, or the model returns no logits.
+        TypeError: a batch is of another kind, or the model returns no logits; ``parameters`` are given and
+            FSDP keeps those of the model.
 
     Example:
         >>> class_accuracy(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
@@ -84,7 +85,7 @@ def cluster_accuracy(
     """Class by class accuracy with one cluster alone, or with one cluster ablated.
 
     A neuron that is off reads as 0 in every layer of ``partitions``: its weights there, into it (with its
-    bias) and out of it, are taken as zero. The model itself is not changed. The weight of a layer is what its
+    bias, ``in_proj_bias`` for ``in_proj_weight`` and the like) and out of it, are taken as zero. The model itself is not changed. The weight of a layer is what its
     forward pass multiplies by, also where it is computed; see :class:`EnmeshmentLoss`.
 
     Args:
@@ -99,9 +100,9 @@ def cluster_accuracy(
         float64, ``(k, classes)``; NaN for a class without inputs.
 
     Raises:
-        ValueError: an unknown mode or layer, a partition that does not fit, different k, or what
-            :func:`class_accuracy` raises.
-        TypeError: a layer's weight is spread over processes (``DTensor``).
+        ValueError: an unknown mode or layer, a partition that does not fit, different k, it is not known which
+            bias belongs to a weight, or what :func:`class_accuracy` raises.
+        TypeError: a layer's weight is spread over processes (``DTensor``), or FSDP keeps the model's.
 
     Source: arXiv 2409.15747, class-wise accuracy with clusters on and off.
 

@@ -41,7 +41,7 @@ class EnmeshmentLoss(nn.Module):
         partitions: the number of clusters (contiguous blocks for each layer, :meth:`Partition.blocks`), or
             a mapping from layer name (``"fc2"``) or parameter name (``"fc2.weight"``) to
             :class:`Partition`. A partition fits the weight as ``(out, in)``, however it is stored.
-        layers: which layers, by one or several of: names of layers or parameters, or globs of them
+        layers: which layers, by one or any iterable of: names of layers or parameters, or globs of them
             (``"*.mlp.c_fc"``); modules of the model, which stand for all layers in them; functions that get a
             layer's name and its weight's shape and return whether it is meant. By default the mapping's
             layers, or, with a number of clusters, every linear layer (``nn.Linear`` and ``transformers``'

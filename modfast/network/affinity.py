@@ -46,7 +46,7 @@ def gradient_affinity(
         ValueError: no such layer, or one whose weight cannot be read; no batches; the loss is no scalar, does
             not depend on the layer, or its gradient is NaN or infinite.
         TypeError: ``model`` is no ``nn.Module``; an element of ``batches`` is of another kind; the weight is
-            spread over processes (``DTensor``).
+            spread over processes (``DTensor``), or FSDP keeps the model's.
 
     Source: arXiv 2409.15747 and 2502.02470, whose similarities are this one and ``|W|``.
 

@@ -53,7 +53,8 @@ def network_graph(
             it; it is not known whether a batch norm follows a layer, or several do; a weight is empty, not
             finite, or cannot be read.
         TypeError: ``model`` is no ``nn.Module``, returns no tensor for ``example_inputs``, or a weight is
-            spread over processes (``DTensor``).
+            spread over processes (``DTensor``), or, with ``example_inputs``, kept by FSDP; ``layers`` is a
+            set, which has no order.
 
     Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
 
