@@ -85,8 +85,9 @@ def cluster_accuracy(
     """Class by class accuracy with one cluster alone, or with one cluster ablated.
 
     A neuron that is off reads as 0 in every layer of ``partitions``: its weights there, into it (with its
-    bias, ``in_proj_bias`` for ``in_proj_weight`` and the like) and out of it, are taken as zero. The model itself is not changed. The weight of a layer is what its
-    forward pass multiplies by, also where it is computed; see :class:`EnmeshmentLoss`.
+    bias, ``in_proj_bias`` for ``in_proj_weight`` and the like) and out of it, are taken as zero. The model
+    itself is not changed. The weight of a layer is what its forward pass multiplies by, also where it is
+    computed; see :class:`EnmeshmentLoss`.
 
     Args:
         model: as for :func:`class_accuracy`.
@@ -100,8 +101,8 @@ def cluster_accuracy(
         float64, ``(k, classes)``; NaN for a class without inputs.
 
     Raises:
-        ValueError: an unknown mode or layer, a partition that does not fit, different k, it is not known which
-            bias belongs to a weight, or what :func:`class_accuracy` raises.
+        ValueError: an unknown mode or layer, a partition that does not fit, different k, a weight whose
+            bias is not known, or what :func:`class_accuracy` raises.
         TypeError: a layer's weight is spread over processes (``DTensor``), or FSDP keeps the model's.
 
     Source: arXiv 2409.15747, class-wise accuracy with clusters on and off.
