@@ -58,14 +58,17 @@ def check_readable(module: nn.Module, attribute: str, tensor: Tensor) -> None:
     Raises:
         UnsupportedWeightError: it is packed, quantised, sparse, a flat piece, or has no shape yet.
     """
-    if has_no_shape(tensor):
+    # The usual types first: this is asked at every look-up of a weight.
+    unusual = type(tensor) not in (nn.Parameter, Tensor)
+    if unusual and has_no_shape(tensor):
         raise UnsupportedWeightError(module, "has no shape yet: call the model once")
     if tensor.dtype not in _FLOATS:
         raise UnsupportedWeightError(module, f"is packed or quantised ({tensor.dtype})")
     if tensor.layout != torch.strided:
         raise UnsupportedWeightError(module, f"is not dense ({tensor.layout})")
     # A subclass may hold anything behind the shape and dtype that it shows. DTensor is known.
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_sharded(tensor):
+    dispatches = unusual and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    if dispatches and not is_sharded(tensor):
         raise UnsupportedWeightError(
             module, f"is a {type(tensor).__name__}, which may keep its numbers in any form"
         )
