@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .arrays import require_whole
-from .layers.layer import Layer, operation, partitioned_layers, replaced_parameters, replaced_weights
+from .layers.bias import bias_of
+from .layers.layer import Layer
+from .layers.partitioned import partitioned_layers
+from .layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
 from .layers.running import call_model, device_of, evaluating, logits_of, moved, split_batch
 from .layers.weight import source_of
 from .partition import Partition
@@ -53,7 +55,7 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
             a tensor, a tuple of positional arguments, or a mapping of keyword arguments; a mapping with the
             key ``"labels"`` is a batch as well. Labels are int64 in ``[0, classes)``.
         parameters: used in place of the model's own parameters or buffers of these names, as by
-            ``torch.func.functional_call``.
+            ``torch.func.functional_call``; the names may leave out what wrappers add to them.
 
     Returns:
         float64, ``(classes,)``; NaN for a class without inputs.
@@ -61,7 +63,8 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
     Raises:
         ValueError: there is no input, a label is out of range, or the logits have another shape; a name of
             ``parameters`` is unknown.
-        TypeError: a batch is of another kind, or the model returns no logits.
+        TypeError: a batch is of another kind, or the model returns no logits; ``parameters`` are given and
+            FSDP keeps those of the model.
 
     Example:
         >>> class_accuracy(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
@@ -82,8 +85,9 @@ def cluster_accuracy(
     """Class by class accuracy with one cluster alone, or with one cluster ablated.
 
     A neuron that is off reads as 0 in every layer of ``partitions``: its weights there, into it (with its
-    bias) and out of it, are taken as zero. The model itself is not changed. The weight of a layer is what its
-    forward pass multiplies by, also where it is computed; see :class:`EnmeshmentLoss`.
+    bias, ``in_proj_bias`` for ``in_proj_weight`` and the like) and out of it, are taken as zero. The model
+    itself is not changed. The weight of a layer is what its forward pass multiplies by, also where it is
+    computed; see :class:`EnmeshmentLoss`.
 
     Args:
         model: as for :func:`class_accuracy`.
@@ -97,9 +101,9 @@ def cluster_accuracy(
         float64, ``(k, classes)``; NaN for a class without inputs.
 
     Raises:
-        ValueError: an unknown mode or layer, a partition that does not fit, different k, or what
-            :func:`class_accuracy` raises.
-        TypeError: a layer's weight is spread over processes (``DTensor``).
+        ValueError: an unknown mode or layer, a partition that does not fit, different k, a weight whose
+            bias is not known, or what :func:`class_accuracy` raises.
+        TypeError: a layer's weight is spread over processes (``DTensor``), or FSDP keeps the model's.
 
     Source: arXiv 2409.15747, class-wise accuracy with clusters on and off.
 
@@ -112,12 +116,14 @@ def cluster_accuracy(
     """
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {_MODES}, got {mode!r}")
+    require_own_parameters(model)
     layers = partitioned_layers(model, partitions)
     counts = {partition.num_clusters for _, partition in layers}
     if len(counts) != 1:
         raise ValueError(f"partitions must have one number of clusters, got {sorted(counts)}")
     for layer, _ in layers:
-        require_whole(f"model: the weight of layer {layer.name!r}", layer.stored())
+        layer.whole()
+        bias_of(layer)
 
     def with_cluster(cluster: int) -> Callable[[], AbstractContextManager[None]]:
         return lambda: _masked(model, layers, cluster, mode)
@@ -131,6 +137,7 @@ def _masked(
 ) -> Iterator[None]:
     """Inside, the neurons that are off have weights and biases of zero."""
     weights: dict[Layer, Tensor] = {}
+    biases: dict[tuple[nn.Module, str], Tensor] = {}
     with ExitStack() as stack:
         for layer, partition in layers:
             weight = layer.weight()
@@ -144,9 +151,13 @@ def _masked(
             )
             # Selected, not multiplied: an infinite weight that is off must not become NaN.
             weights[layer] = torch.where(keep, weight, 0.0)
-            if layer.attribute == "weight" and getattr(operation(layer.module), "bias", None) is not None:
-                bias = source_of(layer.module, "bias")
-                stack.enter_context(bias.replaced(torch.where(keep_row, bias.tensor(), 0.0)))
+            bias = bias_of(layer)
+            if bias is not None:
+                key = (bias.source.module, bias.source.attribute)
+                stored = biases[key] if key in biases else bias.source.tensor()
+                biases[key] = bias.replaced_in(stored, keep_row)
+        for (module, attribute), tensor in biases.items():
+            stack.enter_context(source_of(module, attribute).replaced(tensor))
         stack.enter_context(replaced_weights(model, weights))
         yield
 

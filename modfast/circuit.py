@@ -124,7 +124,8 @@ class Circuit:
 
         Raises:
             ValueError: it lacks a layer, or its weight has another shape or cannot be read.
-            TypeError: it is no ``nn.Module``, or a weight is spread over processes (``DTensor``).
+            TypeError: it is no ``nn.Module``, a weight is spread over processes (``DTensor``), or FSDP keeps
+                the weights.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

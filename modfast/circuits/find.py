@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from modfast.circuit import Circuit
+from modfast.layers.layer import listed_choices
 from modfast.run_folder import RunFolder
 
 from .checkpoint import walk_file
@@ -21,7 +22,7 @@ def find_circuit(
     inputs: Tensor,
     label: int,
     *,
-    layers: Sequence[str] | str | None = None,
+    layers: Iterable[str] | str | None = None,
     criterion: str = "loss",
     tolerance: float = 0.0,
     labels: Tensor | None = None,
@@ -93,7 +94,7 @@ def find_circuits(
     labels: Tensor,
     *,
     classes: Iterable[int] | None = None,
-    layers: Sequence[str] | str | None = None,
+    layers: Iterable[str] | str | None = None,
     criterion: str = "loss",
     tolerance: float = 0.0,
     seed: int = 0,
@@ -133,13 +134,14 @@ def find_circuits(
     """
     check_inputs(inputs)
     labels = check_labels(inputs, labels)
+    listed = None if layers is None else listed_choices(layers, "layers")
     occurring = sorted(set(labels.tolist()))
     wanted = [check_integer("classes", each) for each in (occurring if classes is None else classes)]
     jobs = []
     for label in wanted:
         chosen = _draw(labels, label, criterion, check_integer("seed", seed))
         path = None if checkpoint is None else _walk_path(checkpoint, label)
-        given = (layers, criterion, tolerance, labels[chosen], method, path)
+        given = (listed, criterion, tolerance, labels[chosen], method, path)
         jobs.append(Job(model, inputs[chosen.to(inputs.device)], label, *given))
     return run_all(jobs, progress, on_circuit)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from modfast.arrays import require_whole
 from modfast.circuit import CRITERIA, Circuit
-from modfast.layers.layer import linear_layers, match_layers
+from modfast.layers.layer import Choices, linear_layers, listed_choices, match_layers
 from modfast.library import BACKEND
 from modfast.reference.circuits import PlainWalk
 
@@ -42,7 +42,7 @@ class Job:
         model: nn.Module,
         inputs: Tensor,
         label: int,
-        layers: Sequence[str] | str | None,
+        layers: Choices | None,
         criterion: str,
         tolerance: float,
         labels: Tensor | None,
@@ -78,7 +78,8 @@ class Job:
         if criterion != "balanced" and not is_label.all():
             inputs, is_label = inputs[is_label.to(inputs.device)], is_label[is_label]
         self._model, self._inputs, self._is_label = model, inputs, is_label
-        self._layers, self._criterion, self._tolerance = layers, criterion, float(tolerance)
+        self._layers = None if layers is None else listed_choices(layers, "layers")
+        self._criterion, self._tolerance = criterion, float(tolerance)
         self._method = "reference" if BACKEND == "reference" else method
         self._checkpoint = checkpoint
 
@@ -155,7 +156,7 @@ class Job:
         for layer in found:
             if layer.attribute != "weight" or layer.place is not None:
                 raise ValueError(f"layers: {layer.name!r} must be the weight of a layer of its own")
-            if not layer.stored().detach().isfinite().all():
+            if not layer.whole().detach().isfinite().all():
                 raise ValueError(f"layers: the weight of {layer.name!r} must be finite")
         return [layer.name for layer in found]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modfast.circuit import Circuit
+from modfast.layers.names import known_name
 from modfast.partition import Partition
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -95,21 +96,32 @@ class WeightClusters(NamedTuple):
     num_clusters: int
 
 
+def layer_named(layers: Collection[str], name: object, argument: str) -> str:
+    """The layer of the circuits that a name stands for: its own, its weight's, that of a wrapped model's.
+
+    Raises:
+        ValueError: there is none; the message names ``argument``.
+    """
+    found = known_name(layers, name)
+    if found is None:
+        raise ValueError(f"{argument}: {name!r} is no layer of the circuits; they have: {', '.join(layers)}")
+    return found
+
+
 def weight_clusters(
     shapes: Mapping[str, tuple[int, ...]], partitions: Mapping[str, Partition]
 ) -> dict[str, WeightClusters]:
-    """The clusters of layers of these shapes, ``(out, in, *kernel)``.
+    """The clusters of layers of these shapes, ``(out, in, *kernel)``, by the circuits' names.
 
     Raises:
-        ValueError: a partition is of an unknown layer or does not fit.
+        ValueError: a partition is of an unknown layer or does not fit, or two are of one layer.
     """
-    clusters = {}
+    clusters: dict[str, WeightClusters] = {}
     for name, partition in partitions.items():
-        if name not in shapes:
-            raise ValueError(
-                f"partitions: {name!r} is no layer of the circuits; they have: {', '.join(shapes)}"
-            )
-        shape = shapes[name]
+        layer = layer_named(shapes, name, "partitions")
+        if layer in clusters:
+            raise ValueError(f"partitions: layer {layer!r} is named twice, as {name!r} too")
+        shape = shapes[layer]
         if shape[:2] != partition.shape:
             raise ValueError(
                 f"partitions: layer {name!r} has (out, in) {shape[:2]}, its partition {partition.shape}"
@@ -117,5 +129,5 @@ def weight_clusters(
         rows, cols = partition.row_labels.cpu().numpy()[:, None], partition.col_labels.cpu().numpy()
         of_channels = np.where((rows == cols) & (rows >= 0), rows, partition.num_clusters)
         of_weight = np.repeat(of_channels.reshape(-1), math.prod(shape[2:]))
-        clusters[name] = WeightClusters(of_weight, partition.num_clusters)
+        clusters[layer] = WeightClusters(of_weight, partition.num_clusters)
     return clusters

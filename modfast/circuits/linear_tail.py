@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modfast.layers.autograd_graph import Unhidden
-from modfast.layers.layer import find_layer, find_layers, match_layers
+from modfast.layers.layer import Choices, find_layer, find_layers, match_layers
 from modfast.layers.plain_copy import plain_copy
 from modfast.layers.running import logits_of
 
@@ -93,7 +93,7 @@ class Tail:
 def read_tail(
     model: nn.Module,
     inputs: Tensor,
-    layers: Sequence[str] | str | None = None,
+    layers: Choices | None = None,
     *,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Tail:
@@ -147,7 +147,7 @@ class _Reader:
         # Of a weight with several names, the first.
         self.layers = {layer.identity: layer for layer in reversed(find_layers(model))}
 
-    def read(self, inputs: Tensor, patterns: Sequence[str] | str | None) -> Tail:
+    def read(self, inputs: Tensor, patterns: Choices | None) -> Tail:
         sample = inputs[:_SAMPLE_SIZE]
         self.record(list(self.model.parameters()))
         sample_logits = self.run(sample)
@@ -203,7 +203,7 @@ class _Reader:
         return logits
 
     def choose(
-        self, steps: list[Step], obstacle: str, patterns: Sequence[str] | str | None
+        self, steps: list[Step], obstacle: str, patterns: Choices | None
     ) -> tuple[list[Step], set[object]]:
         """The steps from the first layer that is to be pruned, and the identities of all that are."""
         if not steps:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from modfast.arguments import Integer, check
 from modfast.circuit import Circuit
+from modfast.layers.names import known_name
 from modfast.partition import Partition
 
-from .kept_weights import KeptWeights, draw_weights, weight_clusters
+from .kept_weights import KeptWeights, draw_weights, layer_named, weight_clusters
 
 
 def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Tensor:
@@ -41,9 +42,10 @@ def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Te
                 [0.3333, 1.0000]], dtype=torch.float64)
     """
     kept = KeptWeights.of(circuits)
-    if layer is not None and layer not in kept.shapes:
+    name = None if layer is None else known_name(kept.shapes, layer)
+    if layer is not None and name is None:
         raise ValueError(f"layer must be one of the circuits' ({', '.join(kept.shapes)}), got {layer!r}")
-    names = kept.shapes if layer is None else [layer]
+    names = kept.shapes if name is None else [name]
     return intersection_over_union([kept.shared(name) for name in names])
 
 
@@ -52,7 +54,7 @@ def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partiti
 
     Args:
         circuits: at least one, all of the same layers and shapes ``(out, in, *kernel)``.
-        partitions: name of a layer to its k clusters; other layers are left out.
+        partitions: name of a layer, or of its weight, to its k clusters; other layers are left out.
 
     Returns:
         For each of ``partitions`` float64, ``(n, k)``. A row's sum is at most 1, the rest being weights that
@@ -68,7 +70,8 @@ def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partiti
         {'fc': tensor([[0.3333, 0.3333]], dtype=torch.float64)}
     """
     counts = _cluster_counts(circuits, partitions)
-    return {name: each[:, :-1] / each.sum(1, keepdim=True) for name, each in counts.items()}
+    shares = {name: each[:, :-1] / each.sum(1, keepdim=True) for name, each in counts.items()}
+    return {name: shares[layer_named(shares, name, "partitions")] for name in partitions}
 
 
 def cluster_information(
@@ -107,14 +110,18 @@ def cluster_information(
         >>> cluster_information(pair, {"fc": Partition([0, 1], [0, 1], 2)})
         1.0
     """
-    if layer is not None and layer not in partitions:
-        raise ValueError(
-            f"layer must be one of partitions ({', '.join(map(repr, partitions))}), got {layer!r}"
-        )
     if not partitions:
         raise ValueError("partitions must hold at least one layer, got none")
-    counts = _cluster_counts(circuits, partitions if layer is None else {layer: partitions[layer]})
-    return mutual_information(list(counts.values()))
+    if layer is not None:
+        shapes = KeptWeights.of(circuits).shapes
+        chosen = known_name(shapes, layer)
+        named = [name for name in partitions if chosen is not None and known_name(shapes, name) == chosen]
+        if not named:
+            raise ValueError(
+                f"layer must be one of partitions ({', '.join(map(repr, partitions))}), got {layer!r}"
+            )
+        partitions = {name: partitions[name] for name in named}
+    return mutual_information(list(_cluster_counts(circuits, partitions).values()))
 
 
 def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:

@@ -14,7 +14,8 @@ from torch.amp.grad_scaler import OptState
 from modfast import reference
 from modfast.arrays import is_sharded
 from modfast.layers.autograd_graph import leaves_of
-from modfast.layers.layer import Choice, Layer, PartitionsByName, partitioned_layers
+from modfast.layers.layer import Choices, Layer
+from modfast.layers.partitioned import PartitionsByName, partitioned_layers
 from modfast.partition import Partition, pack_partitions, unpack_partitions
 
 from . import sharded
@@ -40,7 +41,7 @@ class EnmeshmentLoss(nn.Module):
         partitions: the number of clusters (contiguous blocks for each layer, :meth:`Partition.blocks`), or
             a mapping from layer name (``"fc2"``) or parameter name (``"fc2.weight"``) to
             :class:`Partition`. A partition fits the weight as ``(out, in)``, however it is stored.
-        layers: which layers, by one or several of: names of layers or parameters, or globs of them
+        layers: which layers, by one or any iterable of: names of layers or parameters, or globs of them
             (``"*.mlp.c_fc"``); modules of the model, which stand for all layers in them; functions that get a
             layer's name and its weight's shape and return whether it is meant. By default the mapping's
             layers, or, with a number of clusters, every linear layer (``nn.Linear`` and ``transformers``'
@@ -86,10 +87,10 @@ class EnmeshmentLoss(nn.Module):
         self,
         module: nn.Module,
         partitions: int | Mapping[str, Partition],
-        layers: Sequence[Choice] | Choice | None = None,
+        layers: Choices | None = None,
         reduction: str = "mean",
         *,
-        exclude: Sequence[Choice] | Choice | None = None,
+        exclude: Choices | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -409,8 +410,11 @@ def _scale_of(scaler: torch.amp.GradScaler) -> float:
 
 
 def _grad_of(weight: Tensor) -> Tensor:
-    """The weight's ``.grad``, made of zeros if it is absent."""
+    """The weight's ``.grad``, dense, made of zeros if it is absent."""
     grad = weight.grad
+    if grad is not None and grad.layout != torch.strided:
+        # As autograd does when it adds to the gradient that an embedding with sparse=True has left.
+        grad = weight.grad = grad.to_dense()
     if grad is None:
         # A grad_dtype of None stands for a gradient of any dtype.
         dtype = getattr(weight, "grad_dtype", None) or weight.dtype

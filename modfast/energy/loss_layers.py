@@ -7,23 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from modfast.layers.layer import (
-    Choice,
-    Layer,
-    choose_layers,
-    find_layers,
-    layer_names,
-    linear_layers,
-    partitioned_layers,
-)
+from modfast.layers.layer import Choices, Layer, choose_layers, find_layers, layer_names, linear_layers
+from modfast.layers.partitioned import partitioned_layers
 from modfast.partition import Partition
 
 
 def chosen_layers(
     module: nn.Module,
     partitions: int | Mapping[str, Partition],
-    layers: Sequence[Choice] | Choice | None,
-    exclude: Sequence[Choice] | Choice | None,
+    layers: Choices | None,
+    exclude: Choices | None,
 ) -> list[tuple[Layer, Partition]]:
     """The layers that the arguments of :class:`modfast.EnmeshmentLoss` ask for, each with its partition.
 
@@ -45,8 +38,8 @@ def chosen_layers(
 def _choose(
     module: nn.Module,
     given: Sequence[Layer] | None,
-    layers: Sequence[Choice] | Choice | None,
-    exclude: Sequence[Choice] | Choice | None,
+    layers: Choices | None,
+    exclude: Choices | None,
 ) -> list[Layer]:
     """The layers that are meant, if ``given`` are those with a partition of their own."""
     known = find_layers(module)

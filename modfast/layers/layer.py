@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -12,16 +11,21 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import Linear
 
-from modfast.partition import Partition
+from modfast.arrays import require_whole
 
-from .names import find_named, is_adapter, is_of, join, known_names, match_names, named_modules, spellings
-from .weight import Source, Stored, UnsupportedWeightError, computed_tensors, source_of
+from .names import find_named, is_adapter, is_of, join, known_names, match_names, named_modules
+from .readable import UnsupportedWeightError, check_readable, has_no_shape
+from .source import Source, computed_tensors
+from .weight import source_of
 
 Choice: TypeAlias = str | nn.Module | Callable[[str, tuple[int, ...]], bool]
 """How a layer is chosen: by a name or glob, by its module, or by a function of its name and shape."""
 
-# Of transformers before these told it by ``is_transposed``.
-_TRANSPOSED_STACKS = ("GptOssExperts", "Llama4TextExperts", "Qwen3VLMoeTextExperts")
+Choices: TypeAlias = Iterable[Choice] | Choice
+"""One choice, or several of them."""
+
+# Of transformers, where not told by ``is_transposed``.
+_TRANSPOSED_STACKS = ("GptOssExperts", "Llama4TextExperts", "Qwen3VLMoeTextExperts", "CsmCodebooksHead")
 
 
 class Layer(NamedTuple):
@@ -54,7 +58,7 @@ class Layer(NamedTuple):
         try:
             return source_of(self.module, self.attribute)
         except UnsupportedWeightError as error:
-            raise UnsupportedWeightError(error.module, error.reason, self.name) from None
+            raise error.of(self.name) from None
 
     @property
     def parameter(self) -> Tensor | None:
@@ -63,10 +67,33 @@ class Layer(NamedTuple):
         return own.get(self.attribute) if isinstance(own, dict) else None  # TorchScript has no dict
 
     def stored(self) -> Tensor:
-        """The tensor that holds the weight, as the forward pass would use it now, with its record."""
+        """The tensor that holds the weight, as the forward pass would use it now, with its record.
+
+        Raises:
+            UnsupportedWeightError: it cannot be read; the message names the layer and its type.
+        """
         # The usual case first: to ask for the source takes longer.
         parameter = self.parameter
-        return self.source.tensor() if parameter is None else parameter
+        try:
+            if parameter is None:
+                return source_of(self.module, self.attribute).tensor()
+            check_readable(self.module, self.attribute, parameter)
+        except UnsupportedWeightError as error:
+            raise error.of(self.name) from error.__cause__
+        return parameter
+
+    def whole(self) -> Tensor:
+        """The same where all of its numbers are needed, in this process and now.
+
+        Raises:
+            UnsupportedWeightError: it cannot be read, or is on the meta device.
+            TypeError: it is spread over processes (``DTensor``).
+        """
+        stored = self.source.tensor() if self.parameter is not None else self.stored()
+        require_whole(f"model: the weight of layer {self.name!r}", stored)
+        if stored.is_meta:
+            raise UnsupportedWeightError(self.module, "has no numbers: it is on the meta device", self.name)
+        return stored
 
     def oriented(self, stored: Tensor) -> Tensor:
         """The ``(out, in, *kernel)`` view of a tensor that is laid out as the stored one."""
@@ -81,7 +108,11 @@ class Layer(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight, ``(out, in, *kernel)``."""
-        shape = tuple(self.source.shape)[0 if self.place is None else 1 :]
+        try:
+            whole = source_of(self.module, self.attribute).shape
+        except UnsupportedWeightError as error:
+            raise error.of(self.name) from error.__cause__
+        shape = tuple(whole)[0 if self.place is None else 1 :]
         return (shape[1], shape[0], *shape[2:]) if self.stored_transposed else shape
 
     @property
@@ -91,11 +122,9 @@ class Layer(NamedTuple):
 
     @property
     def identity(self) -> object:
-        """The same for two layers that share one parameter; a computed weight is its module's own."""
+        """Equal for two layers that have one weight: one parameter, or the same computed from the same."""
         parameter = self.parameter
-        if parameter is None and is_adapter(self.module) and self.attribute == "weight":
-            parameter = operation(self.module)._parameters.get(self.attribute)
-        return (id(self.module), self.attribute) if parameter is None else (id(parameter), self.place)
+        return _Computed(self) if parameter is None else (id(parameter), self.place)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,6 +153,41 @@ class Layer(NamedTuple):
     def is_convolution(self) -> bool:
         """Whether it is the weight of a convolution, transposed ones included."""
         return self.attribute == "weight" and isinstance(operation(self.module), _ConvNd)
+
+
+class _Computed:
+    """A computed weight. Two are one if they are made of the same parameters, and have the same values."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer, self.leaves = layer, frozenset(map(id, _leaves(layer.module, layer.attribute)))
+
+    def __hash__(self) -> int:
+        return hash((self.leaves, self.layer.place))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Computed):
+            return NotImplemented
+        one, another = self.layer, other.layer
+        if one == another:
+            return True
+        if not self.leaves or self.leaves != other.leaves or one.place != another.place:
+            return False
+        try:
+            with torch.no_grad():
+                values = one.stored(), another.stored()
+        except UnsupportedWeightError:
+            return False
+        return values[0].shape == values[1].shape and torch.equal(*values)
+
+
+def _leaves(module: nn.Module, attribute: str) -> list[Tensor]:
+    """The parameters that a module's tensor is, or is computed from, as far as it is known."""
+    try:
+        return source_of(module, attribute).leaves()
+    except UnsupportedWeightError:
+        own = operation(module)._parameters
+        stored = own.get(attribute) if isinstance(own, dict) else None  # TorchScript has no dict
+        return [] if stored is None else [stored]
 
 
 def operation(module: nn.Module) -> Any:
@@ -174,7 +238,8 @@ def _layers_of(prefix: str, module: nn.Module) -> Iterator[Layer]:
         try:
             shape = source_of(module, attribute).shape
         except UnsupportedWeightError:
-            if is_weight:
+            # What may be a matrix is not left out in silence: it raises where it is asked for.
+            if is_weight or any(_may_be_matrix(leaf) for leaf in _leaves(module, attribute)):
                 yield Layer(name, module, attribute, False)
             continue
         inner = operation(module)
@@ -187,10 +252,16 @@ def _layers_of(prefix: str, module: nn.Module) -> Iterator[Layer]:
             yield Layer(name, module, attribute, is_weight and transposed)
 
 
+def _may_be_matrix(tensor: Tensor) -> bool:
+    return has_no_shape(tensor) or tensor.dim() >= 2
+
+
 def _attributes(module: nn.Module) -> list[str]:
     """The names of the tensors that a module multiplies by, and of some that it does not."""
     if is_adapter(module):
-        return ["weight"]
+        inner = operation(module)
+        is_one_layer = is_linear(inner) or isinstance(inner, (_ConvNd, nn.Embedding))
+        return ["weight"] if is_one_layer else _attributes(inner)
     if isinstance(module, torch.jit.ScriptModule):
         return ["weight"] if any(each.dim() > 1 for each in module.parameters(recurse=False)) else []
     computed = computed_tensors(module)
@@ -209,21 +280,21 @@ def _is_transposed_stack(module: nn.Module) -> bool:
 def linear_layers(model: nn.Module) -> list[Layer]:
     """The weight of every linear layer, tied ones once; none that an embedding shares."""
     embeddings = {
-        (id(module._parameters.get("weight")), None)
-        for _, outer in named_modules(model)
-        if _is_embedding(outer)
-        for module in (operation(outer),)
+        id(leaf)
+        for _, module in named_modules(model)
+        if _is_embedding(module)
+        for leaf in _leaves(operation(module), "weight")
     }
     distinct: dict[object, Layer] = {}
     for layer in find_layers(model):
-        if layer.is_linear and layer.identity not in embeddings:
+        if layer.is_linear and not any(id(leaf) in embeddings for leaf in _leaves(layer.module, "weight")):
             distinct.setdefault(layer.identity, layer)
     return list(distinct.values())
 
 
 def choose_layers(
     layers: Sequence[Layer],
-    choices: Sequence[Choice] | Choice,
+    choices: Choices,
     argument: str,
     *,
     in_given_order: bool = False,
@@ -234,14 +305,31 @@ def choose_layers(
         ValueError: a choice takes none, or a matrix that may not be one.
         TypeError: a choice is of another kind.
     """
-    # A module that holds others is no list of choices.
-    if isinstance(choices, nn.Module) or not isinstance(choices, Sequence) or isinstance(choices, str):
-        choices = [choices]
-    chosen = [index for choice in choices for index in _chosen(layers, choice, argument)]
+    listed = listed_choices(choices, argument, in_given_order=in_given_order)
+    chosen = [index for choice in listed for index in _chosen(layers, choice, argument)]
     return [layers[index] for index in (dict.fromkeys(chosen) if in_given_order else sorted(set(chosen)))]
 
 
+def listed_choices(choices: Choices, argument: str, *, in_given_order: bool = False) -> list[Choice]:
+    """One or several choices as a list, which can be gone through more than once.
+
+    Raises:
+        TypeError: their order matters, and a set has none.
+    """
+    # A module that holds others is no list of choices, nor is a class.
+    if isinstance(choices, (str, nn.Module)) or callable(choices) or not isinstance(choices, Iterable):
+        return [choices]
+    if in_given_order and isinstance(choices, (set, frozenset)):
+        raise TypeError(f"{argument} must be in order, got a {type(choices).__name__}, which has none")
+    return list(choices)
+
+
 def _chosen(layers: Sequence[Layer], choice: Choice, argument: str) -> list[int]:
+    if isinstance(choice, type):
+        raise TypeError(
+            f"{argument} must hold names, globs, modules or functions of name and shape, "
+            f"got the class {choice.__name__}: give modules of it"
+        )
     if isinstance(choice, str):
         found = match_names([layer.names for layer in layers], choice, argument)
         explicit = choice.endswith("]")
@@ -275,14 +363,14 @@ def _shape_to_show(layer: Layer) -> tuple[int, ...]:
     try:
         return layer.shape
     except UnsupportedWeightError:
-        inner = operation(layer.module)
+        inner = operation(layer.module) if layer.attribute == "weight" else None
         sizes = (getattr(inner, "out_features", None), getattr(inner, "in_features", None))
         return sizes if all(isinstance(size, int) for size in sizes) else ()  # type: ignore[return-value]
 
 
 def _raise_ambiguous(layer: Layer, argument: str) -> None:
     stack = layer.name.rpartition("[")[0]
-    shape = tuple(layer.stored().shape)
+    shape = tuple(layer.source.shape)
     raise ValueError(
         f"{argument}: the weight {stack!r} of a {type(layer.module).__name__} has shape {shape}, and it is "
         f"not known whether it is a stack of {shape[0]} matrices; '{stack}[*]' takes it for one. "
@@ -295,9 +383,7 @@ def layer_names(layers: Sequence[Layer]) -> str:
     return known_names([layer.names for layer in layers])
 
 
-def match_layers(
-    model: nn.Module, layers: Sequence[Choice] | Choice, *, in_given_order: bool = False
-) -> list[Layer]:
+def match_layers(model: nn.Module, layers: Choices, *, in_given_order: bool = False) -> list[Layer]:
     """The layers of a model that the argument ``layers`` asks for; raises as :func:`choose_layers`."""
     return choose_layers(find_layers(model), layers, "layers", in_given_order=in_given_order)
 
@@ -309,7 +395,7 @@ def find_layer(model: nn.Module, name: str, argument: str) -> Layer:
         ValueError: there is none, or a stack of several; the message names ``argument``.
     """
     layers = find_layers(model)
-    found = _named(layers, name)
+    found = named_layers(layers, name)
     if not found:
         raise ValueError(
             f"{argument}: {name!r} is no layer with a weight matrix; there are: {layer_names(layers)}"
@@ -322,117 +408,8 @@ def find_layer(model: nn.Module, name: str, argument: str) -> Layer:
     return found[0]
 
 
-def _named(layers: Sequence[Layer], name: object) -> list[Layer]:
+def named_layers(layers: Sequence[Layer], name: object) -> list[Layer]:
     """The layers that a name stands for: one, or all matrices of a stack."""
     if not isinstance(name, str):
         return []
     return [layers[i] for i in find_named([layer.names for layer in layers], name)]
-
-
-def partitioned_layers(
-    model: nn.Module, partitions: Mapping[str, Partition]
-) -> list[tuple[Layer, Partition]]:
-    """The layers that a mapping of layer or parameter names to partitions names, in the model's order.
-
-    Raises:
-        ValueError: a name is unknown, two names are one weight, or a partition does not fit.
-        TypeError: a value is no :class:`Partition`.
-    """
-    layers = find_layers(model)
-    chosen: dict[str, Partition] = {}
-    for name, partition in partitions.items():
-        if not isinstance(partition, Partition):
-            raise TypeError(f"partitions[{name!r}] must be a Partition, got {type(partition).__name__}")
-        found = _named(layers, name)
-        if not found:
-            raise ValueError(
-                f"partitions: {name!r} is no layer with a weight matrix; there are: {layer_names(layers)}"
-            )
-        for layer in found:
-            if layer.name in chosen:
-                raise ValueError(f"partitions: {name!r} is named twice")
-            check_fit(layer, partition)
-            chosen[layer.name] = partition
-    return [(layer, chosen[layer.name]) for layer in layers if layer.name in chosen]
-
-
-class PartitionsByName(dict[str, Partition]):
-    """Partitions by the canonical names of their layers, which can be looked up by other names as well."""
-
-    def __missing__(self, name: object) -> Partition:
-        for spelling in spellings(name) if isinstance(name, str) else []:
-            plain = spelling.removesuffix(".weight") if spelling != "weight" else ""
-            if plain in self or spelling in self:
-                return self[plain if plain in self else spelling]
-            stack = [self[key] for key in self if key.rpartition("[")[0] == spelling]
-            if stack and all(partition == stack[0] for partition in stack):
-                return stack[0]
-        raise KeyError(name)
-
-
-def check_fit(layer: Layer, partition: Partition) -> None:
-    """Raises ``ValueError`` unless the partition fits the layer's ``(out, in)``."""
-    shape = layer.shape[:2]
-    if shape != partition.shape:
-        raise ValueError(
-            f"partitions: layer {layer.name!r} has (out, in) {shape}, its partition {partition.shape}"
-        )
-
-
-@contextmanager
-def replaced_weights(model: nn.Module, weights: Mapping[Layer, Tensor]) -> Iterator[None]:
-    """Inside, the model multiplies by other weights; afterwards it is as it was.
-
-    Args:
-        model: whose layers these are. It must not be used by another thread meanwhile.
-        weights: for each layer a tensor of its weight's shape, ``(out, in, *kernel)``.
-    """
-    whole: dict[tuple[nn.Module, str], Tensor] = {}
-    for layer, weight in weights.items():
-        key = (layer.module, layer.attribute)
-        # A view of the given tensor, laid out as the layer keeps it: gradients flow into what was given.
-        laid_out = weight.transpose(0, 1) if layer.stored_transposed else weight
-        if layer.place is None:
-            whole[key] = laid_out
-        else:
-            if key not in whole:
-                whole[key] = layer.stored().detach().clone()
-            whole[key] = torch.index_copy(
-                whole[key], 0, torch.tensor([layer.place], device=weight.device), laid_out[None]
-            )
-    with ExitStack() as stack:
-        for (module, attribute), tensor in whole.items():
-            parameter = Layer("", module, attribute, False).parameter
-            if parameter is None:
-                stack.enter_context(source_of(module, attribute).replaced(tensor))
-            else:
-                _replace(stack, model, parameter, tensor)
-        yield
-
-
-@contextmanager
-def replaced_parameters(model: nn.Module, tensors: Mapping[str, Tensor], argument: str) -> Iterator[None]:
-    """Inside, the model uses other parameters or buffers, by their names in it; tied ones together.
-
-    Raises:
-        ValueError: a name is unknown; the message names ``argument``.
-    """
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-    for name in tensors:
-        if name not in own:
-            raise ValueError(f"{argument}: {name!r} is no parameter or buffer of the model")
-    with ExitStack() as stack:
-        for name, tensor in tensors.items():
-            _replace(stack, model, own[name], tensor)
-        yield
-
-
-def _replace(stack: ExitStack, model: nn.Module, before: Tensor, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer wherever the model holds it."""
-    for module in model.modules():
-        for home in (module._parameters, module._buffers):
-            for attribute, held in home.items():
-                if held is before:
-                    stack.enter_context(Stored(module, attribute).replaced(tensor))

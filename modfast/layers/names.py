@@ -7,7 +7,7 @@ canonical name leaves all of that out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 # Children that only these wrappers have, by which they are known without an import.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # What they and adapters put into a name, and what some wrappers put before every name of a model.
-WRAPPING_PARTS = (*_WRAPPED, "base_layer")
+ADAPTED_PART = "base_layer"
+WRAPPING_PARTS = (*_WRAPPED, ADAPTED_PART)
 WRAPPING_PREFIXES = ("module.", "base_model.model.")
 
 
@@ -74,8 +75,8 @@ def is_adapter(module: nn.Module) -> bool:
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module of a model once, by its canonical name, in the model's order.
 
-    A layer with an adapter is one module, whose pieces are not shown; nor is what computes a parametrised
-    weight.
+    A module with an adapter is one module, and the adapter's pieces are not shown; nor is what computes a
+    parametrised weight.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -90,8 +91,10 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             return
         seen.add(module)
         yield name, module
-        if is_adapter(module):
-            return
+        # What an adapter wraps is no module of its own, but may hold some.
+        while is_adapter(module):
+            module = unwrapped(module.base_layer)  # type: ignore[arg-type]
+            seen.add(module)
         for child_name, child in module.named_children():
             # A parametrised module keeps what computes its weights in a child.
             if not (child_name == "parametrizations" and _holds_parametrizations(child)):
@@ -175,6 +178,21 @@ def _matching_bare(
     matched = [i for i, own in enumerate(names) if any(matches(bare(name), spelling) for name in own)]
     alike = len({bare(names[i][0]) for i in matched}) < len(matched)
     return [] if alike or not spelling else matched
+
+
+def known_name(known: Container[str], name: object) -> str | None:
+    """The name of a layer among some, by its own name or its weight's, with or without what wrappers add.
+
+    Example:
+        >>> known_name({"fc1", "fc2"}, "module.fc1.weight")
+        'fc1'
+    """
+    for spelling in spellings(name) if isinstance(name, str) else []:
+        plain = "" if spelling == "weight" else spelling.removesuffix(".weight")
+        for each in (plain, spelling):
+            if each in known:
+                return each
+    return None
 
 
 def match_names(names: Sequence[Sequence[str]], pattern: str, argument: str) -> list[int]:

@@ -10,7 +10,10 @@ from modfast.arrays import require_whole
 
 from .layer import operation
 from .names import is_adapter, unwrapped
-from .weight import UnsupportedWeightError, computed_tensors, source_of
+from .readable import UnsupportedWeightError, require_shape
+from .replaced import require_own_parameters
+from .source import computed_tensors
+from .weight import source_of
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -21,15 +24,18 @@ def plain_copy(model: nn.Module) -> nn.Module:
     gradients shows its weights. The model itself is not changed.
 
     Raises:
-        TypeError: a parameter or buffer is spread over processes (``DTensor``).
+        TypeError: a parameter or buffer is spread over processes (``DTensor``), or FSDP keeps it.
+        ValueError: one has no shape yet.
 
     Example:
         >>> model = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
         >>> [name for name, _ in plain_copy(nn.DataParallel(model)).named_parameters()]
         ['bias', 'weight']
     """
+    require_own_parameters(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         require_whole(f"model: {name!r}", tensor)
+        require_shape(f"model: {name!r}", tensor)
     inner = unwrapped(model)
     # PyTorch refuses to copy tensors with a record for gradients; what modules keep of them is copied
     # without.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .weight import computed_tensors, in_evaluation_mode
+from .source import computed_tensors, in_evaluation_mode
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modfast.arrays import require_whole
-from modfast.layers.layer import find_layer, replaced_weights
+from modfast.layers.layer import find_layer
+from modfast.layers.replaced import replaced_weights, require_own_parameters
 from modfast.layers.running import call_model, logits_of, preserved, split_batch
 
 
@@ -46,7 +46,7 @@ def gradient_affinity(
         ValueError: no such layer, or one whose weight cannot be read; no batches; the loss is no scalar, does
             not depend on the layer, or its gradient is NaN or infinite.
         TypeError: ``model`` is no ``nn.Module``; an element of ``batches`` is of another kind; the weight is
-            spread over processes (``DTensor``).
+            spread over processes (``DTensor``), or FSDP keeps the model's.
 
     Source: arXiv 2409.15747 and 2502.02470, whose similarities are this one and ``|W|``.
 
@@ -58,9 +58,9 @@ def gradient_affinity(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_own_parameters(model)
     chosen = find_layer(model, layer, "layer")
-    stored = chosen.stored()
-    require_whole(f"model: the weight of layer {chosen.name!r}", stored)
+    stored = chosen.whole()
     # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
     weight = chosen.oriented(stored.detach()).requires_grad_()
     total = torch.zeros_like(

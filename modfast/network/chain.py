@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modfast.arrays import require_whole
 from modfast.layers.layer import Layer, operation
 
 from .layer_order import BatchNorm, joins_units, named_order, norms_in_sequences, sequence_order
@@ -40,7 +39,7 @@ class Link(NamedTuple):
 
 
 def find_chain(
-    model: nn.Module, layers: Sequence[str] | str | None, example_inputs: Any = None
+    model: nn.Module, layers: Iterable[str] | str | None, example_inputs: Any = None
 ) -> list[Link]:
     """The layers of :func:`network_graph`, checked to fit each other."""
     if not isinstance(model, nn.Module):
@@ -69,9 +68,7 @@ def _link(layer: Layer, norm: BatchNorm | None, previous: Link | None) -> Link:
             f"layers: {layer.name!r} is of a {type(layer.module).__name__}; a network's graph is made of "
             "nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d and transformers' Conv1D"
         )
-    stored = layer.stored()
-    require_whole(f"model: the weight of layer {layer.name!r}", stored)
-    weight = layer.oriented(stored).detach()
+    weight = layer.oriented(layer.whole()).detach()
     if weight.numel() == 0:
         raise ValueError(f"layers: {layer.name!r} must have a weight, got shape {tuple(weight.shape)}")
     groups = operation(layer.module).groups if layer.is_convolution else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from .chain import find_chain, graph_of, nodes_of
 
 
 def network_graph(
-    model: nn.Module, layers: Sequence[str] | str | None = None, example_inputs: Any = None
+    model: nn.Module, layers: Iterable[str] | str | None = None, example_inputs: Any = None
 ) -> Tensor:
     """The whole network as one sparse undirected graph.
 
@@ -53,7 +53,8 @@ def network_graph(
             it; it is not known whether a batch norm follows a layer, or several do; a weight is empty, not
             finite, or cannot be read.
         TypeError: ``model`` is no ``nn.Module``, returns no tensor for ``example_inputs``, or a weight is
-            spread over processes (``DTensor``).
+            spread over processes (``DTensor``), or, with ``example_inputs``, kept by FSDP; ``layers`` is a
+            set, which has no order.
 
     Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
 
@@ -71,7 +72,7 @@ def network_graph(
 
 
 def network_nodes(
-    model: nn.Module, layers: Sequence[str] | str | None = None, example_inputs: Any = None
+    model: nn.Module, layers: Iterable[str] | str | None = None, example_inputs: Any = None
 ) -> dict[str, slice]:
     """Where in :func:`network_graph` each layer's outputs lie.
 
@@ -97,7 +98,7 @@ def network_nodes(
 def network_partitions(
     model: nn.Module,
     labels: Labels,
-    layers: Sequence[str] | str | None = None,
+    layers: Iterable[str] | str | None = None,
     example_inputs: Any = None,
 ) -> dict[str, Partition]:
     """The partition of each layer's weight, from clusters of the whole network.

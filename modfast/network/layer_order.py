@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from torch import nn
@@ -17,7 +17,7 @@ from torch.nn.modules import (
     upsampling,
 )
 
-from modfast.layers.layer import Layer, find_layers, layer_names, match_layers, operation
+from modfast.layers.layer import Layer, find_layers, layer_names, listed_choices, match_layers, operation
 from modfast.layers.names import named_modules, unwrapped
 
 BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -69,14 +69,15 @@ def sequence_order(model: nn.Module) -> list[OrderedLayer]:
     return [OrderedLayer(layer, following_norm(layer, own)) for layer, own in zip(found, norms, strict=True)]
 
 
-def named_order(model: nn.Module, names: Sequence[str] | str) -> list[Layer]:
+def named_order(model: nn.Module, names: Iterable[str] | str) -> list[Layer]:
     """The layers of these names, in this order, which is the caller's word.
 
     Raises:
         ValueError: a name matches nothing, or a glob several layers whose order is not known.
+        TypeError: the names are in a set, which has no order.
     """
     chosen: list[Layer] = []
-    for pattern in [names] if isinstance(names, str) else names:
+    for pattern in listed_choices(names, "layers", in_given_order=True):
         matched = match_layers(model, pattern)
         if len(matched) > 1 and not any(_is_run_of(sequence, matched) for sequence in _sequences(model)):
             raise ValueError(

@@ -20,9 +20,11 @@ from modfast.layers.autograd_graph import (
     operation_name,
     parameter_of,
 )
-from modfast.layers.layer import Layer, find_layers, layer_names, replaced_parameters, replaced_weights
+from modfast.layers.layer import Layer, find_layers, layer_names
+from modfast.layers.readable import require_shape
+from modfast.layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
 from modfast.layers.running import call_model, device_of, logits_of, moved, preserved
-from modfast.layers.weight import in_evaluation_mode
+from modfast.layers.source import in_evaluation_mode
 
 from .layer_order import BatchNorm, OrderedLayer, following_norm, joins_units
 
@@ -214,8 +216,10 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
 @contextmanager
 def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     """Run a model, all of whose numbers are recorded: also frozen ones, and the inputs."""
+    require_own_parameters(model)
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
+        require_shape(f"model: {name!r}", parameter)
     stand_ins: dict[str, Tensor] = {
         name: parameter.detach().requires_grad_()
         for name, parameter in model.named_parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ def shuffle_test(
     num_clusters: int,
     num_shuffles: int,
     *,
-    layers: Sequence[str] | str | None = None,
+    layers: Iterable[str] | str | None = None,
     example_inputs: Any = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modfast.layers.layer import Layer, find_layers
 from modfast.layers.names import match_names
-from modfast.layers.weight import UnsupportedWeightError
+from modfast.layers.readable import UnsupportedWeightError
 from modfast.models import build_model, import_model
 from modfast.train.checkpoint import CHECKPOINT, read_checkpoint
 

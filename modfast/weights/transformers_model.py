@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from modfast.layers.layer import Layer, find_layers
-from modfast.layers.weight import UnsupportedWeightError
+from modfast.layers.readable import UnsupportedWeightError
 
 
 class KnownModel:

@@ -154,12 +154,17 @@ def test_gradients_that_share_memory_are_refused():
         EnmeshmentLoss(model, 2, layers=["0"]).accumulate_grad_(1.0)
 
 
-def test_a_gradient_that_is_sparse_is_refused():
-    model = nn.Embedding(6, 6, sparse=True)
-    model(torch.tensor([1, 2])).sum().backward()
-    assert model.weight.grad.is_sparse
-    with pytest.raises(RuntimeError):
-        EnmeshmentLoss(model, 2, layers=[""]).accumulate_grad_(1.0)
+def test_a_gradient_that_is_sparse_becomes_dense_as_by_autograd():
+    grads = []
+    for step in (lambda loss: (0.7 * loss()).backward(), lambda loss: loss.accumulate_grad_(0.7)):
+        torch.manual_seed(0)
+        model = nn.Embedding(6, 6, sparse=True)
+        model(torch.tensor([1, 2])).sum().backward()
+        assert model.weight.grad.is_sparse
+        step(EnmeshmentLoss(model, 2, layers=[""]))
+        assert model.weight.grad.layout == torch.strided
+        grads.append(model.weight.grad)
+    torch.testing.assert_close(*grads)
 
 
 # --- in a training loop

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from modfast import EnmeshmentLoss, Partition, cluster_accuracy, enmeshment, reference
-from modfast.layers.layer import find_layer, find_layers, replaced_weights
+from modfast.layers.layer import find_layer, find_layers
 from modfast.layers.plain_copy import plain_copy
-from modfast.layers.weight import UnsupportedWeightError
+from modfast.layers.readable import UnsupportedWeightError
+from modfast.layers.replaced import replaced_weights
 
 KINDS = list(ALL_MAKERS)
 needs_peft = pytest.mark.skipif(peft is None, reason="needs peft")

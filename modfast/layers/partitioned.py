@@ -1,0 +1,62 @@
+"""Which partition belongs to which layer, by all the names that a layer goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from modfast.partition import Partition
+
+from .layer import Layer, find_layers, layer_names, named_layers
+from .names import known_name, spellings
+
+
+def partitioned_layers(
+    model: nn.Module, partitions: Mapping[str, Partition]
+) -> list[tuple[Layer, Partition]]:
+    """The layers that a mapping of layer or parameter names to partitions names, in the model's order.
+
+    Raises:
+        ValueError: a name is unknown, two names are one weight, or a partition does not fit.
+        TypeError: a value is no :class:`Partition`.
+    """
+    layers = find_layers(model)
+    chosen: dict[str, Partition] = {}
+    for name, partition in partitions.items():
+        if not isinstance(partition, Partition):
+            raise TypeError(f"partitions[{name!r}] must be a Partition, got {type(partition).__name__}")
+        found = named_layers(layers, name)
+        if not found:
+            raise ValueError(
+                f"partitions: {name!r} is no layer with a weight matrix; there are: {layer_names(layers)}"
+            )
+        for layer in found:
+            if layer.name in chosen:
+                raise ValueError(f"partitions: {name!r} is named twice")
+            check_fit(layer, partition)
+            chosen[layer.name] = partition
+    return [(layer, chosen[layer.name]) for layer in layers if layer.name in chosen]
+
+
+class PartitionsByName(dict[str, Partition]):
+    """Partitions by the canonical names of their layers, which can be looked up by other names as well."""
+
+    def __missing__(self, name: object) -> Partition:
+        found = known_name(self, name)
+        if found is not None:
+            return self[found]
+        for spelling in spellings(name) if isinstance(name, str) else []:
+            stack = [self[key] for key in self if key.rpartition("[")[0] == spelling]
+            if stack and all(partition == stack[0] for partition in stack):
+                return stack[0]
+        raise KeyError(name)
+
+
+def check_fit(layer: Layer, partition: Partition) -> None:
+    """Raises ``ValueError`` unless the partition fits the layer's ``(out, in)``."""
+    shape = layer.shape[:2]
+    if shape != partition.shape:
+        raise ValueError(
+            f"partitions: layer {layer.name!r} has (out, in) {shape}, its partition {partition.shape}"
+        )

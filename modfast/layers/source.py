@@ -1,0 +1,322 @@
+"""The ways in which a module comes by a tensor: it keeps it, or it computes it from others.
+
+Each kind reads the tensor without changing the module, puts another one in its place, and makes a parameter
+of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from typing_extensions import override
+
+from modfast.arrays import is_sharded
+
+from .autograd_graph import nodes_before, operation_name
+from .readable import UnsupportedWeightError, check_readable
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Where a module's tensor comes from.
+
+    Attributes:
+        module: whose forward pass uses it.
+        attribute: its name there, such as ``"weight"``.
+    """
+
+    module: Any
+    attribute: str
+
+    def tensor(self) -> Tensor:
+        """The tensor that the forward pass uses, with its record for gradients.
+
+        It is what evaluation mode would compute from the buffers as they are. Nothing of the module changes,
+        where the forward pass in training mode would go on with a power iteration, for example.
+
+        Raises:
+            UnsupportedWeightError: it cannot be computed, or is not made of plain numbers.
+        """
+        try:
+            tensor = self._tensor()
+        except (UnsupportedWeightError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise UnsupportedWeightError(self.module, self._why_not_computed(error)) from error
+        check_readable(self.module, self.attribute, tensor)
+        if is_sharded(tensor) and tensor.requires_grad:
+            self._check_differentiable(tensor)
+        return tensor
+
+    @abstractmethod
+    def _tensor(self) -> Tensor:
+        """What :meth:`tensor` returns, before it is checked."""
+
+    def _why_not_computed(self, error: Exception) -> str:
+        said = f"{type(error).__name__}: {error}"
+        if any(map(is_sharded, self.leaves())):
+            return f"is computed from parameters spread over processes (DTensor), which fails: {said}"
+        return f"cannot be computed: {said}"
+
+    def _check_differentiable(self, tensor: Tensor) -> None:
+        """Raises for a weight under FSDP2 or tensor parallelism whose ``backward()`` is bound to fail."""
+        if any(operation_name(node) == "WeightNormInterface" for node in nodes_before(tensor.grad_fn)):
+            raise UnsupportedWeightError(
+                self.module,
+                "is computed by weight_norm from parameters spread over processes (DTensor), for "
+                "which PyTorch has no gradient",
+            )
+
+    @abstractmethod
+    def leaves(self) -> list[Tensor]:
+        """The parameters that it is computed from; the tensor itself if it is stored."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """The tensor's shape."""
+        with torch.no_grad():
+            return self.tensor().shape
+
+    @abstractmethod
+    def replaced(self, tensor: Tensor) -> Any:
+        """A context in which the forward pass uses ``tensor`` instead."""
+
+    @abstractmethod
+    def make_plain(self) -> None:
+        """Change the module: the tensor becomes a parameter of its own, whatever it was computed from."""
+
+
+class Stored(Source):
+    """A parameter, or a buffer."""
+
+    @property
+    def _home(self) -> dict[str, Any]:
+        parameters: dict[str, Any] = self.module._parameters
+        buffers: dict[str, Any] = self.module._buffers
+        return parameters if self.attribute in parameters else buffers
+
+    @override
+    def _tensor(self) -> Tensor:
+        stored: Tensor = self._home[self.attribute]
+        return stored
+
+    @override
+    def leaves(self) -> list[Tensor]:
+        return [self._tensor()]
+
+    @override
+    @contextmanager
+    def replaced(self, tensor: Tensor) -> Iterator[None]:
+        before = self._tensor()
+        self._put(tensor)
+        try:
+            yield
+        finally:
+            self._put(before)
+
+    def _put(self, tensor: Tensor) -> None:
+        self._home[self.attribute] = tensor
+        if isinstance(self.module, nn.RNNBase):  # which computes with a list of its own
+            self.module._flat_weights = [
+                getattr(self.module, name) for name in self.module._flat_weights_names
+            ]
+
+    @override
+    def make_plain(self) -> None:
+        pass
+
+
+class Parametrized(Source):
+    """Computed by ``torch.nn.utils.parametrize``."""
+
+    @property
+    def _lists(self) -> nn.ModuleDict:
+        lists: nn.ModuleDict = self.module.parametrizations
+        return lists
+
+    @override
+    def _tensor(self) -> Tensor:
+        computes = self._lists[self.attribute]
+        buffers = {name: buffer.clone() for name, buffer in computes.named_buffers()}
+        with in_evaluation_mode(computes):
+            # Buffers of spectral_norm are written to in training mode; those of others may be at any time.
+            tensor: Tensor = functional_call(computes, buffers) if buffers else computes()
+        return tensor
+
+    @override
+    def leaves(self) -> list[Tensor]:
+        return list(self._lists[self.attribute].parameters())
+
+    @override
+    @contextmanager
+    def replaced(self, tensor: Tensor) -> Iterator[None]:
+        if parametrize._cache_enabled:
+            raise RuntimeError(
+                "weights cannot be replaced inside torch.nn.utils.parametrize.cached(), which keeps old ones"
+            )
+        lists: dict[str, Any] = self._lists._modules
+        before = lists[self.attribute]
+        lists[self.attribute] = _Constant(tensor)
+        try:
+            yield
+        finally:
+            lists[self.attribute] = before
+
+    @override
+    def make_plain(self) -> None:
+        # parametrize.remove_parametrizations changes the class, which a copy of a module shares with it. So
+        # the class stays as it is, and the module no longer belongs to it, with all that it computes.
+        module = self.module
+        tensors = {name: Parametrized(module, name).tensor().detach() for name in self._lists}
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module._modules["parametrizations"]
+        for name, tensor in tensors.items():
+            module.register_parameter(name, nn.Parameter(tensor.clone()))
+
+
+class _Constant(nn.Module):
+    """Stands in for what computes a parametrised tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.__dict__["tensor"] = tensor  # whether it is a parameter or not, it is none of this module
+
+    def forward(self) -> Tensor:
+        tensor: Tensor = self.__dict__["tensor"]
+        return tensor
+
+
+@dataclass(frozen=True)
+class _ConstantHook:
+    """Stands in for a hook that computes a tensor."""
+
+    name: str
+    tensor: Tensor
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        module.__dict__[self.name] = self.tensor  # setattr would make a parameter of one
+
+
+@dataclass(frozen=True)
+class Hooked(Source):
+    """Computed before each forward pass by a hook of ``torch.nn.utils``.
+
+    Attributes:
+        key: the hook's among the module's hooks.
+        hook: the hook.
+    """
+
+    key: int
+    hook: WeightNorm | SpectralNorm | prune.BasePruningMethod | _ConstantHook
+
+    @override
+    def _tensor(self) -> Tensor:
+        tensor: Tensor
+        if isinstance(self.hook, SpectralNorm):
+            # The next forward pass writes to the two vectors, which this one's record for gradients must not
+            # notice.
+            u, v = (getattr(self.module, f"{self.attribute}_{side}").clone() for side in "uv")
+            original = getattr(self.module, f"{self.attribute}_orig")
+            tensor = original / torch.dot(u, torch.mv(self.hook.reshape_weight_to_matrix(original), v))
+        elif isinstance(self.hook, WeightNorm):
+            tensor = self.hook.compute_weight(self.module)
+        elif isinstance(self.hook, _ConstantHook):
+            tensor = self.hook.tensor
+        else:
+            tensor = self.hook.apply_mask(self.module)
+        return tensor
+
+    @override
+    def leaves(self) -> list[Tensor]:
+        return [self.module._parameters[name] for name in pieces_of(self.hook)]
+
+    @property
+    @override
+    def shape(self) -> torch.Size:
+        # That of the last piece, so that nothing is computed for it.
+        return self.hook.tensor.shape if isinstance(self.hook, _ConstantHook) else self.leaves()[-1].shape
+
+    @override
+    @contextmanager
+    def replaced(self, tensor: Tensor) -> Iterator[None]:
+        hooks, attributes = self.module._forward_pre_hooks, self.module.__dict__
+        before = attributes[self.attribute]
+        hooks[self.key] = _ConstantHook(self.attribute, tensor)
+        attributes[self.attribute] = tensor
+        try:
+            yield
+        finally:
+            hooks[self.key] = self.hook
+            attributes[self.attribute] = before
+
+    @override
+    def make_plain(self) -> None:
+        value = self.tensor().detach()
+        if isinstance(self.hook, WeightNorm):
+            remove_weight_norm(self.module, self.attribute)
+        elif isinstance(self.hook, SpectralNorm):
+            remove_spectral_norm(self.module, self.attribute)
+        else:
+            prune.remove(self.module, self.attribute)
+        setattr(self.module, self.attribute, nn.Parameter(value.clone()))
+
+
+def computed_by(hook: object) -> str | None:
+    """The name of the tensor that a hook computes."""
+    if isinstance(hook, (WeightNorm, SpectralNorm, _ConstantHook)):
+        return hook.name
+    return hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else None
+
+
+def pieces_of(hook: object) -> list[str]:
+    """The names of the parameters from which a hook computes a tensor."""
+    name = computed_by(hook)
+    if isinstance(hook, _ConstantHook):
+        return []
+    return [f"{name}_g", f"{name}_v"] if isinstance(hook, WeightNorm) else [f"{name}_orig"]
+
+
+def computed_tensors(module: nn.Module) -> dict[str, list[str]]:
+    """The tensors that a module computes, and from which of its own parameters hooks compute them."""
+    found: dict[str, list[str]] = {name: [] for name in parametrized_tensors(module)}
+    for hook in module._forward_pre_hooks.values():
+        name = computed_by(hook)
+        if name is not None:
+            found[name] = pieces_of(hook)
+    return found
+
+
+def parametrized_tensors(module: nn.Module) -> list[str]:
+    """The names of the tensors that ``torch.nn.utils.parametrize`` computes."""
+    return list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; each submodule's own mode again afterwards.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with in_evaluation_mode(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
