@@ -319,7 +319,9 @@ def test_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for drawing in ("runs.draw_run", "runs.draw_reproduction", "clusters.draw_clustering"):
-        monkeypatch.setattr(f"modfast.experiment.{drawing}", lambda *_: [])  # they take longer than all the rest
+        monkeypatch.setattr(
+            f"modfast.experiment.{drawing}", lambda *_: []
+        )  # they take longer than all the rest
     few = ["--device", "cpu", "--threads", "1"]
     small = ["--data", "digits", "--model", "circuit_helpers:Tiny", "--layers", "fc2", "--clusters", "2"]
 

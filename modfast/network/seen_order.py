@@ -252,9 +252,9 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
 
 
 def _recording(inputs: Any) -> Any:
+    """The inputs, recorded as well. The model gets copies, since it may write to them."""
     if isinstance(inputs, Tensor):
-        # Not the recorded tensor itself, which a model may write to.
-        return inputs.detach().clone().requires_grad_().clone() if inputs.is_floating_point() else inputs
+        return inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
         return {name: _recording(value) for name, value in inputs.items()}
     return [_recording(value) for value in inputs] if isinstance(inputs, (tuple, list)) else inputs

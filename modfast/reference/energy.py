@@ -158,9 +158,9 @@ def accumulate_enmeshment_grad_(
 
 def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:
     """One on the diagonal but for its last element: two unassigned neurons share no cluster."""
-    same = torch.ones(num_clusters + 1, dtype=torch.float64, device=like.device)
-    same[-1] = 0.0
-    return torch.diag(same)
+    # Made without writing to it: torch.func.linearize keeps a constant as it was before.
+    clusters = torch.ones(num_clusters, dtype=torch.float64, device=like.device)
+    return torch.diag(torch.nn.functional.pad(clusters, (0, 1)))
 
 
 def split_energies(blocks: Tensor) -> Tensor:
