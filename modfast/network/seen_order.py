@@ -24,7 +24,8 @@ from modfast.layers.layer import Layer, find_layers, layer_names, replaced_param
 from modfast.layers.running import call_model, device_of, logits_of, moved, preserved
 from modfast.layers.weight import in_evaluation_mode
 
-from .layer_order import BatchNorm, OrderedLayer, following_norm, joins_units
+from .layer_order import OrderedLayer, following_norm, joins_units
+from .plain_modules import BatchNorm
 
 # Operations by PyTorch's names, and which of their inputs holds the units: these keep each unit in its place.
 _PASSING = frozenset(
