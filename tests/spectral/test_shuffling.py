@@ -101,7 +101,7 @@ def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> N
         return torch.arange(len(graph.to_dense())) % num_clusters
 
     monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
-    shuffle_test(model, 2, 2, ["0", "3", "4"], workers=1)
+    shuffle_test(model, 2, 2, layers=["0", "3", "4"], workers=1)
     for graph, links in zip(seen, [chain, *shuffled], strict=True):
         torch.testing.assert_close(graph, shuffling.graph_of(links).to_dense(), rtol=0, atol=0)
 
