@@ -77,7 +77,7 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     Raises:
         TypeError: the inputs cannot be copied.
     """
-    given = _copied(inputs)
+    given = copied(inputs)
     if isinstance(given, Mapping):
         return model(**given)
     if isinstance(given, (tuple, list)):
@@ -85,8 +85,12 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     return model(given)
 
 
-def _copied(inputs: Any) -> Any:
-    """A copy of inputs of any form, whose tensors have the same record for gradients."""
+def copied(inputs: Any) -> Any:
+    """A copy of inputs of any form, whose tensors have the same record for gradients.
+
+    Raises:
+        TypeError: they cannot be copied.
+    """
     try:
         with _CopiesAreClones():
             return copy.deepcopy(inputs)

@@ -242,13 +242,14 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     """Run a model, all of whose numbers are recorded: also frozen ones, and the inputs."""
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
-    stand_ins: dict[str, Tensor] = {
-        name: parameter.detach().requires_grad_()
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point()
-    }
     known = [layer for layer in find_layers(model) if joins_units(layer)]
-    computed = {layer: layer.weight().detach().requires_grad_() for layer in known if layer.is_computed}
+    with torch.inference_mode(False):
+        stand_ins: dict[str, Tensor] = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point()
+        }
+        computed = {layer: layer.weight().detach().requires_grad_() for layer in known if layer.is_computed}
     norms: dict[Node, BatchNorm] = {}
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -257,10 +258,10 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     hooks = [each.register_forward_hook(note) for each in model.modules() if isinstance(each, BatchNorm)]
     try:
         with (
-            preserved(model),
-            in_evaluation_mode(model),
             torch.inference_mode(False),
             torch.enable_grad(),
+            preserved(model),
+            in_evaluation_mode(model),
             replaced_parameters(model, stand_ins, "model"),
             replaced_weights(model, computed),
         ):
