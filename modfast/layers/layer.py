@@ -359,17 +359,38 @@ def partitioned_layers(
 
 
 class PartitionsByName(dict[str, Partition]):
-    """Partitions by the canonical names of their layers, which can be looked up by other names as well."""
+    """Partitions by the canonical names of their layers, which can be looked up by other names as well.
+
+    ``[name]``, ``get`` and ``in`` take any name of a layer, or of a stack whose matrices all have the same.
+    """
 
     def __missing__(self, name: object) -> Partition:
         for spelling in spellings(name) if isinstance(name, str) else []:
             plain = spelling.removesuffix(".weight") if spelling != "weight" else ""
-            if plain in self or spelling in self:
-                return self[plain if plain in self else spelling]
+            for key in (plain, spelling):
+                if dict.__contains__(self, key):
+                    return self[key]
             stack = [self[key] for key in self if key.rpartition("[")[0] == spelling]
             if stack and all(partition == stack[0] for partition in stack):
                 return stack[0]
         raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return self.get(name) is not None
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        """The partition of this name, or the default."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def __reduce__(self) -> tuple[type[PartitionsByName], tuple[dict[str, Partition]]]:
+        return PartitionsByName, (dict(self),)
+
+
+# As Partition itself, it may be part of a checkpoint that torch.load(weights_only=True) loads.
+torch.serialization.add_safe_globals([PartitionsByName])
 
 
 def check_fit(layer: Layer, partition: Partition) -> None:
