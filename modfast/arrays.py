@@ -106,11 +106,28 @@ def native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def is_sharded(weight: object) -> bool:
-    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made."""
+    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made.
+
+    Raises:
+        TypeError: it is one within a transform of ``torch.func``, which hides its pieces.
+    """
     # The usual types first: to look for an attribute that is not there takes longer.
     if type(weight) in (Tensor, torch.nn.Parameter):
+        if _hides_pieces(weight):
+            raise TypeError(
+                "a DTensor has no derivative by torch.func here: use torch.autograd, or give its full_tensor()"
+            )
         return False
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+def _hides_pieces(weight: Any) -> bool:
+    """Whether it is what a transform of ``torch.func`` puts in the place of a ``DTensor``."""
+    if torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        weight = torch._C._functorch.get_unwrapped(weight)
+    return is_sharded(weight)
 
 
 def require_whole(name: str, value: object) -> None:
