@@ -115,7 +115,8 @@ def is_sharded(weight: object) -> bool:
     if type(weight) in (Tensor, torch.nn.Parameter):
         if _hides_pieces(weight):
             raise TypeError(
-                "a DTensor has no derivative by torch.func here: use torch.autograd, or give its full_tensor()"
+                "weight must be no DTensor within a transform of torch.func, which hides its pieces: use "
+                "torch.autograd, or give its full_tensor()"
             )
         return False
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
