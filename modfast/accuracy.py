@@ -4,45 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from .labelled_batches import Batches, labelled_batches
 from .layers.bias import bias_of
 from .layers.layer import Layer
 from .layers.partitioned import partitioned_layers
 from .layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
-from .layers.running import call_model, device_of, evaluating, logits_of, moved, split_batch
+from .layers.running import call_model, device_of, evaluating, logits_of, moved
 from .layers.weight import source_of
 from .partition import Partition
 
-Batches: TypeAlias = Any
-"""Labelled inputs: a pair of tensors, or an iterable of batches; see :func:`class_accuracy`."""
-
-_BATCH_SIZE = 1000
 _MODES = ("only", "without")
-
-
-def _batches(data: Batches) -> Iterator[tuple[Any, Tensor]]:
-    """The batches of a loader, or of inputs and labels that lie in memory."""
-    if isinstance(data, Mapping):
-        data = split_batch(data, "data")
-    if not (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)):
-        for batch in data:
-            inputs, labels = split_batch(batch, "data")
-            yield inputs, torch.as_tensor(labels, device="cpu")
-        return
-    inputs, labels = data
-    parts = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-    for part in parts.values():
-        if not isinstance(part, Tensor) or len(part) != len(labels):
-            got = f"{len(part)} inputs" if isinstance(part, Tensor) else f"a {type(part).__name__}"
-            raise ValueError(f"data has {got} and {len(labels)} labels")
-    for start in range(0, len(labels), _BATCH_SIZE):
-        rows = slice(start, start + _BATCH_SIZE)
-        batch = {name: part[rows] for name, part in parts.items()}
-        yield batch if isinstance(inputs, Mapping) else batch[""], labels[rows]
 
 
 def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -53,7 +28,8 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
             Evaluated in evaluation mode, and left as it was, its buffers too.
         data: ``(inputs, labels)``, or an iterable of such batches (a ``DataLoader``, a generator). Inputs are
             a tensor, a tuple of positional arguments, or a mapping of keyword arguments; a mapping with the
-            key ``"labels"`` is a batch as well. Labels are int64 in ``[0, classes)``.
+            key ``"labels"`` is a batch as well. Labels are integers in ``[0, classes)``, ``(n,)``: a tensor,
+            an array or a list. A model that writes to its inputs writes to copies.
         parameters: used in place of the model's own parameters or buffers of these names, as by
             ``torch.func.functional_call``; the names may leave out what wrappers add to them.
 
@@ -61,10 +37,10 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
         float64, ``(classes,)``; NaN for a class without inputs.
 
     Raises:
-        ValueError: there is no input, a label is out of range, or the logits have another shape; a name of
-            ``parameters`` is unknown.
-        TypeError: a batch is of another kind, or the model returns no logits; ``parameters`` are given and
-            FSDP keeps those of the model.
+        ValueError: there is no input, labels have another shape or are out of range, or the logits have
+            another shape; a name of ``parameters`` is unknown.
+        TypeError: a batch is of another kind, labels are no integers, or the model returns no logits;
+            ``parameters`` are given and FSDP keeps those of the model.
 
     Example:
         >>> class_accuracy(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
@@ -174,13 +150,13 @@ def _accuracies(
     """
     device = device_of(model)
     right: list[Tensor] = []
-    for inputs, labels in _batches(data):
+    for inputs, labels in labelled_batches(data):
         on_device = moved(inputs, device)
         # The model's mode is the caller's own while the caller's code makes the next batch.
         with evaluating(model):
             for place, variant in enumerate(variants):
                 with variant():
-                    counted = _count(logits_of(call_model(model, on_device)), labels.cpu())
+                    counted = _count(logits_of(call_model(model, on_device)), labels)
                 if len(right) == place:
                     right.append(counted)
                 else:

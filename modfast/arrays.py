@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, ValuesView
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -106,11 +106,30 @@ def native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def is_sharded(weight: object) -> bool:
-    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made."""
+    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made.
+
+    Raises:
+        TypeError: it is one within a transform of ``torch.func``.
+    """
     # The usual types first: to look for an attribute that is not there takes longer.
     if type(weight) in (Tensor, torch.nn.Parameter):
+        # What a transform puts in the place of a DTensor does not show what it stands for.
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+            inner: Any = weight
+            while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+                inner = torch._C._functorch.get_unwrapped(inner)
+            if inner is not weight and is_sharded(inner):
+                raise_transformed()
         return False
     return isinstance(weight, Tensor) and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+def raise_transformed() -> NoReturn:
+    """Raises for a ``DTensor`` within a transform of ``torch.func``, where PyTorch cuts no labels for it."""
+    raise TypeError(
+        "weight must be no DTensor within a transform of torch.func (grad, vjp, vmap): use torch.autograd, "
+        "or give its full_tensor()"
+    )
 
 
 def require_whole(name: str, value: object) -> None:

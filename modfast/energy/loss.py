@@ -235,7 +235,8 @@ class EnmeshmentLoss(nn.Module):
         key = (stored.device_mesh, stored.placements, stored.device)
         if index not in self._pieces or self._pieces[index][0] != key:
             partition, transposed = self._partitions[index], self._layers[index].stored_transposed
-            piece = sharded.piece_of(stored, partition.transpose() if transposed else partition)
+            with torch.inference_mode(False):  # kept, and used again where gradients are recorded
+                piece = sharded.piece_of(stored, partition.transpose() if transposed else partition)
             if transposed:
                 piece = sharded.Piece(piece.col_labels, piece.row_labels, piece.group)
             self._pieces[index] = (key, piece)
@@ -299,6 +300,13 @@ class EnmeshmentLoss(nn.Module):
             factor *= _scale_of(scaler)
         if self.reduction == "mean":
             factor /= len(self._layers)
+        # A gradient that is made in inference mode could not be changed outside, nor one of a computed weight
+        # be made there.
+        with torch.inference_mode(False):
+            return self._accumulate_all(factor)
+
+    def _accumulate_all(self, factor: float) -> Tensor:
+        """One pass over all layers, and one by autograd over those whose weights are computed."""
         with torch.enable_grad():  # without it a computed weight would pass for a frozen one
             stored = [layer.stored() for layer in self._layers]
         wanted: list[int] = []

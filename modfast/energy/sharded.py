@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from modfast.arrays import raise_transformed
+
 if TYPE_CHECKING:
     from modfast.partition import Partition
 
@@ -37,10 +39,13 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
     """The labels of this process's piece of a ``DTensor``.
 
     Raises:
+        TypeError: this is within a transform of ``torch.func``.
         ValueError: the weight is a pending sum (``Partial``), whose squares cannot be summed piece by piece.
     """
     from torch.distributed.tensor import Replicate, distribute_tensor
 
+    if torch._C._are_functorch_transforms_active():
+        raise_transformed()
     mesh, placements = weight.device_mesh, weight.placements
     if any(placement.is_partial() for placement in placements):
         raise ValueError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from modfast.partition import Partition
@@ -40,10 +42,13 @@ def partitioned_layers(
 
 
 class PartitionsByName(dict[str, Partition]):
-    """Partitions by the canonical names of their layers, which can be looked up by other names as well."""
+    """Partitions by the canonical names of their layers, which can be looked up by other names as well.
+
+    ``[name]``, ``get`` and ``in`` take any name of a layer, or of a stack whose matrices all have the same.
+    """
 
     def __missing__(self, name: object) -> Partition:
-        found = known_name(self, name)
+        found = known_name(self.keys(), name)
         if found is not None:
             return self[found]
         for spelling in spellings(name) if isinstance(name, str) else []:
@@ -51,6 +56,23 @@ class PartitionsByName(dict[str, Partition]):
             if stack and all(partition == stack[0] for partition in stack):
                 return stack[0]
         raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return self.get(name) is not None
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        """The partition of this name, or the default."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def __reduce__(self) -> tuple[type[PartitionsByName], tuple[dict[str, Partition]]]:
+        return PartitionsByName, (dict(self),)
+
+
+# As Partition itself, it may be part of a checkpoint that torch.load(weights_only=True) loads.
+torch.serialization.add_safe_globals([PartitionsByName])
 
 
 def check_fit(layer: Layer, partition: Partition) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .source import computed_tensors, in_evaluation_mode
 
@@ -67,12 +69,44 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """What the model returns for a tensor, a tuple of positional or a mapping of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
+    """What the model returns for a tensor, a tuple of positional or a mapping of keyword arguments.
+
+    It is called with copies: many a model writes to its inputs, which are the caller's, and which the model
+    may be called with again.
+
+    Raises:
+        TypeError: the inputs cannot be copied.
+    """
+    given = copied(inputs)
+    if isinstance(given, Mapping):
+        return model(**given)
+    if isinstance(given, (tuple, list)):
+        return model(*given)
+    return model(given)
+
+
+def copied(inputs: Any) -> Any:
+    """A copy of inputs of any form, whose tensors have the same record for gradients.
+
+    Raises:
+        TypeError: they cannot be copied.
+    """
+    try:
+        with _CopiesAreClones():
+            return copy.deepcopy(inputs)
+    except Exception as error:  # an object may raise anything
+        raise TypeError(
+            f"inputs must be such as can be copied, since a model may write to them: {error}"
+        ) from error
+
+
+class _CopiesAreClones(TorchFunctionMode):
+    """Inside, a deep copy of a tensor is a clone, also of one that is computed, which has else no copy."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return args[0].clone() if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
 
 def moved(inputs: Any, device: torch.device) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modfast.layers.layer import find_layer
 from modfast.layers.replaced import replaced_weights, require_own_parameters
-from modfast.layers.running import call_model, logits_of, preserved, split_batch
+from modfast.layers.running import call_model, copied, logits_of, preserved, split_batch
 
 
 def gradient_affinity(
@@ -60,18 +60,24 @@ def gradient_affinity(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     require_own_parameters(model)
     chosen = find_layer(model, layer, "layer")
-    stored = chosen.whole()
-    # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
-    weight = chosen.oriented(stored.detach()).requires_grad_()
-    total = torch.zeros_like(
-        weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
-    )
+    with torch.inference_mode(False):
+        stored = chosen.whole()
+        # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
+        weight = chosen.oriented(stored.detach()).requires_grad_()
+        total = torch.zeros_like(
+            weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
+        )
     count = 0
     for batch in batches:
         inputs, targets = split_batch(batch, "batches")
-        with preserved(model), replaced_weights(model, {chosen: weight}), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            preserved(model),
+            replaced_weights(model, {chosen: weight}),
+        ):
             outputs = call_model(model, inputs)
-            value = loss(logits_of(outputs) if _is_loss_of_pytorch(loss) else outputs, targets)
+            value = loss(logits_of(outputs) if _is_loss_of_pytorch(loss) else outputs, copied(targets))
             if not isinstance(value, Tensor) or value.dim() != 0:
                 given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"loss must return a scalar tensor, got {given}")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from modfast.layers.layer import Layer, operation
 
-from .layer_order import BatchNorm, joins_units, named_order, norms_in_sequences, sequence_order
+from .layer_order import joins_units, named_order, norms_in_sequences, sequence_order
+from .plain_modules import BatchNorm
 from .seen_order import seen_norms, seen_order
 
 # No layer's name can be this: the names of modules hold no dot.

@@ -26,9 +26,10 @@ def network_graph(
     The layers have to be a chain, each reading what the one before puts out, and PyTorch does not say how a
     model joins its layers. So a model is taken without more where its order is beyond doubt: if it is an
     ``nn.Sequential`` of layers and of modules that keep units in their places (activations, pooling, dropout,
-    normalisation, ``nn.Flatten``). For any other give ``example_inputs``: the model is run once, and has to
-    be such a chain, without skip connections, branches or layers that are used twice. Or give ``layers``: the
-    chain that is meant is then your word, whatever else the model does.
+    normalisation; ``nn.Flatten``, which a convolution before a linear layer needs), all with PyTorch's own
+    forward passes and without hooks of yours. For any other give ``example_inputs``: the model is run once,
+    and has to be such a chain, without skip connections, branches or layers that are used twice. Or give
+    ``layers``: the chain that is meant is then your word, whatever else the model does.
 
     A batch norm that follows a layer before the next, with as many features as the layer has outputs, is
     folded in: it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. With ``layers`` it is

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules import (
-    activation,
-    batchnorm,
-    dropout,
-    instancenorm,
-    normalization,
-    padding,
-    pooling,
-    upsampling,
-)
 
 from modfast.layers.layer import Layer, find_layers, layer_names, listed_choices, match_layers, operation
 from modfast.layers.names import named_modules, unwrapped
 
-BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-
-# Their outputs are their inputs' units in the same order, each by itself or beside the others.
-_ROOMS = (activation, batchnorm, dropout, instancenorm, normalization, padding, pooling, upsampling)
-_MIXING = (nn.MultiheadAttention, nn.GLU)
+from .plain_modules import BatchNorm, is_plain_sequence, what_changes, what_moves
 
 _ADVICE = "give example_inputs, so that it can be seen, or layers: their names, in the order of the chain"
 
@@ -54,18 +40,26 @@ def sequence_order(model: nn.Module) -> list[OrderedLayer]:
         )
     found: list[Layer] = []
     norms: list[list[BatchNorm]] = []
-    for name, module in _parts(model):
+    axes_behind: int | None = None  # how many follow the axis of the units, which none do before a layer
+    for name, outer in _parts(model):
+        module = unwrapped(outer)
         if module in layers:
-            if layers[module] in found:
+            layer = layers[module]
+            if layer in found:
                 raise ValueError(f"model: layer {name!r} is used twice, so that the layers are no chain")
-            found.append(layers[module])
+            before, axes_behind = axes_behind, _axes_behind(layer)  # which raises where it cannot be read
+            problem = what_changes(outer) or _what_it_misses(layer, before)
+            found.append(layer)
             norms.append([])
-        elif isinstance(module, BatchNorm):
-            if norms:
+        else:
+            problem = what_moves(outer, axes_behind)
+            if isinstance(module, BatchNorm) and norms:
                 norms[-1].append(module)
-        elif not _passes_units(module):
+            if isinstance(module, nn.Flatten) and axes_behind is not None:
+                axes_behind = 0
+        if problem is not None:
             which = f"the {type(module).__name__}" + (f" ({name!r})" if name else "")
-            raise ValueError(f"model: how {which} joins layers is not known: {_ADVICE}")
+            raise ValueError(f"model: how {which} joins layers is not known: {_ADVICE} (it {problem})")
     return [OrderedLayer(layer, following_norm(layer, own)) for layer, own in zip(found, norms, strict=True)]
 
 
@@ -117,17 +111,30 @@ def following_norm(layer: Layer, norms: Sequence[BatchNorm]) -> BatchNorm | None
     return next((norm for norm in norms if norm.num_features == layer.shape[0]), None)
 
 
-def _is_plain_sequence(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+def _axes_behind(layer: Layer) -> int:
+    """How many axes follow that of the units in what a layer reads and puts out."""
+    return len(layer.shape) - 2
+
+
+def _what_it_misses(layer: Layer, axes_behind: int | None) -> str | None:
+    """Why a layer may not read the units of the one before."""
+    if axes_behind is None or axes_behind == _axes_behind(layer):
+        return None
+    if layer.is_convolution:
+        return f"reads channels before {_axes_behind(layer)} other axes, not what the layer before puts out"
+    return "reads the last axis, not the channels of the convolution before it: nn.Flatten must come between"
 
 
 def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """What runs one after the other: a module, or the parts of a sequence, of sequences within it too."""
-    module = unwrapped(module)
-    if not _is_plain_sequence(module):
+    """What runs one after the other: a module, or the parts of a sequence, of sequences within it too.
+
+    A wrapper is given as it is, and looked into where it wraps a sequence.
+    """
+    inner = unwrapped(module)
+    if what_changes(module) is not None or not is_plain_sequence(inner):
         yield name, module
         return
-    for child_name, child in module._modules.items():
+    for child_name, child in inner._modules.items():
         if child is not None:
             yield from _parts(child, f"{name}.{child_name}" if name else child_name)
 
@@ -135,36 +142,46 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 def _sequences(model: nn.Module) -> Iterator[list[nn.Module]]:
     """The parts of every sequence in a model."""
     for _, module in named_modules(model):
-        if _is_plain_sequence(module):
+        if is_plain_sequence(module):
             yield [part for _, part in _parts(module)]
 
 
 def _is_run_of(sequence: Sequence[nn.Module], layers: Sequence[Layer]) -> bool:
-    return all(layer.module in sequence for layer in layers)
-
-
-def _passes_units(module: nn.Module) -> bool:
-    if isinstance(module, nn.Flatten):
-        return module.start_dim == 1 and module.end_dim == -1
-    if isinstance(module, (nn.Identity, nn.ReLU)):
-        return True
-    rooms = tuple(room.__name__ for room in _ROOMS)
-    return type(module).__module__ in rooms and not isinstance(module, _MIXING)
+    return all(layer.module in map(unwrapped, sequence) for layer in layers)
 
 
 def _norm_after(model: nn.Module, layer: Layer) -> BatchNorm | None:
     """The batch norm after a layer: known within a sequence; elsewhere none must come into question."""
+    with_weights = {each.module for each in find_layers(model)}
     for sequence in _sequences(model):
-        if layer.module in sequence:
-            after = sequence[sequence.index(layer.module) + 1 :]
-            weighted = [i for i, module in enumerate(after) if not _passes_units(module)]
-            before_next = after[: weighted[0]] if weighted else after
-            return following_norm(layer, [each for each in before_next if isinstance(each, BatchNorm)])
-    outputs = layer.shape[0]
-    for name, module in named_modules(model):
-        if isinstance(module, BatchNorm) and module.num_features == outputs:
-            raise ValueError(
-                f"layers: whether the batch norm {name!r} scales the outputs of layer {layer.name!r} is not "
-                "known: give example_inputs as well, so that it can be seen"
-            )
+        inner = [unwrapped(each) for each in sequence]
+        if layer.module not in inner:
+            continue
+        norms: list[BatchNorm] = []
+        place, axes_behind = inner.index(layer.module), _axes_behind(layer)
+        known = what_changes(sequence[place]) is None
+        for outer, module in zip(sequence[place + 1 :], inner[place + 1 :], strict=True):
+            if module in with_weights:
+                break
+            known = known and what_moves(outer, axes_behind) is None
+            if isinstance(module, nn.Flatten):
+                axes_behind = 0
+            if isinstance(module, BatchNorm):
+                if not known:
+                    _raise_unknown(layer, module, model)
+                norms.append(module)
+        return following_norm(layer, norms)
+    for _, module in named_modules(model):
+        if isinstance(module, BatchNorm):
+            _raise_unknown(layer, module, model)
     return None
+
+
+def _raise_unknown(layer: Layer, norm: BatchNorm, model: nn.Module) -> None:
+    """Raises if a batch norm could be the one that scales a layer's outputs."""
+    if norm.num_features == layer.shape[0]:
+        name = next(name for name, module in named_modules(model) if module is norm)
+        raise ValueError(
+            f"layers: whether the batch norm {name!r} scales the outputs of layer {layer.name!r} is not "
+            "known: give example_inputs as well, so that it can be seen"
+        )

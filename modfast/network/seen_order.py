@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -26,7 +27,8 @@ from modfast.layers.replaced import replaced_parameters, replaced_weights, requi
 from modfast.layers.running import call_model, device_of, logits_of, moved, preserved
 from modfast.layers.source import in_evaluation_mode
 
-from .layer_order import BatchNorm, OrderedLayer, following_norm, joins_units
+from .layer_order import OrderedLayer, following_norm, joins_units
+from .plain_modules import BatchNorm
 
 # Operations by PyTorch's names, and which of their inputs holds the units: these keep each unit in its place.
 _PASSING = frozenset(
@@ -105,6 +107,8 @@ _PASSING = frozenset(
         "ReplicationPad2D",
     ]
 )
+# Of these, all that read or write neighbours: along so many of the last axes as the name says.
+_NEIGHBOURS = re.compile(r"(?:Pool|Pad|Upsample\w*?)(\d)D")
 _RESHAPING = frozenset({"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"})
 _PRODUCTS = frozenset({"Addmm", "Mm", "Convolution"})
 _FOLLOWED = _PASSING | _RESHAPING | {"Mean"}
@@ -128,15 +132,25 @@ class _Record(NamedTuple):
     norms: dict[Node, BatchNorm]
 
     def weight_of(self, node: Node) -> Tensor | None:
-        """The weight that an operation multiplies by, if it is a layer's."""
-        if operation_name(node) not in _PRODUCTS:
+        """The weight that an operation multiplies by, if it is a layer's and read as the layer reads it."""
+        operation = operation_name(node)
+        if operation not in _PRODUCTS:
             return None
-        place = 1 if operation_name(node) == "Convolution" else -1
-        source = node.next_functions[place][0]
-        while source is not None and operation_name(source) in ("T", "Transpose"):
+        is_convolution = operation == "Convolution"
+        source, turns = node.next_functions[1 if is_convolution else -1][0], 0
+        while source is not None and operation_name(source) in ("T", "Transpose", "Permute"):
+            turns += _is_turn(source)
             source = source.next_functions[0][0]
-        weight = parameter_of(source)
-        return weight if weight is not None and id(weight) in self.layers else None
+        layer = self.layers.get(id(weight := parameter_of(source)))
+        if layer is None or layer.is_convolution != is_convolution:
+            return None
+        if is_convolution:
+            fits = turns == 0 and not node._saved_transposed
+        else:
+            # What stands for a computed weight is (out, in), however the layer keeps it.
+            kept_as_read = layer.stored_transposed and not layer.is_computed
+            fits = turns % 2 == (0 if kept_as_read else 1)
+        return weight if fits else None
 
     def layer_of(self, node: Node) -> Layer | None:
         """The layer whose product an operation is."""
@@ -145,17 +159,23 @@ class _Record(NamedTuple):
 
     def data_edge(self, node: Node) -> tuple[Node, int] | None:
         """From where an operation has its units, if that is one place; the other inputs are parameters."""
-        operation = operation_name(node)
-        if operation in ("Addmm", "Mm"):
-            return node.next_functions[-2]  # type: ignore[no-any-return]
-        if operation == "Convolution":
-            return node.next_functions[0]  # type: ignore[no-any-return]
-        edges = [
-            (parent, index)
-            for parent, index in node.next_functions
-            if parent is not None and id(parameter_of(parent)) not in self.parameters
-        ]
+        edges = list(node.next_functions)
+        if operation_name(node) in _PRODUCTS:
+            # What is multiplied comes first, but for what is added; which is no bias if it has units itself.
+            edges.pop(1 if operation_name(node) == "Convolution" else -1)
+        edges = [edge for edge in edges if not self._is_parameter(*edge)]
         return edges[0] if len(edges) == 1 else None
+
+    def _is_parameter(self, node: Node, index: int) -> bool:
+        """Whether it is a parameter in any shape, or a vector that is made of parameters alone."""
+        if node is None:
+            return True
+        if not node.next_functions:
+            return id(parameter_of(node)) in self.parameters
+        if operation_name(node) in _RESHAPING:
+            return self._is_parameter(*node.next_functions[0])
+        leaves = (each for each in nodes_before(node) if not each.next_functions)
+        return len(_shape(node, index)) == 1 and all(self._is_parameter(leaf, 0) for leaf in leaves)
 
 
 def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
@@ -189,7 +209,8 @@ def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
     if beside:
         raise ValueError(
             f"model: the layers {layer_names(beside)} are not among those that lead from the inputs to the "
-            f"output one after the other, {layer_names(seen)}; {_ADVICE}"
+            f"output one after the other, {layer_names(seen)}, or their weights are not read as such a layer "
+            f"reads its own (transposed, for example); {_ADVICE}"
         )
     return [OrderedLayer(layer, following_norm(layer, norms)) for layer, norms in chain]
 
@@ -204,12 +225,17 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
     found: dict[Layer, list[BatchNorm]] = {layer: [] for layer in layers}
     with _recorded(model, example_inputs) as record:
         for node, norm in record.norms.items():
-            edge = record.data_edge(node)
+            path, edge = [node], record.data_edge(node)
             while edge is not None and operation_name(edge[0]) in _PASSING | _RESHAPING:
+                path.append(edge[0])
                 edge = None if edge[0] in record.norms else record.data_edge(edge[0])
             layer = None if edge is None else record.layer_of(edge[0])
-            if layer in found:
-                found[layer].append(norm)
+            if edge is not None and layer in found:
+                place: _Place | None = _AS_PUT_OUT
+                for before, after in pairwise([edge[0], *reversed(path)]):
+                    place = None if place is None else _moved(place, before, after)
+                if place is not None and _is_normalised(place):
+                    found[layer].append(norm)
     return [OrderedLayer(layer, following_norm(layer, norms)) for layer, norms in found.items()]
 
 
@@ -220,13 +246,14 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
         require_shape(f"model: {name!r}", parameter)
-    stand_ins: dict[str, Tensor] = {
-        name: parameter.detach().requires_grad_()
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point()
-    }
     known = [layer for layer in find_layers(model) if joins_units(layer)]
-    computed = {layer: layer.weight().detach().requires_grad_() for layer in known if layer.is_computed}
+    with torch.inference_mode(False):
+        stand_ins: dict[str, Tensor] = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point()
+        }
+        computed = {layer: layer.weight().detach().requires_grad_() for layer in known if layer.is_computed}
     norms: dict[Node, BatchNorm] = {}
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -235,10 +262,10 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     hooks = [each.register_forward_hook(note) for each in model.modules() if isinstance(each, BatchNorm)]
     try:
         with (
-            preserved(model),
-            in_evaluation_mode(model),
             torch.inference_mode(False),
             torch.enable_grad(),
+            preserved(model),
+            in_evaluation_mode(model),
             replaced_parameters(model, stand_ins, "model"),
             replaced_weights(model, computed),
         ):
@@ -256,9 +283,9 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
 
 
 def _recording(inputs: Any) -> Any:
+    """The inputs, recorded as well. The model gets copies, since it may write to them."""
     if isinstance(inputs, Tensor):
-        # Not the recorded tensor itself, which a model may write to.
-        return inputs.detach().clone().requires_grad_().clone() if inputs.is_floating_point() else inputs
+        return inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
         return {name: _recording(value) for name, value in inputs.items()}
     return [_recording(value) for value in inputs] if isinstance(inputs, (tuple, list)) else inputs
@@ -297,32 +324,69 @@ class _Place(NamedTuple):
     positions: int
 
 
+# Linear layers and convolutions read and write units along the second axis.
+_AS_PUT_OUT = _Place(1, 1)
+
+
 def _check_units(path: Sequence[Node], record: _Record) -> None:
     """Raises unless every layer reads the units of the one before, in their order."""
-    place = _Place(1, 1)
+    place = _AS_PUT_OUT
     for before, node in pairwise(path):
-        shape, after = _shape(before), _shape(node)
-        operation = operation_name(node)
-        moved_to: _Place | None = place
-        if operation in _PRODUCTS:
-            # Both read and write units along the second axis; a linear layer also several positions of a
-            # channel.
-            fits = place.axis == 1 and (place.positions == 1 or operation != "Convolution")
-            moved_to = _Place(1, 1) if fits else None
-        elif operation in _RESHAPING:
-            moved_to = _reshaped(place, shape, after)
-        elif operation == "Mean":
-            moved_to = _averaged(place, node, len(shape))
-        elif len(after) != len(shape) or after[place.axis] != shape[place.axis]:
-            moved_to = None
-        if moved_to is None:
+        moved_to = _moved(place, before, node)
+        if moved_to is None or (node in record.norms and not _is_normalised(place)):
             raise ValueError(_what_is_met(node, False, record))
         place = moved_to
 
 
-def _shape(node: Node) -> tuple[int, ...]:
+def _is_normalised(place: _Place) -> bool:
+    """Whether a batch norm, which scales what lies along the second axis, scales the units there."""
+    return place.axis == _AS_PUT_OUT.axis
+
+
+def _moved(place: _Place, before: Node, node: Node) -> _Place | None:
+    """Where units lie after an operation that reads what another gives; None if they are not in order."""
+    shape, after = _shape(before), _shape(node)
+    operation = operation_name(node)
+    if operation in _PRODUCTS:
+        # A linear layer reads also several positions of a channel.
+        fits = place.axis == _AS_PUT_OUT.axis and (place.positions == 1 or operation != "Convolution")
+        return _AS_PUT_OUT if fits else None
+    if operation in _RESHAPING:
+        return _reshaped(place, shape, after)
+    if operation == "Mean":
+        return _averaged(place, node, len(shape))
+    if place.axis >= len(shape) - _last_axes_used(node) or len(after) != len(shape):
+        return None
+    return place if after[place.axis] == shape[place.axis] else None
+
+
+def _last_axes_used(node: Node) -> int:
+    """Along how many of the last axes an operation puts numbers together or in other places."""
+    operation = operation_name(node)
+    if operation == "ConstantPadNd":
+        used = [place // 2 + 1 for place, size in enumerate(node._saved_pad) if size != 0]
+        return max(used, default=0)
+    found = _NEIGHBOURS.search(operation)
+    return int(found[1]) if found else 0
+
+
+def _is_turn(node: Node) -> bool:
+    """Whether an operation on the axes of a matrix exchanges them; the other one leaves them as they are."""
+    operation = operation_name(node)
+    if operation == "Permute":
+        return _axis(node._saved_dims[0], 2) == 1
+    return operation == "T" or _axis(node._saved_dim0, 2) != _axis(node._saved_dim1, 2)
+
+
+def _axis(axis: int, dims: int) -> int:
+    """PyTorch keeps a negative axis as an unsigned number."""
+    signed = axis - 2**64 if axis >= 2**63 else axis
+    return signed % dims
+
+
+def _shape(node: Node, index: int = 0) -> tuple[int, ...]:
     """Of what an operation gives."""
-    return tuple(node._input_metadata[0].shape)
+    return tuple(node._input_metadata[index].shape)
 
 
 def _reshaped(place: _Place, shape: tuple[int, ...], after: tuple[int, ...]) -> _Place | None:
@@ -341,8 +405,7 @@ def _reshaped(place: _Place, shape: tuple[int, ...], after: tuple[int, ...]) -> 
 
 
 def _averaged(place: _Place, node: Node, dims: int) -> _Place | None:
-    # PyTorch keeps a negative axis as an unsigned number.
-    axes = {axis - 2**64 + dims if axis >= 2**63 else axis for axis in node._saved_dim or range(dims)}
+    axes = {_axis(axis, dims) for axis in node._saved_dim or range(dims)}
     if place.axis in axes:
         return None
     return (

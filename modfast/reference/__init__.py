@@ -1,7 +1,7 @@
 """The specification: every compiled operation in plain PyTorch, slow and plain on purpose.
 
 The compiled code is held to these functions, run in float64. ``MODFAST_BACKEND=reference`` runs the
-whole library on them. Nothing of modfast is imported here but ``Partition`` and ``Circuit``.
+whole library on them. What they compute with is PyTorch, and of modfast ``Partition`` and ``Circuit``.
 """
 
 from .circuits import find_circuit

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from modfast.arrays import require_whole
 from modfast.partition import Partition
 
 
@@ -158,9 +159,9 @@ def accumulate_enmeshment_grad_(
 
 def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:
     """One on the diagonal but for its last element: two unassigned neurons share no cluster."""
-    same = torch.ones(num_clusters + 1, dtype=torch.float64, device=like.device)
-    same[-1] = 0.0
-    return torch.diag(same)
+    # Made without writing to it: torch.func.linearize keeps a constant as it was before.
+    clusters = torch.ones(num_clusters, dtype=torch.float64, device=like.device)
+    return torch.diag(torch.nn.functional.pad(clusters, (0, 1)))
 
 
 def split_energies(blocks: Tensor) -> Tensor:
@@ -209,6 +210,7 @@ def _sum_dtype(weight: Tensor) -> torch.dtype:
 
 def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
     """Sums of ``weight * other`` over each pair of clusters: (k, k). See :func:`modfast.block_inner`."""
+    require_whole("weight", weight)
     k = partition.num_clusters
     sums = labelled_block_inner(weight, other, partition.row_labels, partition.col_labels, k)
     return sums[:k, :k].to(_sum_dtype(weight))
@@ -216,12 +218,14 @@ def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
 
 def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor:
     """Each weight times the factor of its block, 0 outside all. See :func:`modfast.block_scale`."""
+    require_whole("weight", weight)
     padded = torch.nn.functional.pad(factors.to(torch.float64), (0, 1, 0, 1))
     return labelled_block_scale(weight, padded, partition.row_labels, partition.col_labels)
 
 
 def block_energy(weight: Tensor, partition: Partition) -> Tensor:
     """Squared weight of each block: (k, k). See :func:`modfast.block_energy`."""
+    require_whole("weight", weight)
     k = partition.num_clusters
     energies = labelled_block_inner(weight, None, partition.row_labels, partition.col_labels, k)
     return energies[:k, :k].to(_sum_dtype(weight))
@@ -229,6 +233,7 @@ def block_energy(weight: Tensor, partition: Partition) -> Tensor:
 
 def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
     """The share of squared weight that crosses clusters. See :func:`modfast.enmeshment`."""
+    require_whole("weight", weight)
     rows, cols = partition.row_labels, partition.col_labels
     energies = labelled_block_inner(weight, None, rows, cols, partition.num_clusters)
     return enmeshment_of_energies(energies).to(_sum_dtype(weight))
@@ -236,6 +241,7 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
 
 def clusterability(weight: Tensor, partition: Partition) -> Tensor:
     """The share of squared weight inside clusters. See :func:`modfast.clusterability`."""
+    require_whole("weight", weight)
     rows, cols = partition.row_labels, partition.col_labels
     energies = labelled_block_inner(weight, None, rows, cols, partition.num_clusters)
     return (1.0 - enmeshment_of_energies(energies)).to(_sum_dtype(weight))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from modfast.arrays import require_whole
+
 
 def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
     """The ``k`` smallest eigenvalues of ``L y = l D y`` on the graph of a weight, or of successive layers.
@@ -19,6 +21,8 @@ def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
         tensor([0.0000, 0.5000], dtype=torch.float64)
     """
     layers = [weights] if isinstance(weights, Tensor) else list(weights)
+    for index, layer in enumerate(layers):
+        require_whole(f"weights[{index}]", layer)
     ends = [0, layers[0].shape[1]]
     for layer in layers:
         ends.append(ends[-1] + layer.shape[0])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from modfast.arguments import SEED, Integer, check
+from modfast.arrays import require_whole
 from modfast.partition import Partition
 
 _AFFINITIES = ("abs", "square", "given")
@@ -52,7 +53,7 @@ def spectral_cocluster(
         It may consist of rows only or of columns only.
 
     Raises:
-        TypeError: ``weight`` is no tensor, or complex.
+        TypeError: ``weight`` is no tensor, complex, or a ``DTensor``.
         ValueError: ``weight`` is not dense, has fewer than two dimensions, holds NaN or infinity or, as a
             given similarity, a negative number; any other argument is out of range.
 
@@ -154,6 +155,7 @@ def normalized_cut(
         similarity = bipartite(_similarity(adjacency, affinity))
         joint, count = torch.cat([labels.row_labels, labels.col_labels]).cpu(), labels.num_clusters
     else:
+        require_whole("labels", labels)
         similarity, joint = _graph(adjacency), torch.as_tensor(labels, device="cpu")
         if joint.shape != (len(similarity),):
             raise ValueError(f"labels must have shape ({len(similarity)},), got {tuple(joint.shape)}")
@@ -259,6 +261,7 @@ def _graph(adjacency: Tensor) -> Tensor:
 def _check_weight(weight: object, name: str = "weight") -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+    require_whole(name, weight)
     if weight.is_complex():
         raise TypeError(f"{name} must be real, got {weight.dtype}")
     if weight.layout != torch.strided:

@@ -148,7 +148,8 @@ class _Eigenvalues(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None, None, None, None, *([None] * ctx.count))
-        layers, found = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint gives them no second time
+        layers, found = saved[: ctx.count], saved[ctx.count :]
         needed = ctx.needs_input_grad[4:]
         wanted = [layer if each else None for layer, each in zip(layers, needed, strict=True)]
         grads = iter(_Gradient.apply(grad, *found, *wanted))

@@ -118,6 +118,58 @@ def test_a_model_of_pieces_is_refused_by_name(processes: Any) -> None:
             assert "full_tensor()" in message
 
 
+def refusals_of_the_specification() -> dict[str, str]:
+    mesh, partition = init_device_mesh("cpu", (2,)), Partition.blocks((8, 8), 2)
+    whole = torch.rand(8, 8) + 0.1
+    weight = distribute_tensor(whole + whole.T, mesh, [Shard(0)])
+    of = modfast.reference
+    places = distribute_tensor(torch.arange(8) % 2, mesh, [Shard(0)])
+    calls: dict[str, Callable[[], Any]] = {
+        "weight of spectral_cocluster": lambda: of.spectral_cocluster(weight, 2),
+        "adjacency of spectral_cluster": lambda: of.spectral_cluster(weight, 2),
+        "weight of normalized_cut": lambda: of.normalized_cut(weight, partition),
+        "labels of normalized_cut": lambda: of.normalized_cut(whole + whole.T, places),
+        "weights[0] of laplacian_eigenvalues": lambda: of.laplacian_eigenvalues(weight, 2),
+        "weight of enmeshment": lambda: of.enmeshment(weight, partition),
+        "weight of clusterability": lambda: of.clusterability(weight, partition),
+        "weight of block_energy": lambda: of.block_energy(weight, partition),
+        "weight of block_inner": lambda: of.block_inner(weight, weight, partition),
+        "weight of block_scale": lambda: of.block_scale(weight, torch.ones(2, 2), partition),
+    }
+    return {name: told(call) for name, call in calls.items()}
+
+
+def test_the_specification_refuses_pieces_too(processes: Any) -> None:
+    for messages in processes(2).run(refusals_of_the_specification):
+        for name, message in messages.items():
+            argument = name.split(" of ")[0]
+            assert message.startswith(f"{argument} must be a whole tensor, got a DTensor"), (name, message)
+
+
+def transforms() -> dict[str, str]:
+    mesh, partition = init_device_mesh("cpu", (2,)), Partition.blocks((8, 6), 2)
+    weight = distribute_tensor(torch.rand(8, 6), mesh, [Shard(0)])
+    grad = torch.func.grad
+    calls: dict[str, Callable[[], Any]] = {
+        "enmeshment": lambda: grad(lambda w: enmeshment(w, partition))(weight),
+        "of two orders": lambda: grad(grad(lambda w: enmeshment(w, partition)))(weight),
+        "clusterability": lambda: torch.func.vjp(lambda w: modfast.clusterability(w, partition), weight),
+        "block_energy": lambda: grad(lambda w: modfast.block_energy(w, partition).sum())(weight),
+        "block_inner": lambda: grad(lambda w: modfast.block_inner(w, w, partition).sum())(weight),
+        "block_scale": lambda: grad(lambda w: modfast.block_scale(w, torch.ones(2, 2), partition))(weight),
+        "a constant": lambda: grad(lambda x: (x * enmeshment(weight, partition)).sum())(torch.tensor(2.0)),
+        "laplacian_eigenvalues": lambda: grad(lambda w: laplacian_eigenvalues(w, 2).sum())(weight),
+    }
+    return {name: told(call) for name, call in calls.items()}
+
+
+def test_transforms_of_pieces_are_refused(processes: Any) -> None:
+    for messages in processes(2).run(transforms):
+        for name, message in messages.items():
+            assert "must be no DTensor within a transform of torch.func" in message, (name, message)
+            assert "full_tensor()" in message
+
+
 def one_process_alone() -> str | None:
     """Nothing is gathered: the other process calls nothing."""
     mesh = init_device_mesh("cpu", (2,))

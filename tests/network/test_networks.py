@@ -115,8 +115,9 @@ def test_a_flattened_channel_is_one_node() -> None:
 
 
 def test_kernels_of_any_dimension() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Conv2d(4, 3, (2, 3)), nn.Conv3d(3, 2, 2))
-    assert_graph(network_graph(model), adjacency(*map(l1, model)))
+    for conv, kernel in ((nn.Conv1d, 3), (nn.Conv2d, (2, 3)), (nn.Conv3d, 2)):
+        model = nn.Sequential(conv(2, 4, kernel), conv(4, 3, kernel))
+        assert_graph(network_graph(model), adjacency(*map(l1, model)))
     last = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last)
     assert_graph(network_graph(last), adjacency(*map(l1, last)))
 
@@ -280,8 +281,8 @@ def test_no_module_is_passed_over_in_a_sequence(between: nn.Module, message: str
         # Features are last in a linear layer's output: flattened, a feature's columns are not in a row.
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(8, 2)), None, "'1' takes 8 inputs.* 4 outputs of '0'"),
         (nn.Sequential(nn.Conv1d(3, 4, 1), nn.Conv1d(8, 2, 1)), None, "'1' takes 8 inputs.* 4 outputs"),
-        (nn.Sequential(nn.Conv1d(3, 4, 1), nn.Linear(9, 2)), None, "'1' takes 9 inputs.* 4 outputs"),
-        (nn.Sequential(nn.Conv1d(3, 4, 1), nn.Linear(2, 2)), None, "'1' takes 2 inputs.* 4 outputs"),
+        (nn.Sequential(nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(9, 2)), None, "'2' takes 9 inputs.* 4 o"),
+        (nn.Sequential(nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(2, 2)), None, "'2' takes 2 inputs.* 4 o"),
         (
             nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2)),
             None,
@@ -358,9 +359,9 @@ def test_partitions_of_chosen_layers_and_transposed_weights() -> None:
 
 
 def test_grouped_convolutions_have_no_partition() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 2))
     partitions = network_partitions(model, [0, 1] * 6)
-    assert list(partitions) == ["0", "2"]
+    assert list(partitions) == ["0", "3"]
     assert EnmeshmentLoss(model, partitions)().isfinite()
 
 
