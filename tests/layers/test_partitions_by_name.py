@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from modfast import EnmeshmentLoss, Partition
-from modfast.layers.layer import PartitionsByName
+from modfast.layers.partitioned import PartitionsByName
 
 FIRST, SECOND = Partition.blocks((4, 4), 2), Partition.blocks((4, 4), 4)
 PARTITIONS = PartitionsByName(
