@@ -160,7 +160,7 @@ class RunFolder(os.PathLike[str]):
     # --- Before the work.
 
     def check(self, plan: Plan, *, resume: bool, overwrite: bool) -> dict[str, int]:
-        """See that all files of the plan may be written; changes nothing. As :func:`prepare` does.
+        """See that all files of the plan may be written; changes nothing. As :func:`claim` does.
 
         Returns:
             The files of a version without manifests that are to be continued, by name, with their sizes.
@@ -329,30 +329,44 @@ def _kind(status: os.stat_result) -> str:
     return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
-def prepare(
-    plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool, processes: int = 1
-) -> None:
-    """Begin to write in folders, once it is seen that all of the plans may be written.
+class Claim(NamedTuple):
+    """Leave to write in folders: all that would refuse it has been asked, and nothing has been changed yet.
+
+    Attributes:
+        plans: each folder, with what is to be written there.
+        continued: for each, what :meth:`RunFolder.check` returned.
+        overwrite: remove what is the command's own.
+    """
+
+    plans: Sequence[tuple[RunFolder, Plan]]
+    continued: Sequence[Mapping[str, int]]
+    overwrite: bool
+
+    def take(self, processes: int = 1) -> None:
+        """Remove what is to be replaced, and say in the manifests what so many processes will write."""
+        for (folder, plan), continued in zip(self.plans, self.continued, strict=True):
+            folder.begin(plan, continued, overwrite=self.overwrite, processes=processes)
+
+
+def claim(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool) -> Claim:
+    """See that all of the plans may be written; changes nothing before :meth:`Claim.take`.
+
+    To take it makes files the command's own, also those of a version without manifests, and the next command
+    may remove them. So a command takes it last, when everything else has had its chance to fail, such as what
+    is to be continued being another run's.
 
     Args:
         plans: each folder, with what is to be written there.
         resume: continue what is the command's own, also if a version without manifests wrote it.
         overwrite: remove what is the command's own.
-        processes: how many processes will write.
 
     Raises:
         OutputExistsError: a planned file is there; it is not the command's own, or neither ``resume`` nor
-            ``overwrite`` is given. Nothing has been changed then, nor by the following errors.
+            ``overwrite`` is given.
         ValueError: both are given, a path is no folder, or a manifest is damaged.
         Exception: what a plan's ``read`` raises for a file that is to be continued, and is damaged.
     """
-    found = check(plans, resume=resume, overwrite=overwrite)
-    for (folder, plan), continued in zip(plans, found, strict=True):
-        folder.begin(plan, continued, overwrite=overwrite, processes=processes)
-
-
-def check(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool) -> list[dict[str, int]]:
-    """The part of :func:`prepare` that changes nothing; what each :meth:`RunFolder.check` returns."""
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
-    return [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
+    found = [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
+    return Claim(plans, found, overwrite)

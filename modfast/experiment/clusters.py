@@ -14,7 +14,7 @@ from modfast.files import write_json
 from modfast.machine import choose_device, environment, using_threads
 from modfast.partition import save_partitions
 from modfast.results import RESULTS
-from modfast.run_folder import RunFolder, prepare
+from modfast.run_folder import RunFolder, claim
 from modfast.train.checkpoint import CHECKPOINT
 from modfast.train.config import Record
 from modfast.weights.read import find_checkpoint
@@ -113,10 +113,11 @@ def cluster_model(
     results: dict[str, Any] = {"clustering": {}, "finished": False}
     results["config"] = clustering_settings(weights, config, model, sizes)
     results["environment"] = environment()
-    if resume and not overwrite and (folder.path / RESULTS).exists():
-        results["clustering"] = finished_layers(folder.path, results["config"])
     plans = [(folder, clustering_plan(weights, config)), (by_layer, layers_plan(weights))]
-    prepare(plans, resume=resume, overwrite=overwrite)
+    claimed = claim(plans, resume=resume, overwrite=overwrite)
+    if resume and (folder.path / RESULTS).exists():
+        results["clustering"] = finished_layers(folder.path, results["config"])
+    claimed.take()
 
     fitting = {
         name: sum(k <= min(weight.shape[:2]) for k in config.num_clusters) for name, weight in weights.items()
