@@ -24,7 +24,7 @@ from modfast.partition import Partition
 from modfast.results import RESULTS
 from modfast.run_folder import Claim, Planned, RunFolder, claim
 
-from .batches import Call, check_batches
+from .batches import Call, check_batches, check_evaluation
 from .checkpoint import (
     CHECKPOINT,
     TrainingError,
@@ -162,7 +162,7 @@ def train_in_folder(
             _check_alike(ranks, run, dataset, out=folder is not None, resume=resume)
             # Who made the models may have drawn other weights on each rank.
             ranks.copy_first_(run.model)
-        ranks.every(lambda: _check_batches(run, dataset, ranks.size))
+        ranks.every(lambda: _check_batches(run, dataset, ranks))
         claims: list[Claim] = []  # of the first process
 
         def check_folder() -> None:
@@ -236,8 +236,8 @@ def train_in_folder(
     return run
 
 
-def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
-    """Raises if the model cannot be trained on a share of some batch."""
+def _check_batches(run: Run, dataset: Dataset, ranks: Ranks) -> None:
+    """Raises if the model cannot be trained, or tested, on a share of some batch."""
 
     def attempt(call: Call, count: int) -> None:
         _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64, device="cpu"), call)
@@ -246,7 +246,14 @@ def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
         torch.autograd.grad(entropy, learning, allow_unused=True)
 
     count = len(dataset.train_images)
-    check_batches(run.model, count, run.config.batch_size, processes, attempt)
+    check_batches(run.model, count, run.config.batch_size, ranks.size, attempt)
+
+    def test(call: Call) -> None:
+        images = ranks.share(dataset.test_images).split(_EVALUATION_BATCH)[-1]
+        if len(images):
+            logits_of(call(dataset.normalize(images.to(run.device))))
+
+    check_evaluation(run.model, test)
 
 
 def _forward(run: Run, dataset: Dataset, share: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
