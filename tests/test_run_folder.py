@@ -288,7 +288,7 @@ DAMAGED = {
     "nested": "[" * 100_000,
     "a list": "[]",
     "no format": said(format=None),
-    "of another version": said(format="modfast manifest 2"),
+    "of another version": said(format="modfast manifest 3"),
     "of another command": said(command="circuits"),
     "a token with a path": said(token="../../../../etc0"),
     "no token": said(token=None),

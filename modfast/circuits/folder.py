@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modfast.circuit import Circuit
-from modfast.files import read_json, write_json
+from modfast.files import open_to_read, read_json, write_json
 from modfast.run_folder import Plan, Planned, RunFolder
 
 from .checkpoint import read_walk, walk_file
@@ -72,7 +72,7 @@ class CircuitFolder:
     def _check_settings(self, labels: Sequence[int]) -> None:
         path = self.path / _SETTINGS
         if not path.exists():
-            held = [self._file(label).name for label in labels if self.holds(label)]
+            held = [str(self._file(label)) for label in labels if self.holds(label)]
             if held:
                 raise ValueError(
                     f"{self.path} holds circuits but no {_SETTINGS}, which would say how they were found: "
@@ -173,9 +173,10 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _read_report(path: Path) -> None:
-    # The first words of every report.
-    if not path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>\n<html"):
-        raise ValueError(f"{path} is no report of modfast")
+    begins = b"<!DOCTYPE html>\n<html"  # every report
+    with open_to_read(path) as file:
+        if file.read(len(begins)) != begins:
+            raise ValueError(f"{path} is no report of modfast")
 
 
 TABLE_PLAN: Plan = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modfast.data.dataset import Dataset
 from modfast.energy.loss import EnmeshmentLoss
-from modfast.files import atomic_write
+from modfast.files import atomic_write, open_to_read
 from modfast.results import RESULTS
 from modfast.run_folder import RunFolder
 
@@ -93,12 +93,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     before training and now), ``history``, and what resuming needs.
 
     Raises:
+        OSError: the file cannot be opened.
+        ValueError: there is something else than a file.
         TrainingError: the file is damaged or no checkpoint of modfast.
     """
+    open_to_read(path).close()  # PyTorch would wait for a pipe
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
         # Without the advice that follows: to load the file in a way that may run code from it.
         reason = str(error).strip().split("\n")[0].split(". ")[0]

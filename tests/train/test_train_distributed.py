@@ -143,13 +143,13 @@ def test_what_looks_across_the_batch_is_the_same_on_all_afterwards(processes):
 
 
 class RememberingDropout(nn.Module):
-    """Dropout that remembers what it dropped first."""
+    """Dropout that remembers what it dropped last."""
 
-    first = None
+    last = None
 
     def forward(self, hidden):
         kept = nn.functional.dropout(torch.ones_like(hidden), 0.5, self.training)
-        self.first = kept if self.first is None else self.first
+        self.last = kept if self.training else self.last
         return kept * hidden
 
 
@@ -157,7 +157,7 @@ def dropped(dataset, config):
     model = Net()
     model.dropout = RememberingDropout()
     together(dataset, config, lambda: model)
-    return model.dropout.first
+    return model.dropout.last
 
 
 def test_each_process_drops_out_other_neurons(processes):
