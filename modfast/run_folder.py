@@ -306,7 +306,10 @@ class RunFolder(os.PathLike[str]):
             self.remove(*self._manifest.files)
 
     def draw(self, pictures: Mapping[str, Callable[[RunFile], object]]) -> list[Path]:
-        """Draw pictures, by file name. `report` leaves files that might be a user's own, see ``left``.
+        """Draw pictures, by file name.
+
+        `report`, which has more to show than these, leaves files that might be a user's own, and all of them
+        where they cannot be written; see ``left``.
 
         Returns:
             The files that were drawn.
@@ -316,9 +319,15 @@ class RunFolder(os.PathLike[str]):
             refusal = self.refusal(name)
             if refusal is not None and self.command == _REPORT:
                 self.left.append(f"{refusal}: it is left as it is")
-            else:
+                continue
+            try:
                 draw(self.file(name))
-                drawn.append(self.path / name)
+            except OSError as error:
+                if self.command != _REPORT:
+                    raise
+                self.left.append(f"pictures are left as they are, since they cannot be written: {error}")
+                break
+            drawn.append(self.path / name)
         return drawn
 
     def gather(self) -> None:

@@ -56,15 +56,17 @@ def check_weights(weights: Mapping[str, Tensor], num_clusters: Sequence[int]) ->
 
 
 def check_out(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Raises if writing results to ``out`` could replace the model that they are about.
+    """Raises if results in ``out`` would be taken for those of the model that is there.
+
+    A model in a folder below it is in nobody's way.
 
     Raises:
-        ValueError: the model lies in that folder.
+        ValueError: the model lies directly in that folder.
     """
     checkpoint = find_checkpoint(model)
     if checkpoint is None or checkpoint.name != CHECKPOINT:
         return  # no file that a command would write or remove
-    if Path(out).resolve() in checkpoint.resolve().parents:
+    if Path(out).resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
         raise ValueError(f"out must be another folder than the model's, {model} lies in {out}")
 
 

@@ -100,6 +100,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     open_to_read(path).close()  # PyTorch would wait for a pipe
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
         # Without the advice that follows: to load the file in a way that may run code from it.
         reason = str(error).strip().split("\n")[0].split(". ")[0]
