@@ -8,11 +8,12 @@ import json
 import os
 import re
 import secrets
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -40,11 +41,11 @@ class Target(os.PathLike[str]):
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
-    def approve(self, size: int) -> None:
+    def approve(self, contents: Path) -> None:
         """Called when the contents are whole, before they take the place of the file; may raise.
 
         Args:
-            size: of the contents, in bytes.
+            contents: the file that they are in.
         """
 
 
@@ -72,7 +73,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        target.approve(temporary.stat().st_size)
+        target.approve(temporary)
         os.replace(temporary, target)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # as of a full disk
@@ -80,6 +81,56 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kind_of(status: os.stat_result) -> str:
+    """What lies at a path, in words.
+
+    Example:
+        >>> kind_of(os.stat("/"))
+        'a folder'
+    """
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+    }
+    return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
+
+
+def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file, or one that a symbolic link leads to. A named pipe would be waited for, perhaps for ever.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no file.
+
+    Example:
+        >>> open_to_read("/")
+        Traceback (most recent call last):
+        ValueError: / is a folder, not a file
+    """
+    # Without O_NONBLOCK to open a pipe is what waits; on a file it has no effect.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{os.fspath(path)} is {kind_of(status)}, not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of what a file holds, in hexadecimal digits.
+
+    Raises:
+        OSError, ValueError: as :func:`open_to_read` does.
+    """
+    digest = hashlib.sha256()
+    with open_to_read(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 _HARMLESS = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}")
@@ -127,10 +178,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or no file.
     """
+    with open_to_read(path) as file:
+        contents = file.read()
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(contents.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is damaged ({error})") from error
 
@@ -163,9 +216,10 @@ def read_arrays(
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
-        ValueError: the file is truncated, damaged or not of this format.
+        ValueError: the file is truncated, damaged or not of this format, or there is something else.
     """
-    data = io.BytesIO(Path(path).read_bytes())
+    with open_to_read(path) as file:
+        data = io.BytesIO(file.read())
     # A damaged archive makes zipfile, zlib, NumPy and json raise whatever they come upon.
     try:
         with zipfile.ZipFile(data) as archive:

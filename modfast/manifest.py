@@ -11,13 +11,39 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import Target, read_json, write_json
+from .files import Target, read_json, sha256_of, write_json
 
 COMMANDS = ("train", "reproduce", "cluster", "circuits", "report")
 
-_FORMAT = "modfast manifest 1"
+_FORMAT, _OLDER_FORMAT = "modfast manifest 2", "modfast manifest 1"
 _MOST_PROCESSES = 100_000
 _NAME = re.compile(rf"manifest-({'|'.join(COMMANDS)})(-\d+)?\.json")
+
+
+class Written(NamedTuple):
+    """What a file held when it was written, by which it is told from another one at the same name.
+
+    Not by its times, which are other ones in a copy of the folder.
+
+    Attributes:
+        size: in bytes.
+        sha256: in hexadecimal digits; None in manifests of an older version, which noted sizes alone.
+    """
+
+    size: int
+    sha256: str | None
+
+    @classmethod
+    def now(cls, path: Path) -> Written:
+        """What a file holds now."""
+        return cls(os.lstat(path).st_size, sha256_of(path))
+
+
+def holds_any(path: Path, known: Iterable[Written]) -> bool:
+    """Whether a file holds one of these. It is read only if that may be so by its size."""
+    size = os.lstat(path).st_size
+    digests = {each.sha256 for each in known if each.size == size}
+    return None in digests or (bool(digests) and sha256_of(path) in digests)
 
 
 class Contents(NamedTuple):
@@ -25,12 +51,12 @@ class Contents(NamedTuple):
 
     Attributes:
         token: random digits that the names of temporary files begin with.
-        files: the name of each file to the sizes that it may have; none if it is yet to be written.
+        files: the name of each file to what it may hold; none if it is yet to be written.
         processes: how many processes write in the folder, each with a manifest of its own.
     """
 
     token: str
-    files: dict[str, list[int]]
+    files: dict[str, list[Written]]
     processes: int
 
 
@@ -57,8 +83,8 @@ class Manifest:
         self._folder, self._command, self._process = folder, command, process
         self._token = ""
         self._is_open = False
-        self._elsewhere: dict[str, list[int]] = {}
-        self.files: dict[str, list[int]] = {}
+        self._elsewhere: dict[str, list[Written]] = {}
+        self.files: dict[str, list[Written]] = {}
         self.processes = 1
 
     def read(self) -> None:
@@ -78,8 +104,8 @@ class Manifest:
             other = read_manifest(self._folder, self._command, process)
             _add(self._elsewhere, {} if other is None else other.files)
 
-    def sizes(self, name: str) -> list[int]:
-        """The sizes that a file may have, according to the manifests of all processes."""
+    def written(self, name: str) -> list[Written]:
+        """What a file may hold, according to the manifests of all processes."""
         return [*self.files.get(name, ()), *self._elsewhere.get(name, ())]
 
     def open(self) -> None:
@@ -158,9 +184,9 @@ class Manifest:
                 path.unlink()
 
 
-def _add(files: dict[str, list[int]], others: dict[str, list[int]]) -> None:
-    for name, sizes in others.items():
-        files[name] = list(dict.fromkeys([*files.get(name, ()), *sizes]))
+def _add(files: dict[str, list[Written]], others: dict[str, list[Written]]) -> None:
+    for name, written in others.items():
+        files[name] = list(dict.fromkeys([*files.get(name, ()), *written]))
 
 
 def manifest_path(folder: Path, command: str, process: int = 0) -> Path:
@@ -214,7 +240,7 @@ def read_manifest(folder: Path, command: str, process: int = 0) -> Contents | No
 
 def _parse(said: Any, command: str) -> Contents:
     """The contents, checked: whoever may write to the folder may have changed them."""
-    if not isinstance(said, dict) or said.get("format") != _FORMAT:
+    if not isinstance(said, dict) or said.get("format") not in (_FORMAT, _OLDER_FORMAT):
         raise ValueError(f"it does not have the format {_FORMAT!r}")
     if said.get("command") != command:
         raise ValueError(f"it is of the command {said.get('command')!r}")
@@ -225,9 +251,24 @@ def _parse(said: Any, command: str) -> Contents:
         raise ValueError(f"its number of processes is {processes!r}")
     if not isinstance(files, dict):
         raise ValueError("it lists no files")
-    for name, sizes in files.items():
+    written = {}
+    for name, each in files.items():
         if not is_plain(name):
             raise ValueError(f"it lists {name!r}, which is no file directly in the folder")
-        if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
-            raise ValueError(f"it lists {name!r} with the sizes {sizes!r}")
-    return Contents(token, files, processes)
+        if not isinstance(each, list):
+            raise ValueError(f"it lists {name!r} with {each!r}")
+        if said["format"] == _OLDER_FORMAT:
+            each = [[size, None] for size in each]
+        if not all(map(_is_written, each)):
+            raise ValueError(f"it lists {name!r} with the sizes and digests {each!r}")
+        written[name] = [Written(size, digest) for size, digest in each]
+    return Contents(token, written, processes)
+
+
+def _is_written(said: Any) -> bool:
+    """Whether JSON holds a size and a digest, or None for the latter."""
+    if not isinstance(said, list) or len(said) != 2:
+        return False
+    size, digest = said
+    known = digest is None or (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None)
+    return type(size) is int and size >= 0 and known

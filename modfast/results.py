@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import read_json
+from .files import open_to_read, read_json
 from .run_folder import Planned
 
 RESULTS = "results.json"
@@ -75,7 +75,7 @@ _PNG_SIGNATURE, _PNG_WIDTH = b"\x89PNG\r\n\x1a\n", 1440
 
 
 def _read_picture(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         start = file.read(24)
     if start[:8] != _PNG_SIGNATURE or int.from_bytes(start[16:20], "big") != _PNG_WIDTH:
         raise ValueError(f"{path} is no picture of modfast")

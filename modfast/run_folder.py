@@ -1,12 +1,12 @@
 """A command's folder: which files in it are the command's own.
 
-A file is a command's own if the command's manifest names it, if it is a regular file, and if it has a size
-that the manifest knows. Only such files are replaced or removed, and only by the same command. Anything else
-at a name that the command would write is an error, before any work is done. Files at other names never
-matter.
+A file is a command's own if the command's manifest names it, if it is a regular file, and if it holds what
+the manifest says, by size and SHA-256. Only such files are replaced or removed, and only by the same command.
+Anything else at a name that the command would write is an error, before any work is done. Files at other
+names never matter.
 
-A process may be killed at any moment: a name is in the manifest before its temporary file is made, and the
-new size before the temporary file takes the place of the old one.
+A process may be killed at any moment: a name is in the manifest before its temporary file is made, and what
+the temporary file holds, beside what the old one does, before it takes the place of the old one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from .files import Target
-from .manifest import COMMANDS, Manifest, is_plain, read_manifest
+from .files import Target, kind_of
+from .manifest import COMMANDS, Manifest, Written, holds_any, is_plain, read_manifest
 
 # `report` draws the pictures of other commands again, which then are its own as well as theirs.
 _REPORT = "report"
@@ -55,9 +55,9 @@ class RunFile(Target):
         super().__init__(folder.path / name, temporary)
         self._folder = folder
 
-    def approve(self, size: int) -> None:
+    def approve(self, contents: Path) -> None:
         """As :meth:`RunFolder.approve` does."""
-        self._folder.approve(self.path.name, size)
+        self._folder.approve(self.path.name, contents)
 
 
 class RunFolder(os.PathLike[str]):
@@ -117,7 +117,7 @@ class RunFolder(os.PathLike[str]):
         """
         with self._lock:
             self._manifest.read()
-            known = self._manifest.sizes(name)
+            known = self._manifest.written(name)
         path = self.path / name
         try:
             status = os.lstat(path)
@@ -127,8 +127,8 @@ class RunFolder(os.PathLike[str]):
             if folder.is_symlink():
                 return f"{folder} is a symbolic link"
         if not stat.S_ISREG(status.st_mode):
-            return f"{path} is {_kind(status)}"
-        if status.st_size in known or status.st_size in self._drawn_sizes(name):
+            return f"{path} is {kind_of(status)}"
+        if holds_any(path, [*known, *self._drawn(name)]):
             return None
         owner = self.command if known else self._other_owner(name)
         if owner is None:
@@ -142,13 +142,13 @@ class RunFolder(os.PathLike[str]):
         listed = self.refusal(name) is None and name in self._manifest.files
         return listed and os.path.lexists(self.path / name)
 
-    def _drawn_sizes(self, name: str) -> list[int]:
-        """The sizes of a picture as `report` has drawn it; for `report`, as other commands have."""
+    def _drawn(self, name: str) -> list[Written]:
+        """What a picture holds that `report` has drawn; for `report`, one that other commands have."""
         if not name.endswith(_DRAWN):
             return []
         commands = [each for each in COMMANDS if (each == _REPORT) != (self.command == _REPORT)]
         manifests = [read_manifest(self.path, command) for command in commands]
-        return [size for each in manifests if each is not None for size in each.files.get(name, ())]
+        return [written for each in manifests if each is not None for written in each.files.get(name, ())]
 
     def _other_owner(self, name: str) -> str | None:
         for command in COMMANDS:
@@ -159,14 +159,14 @@ class RunFolder(os.PathLike[str]):
 
     # --- Before the work.
 
-    def check(self, plan: Plan, *, resume: bool, overwrite: bool) -> dict[str, int]:
-        """See that all files of the plan may be written; changes nothing. As :func:`prepare` does.
+    def check(self, plan: Plan, *, resume: bool, overwrite: bool) -> dict[str, Written]:
+        """See that all files of the plan may be written; changes nothing. As :func:`claim` does.
 
         Returns:
-            The files of a version without manifests that are to be continued, by name, with their sizes.
+            The files of a version without manifests that are to be continued, by name, with what they hold.
         """
         self._check_folders()
-        continued: dict[str, int] = {}
+        continued: dict[str, Written] = {}
         for name, planned in plan.items():
             if not os.path.lexists(self.path / name):
                 continue
@@ -180,7 +180,7 @@ class RunFolder(os.PathLike[str]):
                 continue
             is_older = self._is_older(name, planned, continued, resume=resume)
             if is_older and resume:
-                continued[name] = os.lstat(self.path / name).st_size
+                continued[name] = Written.now(self.path / name)
             elif is_older:
                 raise OutputExistsError(
                     f"{self._held(name)}, of a version of modfast without manifests: continue with --resume, "
@@ -197,7 +197,7 @@ class RunFolder(os.PathLike[str]):
         for folder in self._inner:
             if os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
                 raise OutputExistsError(
-                    f"{folder} is {_kind(os.lstat(folder))}, so nothing is written there: move it away or "
+                    f"{folder} is {kind_of(os.lstat(folder))}, so nothing is written there: move it away or "
                     "choose another folder"
                 )
         if os.path.lexists(self.path) and not self.path.is_dir():
@@ -205,7 +205,9 @@ class RunFolder(os.PathLike[str]):
         if self.path.is_dir() and not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "no permission to write to this folder", str(self.path))
 
-    def _is_older(self, name: str, planned: Planned, continued: Mapping[str, int], *, resume: bool) -> bool:
+    def _is_older(
+        self, name: str, planned: Planned, continued: Mapping[str, Written], *, resume: bool
+    ) -> bool:
         """Whether a file that is not the command's own is one of a version without manifests.
 
         Raises:
@@ -229,7 +231,9 @@ class RunFolder(os.PathLike[str]):
         """That the folder holds such a file already, in words."""
         return f"{self.path} holds {'circuits' if self.command == 'circuits' else 'a run'} already ({name})"
 
-    def begin(self, plan: Plan, continued: Mapping[str, int], *, overwrite: bool, processes: int = 1) -> None:
+    def begin(
+        self, plan: Plan, continued: Mapping[str, Written], *, overwrite: bool, processes: int = 1
+    ) -> None:
         """Say in the manifest what will be written, after removing what is to be replaced.
 
         Args:
@@ -245,7 +249,7 @@ class RunFolder(os.PathLike[str]):
                 self.remove(*names)
             kept = [name for name in names if name in plan or self.owns(name)]
             self._manifest.files = {name: self._manifest.files.get(name, []) for name in kept}
-            self._manifest.files |= {name: [size] for name, size in continued.items()}
+            self._manifest.files |= {name: [written] for name, written in continued.items()}
             self._manifest.processes = max(self._manifest.processes, processes)
             self._manifest.write()
 
@@ -266,8 +270,8 @@ class RunFolder(os.PathLike[str]):
                 self._manifest.write()
             return RunFile(self, name, self._manifest.temporary(name))
 
-    def approve(self, name: str, size: int) -> None:
-        """Note in the manifest that a file is about to be replaced by one of this size.
+    def approve(self, name: str, contents: Path) -> None:
+        """Note in the manifest that a file is about to be replaced by one that holds what another one does.
 
         Raises:
             OutputExistsError: what lies there by now is not the command's own.
@@ -277,11 +281,11 @@ class RunFolder(os.PathLike[str]):
             if refusal is not None:
                 raise OutputExistsError(f"{refusal}, so it is not replaced")
             path = self.path / name
-            before = [os.lstat(path).st_size] if os.path.lexists(path) else []
+            before = [Written.now(path)] if os.path.lexists(path) else []
             # Both, since the process may be killed before it replaces the one by the other.
-            sizes = list(dict.fromkeys([*before, size]))
-            if self._manifest.files[name] != sizes:
-                self._manifest.files[name] = sizes
+            written = list(dict.fromkeys([*before, Written.now(contents)]))
+            if self._manifest.files[name] != written:
+                self._manifest.files[name] = written
                 self._manifest.write()
 
     def remove(self, *names: str) -> None:
@@ -302,7 +306,10 @@ class RunFolder(os.PathLike[str]):
             self.remove(*self._manifest.files)
 
     def draw(self, pictures: Mapping[str, Callable[[RunFile], object]]) -> list[Path]:
-        """Draw pictures, by file name. `report` leaves files that might be a user's own, see ``left``.
+        """Draw pictures, by file name.
+
+        `report`, which has more to show than these, leaves files that might be a user's own, and all of them
+        where they cannot be written; see ``left``.
 
         Returns:
             The files that were drawn.
@@ -312,9 +319,15 @@ class RunFolder(os.PathLike[str]):
             refusal = self.refusal(name)
             if refusal is not None and self.command == _REPORT:
                 self.left.append(f"{refusal}: it is left as it is")
-            else:
+                continue
+            try:
                 draw(self.file(name))
-                drawn.append(self.path / name)
+            except OSError as error:
+                if self.command != _REPORT:
+                    raise
+                self.left.append(f"pictures are left as they are, since they cannot be written: {error}")
+                break
+            drawn.append(self.path / name)
         return drawn
 
     def gather(self) -> None:
@@ -324,35 +337,44 @@ class RunFolder(os.PathLike[str]):
             self._manifest.gather()
 
 
-def _kind(status: os.stat_result) -> str:
-    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
-    return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
+class Claim(NamedTuple):
+    """Leave to write in folders: all that would refuse it has been asked, and nothing has been changed yet.
+
+    Attributes:
+        plans: each folder, with what is to be written there.
+        continued: for each, what :meth:`RunFolder.check` returned.
+        overwrite: remove what is the command's own.
+    """
+
+    plans: Sequence[tuple[RunFolder, Plan]]
+    continued: Sequence[Mapping[str, Written]]
+    overwrite: bool
+
+    def take(self, processes: int = 1) -> None:
+        """Remove what is to be replaced, and say in the manifests what so many processes will write."""
+        for (folder, plan), continued in zip(self.plans, self.continued, strict=True):
+            folder.begin(plan, continued, overwrite=self.overwrite, processes=processes)
 
 
-def prepare(
-    plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool, processes: int = 1
-) -> None:
-    """Begin to write in folders, once it is seen that all of the plans may be written.
+def claim(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool) -> Claim:
+    """See that all of the plans may be written; changes nothing before :meth:`Claim.take`.
+
+    To take it makes files the command's own, also those of a version without manifests, and the next command
+    may remove them. So a command takes it last, when everything else has had its chance to fail, such as what
+    is to be continued being another run's.
 
     Args:
         plans: each folder, with what is to be written there.
         resume: continue what is the command's own, also if a version without manifests wrote it.
         overwrite: remove what is the command's own.
-        processes: how many processes will write.
 
     Raises:
         OutputExistsError: a planned file is there; it is not the command's own, or neither ``resume`` nor
-            ``overwrite`` is given. Nothing has been changed then, nor by the following errors.
+            ``overwrite`` is given.
         ValueError: both are given, a path is no folder, or a manifest is damaged.
         Exception: what a plan's ``read`` raises for a file that is to be continued, and is damaged.
     """
-    found = check(plans, resume=resume, overwrite=overwrite)
-    for (folder, plan), continued in zip(plans, found, strict=True):
-        folder.begin(plan, continued, overwrite=overwrite, processes=processes)
-
-
-def check(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool) -> list[dict[str, int]]:
-    """The part of :func:`prepare` that changes nothing; what each :meth:`RunFolder.check` returns."""
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
-    return [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
+    found = [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
+    return Claim(plans, found, overwrite)

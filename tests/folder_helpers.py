@@ -6,7 +6,7 @@ from circuit_helpers import CPU
 
 from modfast.cli import main
 from modfast.files import atomic_write
-from modfast.run_folder import Planned, RunFolder, prepare
+from modfast.run_folder import Planned, RunFolder, claim
 
 TINY = ["--data", "digits", "--model", "circuit_helpers:Tiny", "--layers", "fc2", "--clusters", "2"]
 MLP_LAYER = ["modfast.models:MLP", "-k", "2,3", "--shuffles", "1", "--n-init", "1", "--layers", "fc3"]
@@ -95,7 +95,7 @@ def write_notes(path, command="train", text="note", names=NOTES, **flags):
     """What a command does: see that it may write, then write."""
     folder = RunFolder(path, command)
     plan = {name: NOTES.get(name, Planned(read_note)) for name in names}
-    prepare([(folder, plan)], **{"resume": False, "overwrite": False, **flags})
+    claim([(folder, plan)], **{"resume": False, "overwrite": False, **flags}).take()
     for name in names:
         write(folder, name, f"{text} {name}")
     return folder

@@ -8,7 +8,7 @@ from folder_helpers import NOTES, older, texts, tree, write, write_notes
 
 from modfast.files import write_json
 from modfast.manifest import COMMANDS, manifest_path, read_manifest
-from modfast.run_folder import OutputExistsError, RunFolder, check, prepare
+from modfast.run_folder import OutputExistsError, RunFolder, claim
 
 FLAGS = [{}, {"overwrite": True}, {"resume": True}]
 
@@ -102,18 +102,18 @@ def test_overwriting_removes_what_the_manifest_names_and_is_unchanged(tmp_path):
 
 def test_nothing_is_removed_where_something_is_in_the_way_in_another_folder(tmp_path):
     folders = [RunFolder(tmp_path / name, "reproduce") for name in ("one", "two")]
-    prepare([(folder, NOTES) for folder in folders], resume=False, overwrite=False)
+    claim([(folder, NOTES) for folder in folders], resume=False, overwrite=False).take()
     write(folders[0], "a.txt", "note")
     (tmp_path / "two" / "b.txt").write_text("mine")
     before = tree(tmp_path)
     with pytest.raises(OutputExistsError, match=r"two/b\.txt"):
-        prepare([(folder, NOTES) for folder in folders], resume=False, overwrite=True)
+        claim([(folder, NOTES) for folder in folders], resume=False, overwrite=True).take()
     assert tree(tmp_path) == before
 
 
 def test_what_appears_during_the_work_is_not_replaced(tmp_path):
     folder = RunFolder(tmp_path, "train")
-    prepare([(folder, NOTES)], resume=False, overwrite=False)
+    claim([(folder, NOTES)], resume=False, overwrite=False).take()
     (tmp_path / "a.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"a\.txt is .* so it is not replaced"):
         write(folder, "a.txt", "note")
@@ -199,7 +199,7 @@ def test_report_answers_for_pictures_alone(tmp_path):
 
 def test_several_processes_lose_no_entry(tmp_path):
     first = RunFolder(tmp_path, "circuits")
-    prepare([(first, NOTES)], resume=False, overwrite=False, processes=3)
+    claim([(first, NOTES)], resume=False, overwrite=False).take(processes=3)
     others = [RunFolder(tmp_path, "circuits", process=process) for process in (1, 2)]
     for name in ("a.txt", "b.txt", "picture.txt"):
         for number, folder in enumerate([first, *others]):
@@ -208,7 +208,7 @@ def test_several_processes_lose_no_entry(tmp_path):
     names = {f"{number}-{name}" for number in range(3) for name in NOTES}
     alone = RunFolder(tmp_path, "circuits")
     assert all(alone.refusal(name) is None for name in names)
-    prepare([(alone, NOTES)], resume=True, overwrite=False)
+    claim([(alone, NOTES)], resume=True, overwrite=False).take()
     assert {name for name, sizes in read_manifest(tmp_path, "circuits").files.items() if sizes} == names
     assert [path.name for path in tmp_path.glob("manifest-*")] == ["manifest-circuits.json"]
 
@@ -246,7 +246,7 @@ def test_only_what_proves_to_be_ours_is_continued(tmp_path, name):
 
 
 def test_a_name_that_a_manifest_lists_is_of_no_older_version(tmp_path):
-    prepare([(RunFolder(tmp_path, "train"), NOTES)], resume=False, overwrite=False)
+    claim([(RunFolder(tmp_path, "train"), NOTES)], resume=False, overwrite=False).take()
     # Killed before anything was written; this is somebody else's, though it reads like ours.
     (tmp_path / "b.txt").write_text("note of somebody else")
     with pytest.raises(OutputExistsError, match=r"b\.txt"):
@@ -288,7 +288,7 @@ DAMAGED = {
     "nested": "[" * 100_000,
     "a list": "[]",
     "no format": said(format=None),
-    "of another version": said(format="modfast manifest 2"),
+    "of another version": said(format="modfast manifest 3"),
     "of another command": said(command="circuits"),
     "a token with a path": said(token="../../../../etc0"),
     "no token": said(token=None),
@@ -340,11 +340,11 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(tmp_path, mo
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(OSError, match="Read-only file system"):
-        prepare([(RunFolder(tmp_path, command), NOTES)], resume=False, overwrite=False)
+        claim([(RunFolder(tmp_path, command), NOTES)], resume=False, overwrite=False).take()
     monkeypatch.undo()
     assert os.listdir(tmp_path) == []
 
 
 def test_checking_changes_nothing(tmp_path):
-    check([(RunFolder(tmp_path / "out", "train"), NOTES)], resume=False, overwrite=False)
+    claim([(RunFolder(tmp_path / "out", "train"), NOTES)], resume=False, overwrite=False)
     assert os.listdir(tmp_path) == []

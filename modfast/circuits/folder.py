@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modfast.circuit import Circuit
-from modfast.files import read_json, write_json
+from modfast.files import open_to_read, read_json, write_json
 from modfast.run_folder import Plan, Planned, RunFolder
 
 from .checkpoint import read_walk, walk_file
@@ -47,24 +47,32 @@ class CircuitFolder:
         self._walks = RunFolder(run, "circuits", str(inner / _WALKS), process)
 
     def plans(self, labels: Iterable[int]) -> list[tuple[RunFolder, Plan]]:
-        """The files that finding the circuits of these labels writes, as :func:`prepare` takes them."""
+        """The files that finding the circuits of these labels writes, as a claim takes them."""
         circuits = {self._file(label).name: Planned(functools.partial(self._read, label)) for label in labels}
         walks = {walk_file(label): Planned(read_walk) for label in labels}
-        settings = {_SETTINGS: Planned(lambda _: self.check(()))}
+        settings = {_SETTINGS: Planned(lambda _: self.check())}
         return [(self._circuits, settings | circuits), (self._walks, walks)]
 
-    def check(self, labels: Iterable[int] = ()) -> None:
-        """Raises unless the circuits that are here, if any, were found with these settings.
+    def check(self, labels: Sequence[int] = ()) -> None:
+        """Raises unless what is here, if anything, was found with these settings, and can be continued.
 
         Args:
             labels: whose circuits are looked for.
 
         Raises:
-            ValueError: they were not, or nothing says how they were.
+            ValueError: it was not, or nothing says how it was; a file is damaged, or holds another circuit.
         """
+        self._check_settings(labels)
+        for label in labels:
+            if self.holds(label):
+                self.load(label)
+            elif os.path.exists(walk := self._walks.path / walk_file(label)):
+                read_walk(walk)
+
+    def _check_settings(self, labels: Sequence[int]) -> None:
         path = self.path / _SETTINGS
         if not path.exists():
-            held = [self._file(label).name for label in labels if self.holds(label)]
+            held = [str(self._file(label)) for label in labels if self.holds(label)]
             if held:
                 raise ValueError(
                     f"{self.path} holds circuits but no {_SETTINGS}, which would say how they were found: "
@@ -165,9 +173,10 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _read_report(path: Path) -> None:
-    # The first words of every report.
-    if not path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>\n<html"):
-        raise ValueError(f"{path} is no report of modfast")
+    begins = b"<!DOCTYPE html>\n<html"  # every report
+    with open_to_read(path) as file:
+        if file.read(len(begins)) != begins:
+            raise ValueError(f"{path} is no report of modfast")
 
 
 TABLE_PLAN: Plan = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from modfast.circuits.folder import CIRCUITS, REPORT, read_circuits
@@ -63,10 +64,13 @@ def _report_circuits(folder: Path, display: Display) -> None:
     if refusal is not None:
         display.note(f"{refusal}: it is left as it is")
     elif not changed:  # the clusters of other models would be taken for those of these circuits
-        draw_circuits(folder)
+        try:
+            draw_circuits(folder)
+        except (ValueError, OSError) as error:  # the table does not need what is missing or another now
+            display.note(f"{REPORT} is left as it is: {error}")
     show_circuits(circuits, folder, display)
     if changed:
         display.note(
             f"{', '.join(changed)} was trained further after its circuits were found: "
-            f"`modfast circuits {folder} --overwrite` finds the circuits again"
+            f"`modfast circuits {shlex.quote(str(folder))} --overwrite` finds the circuits again"
         )

@@ -25,10 +25,17 @@ from modfast.partition import Partition
 from modfast.report.circuits.claims import comparisons_note, paper_claims
 from modfast.report.circuits.summary import DRAWS, describe_circuits, summarize_circuits
 from modfast.results import KINDS, RESULTS, read_results, run_name
-from modfast.run_folder import Plan, RunFolder, check, prepare
+from modfast.run_folder import Claim, RunFolder, claim
 from modfast.train.distributed import Ranks
 
-from .trained_models import CircuitConfig, TrainedModel, check_circuits, occurring_labels, open_models
+from .trained_models import (
+    CircuitConfig,
+    TrainedModel,
+    check_circuits,
+    circuit_settings,
+    occurring_labels,
+    open_models,
+)
 
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
 
@@ -159,13 +166,15 @@ def check_circuit_files(
     Raises:
         OutputExistsError, ValueError: as :func:`find_run_circuits` does.
     """
-    plans: list[tuple[RunFolder, Plan]] = [(RunFolder(folder, "circuits"), TABLE_PLAN)]
     labels = occurring_labels(dataset) if config.labels is None else config.labels
-    for name in (run_name(kind, seed) for seed in seeds for kind in KINDS):
-        for criterion in config.criteria:
-            settings = {"criterion": criterion, "tolerance": config.tolerance}
-            plans += CircuitFolder(Path(folder) / name, settings).plans(labels)
-    check(plans, resume=resume, overwrite=overwrite)
+    given = circuit_settings(config, dataset.fingerprint())
+    kept = [
+        CircuitFolder(Path(folder) / run_name(kind, seed), given | {"criterion": criterion})
+        for seed in seeds
+        for kind in KINDS
+        for criterion in config.criteria
+    ]
+    _claim(RunFolder(folder, "circuits"), kept, labels, resume=resume, overwrite=overwrite)
 
 
 def _prepare(
@@ -179,11 +188,7 @@ def _prepare(
 ) -> None:
     """See that circuits may be written, and remove what is to be replaced."""
     kept = [each for run in runs for each in run.kept.values()]
-    if resume and not overwrite:
-        for each in kept:
-            each.check(labels)
-    plans = [(table, TABLE_PLAN), *(plan for each in kept for plan in each.plans(labels))]
-    prepare(plans, resume=resume, overwrite=overwrite, processes=processes)
+    _claim(table, kept, labels, resume=resume, overwrite=overwrite).take(processes)
     if overwrite:
         for run in runs:
             for criterion in CRITERIA:
@@ -193,17 +198,25 @@ def _prepare(
         each.begin()
 
 
+def _claim(
+    table: RunFolder, kept: Sequence[CircuitFolder], labels: Sequence[int], *, resume: bool, overwrite: bool
+) -> Claim:
+    """See that circuits may be written, and that those that are to be kept can be used."""
+    for each in kept if resume and not overwrite else ():
+        each.check(labels)
+    plans = [(table, TABLE_PLAN), *(plan for each in kept for plan in each.plans(labels))]
+    return claim(plans, resume=resume, overwrite=overwrite)
+
+
 def _pending(runs: Sequence[TrainedModel], labels: Sequence[int]) -> list[_Walk]:
-    """The walks that are still to be made; a file that cannot be used is an error now, not at the end."""
-    pending = []
-    for index, run in enumerate(runs):
-        for criterion, kept in run.kept.items():
-            for label in labels:
-                if kept.holds(label):
-                    kept.load(label)
-                else:
-                    pending.append((index, criterion, label))
-    return pending
+    """The walks that are still to be made."""
+    return [
+        (index, criterion, label)
+        for index, run in enumerate(runs)
+        for criterion, kept in run.kept.items()
+        for label in labels
+        if not kept.holds(label)
+    ]
 
 
 # --- What is found.

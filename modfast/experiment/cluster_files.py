@@ -85,7 +85,8 @@ def finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record
     """The layers that need not be clustered again.
 
     Raises:
-        ValueError: they are of other weights or settings.
+        ValueError: they are of other weights or settings, or the file of one's clusters is damaged.
+        FileNotFoundError: the file of one's clusters is missing.
     """
     saved = read_results(folder)
     if "clustering" not in saved:
@@ -97,6 +98,7 @@ def finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record
             raise ValueError(
                 f"{folder} was made with another {part}: {saved['config'][part]!r}, not {wanted[part]!r}"
             )
+    _load_layers(folder, saved)  # all of which the end of the work needs
     finished: dict[str, Record] = saved["clustering"]
     return finished
 

@@ -14,7 +14,7 @@ from modfast.files import write_json
 from modfast.machine import choose_device, environment, using_threads
 from modfast.partition import save_partitions
 from modfast.results import RESULTS
-from modfast.run_folder import RunFolder, prepare
+from modfast.run_folder import RunFolder, claim
 from modfast.train.checkpoint import CHECKPOINT
 from modfast.train.config import Record
 from modfast.weights.read import find_checkpoint
@@ -56,15 +56,17 @@ def check_weights(weights: Mapping[str, Tensor], num_clusters: Sequence[int]) ->
 
 
 def check_out(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Raises if writing results to ``out`` could replace the model that they are about.
+    """Raises if results in ``out`` would be taken for those of the model that is there.
+
+    A model in a folder below it is in nobody's way.
 
     Raises:
-        ValueError: the model lies in that folder.
+        ValueError: the model lies directly in that folder.
     """
     checkpoint = find_checkpoint(model)
     if checkpoint is None or checkpoint.name != CHECKPOINT:
         return  # no file that a command would write or remove
-    if Path(out).resolve() in checkpoint.resolve().parents:
+    if Path(out).resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
         raise ValueError(f"out must be another folder than the model's, {model} lies in {out}")
 
 
@@ -113,10 +115,11 @@ def cluster_model(
     results: dict[str, Any] = {"clustering": {}, "finished": False}
     results["config"] = clustering_settings(weights, config, model, sizes)
     results["environment"] = environment()
-    if resume and not overwrite and (folder.path / RESULTS).exists():
-        results["clustering"] = finished_layers(folder.path, results["config"])
     plans = [(folder, clustering_plan(weights, config)), (by_layer, layers_plan(weights))]
-    prepare(plans, resume=resume, overwrite=overwrite)
+    claimed = claim(plans, resume=resume, overwrite=overwrite)
+    if resume and (folder.path / RESULTS).exists():
+        results["clustering"] = finished_layers(folder.path, results["config"])
+    claimed.take()
 
     fitting = {
         name: sum(k <= min(weight.shape[:2]) for k in config.num_clusters) for name, weight in weights.items()

@@ -32,7 +32,7 @@ from modfast.results import (
     results_with,
     run_name,
 )
-from modfast.run_folder import Plan, Planned, RunFolder, prepare
+from modfast.run_folder import Claim, Plan, Planned, RunFolder, claim
 from modfast.train.checkpoint import CHECKPOINT, check_continued, read_checkpoint, seed_generators
 from modfast.train.config import Record, Run, TrainConfig
 from modfast.train.distributed import Ranks
@@ -119,15 +119,15 @@ def train_run(
     """
     folder = RunFolder(out, "train")
 
-    def begin(run: Run) -> None:
-        prepare([(folder, run_plan(run.partitions))], resume=resume, overwrite=overwrite)
+    def claimed(run: Run) -> Claim:
+        return claim([(folder, run_plan(run.partitions))], resume=resume, overwrite=overwrite)
 
     return _train_run(
         dataset,
         model,
         config,
         folder,
-        begin,
+        claimed,
         partitions=partitions,
         resume=resume,
         progress=progress,
@@ -140,7 +140,7 @@ def _train_run(
     model: str,
     config: TrainConfig,
     folder: RunFolder,
-    begin: Callable[[Run], None],
+    claimed: Callable[[Run], Claim],
     *,
     comparison: RunFolder | None = None,
     partitions: Mapping[str, Partition] | None = None,
@@ -160,7 +160,7 @@ def _train_run(
         dataset,
         config,
         folder,
-        begin,
+        claimed,
         comparison=comparison,
         partitions=partitions,
         resume=resume,
@@ -314,32 +314,34 @@ def reproduce(
     epochs = {"plain": plain_epochs or config.epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
     each_run = [
-        (kind, RunFolder(folder.path, "reproduce", run_name(kind, seed)), seed)
+        (
+            kind,
+            replace(config, seed=seed, epochs=epochs[kind], enmeshment_weight=weight[kind]),
+            RunFolder(folder.path, "reproduce", run_name(kind, seed)),
+        )
         for seed in seeds
         for kind in KINDS
     ]
-    begun = False
 
-    def begin(run: Run) -> None:
-        """See to the folders of all runs before the first one."""
-        nonlocal begun
-        if begun:
-            return
-        for kind, within, _ in each_run if resume else ():
-            check_continued(within, epochs[kind])
-        plans = [(within, run_plan(run.partitions)) for _, within, _ in each_run]
-        prepare([(folder, _COMPARISON_PLAN), *plans], resume=resume, overwrite=overwrite)
-        begun = True
+    def claimed(run: Run) -> Claim:
+        """See to the folders of all runs before the first one, from which the others differ in settings."""
+        if run.config != each_run[0][1]:
+            return claim([], resume=resume, overwrite=overwrite)
+        plans = [(within, run_plan(run.partitions)) for _, _, within in each_run]
+        found = claim([(folder, _COMPARISON_PLAN), *plans], resume=resume, overwrite=overwrite)
+        for _, settings, within in each_run if resume else ():
+            check_continued(replace(run, config=settings), dataset, within)
+        return found
 
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    for kind, within, seed in each_run:
+    for kind, settings, within in each_run:
         runs[kind].append(
             _train_run(
                 dataset,
                 model,
-                replace(config, seed=seed, epochs=epochs[kind], enmeshment_weight=weight[kind]),
+                settings,
                 within,
-                begin,
+                claimed,
                 comparison=folder,
                 resume=resume,
                 progress=progress,

@@ -179,14 +179,7 @@ def open_models(
             )
         model = _load_model(path, each, state, dataset).to(device)
         kind = "modular" if given["enmeshment_weight"] > 0 else "plain"
-        settings = {
-            "weights": fingerprint(model, {}, {})[:16],
-            "data_fingerprint": data_fingerprint,
-            "images": config.images,
-            "layers": None if config.layers is None else list(config.layers),
-            "tolerance": config.tolerance,
-            "seed": config.seed,
-        }
+        settings = {"weights": fingerprint(model, {}, {})[:16], **circuit_settings(config, data_fingerprint)}
         kept = {
             criterion: CircuitFolder(path, settings | {"criterion": criterion}, process)
             for criterion in config.criteria
@@ -195,6 +188,17 @@ def open_models(
         name = run_name(kind, given["seed"])
         runs.append(TrainedModel(name, kind, path, each, model, partitions, kept))
     return runs
+
+
+def circuit_settings(config: CircuitConfig, data_fingerprint: str) -> dict[str, Any]:
+    """What decides which circuits are found, besides the criterion and the model's weights."""
+    return {
+        "data_fingerprint": data_fingerprint,
+        "images": config.images,
+        "layers": None if config.layers is None else list(config.layers),
+        "tolerance": config.tolerance,
+        "seed": config.seed,
+    }
 
 
 def _load_model(

@@ -1,4 +1,4 @@
-"""Batches that a model cannot be trained on, known before the first step."""
+"""Batches that a model cannot be trained or tested on, known before the first step."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MOST_ADVISED = 3
 def check_batches(
     model: nn.Module, num_images: int, batch_size: int, processes: int, attempt: Callable[[Call, int], object]
 ) -> None:
-    """Raise if a process gets a single image of some batch, and the model cannot be trained on one.
+    """Raise if the model cannot be trained on what a process gets of the smallest batch.
 
-    BatchNorm after a linear layer cannot, having one value for each neuron; after a convolution it can. So
-    the model is tried, if such a batch occurs. It is left as it was.
+    Of a single image BatchNorm after a linear layer cannot learn, having one value for each neuron; after a
+    convolution it can. So the model is tried. It is left as it was.
 
     Args:
         model: what is to be trained.
@@ -35,22 +35,22 @@ def check_batches(
         attempt: computes the gradient of so many images, calling what it is given in place of the model.
 
     Raises:
-        ValueError: the message names the layer, and batch sizes that work.
+        ValueError: a process gets a single image, and the model needs more; the message names the layer, and
+            batch sizes that work.
+        Exception: what the model raises whatever the batch.
     """
     smallest = _smallest_batch(num_images, batch_size)
-    if smallest >= 2 * processes:
-        return
-    with _left_as_it_was(model) as (call, entered):
+    with _left_as_it_was(model, training=True) as (call, entered):
+        if smallest >= 2 * processes:
+            attempt(call, smallest // processes)
+            return
         try:
             attempt(call, 1)
             return
         except Exception as error:  # the model may raise anything
             failure, name = error, entered[-1] if entered else ""
         entered.clear()
-        try:
-            attempt(call, 2)
-        except Exception:
-            return  # not for want of images; training raises the reason
+        attempt(call, 2)  # what this raises is not for want of images
     layer = f"layer {name!r} ({type(model.get_submodule(name)).__name__})" if name else "the model"
     shared = f", which {processes} processes share" if processes > 1 else ""
     working = _batch_sizes(num_images, batch_size, processes)
@@ -59,6 +59,20 @@ def check_batches(
         f"({failure}): of {num_images} images the smallest batch has {smallest}{shared}; "
         + (f"batch sizes near it that work: {working}" if working else "no batch size works with so few")
     ) from failure
+
+
+def check_evaluation(model: nn.Module, attempt: Callable[[Call], object]) -> None:
+    """Raise what the model raises in evaluation mode, in which training only sees it after an epoch.
+
+    Args:
+        model: what is to be trained; it is left as it was.
+        attempt: computes the logits of a batch, calling what it is given in place of the model.
+
+    Raises:
+        Exception: what ``attempt`` raises.
+    """
+    with _left_as_it_was(model, training=False) as (call, _), torch.no_grad():
+        attempt(call)
 
 
 def _smallest_batch(num_images: int, batch_size: int) -> int:
@@ -88,8 +102,8 @@ def _batch_sizes(num_images: int, batch_size: int, processes: int) -> str:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[tuple[Call, list[str]]]:
-    """Yield a function that runs the model as in training, and the names of the layers that it is in.
+def _left_as_it_was(model: nn.Module, *, training: bool) -> Iterator[tuple[Call, list[str]]]:
+    """Yield a function that runs the model in this mode, and the names of the layers that it is in.
 
     Afterwards buffers, modes and random numbers are as before.
     """
@@ -108,7 +122,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[tuple[Call, list[str]]]:
             hooks.append(module.register_forward_hook(leave))
     try:
         with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), preserved(model):
-            model.train()
+            model.train(training)
             yield model, entered
     finally:
         for hook in hooks:

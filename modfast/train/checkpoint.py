@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modfast.data.dataset import Dataset
 from modfast.energy.loss import EnmeshmentLoss
-from modfast.files import atomic_write
+from modfast.files import atomic_write, open_to_read
 from modfast.results import RESULTS
 from modfast.run_folder import RunFolder
 
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "modfast checkpoint 1"
+_PARTS = (
+    "identity",
+    "model",
+    "optimizer",
+    "initial",
+    "weights",
+    "history",
+    "random_state",
+    "cuda_random_state",
+)
 
 
 class TrainingError(RuntimeError):
@@ -83,11 +93,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     before training and now), ``history``, and what resuming needs.
 
     Raises:
+        OSError: the file cannot be opened.
+        ValueError: there is something else than a file.
         TrainingError: the file is damaged or no checkpoint of modfast.
     """
+    open_to_read(path).close()  # PyTorch would wait for a pipe
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
         # Without the advice that follows: to load the file in a way that may run code from it.
@@ -95,6 +108,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise TrainingError(f"{os.fspath(path)} is no checkpoint of this version of modfast")
+    missing = [part for part in _PARTS if part not in state]
+    if missing:
+        raise TrainingError(f"{os.fspath(path)} is damaged: it lacks {', '.join(missing)}")
     return state
 
 
@@ -104,19 +120,7 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
     Raises:
         TrainingError: the checkpoint is damaged or of another run.
     """
-    state = read_checkpoint(path)
-    saved, wanted = state["identity"], identity(run, dataset)
-    for part in wanted:
-        if saved[part] != wanted[part]:
-            names = [f.name for f in fields(run.config)] if part == "config" else []
-            differing = [
-                f"{name} {saved[part].get(name)!r}, not {wanted[part].get(name)!r}"
-                for name in names
-                if saved[part].get(name) != wanted[part].get(name)
-            ]
-            raise TrainingError(
-                f"{path} was made with another {part}: {'; '.join(differing) or 'train into another folder'}"
-            )
+    state = _read_own(run, dataset, path)
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.initial = state["initial"]
@@ -130,26 +134,44 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
         np.random.set_state(_with_arrays(state["numpy_random_state"]))
 
 
-def check_continued(folder: RunFolder, epochs: int) -> None:
-    """Raises unless what a run has left in a folder, if anything, can be continued to so many epochs.
+def check_continued(run: Run, dataset: Dataset, folder: RunFolder) -> None:
+    """Raises unless what was left in a folder, if anything, is of this run and can be continued.
 
     Raises:
-        TrainingError: the checkpoint is damaged, or has more epochs; or there are results without one, which
-            a run that begins anew would replace.
+        TrainingError: the checkpoint is damaged, of another run, or has more epochs; or there are results
+            without one, which a run that begins anew would replace.
     """
     path = folder.path / CHECKPOINT
     if path.exists():
-        done = len(read_checkpoint(path)["history"])
-        if done > epochs:
+        done = len(_read_own(run, dataset, path)["history"])
+        if done > run.config.epochs:
             raise TrainingError(
                 f"epochs must be at least {done} to continue {path}, which was trained for so many, "
-                f"got {epochs}"
+                f"got {run.config.epochs}"
             )
     elif folder.owns(RESULTS):
         raise TrainingError(
             f"{folder.path} holds {RESULTS} but no {CHECKPOINT} to continue from: --overwrite replaces what "
             "is there, or choose another folder"
         )
+
+
+def _read_own(run: Run, dataset: Dataset, path: Path) -> dict[str, Any]:
+    """A checkpoint's contents, if they are of this run."""
+    state = read_checkpoint(path)
+    saved, wanted = state["identity"], identity(run, dataset)
+    for part in wanted:
+        if saved[part] != wanted[part]:
+            names = [f.name for f in fields(run.config)] if part == "config" else []
+            differing = [
+                f"{name} {saved[part].get(name)!r}, not {wanted[part].get(name)!r}"
+                for name in names
+                if saved[part].get(name) != wanted[part].get(name)
+            ]
+            raise TrainingError(
+                f"{path} was made with another {part}: {'; '.join(differing) or 'train into another folder'}"
+            )
+    return state
 
 
 # --- Random numbers.

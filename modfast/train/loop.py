@@ -22,9 +22,9 @@ from modfast.layers.running import evaluating, logits_of
 from modfast.machine import choose_device, using_threads
 from modfast.partition import Partition
 from modfast.results import RESULTS
-from modfast.run_folder import Planned, RunFolder, prepare
+from modfast.run_folder import Claim, Planned, RunFolder, claim
 
-from .batches import Call, check_batches
+from .batches import Call, check_batches, check_evaluation
 from .checkpoint import (
     CHECKPOINT,
     TrainingError,
@@ -107,17 +107,16 @@ def train(
     """
     folder = None if out is None else RunFolder(out, "train")
 
-    def begin(_: Run) -> None:
-        if folder is not None:
-            plan = {CHECKPOINT: Planned(read_checkpoint)}
-            prepare([(folder, plan)], resume=resume, overwrite=overwrite)
+    def claimed(_: Run) -> Claim:
+        plans = [] if folder is None else [(folder, {CHECKPOINT: Planned(read_checkpoint)})]
+        return claim(plans, resume=resume, overwrite=overwrite)
 
     return train_in_folder(
         model,
         dataset,
         config,
         folder,
-        begin,
+        claimed,
         partitions=partitions,
         resume=resume,
         on_step=on_step,
@@ -131,7 +130,7 @@ def train_in_folder(
     dataset: Dataset,
     config: TrainConfig,
     folder: RunFolder | None,
-    begin: Callable[[Run], None],
+    claimed: Callable[[Run], Claim],
     *,
     comparison: RunFolder | None = None,
     partitions: Mapping[str, Partition] | None,
@@ -147,7 +146,8 @@ def train_in_folder(
         dataset: as there.
         config: as there.
         folder: for the checkpoint; None keeps none.
-        begin: called by the first process once it is known that the run can begin, before it writes.
+        claimed: called by the first process once it is known that the run can begin; returns what is to be
+            taken before anything is written, once what is to be continued is read.
         comparison: the folder whose results also describe this model.
         partitions: as there.
         resume: as there.
@@ -162,10 +162,19 @@ def train_in_folder(
             _check_alike(ranks, run, dataset, out=folder is not None, resume=resume)
             # Who made the models may have drawn other weights on each rank.
             ranks.copy_first_(run.model)
-        ranks.every(lambda: _check_batches(run, dataset, ranks.size))
-        if folder is not None and resume:
-            ranks.first(lambda: check_continued(folder, config.epochs))
-        ranks.first(lambda: begin(run))
+        ranks.every(lambda: _check_batches(run, dataset, ranks))
+        claims: list[Claim] = []  # of the first process
+
+        def check_folder() -> None:
+            claims.append(claimed(run))
+            if folder is not None and resume:
+                check_continued(run, dataset, folder)
+
+        def take() -> None:
+            for each in claims:
+                each.take()
+
+        ranks.first(check_folder)
         run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
 
         def keep() -> None:
@@ -180,7 +189,9 @@ def train_in_folder(
         checkpoint = None if folder is None else folder.path / CHECKPOINT
         if checkpoint is not None and resume and ranks.first(checkpoint.exists):
             ranks.every(lambda: load_checkpoint(run, dataset, checkpoint))
+            ranks.first(take)
         else:
+            ranks.first(take)
             ranks.first(keep)
         loss = EnmeshmentLoss(run.model, run.partitions)
         steps = math.ceil(len(dataset.train_images) / config.batch_size)
@@ -225,8 +236,8 @@ def train_in_folder(
     return run
 
 
-def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
-    """Raises if the model cannot be trained on a share of some batch."""
+def _check_batches(run: Run, dataset: Dataset, ranks: Ranks) -> None:
+    """Raises if the model cannot be trained, or tested, on a share of some batch."""
 
     def attempt(call: Call, count: int) -> None:
         _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64, device="cpu"), call)
@@ -235,7 +246,14 @@ def _check_batches(run: Run, dataset: Dataset, processes: int) -> None:
         torch.autograd.grad(entropy, learning, allow_unused=True)
 
     count = len(dataset.train_images)
-    check_batches(run.model, count, run.config.batch_size, processes, attempt)
+    check_batches(run.model, count, run.config.batch_size, ranks.size, attempt)
+
+    def test(call: Call) -> None:
+        images = ranks.share(dataset.test_images).split(_EVALUATION_BATCH)[-1]
+        if len(images):
+            logits_of(call(dataset.normalize(images.to(run.device))))
+
+    check_evaluation(run.model, test)
 
 
 def _forward(run: Run, dataset: Dataset, share: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,3 +49,13 @@ def made(empty, tmp_path_factory):
 @pytest.fixture
 def copy(tmp_path):
     return lambda folder: shutil.copytree(folder, tmp_path / "out", symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def trained_longer(made, tmp_path_factory):
+    """The same, with models of two epochs, which cannot be continued to one."""
+    folders = dict(made)
+    for command in ("train", "reproduce"):
+        folders[command] = shutil.copytree(made[command], tmp_path_factory.mktemp("longer") / command)
+        assert call(command, folders[command], "--epochs", "2", "--resume") == 0
+    return folders

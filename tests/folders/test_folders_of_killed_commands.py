@@ -7,7 +7,7 @@ import pytest
 from folder_helpers import NOTES, older, texts, write, write_notes
 
 from modfast.manifest import manifest_path, read_manifest
-from modfast.run_folder import RunFolder, prepare
+from modfast.run_folder import RunFolder, claim
 
 TOKEN = "0123456789abcdef"
 
@@ -68,7 +68,7 @@ def test_a_command_that_is_killed_anywhere_can_be_resumed(tmp_path, monkeypatch,
         if before == "an older run":
             older(path)
         if before.startswith("a killed"):
-            prepare([(RunFolder(path, "circuits"), NOTES)], resume=True, overwrite=False, processes=3)
+            claim([(RunFolder(path, "circuits"), NOTES)], resume=True, overwrite=False).take(processes=3)
             write(RunFolder(path, "circuits", process=2), "b.txt", "note of another process")
 
         status = killed_before(count, path, lambda path=path: write_notes(path, "circuits", **{flag: True}))

@@ -1,5 +1,6 @@
 """What the commands do to folders with other people's files in them, from the options to the disk."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,12 +23,13 @@ def test_what_each_command_writes(empty, made):
     }
     assert {command: set(written(empty[command], made[command])) for command in COMMANDS} == expected
     for command in COMMANDS:
-        # Each file is in the manifest of its own folder, with the size that it has.
+        # Each file is in the manifest of its own folder, with what it holds.
         for name in expected[command]:
             path = made[command] / name
             manifest = json.loads((path.parent / f"manifest-{command}.json").read_text())
             assert manifest["command"] == command
-            assert path.stat().st_size in manifest["files"][path.name]
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            assert [path.stat().st_size, digest] in manifest["files"][path.name]
 
 
 def put(path, what, elsewhere):

@@ -126,12 +126,19 @@ def test_a_model_that_fails_anyway_tells_why_itself(digits):
         train(wrong, first(digits, 5), config(2))
 
 
-def test_no_trial_without_a_batch_of_one():
-    def attempt(call, count):
-        raise AssertionError
-
-    for images, batch_size, processes in ((10, 5, 1), (12, 5, 1), (10, 10, 5), (3, 64, 1), (8, 4, 2)):
-        check_batches(normed(), images, batch_size, processes, attempt)
+def test_one_trial_of_the_smallest_share_without_a_batch_of_one():
+    for images, batch_size, processes, share in (
+        (10, 5, 1, 5),
+        (12, 5, 1, 2),
+        (10, 10, 5, 2),
+        (3, 64, 1, 3),
+        (8, 4, 2, 2),
+    ):
+        tried = []
+        check_batches(
+            normed(), images, batch_size, processes, lambda _, count, tried=tried: tried.append(count)
+        )
+        assert tried == [share]
 
 
 def shared(dataset, batch_size):

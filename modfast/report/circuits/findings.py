@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +94,24 @@ def read_findings(folder: Path) -> Findings:
             for index, label in enumerate(config["labels"][:MOST_DRAWN]):
                 drawn = run["kind"], criterion, label
                 file = folder / run["folder"] / "circuits" / criterion / f"label-{label}.npz"
-                circuits[drawn] = Circuit.load(file)
-                if not _is_described(circuits[drawn], run["criteria"][criterion], index):
-                    raise ValueError(
-                        f"{file} holds another circuit than {folder / CIRCUITS} describes: "
-                        "`modfast circuits --resume` describes those that are there"
-                    )
+                circuits[drawn] = _read_circuit(file, folder, run["criteria"][criterion], index)
                 networks[drawn] = lay_out(circuits[drawn], partitions)
     return Findings(results, circuits, networks, num_clusters)
+
+
+def _read_circuit(file: Path, folder: Path, described: Mapping[str, Any], index: int) -> Circuit:
+    """A circuit, if it is the one that the table in the folder describes at this index."""
+    # Its settings may be others as well, with which --resume would refuse to go on.
+    again = f"`modfast circuits {shlex.quote(str(folder))} --overwrite` finds all of them again"
+    try:
+        circuit = Circuit.load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file} of {folder / CIRCUITS} is missing: {again}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}: {again}") from error
+    if not _is_described(circuit, described, index):
+        raise ValueError(f"{file} holds another circuit than {folder / CIRCUITS} describes: {again}")
+    return circuit
 
 
 def _is_described(circuit: Circuit, described: Mapping[str, Any], index: int) -> bool:
