@@ -103,20 +103,21 @@ def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file, or one that a symbolic link leads to. A named pipe would be waited for, perhaps for ever.
 
     Raises:
-        OSError: it cannot be opened.
-        ValueError: it is no file.
+        OSError: it cannot be opened, or is a folder.
+        ValueError: it is a pipe, a socket or a device.
 
     Example:
         >>> open_to_read("/")
         Traceback (most recent call last):
-        ValueError: / is a folder, not a file
+        IsADirectoryError: / is a folder, not a file
     """
     # Without O_NONBLOCK to open a pipe is what waits; on a file it has no effect.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise ValueError(f"{os.fspath(path)} is {kind_of(status)}, not a file")
+        kind = IsADirectoryError if stat.S_ISDIR(status.st_mode) else ValueError
+        raise kind(f"{os.fspath(path)} is {kind_of(status)}, not a file")
     return os.fdopen(descriptor, "rb")
 
 

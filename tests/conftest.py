@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from processes import Processes, run_python
+from walked_models import make_model
 
 # Several workers, each with as many threads as there are cores, would spend most of their time waiting for
 # each other. Tests of threads set their number themselves; the variable is for processes that tests start.
@@ -86,3 +87,10 @@ def processes():
     yield get
     for each in started.values():
         each.close()
+
+
+@pytest.fixture
+def problem():
+    """A small network, inputs, and their classes; the circuits of class 1 keep some of the weights."""
+    torch.manual_seed(3)
+    return make_model([12, 8, 5]), torch.randn(40, 12), torch.arange(40) % 5

@@ -60,6 +60,7 @@ def network_graph(
     Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
         >>> model[0].weight.data = torch.tensor([[3.0, -4.0]])
         >>> model[1].weight.data = torch.tensor([[5.0]])

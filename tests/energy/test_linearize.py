@@ -7,7 +7,7 @@ from torch.func import grad, hessian, jvp, linearize
 
 import modfast
 from modfast import EnmeshmentLoss, Partition, reference
-from modfast.layers.layer import replaced_parameters
+from modfast.layers.replaced import replaced_parameters
 
 # PyTorch prepares forward mode with functions that it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -375,9 +375,8 @@ def test_what_train_wrote_and_back(tmp_path, capsys):
     assert list(from_file) == list(from_folder) == ["fc1", "fc2", "fc3"]
     assert all(torch.equal(weight, from_folder[name]) for name, weight in from_file.items())
     # Overwriting would remove the very checkpoint that is read.
-    for out in (first, tmp_path):
-        assert run(first, "--out", out, "--overwrite") == 1
-        assert "another folder" in capsys.readouterr().err
+    assert run(first, "--out", first, "--overwrite") == 1
+    assert "another folder" in capsys.readouterr().err
     assert run(tmp_path, "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert "holds 2 runs" in error
