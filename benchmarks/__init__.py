@@ -1,1 +1,1 @@
-"""What the operations cost, beside peers and the floor of the hardware."""
+"""The cost of the operations, beside peers and the floor of the hardware."""

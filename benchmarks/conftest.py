@@ -1,4 +1,4 @@
-"""Makes pytest collect ``bench_*.py`` here, and record what the times depend on."""
+"""Make pytest collect ``bench_*.py`` here, and record what the times depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw docs/circuits.png: what a report on circuits shows of its first three classes, as a browser shows it.
+"""Draw docs/circuits.png: the first three circuits of a report, as a browser shows them.
 
 Run ``modfast reproduce --data digits --circuits --out out/digits``, then ``python docs/pictures.py
 out/digits/circuits.html``. It needs Chromium, and Pillow, which comes with matplotlib.
@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 CLASSES, WIDTH, HEIGHT, SCALE = 3, 1020, 1000, 1.412
 
-# The classes beside each other, each in the plain network above and in the modular one below.
+# The classes stand beside each other, with the plain network above and the modular one below.
 _STYLE = """
 <style>
   body { max-width: none; display: grid; grid-template-columns: repeat(3, 1fr); gap: 0 1rem; }
@@ -40,7 +40,7 @@ def main(report: str) -> None:
         options += [f"--window-size={WIDTH},{HEIGHT}", f"--force-device-scale-factor={SCALE}"]
         subprocess.run(["chromium", *options, f"--screenshot={picture}", part.as_uri()], check=True)
     shot = Image.open(picture).convert("RGB")
-    # What is left of the window below the page is as white as the page.
+    # The empty part of the window below the page is as white as the page.
     _, _, _, bottom = ImageChops.difference(shot, Image.new("RGB", shot.size, "white")).getbbox()
     shot = shot.crop((0, 0, shot.width, bottom + 16))
     shot.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(picture, optimize=True)

@@ -1,19 +1,19 @@
 """The interface of the published scripts (arXiv 2409.15747 and 2502.02470): change one import.
 
 The two functions have the scripts' names, arguments and conventions: clusters are dicts from cluster
-number to the indices of its rows ("U") or columns ("V"). What differs, each time where the scripts return
-nothing of use or go wrong silently:
+number to the indices of its rows ("U") or columns ("V"). The differences are cases in which the scripts
+return nothing of use or go wrong silently:
 
 - :func:`clusterability` of an all-zero matrix is 1, with gradient 0; the scripts give NaN. For half
   precision the result is float32; the scripts square in half precision, where 256^2 is infinite.
 - A negative index, or a neuron in two clusters, is an error; the scripts count negative indices from the
-  end, and such a neuron's weights into both clusters as inside.
+  end, and count such a neuron's weights as inside both clusters.
 - :func:`spectral_clustering` clusters rows and columns together, so that cluster 3 of the rows belongs to
   cluster 3 of the columns, and leaves neurons without any weight in no cluster, where the scripts fail.
 
 In new code use :class:`modfast.Partition` with :func:`modfast.clusterability`, or
-:class:`modfast.EnmeshmentLoss`. Here the clusters are read and checked at each call, and that on the host,
-so ``torch.compile`` breaks the graph at it.
+:class:`modfast.EnmeshmentLoss`. The functions here read and check the clusters at each call and on the host,
+so ``torch.compile`` breaks the graph there.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ def clusterability(
     cluster_V_indices: Clusters | None,
     num_clusters: int,
 ) -> Tensor:
-    """The share of the squared weight that lies inside clusters, differentiable.
+    """Return the share of the squared weight that lies inside clusters, differentiable.
 
-    The sum of squares over (rows of cluster c) x (columns of cluster c), for all c, over the sum of all
-    squares. The published scripts minimise ``cross_entropy - lambda * clusterability(...)``.
+    The share is the sum of squares over (rows of cluster c) x (columns of cluster c), for all c, divided by
+    the sum of all squares. The published scripts minimise ``cross_entropy - lambda * clusterability(...)``.
 
     Args:
         matrix: dense float32, float64, float16 or bfloat16, ``(out, in, *kernel)``, on any device that
             modfast computes on.
         cluster_U_indices: for each cluster, 0 to ``num_clusters - 1``, the indices of its rows, as a list,
-            tuple, array, tensor or iterator of integers. Python's or NumPy's integers are keys. A row may be
+            tuple, array, tensor or iterator of integers. Keys are Python's or NumPy's integers. A row may be
             in no cluster.
         cluster_V_indices: the same for the columns. If either of the two is None, so is the other: clusters
             are then contiguous blocks of ``out // num_clusters`` rows and ``in // num_clusters`` columns,
             and what is left over at the end is in no cluster. (:meth:`modfast.Partition.blocks` shares
-            it out instead.) With more clusters than rows or columns nothing is in any, and the result is 0.
-        num_clusters: how many clusters there are. Some of the scripts take the number of keys instead;
-            where the two differ this raises.
+            it out instead.) With more clusters than rows or columns no weight is inside, and the result is 0.
+        num_clusters: how many clusters there are. Some of the scripts take the number of keys instead; if
+            the two differ, this raises an error.
 
     Returns:
         A scalar in [0, 1] on the matrix's device: float64 for a float64 matrix and float32 otherwise. NaN if
@@ -95,7 +95,7 @@ def clusterability(
 
 
 def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """Finds ``k`` clusters of the rows and columns of a weight: bipartite spectral graph clustering.
+    """Find ``k`` clusters of the rows and columns of a weight: bipartite spectral graph clustering.
 
     The similarity of a row and a column is the weight's absolute value. Unlike the published script, which
     runs k-means on the rows and on the columns separately, so that cluster c of the rows has nothing
@@ -139,7 +139,7 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
         )
     if layer.layout != torch.strided:
         raise ValueError(f"layer must be dense, got layout {layer.layout}")
-    read_similarity(as_matrix(layer, "layer"), "abs", "layer")  # so that messages name it as it is named here
+    read_similarity(as_matrix(layer, "layer"), "abs", "layer")  # so that messages say "layer"
     partition = spectral_cocluster(layer, count)
     return _members(partition.row_labels, count), _members(partition.col_labels, count)
 
@@ -152,7 +152,7 @@ def _check_matrix(name: str, matrix: object) -> None:
 
 
 def _block_labels(size: int, num_clusters: int) -> Tensor:
-    """Blocks of ``size // num_clusters``, and -1 for what is left over."""
+    """Return labels of blocks of ``size // num_clusters``, and -1 for what is left over."""
     block = size // num_clusters
     labels = torch.full((size,), -1, device="cpu")
     labels[: block * num_clusters] = torch.arange(num_clusters, device="cpu").repeat_interleave(block)
@@ -160,10 +160,10 @@ def _block_labels(size: int, num_clusters: int) -> Tensor:
 
 
 def _labels(name: str, clusters: Clusters, size: int, num_clusters: int) -> Tensor:
-    """The label of each of ``size`` neurons, -1 in no cluster, from the indices of each cluster."""
+    """Return the label of each of ``size`` neurons, -1 in no cluster, from the indices of each cluster."""
     if not isinstance(clusters, Mapping):
         raise TypeError(f"{name} must map clusters to indices, or be None, got {type(clusters).__name__}")
-    # NumPy's integers hash and compare as Python's do, so they are found by these too.
+    # NumPy's integers hash and compare as Python's do, so this finds them too.
     if len(clusters) != num_clusters or any(cluster not in clusters for cluster in range(num_clusters)):
         raise ValueError(
             f"{name} must have the keys 0 to {num_clusters - 1}, one for each of num_clusters (with an empty "
@@ -184,17 +184,17 @@ def _labels(name: str, clusters: Clusters, size: int, num_clusters: int) -> Tens
 
 
 def _indices(name: str, indices: object, size: int) -> Tensor:
-    """As an int64 tensor on the CPU, checked."""
+    """Return the indices of a cluster as a checked int64 tensor on the CPU."""
     require_whole(name, indices)
     try:
-        given = as_tensor(name, indices).cpu()
+        tensor = as_tensor(name, indices).cpu()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}") from error
     # An empty list has no dtype of its own. A boolean mask would read as the indices 0 and 1.
-    integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    if given.dim() != 1 or not (integers or given.numel() == 0):
+    integers = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.dim() != 1 or not (integers or tensor.numel() == 0):
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}")
-    result = to_int64(name, given)
+    result = to_int64(name, tensor)
     outside = result[(result < 0) | (result >= size)]
     if len(outside) > 0:
         raise ValueError(
@@ -205,5 +205,5 @@ def _indices(name: str, indices: object, size: int) -> Tensor:
 
 
 def _members(labels: Tensor, num_clusters: int) -> dict[int, list[int]]:
-    """The indices of each cluster, from the label of each neuron."""
+    """Return the indices of each cluster, from the label of each neuron."""
     return {cluster: (labels == cluster).nonzero().flatten().tolist() for cluster in range(num_clusters)}

@@ -1,3 +1,3 @@
-"""Where pickles of earlier releases look for data sets."""
+"""The module in which pickles of earlier releases look for data sets."""
 
 from .data.dataset import Dataset as Dataset

@@ -1,14 +1,14 @@
-"""scikit-learn's two spectral clusterings, with modfast's solver behind them: change one import.
+"""scikit-learn's two spectral clusterings on modfast's solver: change one import.
 
-Parameters, their validation, attributes, similarities and tags are scikit-learn's own, by inheritance; the
-singular vectors or eigenvectors and the clusters in them are those of :func:`modfast.spectral_cocluster` and
-:func:`modfast.spectral_cluster`. What differs on purpose:
+Parameters, their validation, attributes, similarities and tags are inherited from scikit-learn; the singular
+vectors or eigenvectors, and the clusters found in them, come from :func:`modfast.spectral_cocluster` and
+:func:`modfast.spectral_cluster`. These differences are on purpose:
 
 - The embedding has ``n_clusters`` vectors, k-means weighs each node by its degree, and the clusters are
   refined until no single move lowers the normalised cut.
-- What has no tie to anything (a row or column of zeros, a sample without neighbours) is in no cluster: its
-  label is -1, as for noise in scikit-learn's DBSCAN. The original co-clustering raises an error, the original
-  spectral clustering puts such a sample into any cluster.
+- A node of degree 0 (a row or column of zeros, a sample without neighbours) is in no cluster: its label is
+  -1, as for noise in scikit-learn's DBSCAN. The original co-clustering raises an error, the original spectral
+  clustering puts such a sample into any cluster.
 - A cluster is empty only if fewer than ``n_clusters`` rows, columns or samples differ.
 
 This module needs SciPy and scikit-learn 1.3 or later; nothing else of modfast imports it.
@@ -50,35 +50,36 @@ except ImportError:  # before scikit-learn 1.6 it was a method
 
 __all__ = ["SpectralClustering", "SpectralCoclustering"]
 
-# A residual of the eigenvectors that rounding still lets the solver reach.
+# The smallest residual that rounding lets the solver reach.
 _SMALLEST_TOL = 1e-12
 
 
 class SpectralCoclustering(sklearn.cluster.SpectralCoclustering):  # type: ignore[misc]
     """:class:`sklearn.cluster.SpectralCoclustering` by :func:`modfast.spectral_cocluster`.
 
-    ``X[i, j]`` ties row ``i`` to column ``j``; rows and columns that are tied to each other more than to the
-    rest share a cluster. Sparse input stays sparse, and must not be negative. As in the original, a dense
-    ``X`` with negative entries is shifted until its smallest is 0, which ties everything to everything a
-    little: where the sign carries no meaning, as in a weight matrix, give ``abs(X)``.
+    ``X[i, j]`` is the weight of the edge between row ``i`` and column ``j``; rows and columns share a cluster
+    if the edges between them weigh more than those to the rest. Sparse input stays sparse, and must not be
+    negative. As in the original, a dense ``X`` with negative entries is shifted until its smallest is 0,
+    which adds edges nearly everywhere: where the sign has no meaning, as in a weight matrix, give ``abs(X)``.
 
     Args:
         n_clusters: from 1 to the number of rows.
         svd_method: no effect. modfast has one solver for singular vectors.
         n_svd_vecs: no effect. The solver chooses the size of its subspace; the embedding has ``n_clusters``
-            vectors, where the original has ``ceil(log2(n_clusters))``, too few to tell many clusters apart.
+            vectors, where the original has ``ceil(log2(n_clusters))``, too few to separate many clusters.
         mini_batch: no effect. k-means takes all rows and columns at once.
         init: no effect if ``"k-means++"`` or ``"random"``: k-means starts by k-means++. An array is an error,
-            since its centres are places in the original's embedding, not in this one.
-        n_init: how many times k-means starts anew; the tightest result is kept.
-        random_state: an int for the same labels at each fit; the only source of chance.
+            since its centres are points in the original's embedding, not in this one.
+        n_init: how many times k-means starts anew; the tightest result is kept. Use more starts if labels
+            change with ``random_state``.
+        random_state: the only source of chance; an int gives the same labels at each fit.
 
     Attributes:
-        row_labels_: ``(n_rows,)`` int64, the cluster of each row, numbered as rows, then columns, first show
-            them; -1 for a row of zeros. The original raises an error for such a row.
-        column_labels_: ``(n_columns,)`` int64, the same of the columns.
+        row_labels_: ``(n_rows,)`` int64, the cluster of each row, -1 for a row of zeros (the original raises
+            an error). Clusters are numbered in order of appearance, in rows and then in columns.
+        column_labels_: ``(n_columns,)`` int64, the cluster of each column.
         rows_: ``(n_clusters, n_rows)`` bool, whether the cluster holds the row.
-        columns_: ``(n_clusters, n_columns)`` bool.
+        columns_: ``(n_clusters, n_columns)`` bool, whether it holds the column.
         biclusters_: ``(rows_, columns_)``.
         n_features_in_: the number of columns.
         feature_names_in_: their names, if ``X`` was a data frame with names.
@@ -138,8 +139,8 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
     """:class:`sklearn.cluster.SpectralClustering` by :func:`modfast.spectral_cluster`.
 
     scikit-learn computes the similarities of the samples (``affinity``), modfast finds the clusters of the
-    graph that they make. As in the original, how similar a sample is to itself does not count, and
-    similarities that are not symmetric are averaged with their transpose, with a warning.
+    graph whose edge weights they are. As in the original, the similarity of a sample to itself does not
+    count, and similarities that are not symmetric are averaged with their transpose, with a warning.
 
     Args:
         n_clusters: from 1 to the number of samples.
@@ -147,26 +148,29 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
         n_components: how many eigenvectors embed the samples, by default ``n_clusters``. With another number
             :func:`sklearn.cluster.k_means` finds the clusters in modfast's embedding, as the original does in
             its own: neither weighted nor refined.
-        random_state: an int for the same labels at each fit; the only source of chance.
-        n_init: how many times k-means starts anew; the tightest result is kept.
-        gamma: of the kernels, as in the original.
-        affinity: as in the original. Similarities below 0, for which a normalised cut is not defined, are an
-            error; the original takes them without a check.
+        random_state: the only source of chance; an int gives the same labels at each fit.
+        n_init: how many times k-means starts anew; the tightest result is kept. Use more starts if labels
+            change with ``random_state``.
+        gamma: the coefficient of the kernels, as in the original.
+        affinity: as in the original: a kernel such as ``"rbf"`` for samples, ``"nearest_neighbors"`` for many
+            samples, as its graph is sparse, ``"precomputed"`` for a graph. Similarities below 0, for which a
+            normalised cut is not defined, are an error; the original takes them without a check.
         n_neighbors: as in the original.
-        eigen_tol: ``tol`` of :func:`modfast.spectral_cluster`; ``"auto"`` is its default, 1e-3, and anything
-            below 1e-12 is 1e-12.
-        assign_labels: ``"kmeans"`` is modfast's own, with the refinement; ``"discretize"`` and
-            ``"cluster_qr"`` are scikit-learn's, on modfast's embedding.
-        degree: of the polynomial kernel, as in the original.
-        coef0: of the polynomial and sigmoid kernels, as in the original.
+        eigen_tol: ``tol`` of :func:`modfast.spectral_cluster`. Begin with ``"auto"``, its default of 1e-3;
+            anything below 1e-12 is 1e-12.
+        assign_labels: ``"kmeans"`` is modfast's own, with the refinement: use it unless you compare with
+            scikit-learn's ``"discretize"`` or ``"cluster_qr"``, which run on modfast's embedding.
+        degree: the degree of the polynomial kernel, as in the original.
+        coef0: the constant of the polynomial and sigmoid kernels, as in the original.
         kernel_params: as in the original.
-        n_jobs: of the search for neighbours, as in the original. Threads of modfast are PyTorch's.
-        verbose: print how labels are assigned, and how the solver fared.
+        n_jobs: the number of jobs in the search for neighbours, as in the original. modfast's threads are
+            PyTorch's.
+        verbose: print how labels are assigned, and how the solver converged.
 
     Attributes:
         affinity_matrix_: ``(n_samples, n_samples)``, the similarities, dense or sparse.
-        labels_: ``(n_samples,)`` int64; from modfast's k-means numbered as samples first show them. -1 for a
-            sample without a tie to another; the original gives it any cluster.
+        labels_: ``(n_samples,)`` int64, the cluster of each sample, numbered by modfast's k-means in order of
+            appearance; -1 for a sample without neighbours, which the original puts into any cluster.
         n_features_in_: the number of columns of ``X``.
         feature_names_in_: their names, if ``X`` was a data frame with names.
 
@@ -212,8 +216,8 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
         graph = _graph_of(self.affinity_matrix_)
         if not _is_connected(graph):
             warnings.warn(
-                "Graph is not fully connected: clusters follow its separate parts, and a sample without any "
-                "tie gets the label -1.",
+                "Graph is not fully connected: clusters follow its separate parts, and a sample without "
+                "neighbours gets the label -1.",
                 stacklevel=3,
             )
         if self.verbose:
@@ -240,7 +244,7 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
         return self
 
     def _affinity_of(self, X: Any) -> Any:
-        """The similarities that the parameters ask for."""
+        """Return the similarities that the parameters ask for."""
         if self.affinity == "precomputed":
             return X
         if self.affinity == "precomputed_nearest_neighbors":
@@ -263,19 +267,19 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
         return pairwise_kernels(X, metric=self.affinity, filter_params=True, **params)
 
     def _labels_by_scikit_learn(self, graph: Any, random_state: Any, options: dict[str, Any]) -> Any:
-        """Labels that scikit-learn finds in modfast's embedding."""
-        # It has no public name for these two; only those who ask for them depend on that.
+        """Return the labels that scikit-learn finds in modfast's embedding."""
+        # scikit-learn has no public name for these two; they are imported only for those who ask for them.
         from sklearn.cluster._spectral import cluster_qr, discretize
 
         labels = np.full(graph.shape[0], -1)
-        tied = np.asarray(graph.sum(axis=1)).ravel() > 0
-        count = int(tied.sum())
+        connected = np.asarray(graph.sum(axis=1)).ravel() > 0
+        count = int(connected.sum())
         if count == 0:
             return labels
         num_vectors = min(int(self.n_components or self.n_clusters), count)
-        places = graph_embedding(graph[tied][:, tied], num_vectors, **options).numpy()
+        places = graph_embedding(graph[connected][:, connected], num_vectors, **options).numpy()
         if self.assign_labels == "kmeans":
-            _, labels[tied], _ = sklearn.cluster.k_means(
+            _, labels[connected], _ = sklearn.cluster.k_means(
                 places,
                 min(self.n_clusters, count),
                 random_state=random_state,
@@ -283,12 +287,12 @@ class SpectralClustering(sklearn.cluster.SpectralClustering):  # type: ignore[mi
                 verbose=self.verbose,
             )
         elif self.assign_labels == "cluster_qr":
-            labels[tied] = cluster_qr(places)
+            labels[connected] = cluster_qr(places)
         else:
-            # A part of the graph that none of the vectors shows lies at the origin. It is no worse in one
-            # direction than in another, but discretize divides by the distance.
+            # A part of the graph that none of the vectors shows lies at the origin. discretize divides by the
+            # distance from there, so the part is moved, and any direction will do.
             places[~places.any(axis=1)] = 1.0
-            labels[tied] = discretize(places, random_state=random_state)
+            labels[connected] = discretize(places, random_state=random_state)
         return labels
 
     def __sklearn_tags__(self) -> Any:
@@ -310,8 +314,8 @@ def _seed(random_state: Any) -> int:
 
 
 def _graph_of(affinity: Any) -> Any:
-    """Symmetric similarities, none of a sample to itself; dense or CSR, a copy."""
-    # Differences by rounding pass this check, so the mean is taken in any case.
+    """Return a copy of the similarities, dense or CSR, symmetric and with a zero diagonal."""
+    # The check lets rounding differences pass, so the mean is taken in any case.
     graph = check_symmetric(affinity)
     graph = 0.5 * (graph + graph.T)
     if scipy.sparse.issparse(graph):
@@ -323,7 +327,7 @@ def _graph_of(affinity: Any) -> Any:
 def _is_connected(graph: Any) -> bool:
     if scipy.sparse.issparse(graph):
         return bool(connected_components(graph, directed=False, return_labels=False) == 1)
-    # Breadth first, each row read once at most: as a rule the first row shows all the others.
+    # Breadth first, each row read at most once: usually the first row already reaches all the others.
     reached, read = np.zeros(len(graph), bool), np.zeros(len(graph), bool)
     reached[0] = True
     while not reached.all() and (fresh := reached & ~read).any():

@@ -126,8 +126,8 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
         num_classes: Number of outputs.
 
     Returns:
-        A new model with PyTorch's default initialization; seed PyTorch beforehand to repeat it. On the CPU,
-        whatever PyTorch's default device, unless the callable names another.
+        A new model with PyTorch's default initialization; seed PyTorch beforehand to repeat it. It is on the
+        CPU, whatever PyTorch's default device, unless the callable names another.
 
     Raises:
         ValueError: ``name`` is none of these, cannot be imported, or another argument is out of range.
@@ -152,7 +152,7 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
 
 
 def import_model(name: str) -> nn.Module:
-    """Make the model that ``"package.module:callable"`` gives when it is called without arguments.
+    """Make the model that ``"package.module:callable"`` returns when it is called without arguments.
 
     Raises:
         ValueError: ``name`` has another form or cannot be imported.
@@ -196,13 +196,13 @@ def _call_attribute(name: str, module_name: str, attribute: str, arguments: dict
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """Search the current folder as ``python -m`` does and an installed command does not."""
+    """Search the current folder for modules, as ``python -m`` does but an installed command does not."""
     folder = os.getcwd()
     sys.path.append(folder)
     try:
         yield
     finally:
-        # From the end, as it was added: the folder may stand further up for another reason.
+        # The last entry is the one added here: the folder may also stand further up, for another reason.
         for position in range(len(sys.path) - 1, -1, -1):
             if sys.path[position] == folder:
                 del sys.path[position]

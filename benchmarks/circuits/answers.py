@@ -1,8 +1,8 @@
-"""What circuits answer to images of other classes: one that always gives the same answer tells nothing.
+"""Measure what circuits answer to images of other classes: one that always answers the same knows nothing.
 
     python -m benchmarks.circuits.answers RUN
 
-RUN is what `modfast circuits` has been through. For each model and criterion, means over its classes.
+RUN is a folder in which `modfast circuits` found circuits. Prints means over classes, by model and criterion.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ for _what in WHAT:
 
 
 def logits_of(tail: Tail, circuit: Circuit) -> Tensor:
-    """What the model gives with nothing left of the circuit's layers but the circuit."""
+    """Return the logits of the model when the circuit's layers keep only the circuit."""
     values = tail.features
     for layer in tail.layers:
         mask = circuit.masks.get(layer.name)
-        kept = layer if mask is None else replace(layer, weight=layer.weight * mask)
-        values = kept.run(values)
+        masked = layer if mask is None else replace(layer, weight=layer.weight * mask)
+        values = masked.run(values)
     return values
 
 
 def shares(logits: Tensor, labels: Tensor, label: int) -> tuple[float, float, float]:
-    """Which shares of the class's images and of the others are answered as the class; and how often an image
-    of the class is thought more probable to be one than another image is (the area under the ROC curve)."""
+    """Return the shares of the class's images and of the others that are answered as the class; and how often
+    an image of the class gets a higher probability of it than another (the area under the ROC curve)."""
     answered = (logits.argmax(1) == label).double()
     own = labels == label
     auc = float(roc_auc_score(own, logits.softmax(1)[:, label]))
@@ -58,16 +58,16 @@ def measure(folder: Path, run: dict[str, Any], config: dict[str, Any], dataset: 
     measured = []
     for criterion in config["criteria"]:
         settings = {"criterion": criterion, "tolerance": config["tolerance"]}
-        kept = CircuitFolder(folder / run["folder"], settings)
+        circuits = CircuitFolder(folder / run["folder"], settings)
         pairs = [
             (
                 shares(tail.logits, dataset.test_labels, label),
-                shares(logits_of(tail, kept.load(label)), dataset.test_labels, label),
+                shares(logits_of(tail, circuits.load(label)), dataset.test_labels, label),
             )
             for label in config["labels"]
         ]
         means = torch.tensor(pairs, dtype=torch.float64).mean(0)
-        # Of the whole model and of its circuit, beside each other.
+        # Each share of the whole model stands beside that of its circuit.
         measured.append({"name": run["name"], "criterion": criterion, "shares": means.T.tolist()})
     return measured
 
@@ -77,20 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--data", metavar="DATA", help="where the images are, if not where they were")
+    parser.add_argument("--data", metavar="DATA", help="where the images are now, if they were moved")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     options = parser.parse_args(arguments)
     results = read_circuits(options.run)
     config = results["config"]
     dataset = load_dataset(options.data or config["data"])
-    measured = [each for run in results["runs"] for each in measure(options.run, run, config, dataset)]
+    measured = [means for run in results["runs"] for means in measure(options.run, run, config, dataset)]
     rows = [
         [
-            each["name"],
-            each["criterion"],
-            *(f"{100 * share:.1f}" for pair in each["shares"] for share in pair),
+            means["name"],
+            means["criterion"],
+            *(f"{100 * share:.1f}" for pair in means["shares"] for share in pair),
         ]
-        for each in measured
+        for means in measured
     ]
     show(str(options.run), "Means over classes, on the test images.", HEADINGS, rows)
     print(as_markdown(HEADINGS, rows))

@@ -1,4 +1,4 @@
-"""Circuits: the walk of one class, of all, and one trial of each loop, for pytest-benchmark."""
+"""Circuits of one class, of all classes, and one trial of each loop, for pytest-benchmark."""
 
 from __future__ import annotations
 

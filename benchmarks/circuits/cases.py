@@ -1,4 +1,4 @@
-"""What circuits are found in: small trained networks, and inputs for each class."""
+"""Small trained networks to find circuits in, and inputs for each class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def digits() -> CircuitCase:
 def noisy_patterns(per_class: int = 1000) -> CircuitCase:
     """The paper's CNN on images like those of the data set ``fake``: one pattern for each class, and noise.
 
-    It is trained on so few that it does not get all of them right.
+    It is trained on few images, so that it does not get all of them right.
     """
     dataset = load_dataset("fake")
     means = torch.stack(

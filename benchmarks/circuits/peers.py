@@ -1,4 +1,4 @@
-"""What the walk for a circuit is timed beside: loops that run the network for every weight."""
+"""The peers of the walk for a circuit: loops that run the network for every weight."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Loop:
 
     Args:
         model: changed as the walk goes on.
-        inputs: of the class.
+        inputs: inputs of the class.
         label: the class.
     """
 

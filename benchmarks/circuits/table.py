@@ -1,4 +1,4 @@
-"""Times the walk for a circuit beside loops over forward passes, and prints a table. See README.md here."""
+"""Time the walk for a circuit beside loops over forward passes; print a table. See benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from modfast.circuits.linear_tail import read_tail
 from modfast.files import write_json
 
 LABEL = 0
-# The design's measurement of one trial of the published loop over 1,000 images, which read them in batches.
+# One trial of the published loop over 1,000 images, read in batches, as measured for the design.
 PUBLISHED_SECONDS = 0.24
 
 CAPTION = (
-    "Medians of one class's circuit, from the model and the images to the masks; with quartiles. The loops "
+    "Medians for one class's circuit, from the model and the images to the masks; with quartiles. The loops "
     "run a few of their trials, and one class's time is that of a trial times the number of weights. Floor: "
-    "what each neuron that matters reads is read once."
+    "the inputs of each neuron that matters are read once."
 )
 HEADINGS = [
     "model",
@@ -64,8 +64,8 @@ def measure(case: CircuitCase, repeats: int, advance: Callable[[], None]) -> dic
     for name, make in PEERS.items():
         calls[name] = make(case.model, inputs, LABEL)
     seconds = in_rounds(calls, repeats, advance)
-    of_each = {name: [each / 1e3 for each in quartiles(values)] for name, values in seconds.items()}
-    median = {name: values[1] for name, values in of_each.items()}
+    by_name = {name: [value / 1e3 for value in quartiles(values)] for name, values in seconds.items()}
+    median = {name: values[1] for name, values in by_name.items()}
     weights = sum(mask.numel() for mask in circuit.masks.values())
     loops = {name: weights * median[name] for name in PEERS}
     floor = median[FLOOR] * neurons_that_matter(list(circuit.masks.values()))
@@ -75,16 +75,16 @@ def measure(case: CircuitCase, repeats: int, advance: Callable[[], None]) -> dic
         "inputs": len(inputs),
         "size": circuit.size,
         "seconds": median,
-        "quartiles": of_each,
+        "quartiles": by_name,
         "loop_seconds": loops,
-        "ratios": {name: each / median[OURS] for name, each in loops.items()},
+        "ratios": {name: time / median[OURS] for name, time in loops.items()},
         "ratio_to_design": weights * PUBLISHED_SECONDS * len(inputs) / 1000 / median[OURS],
         "floor_seconds": floor,
     }
 
 
 def neurons_that_matter(masks: list[torch.Tensor]) -> int:
-    """How many neurons of the first layer lead to a logit, when their weights are walked along."""
+    """Count the neurons of the first layer that still lead to a logit when the walk reaches their weights."""
     leads = torch.ones(len(masks[-1]), dtype=torch.bool)
     for mask in reversed(masks[1:]):
         leads = mask[leads].any(0)
@@ -112,14 +112,14 @@ def cells(result: dict[str, Any]) -> list[str]:
 
 
 def setting(report: dict[str, Any]) -> str:
-    """What the times depend on, in one line."""
+    """Return what the times depend on, in one line."""
     machine = report["environment"]
     return f"{report['date']}: {machine['processor']}, threads {machine['threads']}; {versions(report)}"
 
 
 def caption(report: dict[str, Any]) -> str:
-    """What the table says, and the ratio to the published loop's rate as the design tells it."""
-    ratios = ", ".join(f"{each['case']} {each['ratio_to_design']:,.0f} x" for each in report["cases"])
+    """Return the caption, with the ratio to the published loop's rate as measured for the design."""
+    ratios = ", ".join(f"{case['case']} {case['ratio_to_design']:,.0f} x" for case in report["cases"])
     rate = f"the {PUBLISHED_SECONDS} s for a trial of 1,000 images that the design measured"
     return f"{CAPTION} At {rate}: {ratios}."
 
@@ -127,10 +127,10 @@ def caption(report: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--run", type=Path, nargs="+", default=[], metavar="DIR", help="trained models beside ours"
+        "--run", type=Path, nargs="+", default=[], metavar="DIR", help="also time the models of these runs"
     )
-    parser.add_argument("--data", default="digits", metavar="DATA", help="what those were trained on")
-    parser.add_argument("--only-runs", action="store_true", help="leave ours out")
+    parser.add_argument("--data", default="digits", metavar="DATA", help="the data of these runs")
+    parser.add_argument("--only-runs", action="store_true", help="time the models of --run alone")
     add_options(parser, repeats=5)
     add_page_option(parser)
     options = parser.parse_args(arguments)
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress.refresh()
             report["cases"].append(measure(case, options.repeats, advance))
 
-    rows = [cells(each) for each in report["cases"]]
+    rows = [cells(result) for result in report["cases"]]
     show(setting(report), caption(report), HEADINGS, rows)
     if options.json:
         write_json(options.json, report)

@@ -1,1 +1,1 @@
-"""What all families share: rounds that time contestants side by side, and the pages of tables."""
+"""Shared by all families: rounds that time contestants side by side, and pages with tables."""

@@ -28,7 +28,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def add_options(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """The options of everything that is timed."""
+    """Add the options of every script that measures times."""
     parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads(), metavar="N")
     parser.add_argument(
         "--repeats", type=at_least(1), default=repeats, metavar="N", help=f"rounds; default {repeats}"
@@ -41,7 +41,7 @@ def add_page_option(parser: argparse.ArgumentParser) -> None:
 
 
 def what_times_depend_on() -> dict[str, Any]:
-    """The beginning of every report."""
+    """Return the beginning of every report."""
     backend = modfast.backend()
     return {
         "date": date.today().isoformat(),
@@ -59,7 +59,7 @@ def versions(report: dict[str, Any]) -> str:
 
 
 def show(title: str, caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints one table."""
+    """Print one table."""
     table = Table(*headings, title=title, caption=caption)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -75,7 +75,7 @@ def as_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def outside_markers(text: str, family: str) -> tuple[str, str]:
-    """What stands before and after the place of a family's table, markers included."""
+    """Return the text before and after a family's table, markers included."""
     first, last = (f"<!-- {family} table: {end} -->" for end in ("begin", "end"))
     before, begin, rest = text.partition(f"{first}\n")
     _, end, after = rest.partition(f"{last}\n")
@@ -85,7 +85,7 @@ def outside_markers(text: str, family: str) -> tuple[str, str]:
 
 
 def check_page(parser: argparse.ArgumentParser, page: Path | None, family: str) -> None:
-    """Refuses a page without a place for the table: better now than after the measurement."""
+    """Refuse a page without a place for the table, before the measurement."""
     if page:
         try:
             outside_markers(page.read_text(encoding="utf-8"), family)

@@ -1,4 +1,4 @@
-"""How contestants are timed side by side: in rounds. Shared by the tables of all families."""
+"""Time contestants side by side, in rounds. Shared by the tables of all families."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-# So long a call makes up for whatever it found in the caches.
+# For a call of this length the state of the caches at its start does not matter.
 _LONG_SECONDS = 1.0
 
 
 def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
-    """How long a call takes; on a GPU by its own clock, from when it begins to when it is done."""
+    """Return how long a call takes; on a GPU by the GPU's clock, from begin to end."""
     if device == "cpu":
         start = time.perf_counter()
         call()
@@ -28,8 +28,8 @@ def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
 
 
 def visit(call: Callable[[], object], device: str = "cpu") -> list[float]:
-    """Seconds of each of a few calls in a row: three and ten milliseconds' worth, or one that takes long."""
-    first = seconds_of(call, device)  # finds the processor as the previous contestant left it
+    """Return the seconds of calls in a row: three or more, of 10 ms in all or more; or of one long call."""
+    first = seconds_of(call, device)  # the previous contestant left its data in the caches
     if first > _LONG_SECONDS:
         return [first]
     seconds: list[float] = []
@@ -45,21 +45,21 @@ def in_rounds(
     device: str = "cpu",
     once_above: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Visits every contestant once a round, so that a drift of the machine's speed hits all alike.
+    """Time every contestant once a round, so that a drift of the machine's speed affects all alike.
 
     Args:
         calls: the contestants, by name.
         repeats: how many rounds.
-        advance: told after each round.
-        device: the one they run on.
-        once_above: who takes longer than so many seconds, the first time, is not visited again.
+        advance: called after each round.
+        device: the device that they run on.
+        once_above: a contestant whose first call takes more seconds than this is not timed again.
 
     Returns:
         The seconds of each contestant's calls.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     first = {name: seconds_of(call, device) for name, call in calls.items()}
-    # In another order each round, so that none always follows the same neighbour.
+    # Another order each round, so that no contestant always follows the same one.
     order, shuffler = [name for name in calls if first[name] <= once_above], random.Random(0)
     for _ in range(repeats):
         shuffler.shuffle(order)
@@ -70,7 +70,7 @@ def in_rounds(
 
 
 def quartiles(seconds: list[float]) -> list[float]:
-    """The lower quartile, the median and the upper quartile, in milliseconds."""
+    """Return the lower quartile, the median and the upper quartile, in milliseconds."""
     if len(seconds) == 1:
         return [1e3 * seconds[0]] * 3
-    return [1e3 * each for each in statistics.quantiles(seconds, n=4)]
+    return [1e3 * value for value in statistics.quantiles(seconds, n=4)]

@@ -12,16 +12,15 @@ from benchmarks.energy.peers import CASES, FLOOR, OURS, OURS_AUTOGRAD, PEERS, Ca
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
-    found: Case = request.param
-    return found
+    parameter: Case = request.param
+    return parameter
 
 
 @pytest.fixture(scope="module")
 def calls(case: Case) -> Iterator[dict[str, Callable[[], object]]]:
-    # Emptied afterwards, as the weights of one case take half a gigabyte or more.
-    found = contestants(case)
-    yield found
-    found.clear()
+    by_name = contestants(case)
+    yield by_name
+    by_name.clear()  # the weights of one case take half a gigabyte or more
 
 
 @pytest.mark.benchmark(min_rounds=5, max_time=0.5)

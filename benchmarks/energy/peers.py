@@ -1,4 +1,4 @@
-"""What the enmeshment loss is timed against, and how it is timed: shared by bench_energy.py and table.py.
+"""The peers of the enmeshment loss, and the cases and calls to time: shared by bench_energy.py and table.py.
 
 A peer is a plain function ``(weight, row_labels, col_labels, k) -> loss``, for labels in ``[0, k)``.
 """
@@ -21,7 +21,7 @@ Peer: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def published(weight: Tensor, row_labels: Tensor, col_labels: Tensor, k: int) -> Tensor:
-    """The published script's way: the mask is filled one cluster at a time and then selects."""
+    """Compute the loss as the published script does: fill a mask one cluster at a time, and select by it."""
     squares = weight**2
     mask = torch.zeros_like(squares, dtype=torch.bool)
     for cluster in range(k):
@@ -32,22 +32,22 @@ def published(weight: Tensor, row_labels: Tensor, col_labels: Tensor, k: int) ->
 
 
 def eager(weight: Tensor, row_labels: Tensor, col_labels: Tensor, k: int) -> Tensor:
-    """The short way in PyTorch: a dense mask multiplies."""
+    """Compute the loss in the shortest way in PyTorch: multiply by a dense mask."""
     squares = weight**2
     mask = row_labels[:, None] == col_labels[None, :]
     return 1.0 - (squares * mask).sum() / squares.sum()
 
 
 def one_hot(weight: Tensor, row_labels: Tensor, col_labels: Tensor, k: int) -> Tensor:
-    """The block energies by two products of matrices, as their definition reads."""
+    """Compute the block energies by two matrix products, as they are defined."""
     R = one_hot_rows(row_labels, k).to(weight.dtype)
     C = one_hot_rows(col_labels, k).to(weight.dtype)
     energies = R.T @ weight**2 @ C
     return 1.0 - energies.trace() / energies.sum()
 
 
-# Compiled anew for each shape, as it is for the fixed shapes of a real model. Without fullgraph, whatever
-# the compiler gives up on would quietly be timed as the eager form.
+# Compiled anew for each shape, as for the fixed shapes of a real model. Without fullgraph, the parts that the
+# compiler gives up on would silently be timed as the eager form.
 compiled: Peer = torch.compile(eager, dynamic=False, fullgraph=True)
 
 PEERS: dict[str, Peer] = {
@@ -76,7 +76,7 @@ class Case(NamedTuple):
 
     @property
     def bytes_moved(self) -> int:
-        """By a loss that adds its gradient: the weights read twice, the gradient read and written."""
+        """The bytes that loss and gradient move: the weights read twice, the gradient read and written."""
         return 4 * self.bytes_of_weights
 
 
@@ -99,7 +99,7 @@ if os.environ.get("BENCH_LARGE") == "1":
     CASES.append(matrix(16384, 4096, 16))
 
 # In a real step the weights, gradients, optimiser state and activations of the whole model pass through
-# the cache between two calls of the loss. So each call takes the next of a row of models, as many as fit this
+# the cache between two calls of the loss. So each call takes the next of several models, as many as fit this
 # much memory together with their gradients: several times the cache of most processors.
 ROTATED_BYTES = 512 * 2**20
 
@@ -109,13 +109,13 @@ OURS, OURS_AUTOGRAD, FLOOR = "modfast", "modfast, autograd", "floor"
 def contestants(
     case: Case, rotated_bytes: int = ROTATED_BYTES, device: str = "cpu"
 ) -> dict[str, Callable[[], object]]:
-    """For each name a function that computes the loss and adds its gradient to an existing ``.grad``.
+    """Return, by name, functions that compute the loss and add its gradient to an existing ``.grad``.
 
-    Labels are random and unsorted. The peers know one matrix at a time: they go through a model layer by
-    layer. All contestants take turns at the same weights, so that none finds in the cache what it has left
-    there itself. The floor of a GPU is a copy on the device that moves as many bytes as ours has to.
+    Labels are random and unsorted. The peers take one matrix at a time, so they go through a model layer by
+    layer. All contestants take turns at the same weights, so that none finds its own data in the cache. The
+    floor of a GPU is a copy on the device that moves as many bytes as modfast has to.
     """
-    torch.compiler.reset()  # else the compiler would give up after a number of sizes
+    torch.compiler.reset()  # otherwise the compiler gives up after some sizes
     generator = torch.Generator().manual_seed(0)
     partitions = [
         Partition(
@@ -123,7 +123,7 @@ def contestants(
         )
         for shape in case.shapes
     ]
-    labels = [(each.row_labels.to(device), each.col_labels.to(device)) for each in partitions]
+    labels = [(layer.row_labels.to(device), layer.col_labels.to(device)) for layer in partitions]
 
     models = []
     for _ in range(max(1, rotated_bytes // (2 * case.bytes_of_weights))):
@@ -153,7 +153,7 @@ def contestants(
         loss.accumulate_grad_(1.0)
 
     def traffic() -> None:
-        """What no method can avoid: read W; then read W, and read and write the gradient."""
+        """Move what no method can avoid: read W; then read W, and read and write the gradient."""
         weights, _ = next(turns)
         for weight in weights:
             weight.detach().sum()
@@ -171,7 +171,7 @@ def contestants(
 
 
 def copy_of(case: Case, device: str) -> Callable[[], object]:
-    """A copy that moves as many bytes as the in-place path; each is read once and written once."""
+    """Return a copy that moves as many bytes as the in-place path; it reads and writes each byte once."""
     source = torch.zeros(case.bytes_moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)

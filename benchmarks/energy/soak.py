@@ -1,4 +1,4 @@
-"""Calls the loss a million times, by autograd and in place, and watches the memory. See README.md here."""
+"""Call the loss a million times, by autograd and in place, and watch the memory. See benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
         losses[0].accumulate_grad_(0.1)
         losses[0]().backward()
         enmeshment(small[0].weight, losses[0].partitions["0"])
-        # Now and then a weight whose gradient's memory is kept for the next step.
+        # Now and then, use a weight whose gradient's memory is kept for the next step.
         losses[index % 100 == 0]().backward()
         if index % 100 == 0:
             large.zero_grad()

@@ -1,4 +1,4 @@
-"""Times the enmeshment loss beside its peers and its floor, and prints one table. See README.md here."""
+"""Time the enmeshment loss beside its peers and its floor, and print one table. See benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CAPTION = (
 
 
 def floor_of(report: dict[str, Any]) -> str:
-    """What modfast is measured by: the traffic it cannot avoid, on a GPU a copy that moves as many bytes."""
+    """Return the name of the floor: the traffic that is unavoidable; on a GPU a copy of as many bytes."""
     return "floor" if report["device"] == "cpu" else "copy"
 
 
@@ -58,8 +58,8 @@ def measure(
     case: Case, repeats: int, rotated_bytes: int, device: str, advance: Callable[[], None]
 ) -> dict[str, Any]:
     seconds = in_rounds(contestants(case, rotated_bytes, device), repeats, advance, device)
-    of_each = {name: quartiles(values) for name, values in seconds.items()}
-    median = {name: values[1] for name, values in of_each.items()}
+    by_name = {name: quartiles(values) for name, values in seconds.items()}
+    median = {name: values[1] for name, values in by_name.items()}
     return {
         "case": str(case),
         "shapes": case.shapes,
@@ -67,7 +67,7 @@ def measure(
         "dtype": str(case.dtype),
         "bytes_moved": case.bytes_moved,
         "milliseconds": median,
-        "quartiles": of_each,
+        "quartiles": by_name,
         "calls": {name: len(values) for name, values in seconds.items()},
         "share_of_floor": median[FLOOR] / median[OURS],
         "ratios": {name: median[name] / median[OURS] for name in (OURS_AUTOGRAD, *PEERS)},
@@ -75,7 +75,7 @@ def measure(
 
 
 def cells(result: dict[str, Any], report: dict[str, Any]) -> list[str]:
-    """One row of the table, under its headings."""
+    """Return one row of the table, under its headings."""
     low, ours, high = result["quartiles"][OURS]
     return [
         result["case"],
@@ -89,7 +89,7 @@ def cells(result: dict[str, Any], report: dict[str, Any]) -> list[str]:
 
 
 def setting(report: dict[str, Any]) -> str:
-    """What the times depend on, in one line."""
+    """Return what the times depend on, in one line."""
     machine, rotated = report["environment"], report["rotated_mebibytes"]
     memory = f"weights rotate over {rotated} MiB" if rotated else "one weight throughout"
     where = f"{machine['processor']}, threads {machine['threads']}"
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=at_least(0),
         default=ROTATED_BYTES // 2**20,
         metavar="MIB",
-        help="memory that the weights and gradients take together; 0: one weight, warm where it fits a cache",
+        help="memory of weights and gradients together; 0: one weight, which stays in a cache if it fits",
     )
     options = parser.parse_args(arguments)
     check_page(parser, options.markdown, "energy")

@@ -27,7 +27,7 @@ for graph in GRAPHS:
     PAIRS += [(graph, name) for name in (OURS, *peers)]
 
 
-# Of one case at a time: the largest graph and what is made of it take a gigabyte.
+# One case is kept at a time: the largest graph and its copies take a gigabyte.
 @lru_cache(maxsize=1)
 def contestants(case: Case) -> dict[str, Contestant]:
     if isinstance(case, WeightCase):
@@ -41,5 +41,5 @@ def test_clusters(case: Case, name: str, benchmark: Any) -> None:
     call = contestants(case)[name]
     benchmark.group = f"spectral clustering, {case}"
     first = seconds_of(call)
-    # What takes less than a look at the clock resolves is called many times for each.
+    # A call that is too short for the clock's resolution is repeated for each measurement.
     benchmark.pedantic(call, rounds=1 if first > 2 else 5, iterations=1 if first > 1e-3 else 100)

@@ -15,12 +15,12 @@ from modfast import Partition
 
 
 class WeightCase(NamedTuple):
-    """A weight of independent numbers, larger inside its clusters than outside; rows and columns shuffled."""
+    """A weight of independent numbers, larger inside clusters than outside; rows and columns shuffled."""
 
     rows: int
     cols: int
     clusters: int
-    spread: float = 0.25  # of the numbers outside, beside those inside
+    spread: float = 0.25  # the scale of the numbers outside the clusters, 1 inside
     heavy: bool = False  # Student's t with three degrees of freedom in place of the normal distribution
     unequal: bool = False  # each cluster has twice the rows and columns of the one before
     pruned: str = ""  # which nine of ten entries are zero: the "smallest" or "random" ones
@@ -33,7 +33,7 @@ class WeightCase(NamedTuple):
 
 
 class GraphCase(NamedTuple):
-    """A stochastic block model: clusters of one size, four of five edges inside, so many to a node."""
+    """A stochastic block model: clusters of equal size, four of five edges inside."""
 
     nodes: int
     clusters: int
@@ -48,7 +48,7 @@ Case: TypeAlias = WeightCase | GraphCase
 WEIGHTS = [
     WeightCase(2048, 512, 4),
     WeightCase(3072, 768, 8),
-    WeightCase(768, 3072, 8),  # as the language model's weights lie
+    WeightCase(768, 3072, 8),  # as a language model stores its weights
     WeightCase(4096, 4096, 16, spread=0.5),
     WeightCase(3072, 768, 8, heavy=True),
     WeightCase(3072, 768, 6, unequal=True),
@@ -103,7 +103,7 @@ def plant(case: WeightCase, seed: int = 0) -> Planted:
 
 
 def block_model(case: GraphCase, seed: int = 0) -> tuple[sparse.csr_array, np.ndarray[Any, Any]]:
-    """The adjacency matrix, float32 with int32 indices, and the cluster of each node."""
+    """Return the adjacency matrix, float32 with int32 indices, and the cluster of each node."""
     nodes, clusters = case.nodes, case.clusters
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.arange(nodes, dtype=np.int32) % clusters)
@@ -124,10 +124,10 @@ def block_model(case: GraphCase, seed: int = 0) -> tuple[sparse.csr_array, np.nd
     ends = np.concatenate([first, second]), np.concatenate([second, first])
     adjacency = sparse.csr_array((np.ones(len(ends[0]), dtype=np.float32), ends), shape=(nodes, nodes))
     adjacency.sum_duplicates()
-    adjacency.data[:] = 1.0  # an edge that was drawn twice is one
+    adjacency.data[:] = 1.0  # an edge that was drawn twice counts once
     return adjacency, labels
 
 
 def bytes_of(adjacency: Any) -> int:
-    """Of a sparse matrix in compressed rows."""
+    """Return the size of a sparse matrix in compressed rows."""
     return int(adjacency.data.nbytes + adjacency.indices.nbytes + adjacency.indptr.nbytes)

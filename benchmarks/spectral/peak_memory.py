@@ -1,7 +1,7 @@
-"""How much memory clustering a graph takes at its peak, the graph included. Linux only.
+"""Measure the peak memory of clustering a graph, the graph included. Linux only.
 
-The measurement wants a process of its own: ``peak_of`` starts one, which clusters a small graph to load all
-libraries, makes the graph, lets the kernel forget the peak until then (5 to ``/proc/self/clear_refs``),
+The measurement needs a process of its own: ``peak_of`` starts one, which clusters a small graph to load all
+libraries, makes the graph, lets the kernel forget the peak so far (5 to ``/proc/self/clear_refs``),
 clusters the graph and reads the new peak (``VmHWM`` in ``/proc/self/status``).
 """
 
@@ -26,7 +26,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Memory(TypedDict):
-    """In bytes."""
+    """Memory in bytes."""
 
     graph: int
     peak: int  # the graph and what was allocated beside it
@@ -37,10 +37,10 @@ def available() -> bool:
 
 
 def peak_of(case: GraphCase, contestant: str, threads: int) -> Memory:
-    """Measured in a fresh process.
+    """Measure the peak in a fresh process.
 
     Raises:
-        RuntimeError: it failed; with what it wrote.
+        RuntimeError: the process failed; the message holds what it wrote.
     """
     command = [sys.executable, "-m", "benchmarks.spectral.peak_memory", *map(str, case), contestant]
     done = subprocess.run([*command, str(threads)], capture_output=True, text=True, cwd=_ROOT)
@@ -51,9 +51,9 @@ def peak_of(case: GraphCase, contestant: str, threads: int) -> Memory:
 
 
 def _peak_since() -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+    line = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert line
+    return 1024 * int(line[1])
 
 
 def _measure(case: GraphCase, contestant: str) -> Memory:
@@ -62,7 +62,7 @@ def _measure(case: GraphCase, contestant: str) -> Memory:
     adjacency, _ = block_model(case)
     cluster = graph_contestants(adjacency, case.clusters, scikit_learn_nodes=case.nodes)[contestant]
     gc.collect()
-    # What was freed and kept for later would hide as much of what is allocated from here on.
+    # Freed memory that the process keeps would hide as much of what it allocates from here on.
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,8 +1,8 @@
-"""What spectral clustering is timed against: shared by all files here that time it.
+"""The peers of spectral clustering, for all scripts here that time it.
 
 A peer of ``spectral_cocluster`` is a plain function ``(similarity, k) -> (row_labels, col_labels)``, one of
 ``spectral_cluster`` a function ``(adjacency, k) -> labels``. They get their input in the form that they
-want: ``|W|`` and the conversion to NumPy, SciPy or a sparse tensor are not timed.
+need: ``|W|`` and the conversion to NumPy, SciPy or a sparse tensor are not timed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PUBLISHED, EXPERT = "published", "expert"
 RANDOMIZED, ARPACK, LOBPCG = "randomized", "arpack", "lobpcg"  # scikit-learn's solvers
 LOWRANK = "svd_lowrank"
 
-# Above so many nodes scikit-learn's solvers take minutes, or do not end.
+# On larger graphs scikit-learn's solvers take minutes, or do not end.
 SCIKIT_LEARN_NODES = 2_000
 
 
@@ -36,7 +36,7 @@ SCIKIT_LEARN_NODES = 2_000
 
 
 def published(similarity: Labels, k: int) -> tuple[Labels, Labels]:
-    """The published pipeline: dense inverses of the degrees' roots, rows and columns clustered apart."""
+    """Cluster as published: dense inverses of the degrees' roots, rows and columns clustered separately."""
     row_inverse = np.linalg.inv(np.sqrt(np.diag(similarity.sum(axis=1))))
     col_inverse = np.linalg.inv(np.sqrt(np.diag(similarity.sum(axis=0))))
     normalised = row_inverse @ similarity @ col_inverse
@@ -47,13 +47,13 @@ def published(similarity: Labels, k: int) -> tuple[Labels, Labels]:
 
 def scikit_learn(similarity: Any, k: int, *, svd_method: str) -> tuple[Labels, Labels]:
     # ARPACK returns the smallest first, and scikit-learn 1.9 discards the first as if it were the largest: it
-    # keeps the vector that tells nothing and loses one that does.
+    # keeps the trivial vector and loses an informative one.
     model = SpectralCoclustering(k, svd_method=svd_method, random_state=0).fit(similarity)
     return model.row_labels_, model.column_labels_
 
 
 def svd_lowrank(similarity: Tensor, k: int) -> tuple[Labels, Labels]:
-    """PyTorch's randomized SVD of the normalised matrix, rows and columns clustered in one embedding."""
+    """Cluster rows and columns in one embedding, by PyTorch's randomized SVD of the normalised matrix."""
     row_scale, col_scale = (similarity.sum(dim).to_dense().rsqrt()[:, None] for dim in (1, 0))
     torch.manual_seed(0)
     left, _, right = torch.svd_lowrank(
@@ -66,12 +66,12 @@ def svd_lowrank(similarity: Tensor, k: int) -> tuple[Labels, Labels]:
 
 
 def _start(size: int) -> Labels:
-    """As scikit-learn starts ARPACK, so that every run does the same."""
+    """Return a start for ARPACK as scikit-learn makes it, the same in every run."""
     return np.random.default_rng(0).uniform(-1.0, 1.0, size).astype(np.float32)
 
 
 class Found(NamedTuple):
-    """The labels of rows and of columns, or of nodes; of ours also the passes over the matrix."""
+    """The labels of rows and of columns, or of nodes; from modfast also its passes over the matrix."""
 
     labels: tuple[Any, ...]
     passes: int | None = None
@@ -83,10 +83,10 @@ WEIGHT_PEERS = [RANDOMIZED, ARPACK, LOWRANK, PUBLISHED]
 
 
 def weight_contestants(planted: Planted) -> dict[str, Contestant]:
-    """For each name a function that finds the clusters, or None for the floor.
+    """Return, by name, functions that find the clusters; the floor's returns None.
 
-    A pruned weight reaches all of them sparse but the published pipeline, which knows dense ones only. The
-    floor reads the numbers of the weight once, in compressed rows the columns' indices as well.
+    All of them get a pruned weight in sparse form, except the published pipeline, which takes dense weights
+    only. The floor reads the numbers of the weight once, in compressed rows the columns' indices as well.
     """
     k = planted.partition.num_clusters
     dense, rows = planted.weight.abs().numpy(), planted.sparse
@@ -121,7 +121,7 @@ def _found(peer: Callable[[], tuple[Labels, ...]]) -> Contestant:
 
 
 def expert(adjacency: Any, k: int) -> Labels:
-    """What one writes who knows that the largest eigenvalues of the normalised adjacency come quickly."""
+    """Cluster as an expert would: the largest eigenvalues of the normalised adjacency come quickly."""
     vectors = largest_eigenvectors(adjacency, k)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     labels: Labels = KMeans(k, n_init=10, random_state=0).fit_predict(vectors)
@@ -129,7 +129,7 @@ def expert(adjacency: Any, k: int) -> Labels:
 
 
 def largest_eigenvectors(adjacency: Any, k: int) -> Labels:
-    """Of the normalised adjacency, by ARPACK, as exact as modfast's by default."""
+    """Return the eigenvectors of the normalised adjacency by ARPACK, as exact as modfast's default."""
     scale = sparse.diags_array(1.0 / np.sqrt(adjacency.sum(axis=1)))
     normalised = scale @ adjacency @ scale
     _, vectors = eigsh(normalised, k=k, which="LA", v0=_start(adjacency.shape[0]), tol=1e-3)
@@ -153,7 +153,7 @@ GRAPH_PEERS = [EXPERT, ARPACK, LOBPCG]
 def graph_contestants(
     adjacency: Any, k: int, scikit_learn_nodes: int = SCIKIT_LEARN_NODES
 ) -> dict[str, Contestant]:
-    """For each name a function that finds the clusters; scikit-learn's up to so many nodes."""
+    """Return, by name, functions that find the clusters; scikit-learn's only up to a number of nodes."""
     peers: dict[str, Callable[[Any, int], Labels]] = {EXPERT: expert}
     if adjacency.shape[0] <= scikit_learn_nodes:
         peers[ARPACK] = partial(scikit_learn_graph, eigen_solver="arpack")

@@ -1,4 +1,4 @@
-"""Times spectral clustering over decades of entries, fits the exponents, draws them. See README.md here."""
+"""Time spectral clustering over decades of entries, fit and draw the exponents. See benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from modfast.report.pictures.runs import STYLES
 from modfast.report.pictures.style import new_figure, save_figure
 
 CLUSTERS = 8
-PER_ROW = 100  # entries of a sparse weight, on the average
+PER_ROW = 100  # entries of a sparse weight, on average
 SLOW_SECONDS = 5.0
 
 
 class Series(NamedTuple):
-    """A kind of input, and how one of so many entries is clustered."""
+    """A kind of input, and a function that makes one with a number of entries, ready to be clustered."""
 
     name: str
     least: float
-    make: Callable[[int], tuple[int, Callable[[], object]]]  # entries wanted; got, and the call to be timed
+    make: Callable[[int], tuple[int, Callable[[], object]]]  # entries wanted -> entries made, call to time
 
 
 def dense(entries: int) -> tuple[int, Callable[[], object]]:
@@ -51,7 +51,7 @@ def compressed(entries: int) -> tuple[int, Callable[[], object]]:
 
 
 def sparse_weight(entries: int) -> sparse.csr_array:
-    """Square, normal numbers at random places, those outside the clusters times 0.1."""
+    """Return a square weight of normal numbers at random places, times 0.1 outside the clusters."""
     generator = np.random.default_rng(0)
     size = max(entries // PER_ROW, math.isqrt(entries))
     of_rows, of_cols = (generator.integers(CLUSTERS, size=size, dtype=np.int32) for _ in range(2))
@@ -64,7 +64,7 @@ def sparse_weight(entries: int) -> sparse.csr_array:
 
 
 def graph(entries: int, cluster: Callable[[Any, int], object]) -> tuple[int, Callable[[], object]]:
-    # Twenty entries to a node.
+    # A node has twenty entries.
     adjacency, _ = block_model(GraphCase(max(entries // 20, 4 * CLUSTERS), CLUSTERS))
     return adjacency.nnz, partial(cluster, adjacency, CLUSTERS)
 
@@ -78,22 +78,22 @@ SERIES = [
 
 
 def exponent(points: Sequence[dict[str, Any]]) -> float:
-    """The slope of the line through the logarithms of entries and times, by least squares."""
-    entries, times = (np.log([each[key] for each in points]) for key in ("entries", "milliseconds"))
+    """Return the slope of the least-squares line through the logarithms of entries and times."""
+    entries, times = (np.log([point[key] for point in points]) for key in ("entries", "milliseconds"))
     return float(np.polyfit(entries, times, 1)[0])
 
 
 def upper_half(points: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The upper half of the decades, where what a call costs in any case no longer shows."""
+    """Return the points in the upper half of the decades, where a call's constant cost no longer shows."""
     middle = math.sqrt(points[0]["entries"] * points[-1]["entries"])
-    return [each for each in points if each["entries"] >= 0.9 * middle]
+    return [point for point in points if point["entries"] >= 0.9 * middle]
 
 
 def measure(series: Series, entries: int, repeats: int) -> dict[str, Any]:
-    found, call = series.make(entries)
+    made, call = series.make(entries)
     seconds = in_rounds({series.name: call}, repeats, lambda: None, once_above=SLOW_SECONDS)
     low, median, high = quartiles(seconds[series.name])
-    return {"entries": found, "milliseconds": median, "quartiles": [low, median, high]}
+    return {"entries": made, "milliseconds": median, "quartiles": [low, median, high]}
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:
@@ -101,8 +101,8 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     axes: Axes = figure.subplots()
     for (colour, marker, dashes), series in zip(STYLES, report["series"], strict=False):
         axes.loglog(
-            [each["entries"] for each in series["points"]],
-            [each["milliseconds"] / 1e3 for each in series["points"]],
+            [point["entries"] for point in series["points"]],
+            [point["milliseconds"] / 1e3 for point in series["points"]],
             color=colour,
             marker=marker,
             linestyle=dashes,
@@ -110,7 +110,7 @@ def draw(path: Path, report: dict[str, Any]) -> None:
             label=f"{series['name']}: exponent {series['exponent']:.2f}, "
             f"{series['upper_exponent']:.2f} in the upper half",
         )
-    # Through the largest dense weight, or what stands in its place.
+    # The line goes through the last point of the first series, the largest dense weight.
     last = report["series"][0]["points"][-1]
     entries = np.array([2e3, last["entries"]])
     axes.loglog(
@@ -121,9 +121,9 @@ def draw(path: Path, report: dict[str, Any]) -> None:
         linestyle=":",
         label="proportional to the entries",
     )
-    # The line would otherwise pull the axis down to where nothing was measured.
+    # Otherwise the line would extend the axis to where nothing was measured.
     axes.set_ylim(
-        bottom=0.5e-3 * min(point["milliseconds"] for each in report["series"] for point in each["points"])
+        bottom=0.5e-3 * min(point["milliseconds"] for curve in report["series"] for point in curve["points"])
     )
     axes.set_xlabel("entries", fontsize=9)
     axes.set_ylabel("seconds", fontsize=9)
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=float,
         default=4.0,
         metavar="D",
-        help="of entries; default 4: up to 2e8, sparse up to 2e7",
+        help="decades of entries; default 4: up to 2e8, sparse up to 2e7",
     )
     parser.add_argument("--picture", type=Path, default=Path("docs/spectral_scaling.png"), metavar="FILE")
     add_options(parser, repeats=5)
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "clusters": CLUSTERS,
         "series": [],
     }
-    # Two to a decade.
+    # Two points per decade.
     steps = np.linspace(0.0, options.decades, round(2 * options.decades) + 1)
     progress = Progress(console=Console(stderr=True), auto_refresh=False)
     with threadpool_limits(options.threads), progress:
@@ -173,10 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 }
             )
     print(f"{versions(report)}, threads {options.threads}")
-    for found in report["series"]:
+    for series in report["series"]:
         print(
-            f"{found['name']}: time grows as entries^{found['exponent']:.2f}, "
-            f"in the upper half of the decades as entries^{found['upper_exponent']:.2f}"
+            f"{series['name']}: time grows as entries^{series['exponent']:.2f}, "
+            f"in the upper half of the decades as entries^{series['upper_exponent']:.2f}"
         )
     draw(options.picture, report)
     if options.json:

@@ -1,6 +1,6 @@
-"""Counts the passes that eigensolvers make over planted matrices and a graph. See README.md here.
+"""Count the passes that eigensolvers make over planted matrices and a graph. See benchmarks/README.md.
 
-The choice of modfast's solver rests on this: passes are most of the time, and depend on no machine. Every
+The choice of modfast's solver rests on this: passes take most of the time, and no machine changes them. Every
 solver gets the same product with a block of vectors, in float32, the same start and the same stopping rule.
 """
 
@@ -39,7 +39,7 @@ CASES: list[Case] = [
 
 
 class Problem:
-    """A symmetric matrix of norm one, known by its products; counts them.
+    """A symmetric matrix of norm one, given by its products with vectors, which it counts.
 
     For a weight it is ``N^T N`` of the normalised similarities N, whose eigenvalues are the squares of the
     singular values; for a graph the normalised adjacency.
@@ -65,25 +65,25 @@ class Problem:
     def product(self, block: Tensor) -> Tensor:
         self.passes += 1
         right = (block * self._scale).contiguous()
-        # A block of any width, in one pass: the operators want full lanes.
+        # A block of any width takes one pass: the operators need full lanes.
         padded = torch.nn.functional.pad(right, (0, block_width(block.shape[1]) - block.shape[1]))
         forward, back = self._similarity.product(right=padded, row_weights=self._row_weights)
-        found = forward if self._row_weights is None else back
-        return found[:, : block.shape[1]] * self._scale
+        image = forward if self._row_weights is None else back
+        return image[:, : block.shape[1]] * self._scale
 
     def tolerance(self, values: Tensor) -> Tensor:
-        """The residual that modfast allows for each eigenvalue."""
+        """Return the residual that modfast allows for each eigenvalue."""
         return TOL * values if self.of_weight else torch.full_like(values, TOL)
 
     def start(self, width: int) -> Tensor:
-        """Random vectors beside the first eigenvector, which is known."""
+        """Return the first eigenvector, which is known, and random vectors."""
         block = torch.randn(self.size, width, generator=torch.Generator().manual_seed(0))
         block[:, 0] = self._first
         return block / torch.linalg.vector_norm(block, dim=0)
 
 
 class Outcome(NamedTuple):
-    """What a solver needed."""
+    """What a solver needed, and what it found."""
 
     passes: int
     width: int  # of the blocks that were multiplied
@@ -93,13 +93,13 @@ class Outcome(NamedTuple):
 
 
 def krylov(problem: Problem, capacity: int) -> Outcome:
-    """modfast's: a basis of so many blocks, restarted with its better half."""
+    """Run modfast's solver: a basis of ``capacity`` blocks, restarted with its better half."""
     width = block_width(problem.count)
 
     def product(block: Tensor, out: Tensor) -> None:
         out.copy_(problem.product(block))
 
-    found = largest_eigenvectors(
+    solution = largest_eigenvectors(
         product,
         torch.ones(problem.size),
         problem.start(width),
@@ -109,13 +109,13 @@ def krylov(problem: Problem, capacity: int) -> Outcome:
         capacity=capacity * width,
         generator=torch.Generator().manual_seed(0),
     )
-    # And the block that is multiplied, and its product.
+    # The basis, the block that is multiplied, and its product.
     vectors = (min(problem.passes, capacity) + 2) * width
-    return Outcome(problem.passes, width, vectors, found.values, found.converged)
+    return Outcome(problem.passes, width, vectors, solution.values, solution.converged)
 
 
 def rayleigh_ritz(problem: Problem, block: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """One pass: Ritz values, vectors, their products with the matrix, and whether they have converged."""
+    """Make one pass; return Ritz values, vectors, their products, and whether they have converged."""
     basis, _ = torch.linalg.qr(block)
     image = problem.product(basis)
     values, rotation = torch.linalg.eigh((basis.T @ image).double())
@@ -128,7 +128,7 @@ def rayleigh_ritz(problem: Problem, block: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def subspace(problem: Problem, guard: int = 8) -> Outcome:
-    """Block power iteration, the randomized SVD with as many power iterations as it takes."""
+    """Run block power iteration: a randomized SVD with as many power iterations as it takes."""
     width = block_width(problem.count) + guard
     block = problem.start(width)
     while True:
@@ -138,10 +138,10 @@ def subspace(problem: Problem, guard: int = 8) -> Outcome:
 
 
 def chebyshev(problem: Problem, degree: int, guard: int = 8) -> Outcome:
-    """Subspace iteration with a Chebyshev polynomial of the matrix in place of the matrix.
+    """Run subspace iteration with a Chebyshev polynomial of the matrix in place of the matrix.
 
-    The polynomial is small on the unwanted interval: from the least eigenvalue (0 for a weight, for a graph
-    by a few Lanczos steps) to the block's smallest Ritz value, which rises to where the wanted ones end.
+    The polynomial is small on the unwanted interval, from the least eigenvalue (0 for a weight, estimated by
+    a few Lanczos steps for a graph) to the block's smallest Ritz value, which rises to where the wanted end.
     Source: Y. Zhou, Y. Saad, M. L. Tiago and J. R. Chelikowsky, "Self-consistent-field calculations using
     Chebyshev-filtered subspace iteration", J. Comput. Phys. 219, 2006.
     """
@@ -162,22 +162,22 @@ def chebyshev(problem: Problem, degree: int, guard: int = 8) -> Outcome:
 
 
 def least_eigenvalue(problem: Problem, steps: int = 5) -> float:
-    """A number below it, as a rule: the least Ritz value of some Lanczos steps, less the residual."""
+    """Return a number that is usually below it: the least Ritz value of Lanczos steps, less the residual."""
     vector = torch.randn(problem.size, 1, generator=torch.Generator().manual_seed(1))
     basis = [vector / torch.linalg.vector_norm(vector)]
     small = torch.zeros(steps, steps, dtype=torch.float64)
     for step in range(steps):
         image = problem.product(basis[-1])
-        for row, each in enumerate(basis):
-            small[row, step] = float((each * image).sum())
-            image = image - float(small[row, step]) * each
+        for row, direction in enumerate(basis):
+            small[row, step] = float((direction * image).sum())
+            image = image - float(small[row, step]) * direction
         length = float(torch.linalg.vector_norm(image))
         basis.append(image / length)
     return float(torch.linalg.eigvalsh((small + small.T) / 2)[0]) - length
 
 
 def locally_optimal(problem: Problem, guard: int = 8) -> Outcome:
-    """SciPy's LOBPCG, until its history shows residuals as small as the others'."""
+    """Run SciPy's LOBPCG until its history shows residuals as small as the others'."""
     width = block_width(problem.count) + guard
 
     def multiply(block: Any) -> Any:
@@ -185,7 +185,7 @@ def locally_optimal(problem: Problem, guard: int = 8) -> Outcome:
 
     operator = LinearOperator((problem.size,) * 2, matvec=multiply, matmat=multiply, dtype=np.float32)
     with warnings.catch_warnings():
-        # Its own tolerance is one for all vectors, which guards and float32 may not reach.
+        # LOBPCG has one tolerance for all vectors, which guard vectors and float32 may not reach.
         warnings.simplefilter("ignore", UserWarning)
         _, _, values, lengths = lobpcg(
             operator,
@@ -196,19 +196,17 @@ def locally_optimal(problem: Problem, guard: int = 8) -> Outcome:
             retLambdaHistory=True,
             retResidualNormsHistory=True,
         )
-    # The first entry is known after the first pass, each other after one more. It holds the vectors, their
-    # residuals and the last directions, and the products of all three.
-    for passes, (found, length) in enumerate(zip(values, lengths, strict=False), start=1):
-        wanted, of_each = (
-            torch.as_tensor(np.asarray(each)[: problem.count]).double() for each in (found, length)
-        )
-        if bool((of_each <= problem.tolerance(wanted)).all()):
+    # The first entry is known after the first pass, each other after one more. LOBPCG holds the vectors,
+    # their residuals and the last directions, and the products of all three.
+    for passes, entry in enumerate(zip(values, lengths, strict=False), start=1):
+        wanted, residuals = (torch.as_tensor(np.asarray(part)[: problem.count]).double() for part in entry)
+        if bool((residuals <= problem.tolerance(wanted)).all()):
             return Outcome(passes, width, 6 * width, wanted, True)
     return Outcome(problem.passes, width, 6 * width, wanted, False)
 
 
-# How much memory modfast gives the basis depends on the matrix: from 4 blocks for most graphs to 12. The
-# others get a few more vectors than are wanted, which helps them.
+# modfast's basis has from 4 blocks, for most graphs, to 12, depending on the matrix. The other solvers get a
+# few more vectors than are wanted, which helps them.
 SOLVERS: dict[str, Callable[[Problem], Outcome]] = {
     "Krylov, 12 blocks": partial(krylov, capacity=12),
     "Krylov, 4 blocks": partial(krylov, capacity=4),

@@ -1,4 +1,4 @@
-"""Times spectral clustering beside its peers and its floor, and prints two tables. See README.md here."""
+"""Time spectral clustering beside its peers and its floor, and print two tables. See benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from benchmarks.spectral.peers import (
 from modfast import Partition, clusterability
 from modfast.files import write_json
 
-# Whoever takes longer is timed once.
+# A contestant that takes longer is timed once.
 SLOW_SECONDS = 5.0
 
 PEERS_CAPTION = (
@@ -97,44 +97,44 @@ def measure(
     repeats: int,
     advance: Callable[[], None],
 ) -> tuple[dict[str, Any], dict[str, Found]]:
-    """What tables of both kinds hold; and what each contestant found."""
-    found: dict[str, Found] = {}
+    """Return the results that both tables hold, and what each contestant found."""
+    clusterings: dict[str, Found] = {}
 
-    def keeping(name: str, call: Contestant) -> Callable[[], None]:
-        def kept() -> None:
-            if result := call():
-                found[name] = result
+    def recording(name: str, call: Contestant) -> Callable[[], None]:
+        def recorded() -> None:
+            if clustering := call():
+                clusterings[name] = clustering
 
-        return kept
+        return recorded
 
-    calls = {name: keeping(name, call) for name, call in contestants.items()}
+    calls = {name: recording(name, call) for name, call in contestants.items()}
     seconds = in_rounds(calls, repeats, advance, once_above=SLOW_SECONDS)
-    of_each = {name: quartiles(values) for name, values in seconds.items()}
-    median = {name: values[1] for name, values in of_each.items()}
+    by_name = {name: quartiles(values) for name, values in seconds.items()}
+    median = {name: values[1] for name, values in by_name.items()}
     result = {
         "case": str(case),
         **case._asdict(),
         "milliseconds": median,
-        "quartiles": of_each,
+        "quartiles": by_name,
         "calls": {name: len(values) for name, values in seconds.items()},
-        "passes": found[OURS].passes,
-        "ratios": {name: median[name] / median[OURS] for name in found if name != OURS},
+        "passes": clusterings[OURS].passes,
+        "ratios": {name: median[name] / median[OURS] for name in clusterings if name != OURS},
         "adjusted_rand": {
             name: [
                 float(adjusted_rand_score(expected, labels))
-                for expected, labels in zip(truth, each.labels, strict=True)
+                for expected, labels in zip(truth, clustering.labels, strict=True)
             ]
-            for name, each in found.items()
+            for name, clustering in clusterings.items()
         },
     }
-    return result, found
+    return result, clusterings
 
 
 def measure_weight(case: WeightCase, repeats: int, advance: Callable[[], None]) -> dict[str, Any]:
     planted = plant(case)
     truth = (planted.partition.row_labels.numpy(), planted.partition.col_labels.numpy())
-    result, found = measure(case, weight_contestants(planted), truth, repeats, advance)
-    ours = Partition(*map(torch.from_numpy, found[OURS].labels), case.clusters)
+    result, clusterings = measure(case, weight_contestants(planted), truth, repeats, advance)
+    ours = Partition(*map(torch.from_numpy, clusterings[OURS].labels), case.clusters)
     floor = result["passes"] * result["milliseconds"][FLOOR]
     return result | {
         "clusterability": float(clusterability(planted.weight, ours)),
@@ -170,7 +170,7 @@ def time_cells(result: dict[str, Any]) -> list[str]:
 
 
 def weight_cells(result: dict[str, Any]) -> list[str]:
-    """One row of the table of weights, under its headings."""
+    """Return one row of the table of weights, under its headings."""
     return [
         *time_cells(result),
         f"{result['clusterability']:.3f} / {result['planted_clusterability']:.3f}",
@@ -183,7 +183,7 @@ def weight_cells(result: dict[str, Any]) -> list[str]:
 
 
 def graph_cells(result: dict[str, Any]) -> list[str]:
-    """One row of the table of graphs, under its headings."""
+    """Return one row of the table of graphs, under its headings."""
     peaks, own = result["peak_bytes"], result["graph_bytes"]
     return [
         *time_cells(result),
@@ -196,16 +196,16 @@ def graph_cells(result: dict[str, Any]) -> list[str]:
 
 
 def tables(report: dict[str, Any]) -> list[tuple[list[str], list[list[str]], str]]:
-    """Headings, rows and caption of each table that has rows."""
-    found = [
-        (WEIGHTS_HEADINGS, [weight_cells(each) for each in report["weights"]], WEIGHTS_CAPTION),
-        (GRAPHS_HEADINGS, [graph_cells(each) for each in report["graphs"]], GRAPHS_CAPTION),
+    """Return headings, rows and caption of each table that has rows."""
+    both = [
+        (WEIGHTS_HEADINGS, [weight_cells(result) for result in report["weights"]], WEIGHTS_CAPTION),
+        (GRAPHS_HEADINGS, [graph_cells(result) for result in report["graphs"]], GRAPHS_CAPTION),
     ]
-    return [table for table in found if table[1]]
+    return [table for table in both if table[1]]
 
 
 def setting(report: dict[str, Any]) -> str:
-    """What the times depend on, in one line."""
+    """Return what the times depend on, in one line."""
     machine = report["environment"]
     return (
         f"{report['date']}: {machine['processor']}, threads {machine['threads']}; {versions(report)}, "
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=at_least(0),
         default=SCIKIT_LEARN_NODES,
         metavar="N",
-        help=f"time scikit-learn on graphs of up to so many nodes; default {SCIKIT_LEARN_NODES}",
+        help=f"time scikit-learn on graphs of up to this many nodes; default {SCIKIT_LEARN_NODES}",
     )
     add_options(parser, repeats=7)
     add_page_option(parser)
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     progress = Progress(console=Console(stderr=True), auto_refresh=False)
     # NumPy's and scikit-learn's threads are not PyTorch's.
     with threadpool_limits(options.threads), progress:
-        for case in (each for cases in options.cases for each in cases):
+        for case in (case for cases in options.cases for case in cases):
             task = progress.add_task(str(case), total=options.repeats)
 
             def advance(task: Any = task) -> None:
@@ -266,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 report["weights"].append(measure_weight(case, options.repeats, advance))
             else:
                 nodes = options.scikit_learn_nodes
-                found = measure_graph(case, options.repeats, advance, options.threads, nodes)
-                report["graphs"].append(found)
+                result = measure_graph(case, options.repeats, advance, options.threads, nodes)
+                report["graphs"].append(result)
 
     for headings, rows, caption in tables(report):
         show(setting(report), caption, headings, rows)

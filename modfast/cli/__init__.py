@@ -1,4 +1,4 @@
-"""The command line: a file for each command, with its options and what it does."""
+"""The command line: a module for each command, with its options and its function."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from modfast.train.distributed import print_once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for an error, 130 when interrupted.
+    """Run the command line and return the exit status: 0, 1 for an error, 130 when interrupted.
 
-    Under torchrun all its processes work together, and the first one shows and writes.
+    Under torchrun all processes work together; the first one prints and writes.
     """
     try:
         # Tables and pictures need packages that the library alone does not.

@@ -20,7 +20,7 @@ from .options import Parsers, as_tuple, machine_options
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """The command's options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "circuits",
         parents=[machine_options()],
@@ -28,14 +28,15 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         description="Find which weights each class needs, in the model of a finished run or in every model "
         "of a comparison, compare these circuits, and say what they show of the paper's claims.",
     )
-    parser.add_argument("out", metavar="RUN", help="what train or reproduce wrote")
+    parser.add_argument("out", metavar="RUN", help="folder that train or reproduce wrote")
     parser.add_argument(
         "--criterion",
         nargs="+",
         choices=CRITERIA,
         metavar="CRITERION",
-        help="what must not get worse: loss, loss_and_accuracy, or balanced, the loss of telling the class "
-        "from as many images of others (default: loss balanced)",
+        help="what must not get worse: loss, as published; loss_and_accuracy; or balanced, the loss in "
+        "telling the class from as many images of others, for circuits that must recognise it "
+        "(default: loss balanced)",
     )
     parser.add_argument(
         "--tolerance",
@@ -48,7 +49,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--labels", type=int, nargs="+", metavar="N", help="numbers of the classes (default: all)"
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="at most so many test images of each class (default: all)"
+        "--images", type=int, metavar="N", help="at most this many test images of each class (default: all)"
     )
     parser.add_argument(
         "--layers",
@@ -61,13 +62,13 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=CircuitConfig.seed,
-        help="of what is drawn at random, images and weights (default: %(default)s)",
+        help="seed for drawing images and random circuits (default: %(default)s)",
     )
     return parser
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
-    """Find the circuits, and show what they are like."""
+    """Find the circuits, and show their measures."""
     config = ranks.every(
         lambda: CircuitConfig(
             criteria=tuple(options.criterion or CircuitConfig.criteria),
@@ -113,7 +114,7 @@ def find_circuits(
 
 
 def show_circuits(results: Mapping[str, Any], folder: Path, display: Display) -> None:
-    """Print the table of circuits and what is claimed of them."""
+    """Print the table of circuits and the verdicts on the paper's claims."""
     display.table(circuits_table(results), folder)
     for line in claim_lines(results):
         display.note(line)

@@ -43,7 +43,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """The command's options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "cluster",
         parents=[out_options()],
@@ -58,7 +58,11 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "a folder of transformers, or package.module:callable",
     )
     parser.add_argument(
-        "-k", "--clusters", default="2..20", metavar="K", help="as 4, %(default)s (default) or 2,4,8"
+        "-k",
+        "--clusters",
+        default="2..20",
+        metavar="K",
+        help="numbers of clusters to try: 4, %(default)s (default) or 2,4,8",
     )
     parser.add_argument(
         "--layers", nargs="+", metavar="NAME", help="names or globs (default: every weight matrix)"
@@ -67,32 +71,40 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--affinity",
         default=ClusterConfig.affinity,
         choices=AFFINITIES,
-        help="similarity: abs, |weight|, or square, weight^2 (default: %(default)s)",
+        help="similarity: abs, |weight|, or square, weight^2, where large weights count more "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=ClusterConfig.seed, help="default: %(default)s")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=ClusterConfig.seed,
+        help="seed of random choices (default: %(default)s)",
+    )
     parser.add_argument(
         "--n-init",
         type=int,
         default=ClusterConfig.n_init,
         metavar="N",
-        help="starts of k-means, the best is kept (default: %(default)s)",
+        help="how often k-means starts; the best result is kept (default: %(default)s)",
     )
     parser.add_argument(
         "--shuffles",
         type=int,
         default=ClusterConfig.shuffles,
         metavar="N",
-        help="random orders of the weights whose gaps the chosen one must exceed (default: %(default)s)",
+        help="random orders of the weights to compare with: the chosen gap should exceed theirs "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--tol",
         type=float,
         default=ClusterConfig.tol,
         metavar="T",
-        help="of the singular vectors' residuals (default: %(default)s)",
+        help="largest residual of a singular vector, relative to its singular value (default: %(default)s)",
     )
     parser.add_argument(
-        "--data", help="call MODEL, a callable, with the image shape and number of classes of this data set"
+        "--data",
+        help="if MODEL is a callable: call it with this data set's image shape and number of classes",
     )
     return parser
 

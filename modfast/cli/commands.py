@@ -1,4 +1,4 @@
-"""From the words of a command line to the command that they name, and what is printed if it fails."""
+"""Parse a command line, run the command that it names, and print an error if that fails."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _COMMANDS: tuple[ModuleType, ...] = (train, reproduce, circuits, cluster, report
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; ``run`` of what it gives is the command's function of options and :class:`Ranks`."""
+    """Return the parser; its options hold as ``run`` the command's function of options and :class:`Ranks`."""
     parser = argparse.ArgumentParser(
         prog="modfast",
-        description="Train neural networks that fall apart into modules, find these, study their circuits.",
+        description="Train neural networks that fall apart into modules, find these modules, study circuits.",
     )
     parser.add_argument("--version", action="version", version=f"modfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """As :func:`modfast.cli.main`."""
+    """Run a command line and return its exit status, as :func:`modfast.cli.main` does."""
     ranks = Ranks()  # until it is known whether there are others
     try:
         with launched() as ranks:
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None, ranks: Ranks) -> argparse.Namespace | int:
-    """The options; of several processes also the exit status, if help or what is wrong was shown instead."""
+    """Return the options; in several processes the exit status instead, if help or an error was shown."""
     try:
         return make_parser().parse_args(arguments)
     except SystemExit as ended:
@@ -69,7 +69,7 @@ def _parse(arguments: Sequence[str] | None, ranks: Ranks) -> argparse.Namespace 
 
 
 def _print_error(error: BaseException) -> None:
-    """Print one line for what a user can mend; a defect of ours keeps its traceback."""
+    """Print one line for an error that users can mend; a defect of modfast keeps its traceback."""
     if _is_expected(error):
         print(f"modfast: error: {error}", file=sys.stderr, flush=True)
     else:
@@ -77,5 +77,5 @@ def _print_error(error: BaseException) -> None:
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Whether the error is about what the user gave: its files, options, data or a missing package."""
+    """Whether the error is about what the user provides: files, options, data or packages."""
     return isinstance(error, (ValueError, OSError, ImportError, DataError, TrainingError))

@@ -1,4 +1,4 @@
-"""What the command line shows while it works: a bar with the time left, and a line for each epoch."""
+"""The display of a command at work: a bar with the time left, and a line for each epoch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from modfast.train.config import Record
 
 
 class Display:
-    """A live bar for training runs; entered as a context.
+    """A live bar for a command, as a context manager.
 
-    On a terminal the bar moves; into a file or pipe go lines, at least one for each tenth of the epochs,
-    and the table.
+    On a terminal the bar moves. A file or pipe gets lines, at least one for each tenth of the epochs, and the
+    table.
 
     Args:
-        shown: False shows nothing at all, for all but one of the processes that work together.
+        shown: False shows nothing, as in all but one of the processes that work together.
     """
 
     def __init__(self, shown: bool = True) -> None:
@@ -48,7 +48,7 @@ class Display:
 
     def _on_step(self, epoch: int, step: int, steps: int) -> None:
         if self._task is None:
-            # A resumed run starts where it was, so that the speed is that of the steps made now.
+            # A resumed run starts where it stopped, so that the speed shown is that of the present steps.
             done = (epoch - 1) * steps + step - 1
             self._task = self._bar.add_task(
                 self._name, total=self._epochs * steps, completed=done, unit="steps"
@@ -56,7 +56,7 @@ class Display:
         self._bar.advance(self._task)
 
     def _on_epoch(self, record: Record) -> None:
-        # Of many short epochs a line for each tenth is enough; the bar tells the others.
+        # With many epochs, a line for each tenth of them is enough; the bar shows the others.
         every = max(1, self._epochs // 10)
         if self._task is not None:
             state = f"loss {record['loss']:.4f}, accuracy {100 * record['test_accuracy']:.1f} %"
@@ -74,18 +74,18 @@ class Display:
         )
 
     def on_clustering(self, layer: str, num_clusters: int, done: int, total: int) -> None:
-        """Show which clustering of a network's layers is being made."""
+        """Show which of a network's layers is being clustered, and into how many clusters."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total, completed=done, unit="clusterings")
         self._bar.update(self._task, description=f"{layer}, k {num_clusters}", completed=done)
 
     def on_layer(self, layer: str, record: Record) -> None:
-        """Print a line for a layer whose clusterings are made."""
+        """Print a line for a layer that has been clustered."""
         shape = " x ".join(str(size) for size in record["shape"])
         parts = [f"{layer} ({shape})"]
         if record["chosen"] is not None:
-            (best,) = [each for each in record["clusters"] if each["num_clusters"] == record["chosen"]]
-            seconds = sum(each["seconds"] for each in record["clusters"])
+            (best,) = [made for made in record["clusters"] if made["num_clusters"] == record["chosen"]]
+            seconds = sum(made["seconds"] for made in record["clusters"])
             parts += [f"k {record['chosen']}", f"clusterability {best['clusterability']:.3f}"]
             parts += [f"normalised cut {best['normalized_cut']:.3f}", f"{seconds:.2f} s"]
         too_many = [k for k in record["left_out"] if k > min(record["shape"][:2])]
@@ -96,13 +96,13 @@ class Display:
         self.note("  ".join(parts))
 
     def on_walk(self, run: str, criterion: str, done: int, total: int) -> None:
-        """Show how many weights of all circuits are decided."""
+        """Show how many weights have been decided, of all circuits."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total, completed=done, unit="weights")
         self._bar.update(self._task, description=f"circuits of {run}, {criterion}", completed=done)
 
     def on_circuits(self, run: str, criterion: str, circuits: Sequence[Circuit], seconds: float) -> None:
-        """Print a line for a model's circuits, which are found."""
+        """Print a line for a model whose circuits have been found."""
         labels = ranges(sorted(circuit.label for circuit in circuits))
         size = sum(circuit.size for circuit in circuits) / len(circuits)
         accuracy = sum(circuit.accuracy_after for circuit in circuits) / len(circuits)

@@ -12,7 +12,7 @@ Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def machine_options() -> argparse.ArgumentParser:
-    """Where to compute, and what happens to what is there already."""
+    """Return options for where to compute, and for what happens to existing results."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--device", default=TrainConfig.device, help="%(default)s (default), cpu, cuda, cuda:1"
@@ -28,14 +28,14 @@ def machine_options() -> argparse.ArgumentParser:
 
 
 def out_options() -> argparse.ArgumentParser:
-    """The same, and where to write."""
+    """Return the machine options, and where to write."""
     options = argparse.ArgumentParser(add_help=False, parents=[machine_options()])
     options.add_argument("--out", required=True, metavar="DIR", help="folder for results and pictures")
     return options
 
 
 def training_options() -> argparse.ArgumentParser:
-    """The same, and which model to train, on what, and how."""
+    """Return the output options, and which model to train, on which data, and how."""
     options = argparse.ArgumentParser(add_help=False, parents=[out_options()])
     options.add_argument(
         "--data",
@@ -58,28 +58,33 @@ def training_options() -> argparse.ArgumentParser:
         )
 
     number("--clusters", TrainConfig.num_clusters, "K", "number of clusters")
-    number("--enmeshment-weight", TrainConfig.enmeshment_weight, "LAMBDA", "0 is a plain model")
-    number("--batch-size", TrainConfig.batch_size, "N", "images in a step")
-    number("--learning-rate", TrainConfig.learning_rate, "RATE", "of Adam")
+    number(
+        "--enmeshment-weight",
+        TrainConfig.enmeshment_weight,
+        "LAMBDA",
+        "weight of the enmeshment loss; 0 trains a plain model",
+    )
+    number("--batch-size", TrainConfig.batch_size, "N", "images per step")
+    number("--learning-rate", TrainConfig.learning_rate, "RATE", "learning rate of Adam")
     options.add_argument(
         "--precision",
         default=TrainConfig.precision,
         choices=list(PRECISIONS),
-        help="of the forward pass (default: %(default)s)",
+        help="number format of the forward pass (default: %(default)s)",
     )
     return options
 
 
 def as_tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
-    """What an option with several values holds, as configurations take it."""
+    """Return the values of an option as configurations take them."""
     return None if values is None else tuple(values)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """The numbers of clusters that ``4``, ``2..20`` or ``2,4,8..10`` stands for, ascending, each once.
+    """Return the numbers of clusters that ``4``, ``2..20`` or ``2,4,8..10`` stands for, ascending, each once.
 
     Raises:
-        ValueError: it has another form, names none, or one below 1.
+        ValueError: ``text`` has another form, or names no number or one below 1.
 
     Example:
         >>> parse_counts("8,2..4")

@@ -21,13 +21,13 @@ from .options import Parsers
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """The command's options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "report",
         help="show a finished folder again",
         description="Print the table of a finished folder and draw its pictures again.",
     )
-    parser.add_argument("out", metavar="DIR", help="what train, reproduce, circuits or cluster wrote")
+    parser.add_argument("out", metavar="DIR", help="folder that train, reproduce, circuits or cluster wrote")
     return parser
 
 
@@ -63,7 +63,7 @@ def _report_circuits(folder: Path, display: Display) -> None:
     changed, refusal = trained_since(folder, circuits), RunFolder(folder, "report").refusal(REPORT)
     if refusal is not None:
         display.note(f"{refusal}: it is left as it is")
-    elif not changed:  # the clusters of other models would be taken for those of these circuits
+    elif not changed:  # else the drawing would combine circuits with the clusters of other models
         try:
             draw_circuits(folder)
         except (ValueError, OSError) as error:  # the table does not need what is missing or another now

@@ -23,7 +23,7 @@ from .train import default_epochs, training_config
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """The command's options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "reproduce",
         parents=[training_options()],
@@ -47,13 +47,13 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         nargs="*",
         choices=CRITERIA,
         metavar="CRITERION",
-        help="find the circuits, too, by these criteria of `modfast circuits` (default: loss balanced)",
+        help="also find circuits, by these criteria of `modfast circuits` (default: loss balanced)",
     )
     return parser
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
-    """Train all models, show how they compare, and find their circuits if that is asked for."""
+    """Train all models, show how they compare, and find their circuits if requested."""
     dataset = load_data(options.data, ranks)
     epochs, plain_epochs = default_epochs(options)
     config = ranks.every(lambda: training_config(options, ranks, dataset, epochs))
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
     circuits = None
     if options.circuits is not None:
         circuits = ranks.every(lambda: _circuit_config(options, dataset))
-        # What is in the way of them is said before hours of training.
+        # Files in their way are reported before hours of training.
         ranks.first(lambda: check_circuit_files(options.out, seeds, dataset, circuits, **flags))
     folder = Path(options.out)
     with Display(shown=ranks.is_first) as display:
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _circuit_config(options: argparse.Namespace, dataset: Dataset) -> CircuitConfig:
-    """How circuits are found, tried on the model."""
+    """Return the configuration for circuits, after checking it with the model."""
     config = CircuitConfig(
         criteria=tuple(options.circuits or CircuitConfig.criteria),
         device=options.device,

@@ -19,26 +19,28 @@ from .display import Display
 from .machine import load_data, take_device
 from .options import Parsers, as_tuple, training_options
 
-# As published (arXiv 2409.15747), for the modular and for the plain model. The digits are 1,437 images, so
-# that 60 epochs of them are as many steps as two of CIFAR-10.
+# For the modular and for the plain model, as published (arXiv 2409.15747). The digits are 1,437 images: 60
+# epochs of them are as many steps as two of CIFAR-10.
 _EPOCHS = (21, 10)
 _DIGITS_EPOCHS = (60, 60)
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """The command's options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "train",
         parents=[training_options()],
         help="train one model",
         description="Train one model into a folder.",
     )
-    parser.add_argument("--seed", type=int, default=TrainConfig.seed, help="default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=TrainConfig.seed, help="seed of random choices (default: %(default)s)"
+    )
     parser.add_argument(
         "--epochs",
         type=int,
         metavar="N",
-        help=f"default: {_EPOCHS[0]}, as published; {_DIGITS_EPOCHS[0]} for digits",
+        help=f"passes over the data (default: {_EPOCHS[0]}, as published; {_DIGITS_EPOCHS[0]} for digits)",
     )
     parser.add_argument(
         "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
@@ -47,7 +49,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
-    """Train, and show the last numbers."""
+    """Train the model, and show its last numbers."""
     dataset = load_data(options.data, ranks)
     epochs, _ = default_epochs(options)
     partitions = None
@@ -70,7 +72,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def default_epochs(options: argparse.Namespace) -> tuple[int, int]:
-    """The epochs of a modular and of a plain model."""
+    """Return the epochs of a modular and of a plain model."""
     if options.epochs is not None:
         return options.epochs, options.epochs
     return _DIGITS_EPOCHS if options.data == "digits" else _EPOCHS
@@ -83,7 +85,7 @@ def training_config(
     epochs: int,
     partitions: Mapping[str, Partition] | None = None,
 ) -> TrainConfig:
-    """The configuration that the options ask for, tried on the model."""
+    """Return the configuration that the options ask for, after checking it with the model."""
     layers = options.layers
     if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
         layers = ["fc2"]

@@ -1,4 +1,4 @@
-"""The data sets: images, each of a class, from a folder, a download or scikit-learn."""
+"""Data sets of images with classes, from a folder, a download or scikit-learn."""
 
 from .dataset import DataError, Dataset
 from .load import SPECS, load_dataset

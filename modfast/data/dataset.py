@@ -1,4 +1,4 @@
-"""Labelled images in memory: what every loader of :mod:`modfast.data` returns and raises."""
+"""Labelled images in memory, which every loader of :mod:`modfast.data` returns, and its error."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Dataset:
     """Labelled images in memory, split into training and test images.
 
     Attributes:
-        name: What `load_dataset` was asked for, such as ``"digits"``.
+        name: The name that `load_dataset` was given, such as ``"digits"``.
         train_images: uint8 tensor of shape ``(n, channels, height, width)``.
         train_labels: int64 tensor of shape ``(n,)`` with values in ``[0, num_classes)``.
         test_images: As ``train_images``, with another ``n``.
         test_labels: As ``train_labels``.
         classes: The name of each class, in the order of the labels.
-        mean: Subtracted from the pixels after they are scaled to [0, 1].
-        std: Divides the pixels after that; positive.
+        mean: What `normalize` subtracts from the pixels, scaled to [0, 1].
+        std: What it then divides the pixels by; positive.
 
     Raises:
         ValueError: A tensor has another dtype or shape, a label is out of range, or ``std`` is not positive.
@@ -122,9 +122,9 @@ class Dataset:
         return pixels
 
     def fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of a SHA-256 over images, labels, classes and scaling.
+        """Return the first 16 hexadecimal digits of a SHA-256 over images, labels, classes and scaling.
 
-        Two data sets with the same fingerprint train the same model; ``name`` does not enter, because the
+        Two data sets with the same fingerprint train the same model. ``name`` does not count, because the
         same images may lie in another folder on another machine.
         """
         tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)

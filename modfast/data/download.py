@@ -1,4 +1,4 @@
-"""CIFAR-10 and MNIST through torchvision: read where they lie, downloaded once where they do not."""
+"""CIFAR-10 and MNIST through torchvision: read from files, downloaded once if there are none."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch import Tensor
 
 from .dataset import DataError, Dataset, import_optional
 
-# Without a limit, an unreachable server behind a firewall that drops packets is waited for without end.
+# Without a limit, a download waits for ever if a firewall drops the packets to the server.
 _NETWORK_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Downloadable:
-    """A data set of torchvision: where its archives come from and where they and their contents belong."""
+    """A data set of torchvision: where its archives come from, and where they and their contents belong."""
 
     name: str
     torchvision_class: str
@@ -71,7 +71,7 @@ DOWNLOADABLE = {
 
 
 def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> Dataset:
-    """Read a data set from ``cache_dir``, after downloading it if it is not whole and ``download`` allows.
+    """Read a data set from ``cache_dir``, and download it first if it is incomplete and ``download`` is true.
 
     Args:
         source: One of ``DOWNLOADABLE``.
@@ -79,7 +79,7 @@ def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> 
         download: Whether the network may be used for data that is missing or damaged.
 
     Raises:
-        DataError: There is no whole data set and none can be downloaded; the message says how to provide it.
+        DataError: There is no complete data set and none can be downloaded; the message says how to get it.
         ImportError: torchvision is missing.
 
     Warns:
@@ -88,8 +88,8 @@ def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> 
     datasets = import_optional("torchvision.datasets", source.name)
     dataset_class = getattr(datasets, source.torchvision_class)
     root = cache_dir / source.name
-    # torchvision and the libraries below it raise RuntimeError, OSError, AssertionError, EOFError and
-    # others for files that are missing or damaged; all of them mean that there is no data here.
+    # For missing or damaged files torchvision and the libraries below it raise RuntimeError, OSError,
+    # AssertionError, EOFError and others; all of them mean that there is no data here.
     try:
         train, test = _read_splits(dataset_class, root)
     except Exception as missing:
@@ -128,7 +128,7 @@ def _read_splits(dataset_class: Any, root: Path) -> tuple[Any, Any]:
 
 
 def _download(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any, Any]:
-    """Download into a folder of its own, check, and only then move the contents to where they are read."""
+    """Download into a temporary folder, check, and only then move the contents to where they are read."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=root, ignore_cleanup_errors=True) as made:
         staging = Path(made)
@@ -145,7 +145,7 @@ def _download(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any
 
 
 def _put_in_place(made: Path, place: Path) -> None:
-    """Move a data set to where it is read; what differs there may be a user's own, and is only renamed."""
+    """Move a data set to where it is read; files there that differ may be a user's, and are only renamed."""
     if not os.path.lexists(place):
         os.replace(made, place)
         return
@@ -185,7 +185,7 @@ def _by_hand(source: Downloadable, root: Path, tried: str) -> str:
 
 
 def _channels_first(images: Any) -> Tensor:
-    """MNIST's (n, h, w) and CIFAR-10's (n, h, w, channels) as contiguous (n, channels, h, w)."""
+    """Return MNIST's (n, h, w) or CIFAR-10's (n, h, w, channels) as contiguous (n, channels, h, w)."""
     tensor = torch.as_tensor(images, device="cpu")
     if tensor.dim() == 3:
         tensor = tensor.unsqueeze(-1)

@@ -59,11 +59,11 @@ def load_imagefolder(
     progress: Callable[[int, int], None] | None,
     workers: int | None,
 ) -> Dataset:
-    """Load the image folder ``path``, from the cache if that holds its present state; else decode it.
+    """Load the image folder ``path``, from the cache if that is up to date; otherwise decode it.
 
     Args:
-        spec: What the data set is called, in the result and in messages.
-        path: Holds ``train/CLASS/*`` and ``test/CLASS/*``.
+        spec: The name of the data set, in the result and in messages.
+        path: A folder with ``train/CLASS/*`` and ``test/CLASS/*``.
         cache_dir: Where the decoded images are kept.
         progress: Called with the numbers of images decoded so far and in all.
         workers: Number of processes that decode, by default one for each usable processor.
@@ -104,15 +104,15 @@ def _list_tree(root: Path) -> _ImageTree:
     for split in ("train", "test"):
         for label, name in enumerate(classes):
             folder = root / split / name
-            found = 0
+            count = 0
             for file, status in _list_images(str(folder)):
                 relative = os.path.relpath(file, root)
                 key.update(os.fsencode(relative) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
                 paths.append(file)
-                found += 1
-            if not found:
+                count += 1
+            if not count:
                 raise DataError(f"{folder}: no image here; looked for {', '.join(_IMAGE_EXTENSIONS)}")
-            labels.extend([label] * found)
+            labels.extend([label] * count)
         if split == "train":
             num_train = len(paths)
     return _ImageTree(classes, tuple(paths), np.array(labels, dtype=np.int64), num_train, key.hexdigest())
@@ -131,21 +131,21 @@ def _list_classes(folder: Path) -> tuple[str, ...]:
 
 
 def _list_images(folder: str) -> list[tuple[str, os.stat_result]]:
-    """All image files below ``folder`` in torchvision's order: by folder, then by name."""
+    """Return all image files below ``folder`` in torchvision's order: by folder, then by name."""
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error})") from error
 
-    found = []
+    images = []
     for parent, _, names in sorted(os.walk(folder, followlinks=True, onerror=fail)):
         for name in sorted(names):
             if name.lower().endswith(_IMAGE_EXTENSIONS):
                 file = os.path.join(parent, name)
                 try:
-                    found.append((file, os.stat(file)))
+                    images.append((file, os.stat(file)))
                 except OSError as error:
                     raise DataError(f"{file}: cannot be read ({error})") from error
-    return found
+    return images
 
 
 def _decode_tree(
@@ -166,7 +166,7 @@ def _decode_tree(
     chunks = [tree.paths[start : start + step] for start in range(0, total, step)]
     images = np.empty((total, len(mode), height, width), dtype=np.uint8)
     done = 0
-    # Closed in any case, so that an interrupt stops the workers now and not when the traceback is let go.
+    # closing() makes an interrupt stop the workers now, not when the traceback is deleted.
     with closing(_decode_chunks(chunks, mode, size, workers)) as decoded_chunks:
         for decoded in decoded_chunks:
             images[done : done + len(decoded)] = decoded
@@ -177,7 +177,7 @@ def _decode_tree(
 
 
 def _probe_image(path: str) -> tuple[str, tuple[int, int]]:
-    """The mode that the tree is decoded to, by its first image, and the (width, height) of all images."""
+    """Read from the first image the mode to decode to, and the (width, height) of all images."""
     from PIL import Image
 
     with _naming(path), Image.open(path) as image:
@@ -194,13 +194,13 @@ def _decode_chunks(
     """
     decode = partial(_decode_files, mode=mode, size=size)
     processes = min(len(chunks), workers or _usable_processors())
-    # Elsewhere than on Linux, a new process would import the caller's script and PyTorch first, which takes
-    # longer than it saves and breaks scripts that have no `if __name__ == "__main__"`.
+    # Outside Linux a new process would first import the caller's script and PyTorch, which takes longer than
+    # it saves and breaks scripts without `if __name__ == "__main__"`.
     if processes == 1 or sys.platform != "linux":
         yield from map(decode, chunks)
         return
-    # One pipe for each worker, and the chunks dealt out in turn. An executor of the standard library has
-    # threads besides, and waits without end for its workers if Ctrl-C comes while it starts them.
+    # Each worker has a pipe of its own, and the chunks are dealt out in turn. An executor of the standard
+    # library uses threads too, and waits for ever for its workers if Ctrl-C comes while it starts them.
     context = multiprocessing.get_context("fork")
     workers_and_results = []
     try:
@@ -215,7 +215,7 @@ def _decode_chunks(
                 warnings.simplefilter("ignore", DeprecationWarning)
                 worker.start()
             workers_and_results.append((worker, results))
-            # The worker now has the only end to write to, so that its death ends the pipe.
+            # Now only the worker can write to the pipe, so that its death closes the pipe.
             sender.close()
         for number in range(len(chunks)):
             try:
@@ -229,7 +229,7 @@ def _decode_chunks(
             yield decoded
     finally:
         for worker, results in workers_and_results:
-            # Not terminate(): a worker inherits the caller's answer to SIGTERM, which may be to go on.
+            # Not terminate(): a worker inherits the caller's handler of SIGTERM, which may ignore the signal.
             worker.kill()
             worker.join()
             results.close()
@@ -244,9 +244,9 @@ def _decode_in_worker(
     decode: Callable[[tuple[str, ...]], NDArray[np.uint8]],
     chunks: list[tuple[str, ...]],
 ) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone answers it, and stops the workers.
+    # Ctrl-C reaches the whole process group; only the parent reacts, and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that is killed cannot stop its workers, which would wait for it for ever; the kernel can.
+    # A parent that is killed cannot stop its workers, which would wait for ever; the kernel can.
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     for chunk in chunks:
@@ -262,7 +262,7 @@ def _decode_files(paths: Iterable[str], mode: str, size: tuple[int, int]) -> NDA
 
 
 def _decode_image(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """One image as a uint8 array (channels, height, width)."""
+    """Return one image as a uint8 array (channels, height, width)."""
     from PIL import Image
 
     with _naming(path), Image.open(path) as image:
@@ -277,7 +277,7 @@ def _decode_image(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uin
                 f"convert all images to one mode"
             )
         if image.mode.startswith(("I", "F")):
-            # Pillow would clip these to 8 bits without a word.
+            # Pillow would clip these to 8 bits silently.
             raise DataError(
                 f"{path}: mode {image.mode} has more than 8 bits for a pixel; convert the image to 8 bits"
             )
@@ -289,7 +289,7 @@ def _decode_image(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uin
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Turn all that Pillow raises for a damaged file, SyntaxError among it, into a DataError naming it."""
+    """Turn any error of Pillow about a damaged file, even SyntaxError, into a DataError that names it."""
     try:
         yield
     except DataError:
@@ -304,7 +304,7 @@ def _naming(path: str) -> Iterator[None]:
 def _write_cache(path: Path, tree: _ImageTree, images: NDArray[np.uint8]) -> None:
     """Write the layout: magic, SHA-256 of all that follows, header length, JSON header, images.
 
-    A format of our own, because a reader can then check every byte before it interprets one.
+    This format lets a reader check every byte before it interprets one.
     """
     header = json.dumps({"key": tree.key, "shape": images.shape}).encode()
     header += b" " * (-(_CACHE_PREFIX_BYTES + len(header)) % _CACHE_ALIGNMENT)
@@ -324,7 +324,7 @@ def _write_cache(path: Path, tree: _ImageTree, images: NDArray[np.uint8]) -> Non
 
 
 def _read_cache(path: Path, tree: _ImageTree) -> NDArray[np.uint8] | None:
-    """The images of ``tree``, or None if the cache has none, has another state of the tree, or is damaged."""
+    """Return the images of ``tree``; None if the cache is missing, outdated or damaged."""
     damage = "its checksum does not match"
     try:
         contents = np.fromfile(path, dtype=np.uint8)

@@ -1,9 +1,8 @@
 """Image data for the experiment, as uint8 tensors that are decoded once.
 
-`load_dataset` turns a short name into a `Dataset` that lies in memory as a whole, so that an epoch of
-training costs arithmetic and no image decoding. The data sets and their scaling are those of
-"Training Neural Networks for Modularity aids Interpretability" (arXiv 2409.15747), and beside them
-some that need no download.
+`load_dataset` turns a short name into a `Dataset` that is held in memory as a whole, so that an epoch of
+training decodes no image. The data sets and their scaling are those of "Training Neural Networks for
+Modularity aids Interpretability" (arXiv 2409.15747), and some more that need no download.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def load_dataset(
         spec: The data set, see above.
         cache_dir: Where decoded and downloaded data is kept. By default the environment variable
             ``MODFAST_CACHE``, or else the folder ``modfast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-        download: Whether the network may be used for data that is missing or damaged.
+        download: Whether missing or damaged data may be downloaded.
         progress: Called with the numbers of images decoded so far and in all, while an image folder is
             decoded; not called when there is nothing to decode.
         workers: Number of processes that decode, by default one for each usable processor. With 1,
@@ -61,7 +60,7 @@ def load_dataset(
         The data set, on the CPU.
 
     Raises:
-        ValueError: ``spec`` or ``workers`` is not among what is allowed.
+        ValueError: ``spec`` or ``workers`` has a value that is not allowed.
         DataError: The data is missing, damaged, not downloadable or too large; the file is named.
         ImportError: A library of the extra ``experiments`` is missing.
 
@@ -95,7 +94,7 @@ def _cache_folder(cache_dir: str | Path | None) -> Path:
     if chosen := os.environ.get("MODFAST_CACHE"):
         return Path(chosen).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification asks that a relative path be ignored; an empty one is relative, too.
+    # The XDG specification says to ignore a relative path; an empty one is relative, too.
     return (base if base.is_absolute() else Path.home() / ".cache") / "modfast"
 
 

@@ -1,6 +1,6 @@
-"""What is shown of finished work: tables here, pictures and pages in rooms of their own.
+"""Reports on finished work: tables here, pictures and pages in subpackages.
 
-Nothing here trains or clusters: it reads what the folders hold. Tables import no matplotlib.
+Nothing here trains or clusters: reports are made from the files of a folder. Tables do not import matplotlib.
 """
 
 from .circuits.table import circuits_table

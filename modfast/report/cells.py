@@ -1,4 +1,4 @@
-"""How a matrix sorted by clusters is divided into cells that are large enough to be seen."""
+"""Cells, large enough to be seen, into which a matrix sorted by clusters is divided."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def cluster_starts(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions at which a new cluster begins in sorted labels, and the end."""
+    """Return the positions in sorted labels where a cluster begins, and the end."""
     changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
     return np.concatenate(([0], changes, [len(labels)])).astype(np.int64)
 
 
 def cell_edges(starts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Edges of about ``most`` drawn cells of nearly equal size, none of them across two clusters."""
+    """Return the edges of about ``most`` cells of nearly equal size, none of which spans two clusters."""
     size = math.ceil(int(starts[-1]) / most)
     pieces = [
         np.linspace(begin, end, math.ceil((end - begin) / size), endpoint=False)

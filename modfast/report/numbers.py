@@ -11,18 +11,18 @@ from .statistics import mean_interval
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
 
-# Percentage points of a class's accuracy by which a cluster is said to matter.
+# A cluster matters to a class from this many percentage points of accuracy on.
 MARGIN = 10.0
 
 
 def cell(mean: float, half_width: float | None, decimals: int, sign: str = "") -> str:
-    """A mean, with the half width of its interval if there is one."""
+    """Write a mean, with the half width of its interval if there is one."""
     text = f"{mean:{sign}.{decimals}f}"
     return text if half_width is None else f"{text} ± {half_width:.{decimals}f}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending whole numbers in short.
+    """Write ascending whole numbers in short.
 
     Example:
         >>> ranges([2, 4, 5, 6])
@@ -46,7 +46,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float | None], scale: float = 1.0) -> Estimate | None:
-    """Of the values that there are; None if there is none.
+    """Return the estimate from the values that are not None; None if all are.
 
     Example:
         >>> estimate([0.5, None], 100.0)
@@ -57,7 +57,7 @@ def estimate(values: Sequence[float | None], scale: float = 1.0) -> Estimate | N
 
 
 def average(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are numbers, without None and NaN; None if no value is.
+    """Return the mean of the values without None and NaN; None if none is left.
 
     Example:
         >>> average([0.25, None, 0.75, float("nan")])
@@ -68,14 +68,14 @@ def average(values: Iterable[float | None]) -> float | None:
 
 
 def numbers(parts: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> list[str]:
-    """Means with their intervals for one row of a table, all with the same sensible number of digits.
+    """Write the means and intervals of one row of a table, all with the same number of decimals.
 
-    The widest interval is told to two digits, or the largest mean to three without any, and to no more than
-    four beside a narrow one. The third part is a difference and has a sign.
+    The widest interval has two digits, but the largest mean no more than four; without any interval it has
+    three. The third part is a difference and has a sign.
 
     Args:
         parts: each with ``mean`` and ``interval``, either of which may be None.
-        scale: what they are multiplied by.
+        scale: the factor for all numbers.
 
     Example:
         >>> plain, modular = {"mean": 0.95667, "interval": 0.0379}, {"mean": 0.96, "interval": 0.0248}
@@ -84,9 +84,9 @@ def numbers(parts: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> li
         >>> numbers([{"mean": 0.00781, "interval": None}], 100.0)
         ['0.781']
     """
-    given = [part for part in parts if part is not None and part["mean"] is not None]
-    widest = scale * max((part["interval"] or 0.0 for part in given), default=0.0)
-    largest = scale * max((abs(part["mean"]) for part in given), default=0.0)
+    known = [part for part in parts if part is not None and part["mean"] is not None]
+    widest = scale * max((part["interval"] or 0.0 for part in known), default=0.0)
+    largest = scale * max((abs(part["mean"]) for part in known), default=0.0)
     decimals = _decimals(largest, 3)
     if widest > 0.0:
         decimals = min(_decimals(widest, 2), _decimals(max(largest, widest), 4))
@@ -103,12 +103,12 @@ def numbers(parts: Sequence[Mapping[str, Any] | None], scale: float = 1.0) -> li
 
 
 def _decimals(value: float, digits: int) -> int:
-    """With how many decimals ``value`` has so many digits."""
+    """Return how many decimals give ``value`` this many digits."""
     return 0 if value == 0.0 else max(digits - 1 - math.floor(math.log10(value)), 0)
 
 
 def _fixed(value: float, decimals: int, signed: bool = False) -> str:
-    """With a true minus sign; what rounds to zero has no sign."""
+    """Write a number with a true minus sign; what rounds to zero has no sign."""
     text = f"{abs(value):.{decimals}f}"
     if float(text) == 0.0:
         return text
@@ -116,7 +116,7 @@ def _fixed(value: float, decimals: int, signed: bool = False) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in percent, with three digits.
+    """Write a share in percent, with three digits.
 
     Example:
         >>> percent(0.0078125), percent(0.0), percent(0.01), percent(1.0)
@@ -128,12 +128,12 @@ def percent(share: float | None) -> str:
 
 
 def shuffled_gap(record: Mapping[str, Any]) -> float | None:
-    """The largest gap in any shuffle of the weights, over the numbers of clusters that were tried."""
+    """Return the largest gap in any shuffle of the weights, over all numbers of clusters that were tried."""
     return max(record["shuffled"]["largest_gaps"], default=None)
 
 
 def name_end(name: str, most: int = 34) -> str:
-    """``name``, or its end after an ellipsis, in at most ``most`` characters.
+    """Return ``name``, or an ellipsis and its end, in at most ``most`` characters.
 
     Example:
         >>> name_end("features.block.conv", most=10)

@@ -9,7 +9,7 @@ from scipy import stats
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """Mean of ``values`` and half the width of its confidence interval (Student's t).
+    """Return the mean of ``values`` and half the width of its confidence interval (Student's t).
 
     The interval is ``mean ± t * s / sqrt(n)``, where ``s`` is the sample's standard deviation (over
     ``n - 1``) and ``t`` the quantile ``(1 + confidence) / 2`` of Student's distribution with ``n - 1``
@@ -56,7 +56,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 def paired_interval(
     a: Sequence[float], b: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float | None]:
-    """Mean of the differences ``a - b`` and half the width of its confidence interval.
+    """Return the mean of the differences ``a - b`` and half the width of its confidence interval.
 
     Pairing removes what both values of a seed share (its data order, its initial weights), so the
     interval is as narrow as the comparison deserves.
@@ -91,8 +91,8 @@ def paired_interval(
 def effect_size(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Cohen's d_z: the mean of the differences ``a - b`` in units of their standard deviation.
 
-    It says how large a difference is beside its scatter over seeds, where an interval also narrows with
-    their number. About 0.2 is called small, 0.8 large.
+    It compares a difference with its scatter over seeds, whereas an interval also narrows with the number of
+    seeds. About 0.2 is called small, 0.8 large.
 
     Args:
         a: Finite numbers, one for each seed.
@@ -115,6 +115,6 @@ def effect_size(a: Sequence[float], b: Sequence[float]) -> float | None:
     if half_width is None:
         return None
     differences = [float(x) - float(y) for x, y in zip(a, b, strict=True)]
-    deviation = math.sqrt(math.fsum((each - mean) ** 2 for each in differences) / (len(differences) - 1))
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (len(differences) - 1))
     largest = max(abs(value) for value in (*a, *b))
     return mean / deviation if deviation > 1e-12 * largest else None

@@ -1,4 +1,4 @@
-"""The means and intervals of a comparison, over its seeds."""
+"""Means and intervals of a comparison over its seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .statistics import mean_interval, paired_interval
 def summarize(
     plain_runs: Sequence[Mapping[str, Any]], modular_runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Means and 95% intervals over seeds, of plain runs against modular ones.
+    """Return means and 95% intervals over seeds, of plain and modular runs and of their difference.
 
     Args:
         plain_runs: One result for each seed: ``accuracy`` (a share), ``clusterability`` (layer name to

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as tables for the terminal."""
+"""The results of a run, a comparison or a clustering, as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def _caption(meaning: str, regularised: Sequence[str]) -> str | None:
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """The table that ends ``modfast reproduce``: plain, modular and their difference.
+    """Return the table that ends ``modfast reproduce``: plain, modular and their difference.
 
     Args:
-        results: As for :func:`modfast.report.pictures.runs.draw_comparison`; ``config`` is optional, and of
-            it ``data``, ``seeds``, ``epochs``, ``enmeshment_weight``, ``num_clusters`` and
-            ``regularised_layers`` are shown if they are there.
+        results: As for :func:`modfast.report.pictures.runs.draw_comparison`. ``config`` is optional; the
+            table shows its ``data``, ``seeds``, ``epochs``, ``enmeshment_weight``, ``num_clusters`` and
+            ``regularised_layers`` if they are there.
 
     Returns:
-        A table for ``rich.print``: one row for each measure, unit in its heading, each number as mean ±
-        half width of the 95% interval (the mean alone for a single seed). Differences are taken seed by seed.
+        A table for ``rich.print``: one row for each measure with its unit; each number is a mean ± the half
+        width of the 95% interval (the mean alone for a single seed). Differences are taken seed by seed.
 
     Raises:
         ValueError: ``results`` lacks ``plain``, ``modular`` or ``difference``.
@@ -78,14 +78,14 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def run_table(results: Mapping[str, Any]) -> Table:
-    """The table that ends ``modfast train``: one run's last numbers.
+    """Return the table that ends ``modfast train``: one run's last numbers.
 
     Args:
         results: ``accuracy`` (a share), ``clusterability`` (layer name to share), ``history`` (a list of
             epoch records with ``cross_entropy`` and ``seconds``) and optionally ``config``.
 
     Returns:
-        A table for ``rich.print``: one row for each measure, unit in its heading.
+        A table for ``rich.print``: one row for each measure with its unit.
 
     Raises:
         ValueError: ``results`` lacks one of the three, or its history is empty.
@@ -121,14 +121,14 @@ MOST_ROWS = 100
 
 
 def cluster_table(results: Mapping[str, Any]) -> Table:
-    """The table that ends ``modfast cluster``: each layer and number of clusters, the chosen ones marked.
+    """Return the table that ends ``modfast cluster``: all layers and numbers of clusters, the chosen marked.
 
     Args:
         results: ``clustering``, layer name to what :func:`modfast.experiment.eigengap.cluster_layer`
             records, and ``finished``.
 
     Returns:
-        A table for ``rich.print``; of more than 100 rows only those of the chosen numbers.
+        A table for ``rich.print``; only the rows of the chosen numbers if there are more than 100.
 
     Example:
         >>> chance = {"clusterability": 0.5, "normalized_cut": 1.0}
@@ -140,8 +140,8 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
         >>> cluster_table({"clustering": {"fc2": record}, "finished": True}).row_count
         2
     """
-    records = {name: each for name, each in results["clustering"].items() if each["chosen"] is not None}
-    shortened = sum(len(each["clusters"]) for each in records.values()) > MOST_ROWS
+    records = {name: record for name, record in results["clustering"].items() if record["chosen"] is not None}
+    shortened = sum(len(record["clusters"]) for record in records.values()) > MOST_ROWS
     notes = ["* chosen: the largest gap s_k - s_(k+1) of singular values"]
     table = Table()
     table.add_column("Layer", overflow="fold")
@@ -151,24 +151,28 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
     for name, record in records.items():
         largest = shuffled_gap(record)
         shown = [
-            each for each in record["clusters"] if not shortened or each["num_clusters"] == record["chosen"]
+            clustering
+            for clustering in record["clusters"]
+            if not shortened or clustering["num_clusters"] == record["chosen"]
         ]
-        for each in shown:
-            is_chosen, gap, mark = each["num_clusters"] == record["chosen"], each["gap"], "  "
+        for clustering in shown:
+            is_chosen, gap, mark = clustering["num_clusters"] == record["chosen"], clustering["gap"], "  "
             if is_chosen:
                 is_unclear = gap is None or largest is None or gap <= largest
                 mark, unclear = " ?" if is_unclear else " *", unclear or is_unclear
-            unconverged = unconverged or not each["converged"]
-            label = name if each is shown[0] else ""
-            mark = mark if each["converged"] else f"!{mark}"
+            unconverged = unconverged or not clustering["converged"]
+            label = name if clustering is shown[0] else ""
+            mark = mark if clustering["converged"] else f"!{mark}"
             text = "-" if gap is None else f"{gap:.3f}"
-            table.add_row(*_cluster_cells(label, each, each, record["singular_values"], mark, text))
+            values = record["singular_values"]
+            table.add_row(*_cluster_cells(label, clustering, clustering, values, mark, text))
             if is_chosen:
                 values = record["shuffled"]["singular_values"]
                 text = "-" if largest is None else f"<= {largest:.3f}"
-                table.add_row(*_cluster_cells("  shuffled", each, record["shuffled"], values, "  ", text))
+                cells = _cluster_cells("  shuffled", clustering, record["shuffled"], values, "  ", text)
+                table.add_row(*cells)
         table.add_section()
-    shuffles = max((len(each["shuffled"]["largest_gaps"]) for each in records.values()), default=0)
+    shuffles = max((len(record["shuffled"]["largest_gaps"]) for record in records.values()), default=0)
     notes.append(
         f"shuffled: found in the same weights in a random order; the largest gap of {shuffles} such orders"
     )
@@ -188,19 +192,20 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
 def _cluster_cells(
     label: str,
     clustering: Mapping[str, Any],
-    found: Mapping[str, float],
+    measured: Mapping[str, float],
     singular_values: Sequence[float],
     mark: str,
     gap: str,
 ) -> list[str]:
     k, chance = clustering["num_clusters"], clustering["by_chance"]
-    measures = [f"{found[each]:.3f} ({chance[each]:.3f})" for each in ("clusterability", "normalized_cut")]
+    names = ("clusterability", "normalized_cut")
+    measures = [f"{measured[name]:.3f} ({chance[name]:.3f})" for name in names]
     value = f"{singular_values[k - 1]:.3f}" if k <= len(singular_values) else "-"
     return [label, f"{k}{mark}", *measures, value, gap]
 
 
 def setting_title(config: Mapping[str, Any]) -> str | None:
-    """The few settings without which the numbers mean little, or None if none is known."""
+    """Return the few settings without which the numbers mean little; None if none is known."""
     names = {"data": "data", "num_clusters": "clusters", "enmeshment_weight": "enmeshment weight"}
     known = [f"{name} {config[key]}" for key, name in names.items() if config.get(key) is not None]
     return ", ".join(known) or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import os
@@ -270,6 +271,39 @@ class TestReport:
             with pytest.raises(ValueError, match=error):
                 write_circuit_report(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["circuits.json"]
+
+    def test_missing_keys(self, tmp_path: Path) -> None:
+        """Whatever the page shows, in a table or through a template, is named if it is missing."""
+        results = write_run(tmp_path, seeds=(1,), criteria=("balanced",))
+        write_circuit_report(tmp_path)
+        old = (tmp_path / "circuits.html").read_bytes()
+        for *place, key in (
+            ("config", "layers"),
+            ("config", "model"),
+            ("config", "command"),
+            ("runs", 0, "seed"),
+            ("runs", 0, "class_accuracy"),
+            ("runs", 0, "criteria", "balanced"),
+            ("runs", 1, "criteria", "balanced", "random_overlap", "all"),
+            ("summary", "balanced", "size", "difference", "mean"),
+            ("claims", 0, "criterion"),
+            ("claims", 0, "statement"),
+            ("claims", 0, "text"),
+        ):
+            damaged = copy.deepcopy(results)
+            part = damaged
+            for name in place:
+                part = part[name]
+            del part[key]
+            write_json(tmp_path / "circuits.json", damaged)
+            with pytest.raises(ValueError, match=rf"circuits\.json is damaged: .*'{key}'"):
+                write_circuit_report(tmp_path)
+        damaged = copy.deepcopy(results)
+        damaged["runs"][0]["criteria"]["balanced"]["size"].clear()
+        write_json(tmp_path / "circuits.json", damaged)
+        with pytest.raises(ValueError, match=r"circuits\.json is damaged: list index"):
+            write_circuit_report(tmp_path)
+        assert (tmp_path / "circuits.html").read_bytes() == old
 
     def test_an_older_report_stays_whole(self, tmp_path: Path) -> None:
         write_run(tmp_path, seeds=(1,))

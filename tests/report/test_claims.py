@@ -161,6 +161,16 @@ class TestClaims:
         # Nor are circuits that share most of their weights disjoint.
         assert verdicts["disjoint"] == "contradicted"
 
+    def test_the_texts_say_what_is_compared(self) -> None:
+        claims = paper_claims(summarize_circuits([*PLAIN, *MODULAR], ["fc"]))
+        texts = {claim["claim"]: claim["text"].partition(":")[0] for claim in claims}
+        assert texts["different"] == "0 % measured, 100 % if they were identical"
+        assert texts["smaller"] == "21.9 % in modular models, 33.3 % in plain ones"
+        assert texts["disjoint"].startswith("0 % in circuits, ")
+        assert texts["informative"].startswith("1 bits in circuits, ")
+        for name in ("disjoint", "informative"):
+            assert texts[name].endswith(" in random circuits")
+
     def test_a_single_seed_decides_nothing(self) -> None:
         claims = paper_claims(summarize_circuits([PLAIN[0], MODULAR[0]], ["fc"]))
         assert {claim["verdict"] for claim in claims} == {"undecided"}

@@ -1,1 +1,1 @@
-"""What circuits show: their summary, what the paper claims of them, a table, and a page."""
+"""Circuits in numbers and pictures: their summary, the paper's claims about them, a table and a page."""

@@ -1,4 +1,4 @@
-"""The paper's claims about circuits, each with what the data say of it."""
+"""The paper's claims about circuits, and whether the data support them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .words import describe
 
 
 class Claim(NamedTuple):
-    """That one measure is above or below another.
+    """A claim that one measure is above or below another.
 
     Attributes:
         key: a short name.
         statement: the claim in words.
-        measure: of modular models. A measure may be ``"a - b"``, the difference of two of the same model.
-        against: the other measure, of random circuits in modular models; or a number; or None, the same
-            measure of plain models.
-        sign: of ``measure`` minus ``against`` if the claim holds.
+        measure: the measure of modular models; ``"a - b"`` is the difference of two measures of one model.
+        against: what it is compared with: a measure of random circuits in modular models, a number, or None
+            for the same measure of plain models.
+        sign: 1 if the claim says that ``measure`` is above ``against``, -1 if it says below.
     """
 
     key: str
@@ -32,14 +32,14 @@ class Claim(NamedTuple):
 OF_CIRCUITS = (
     Claim(
         "different",
-        "Circuits of different classes are not all the same weights (a single one that differs would do)",
+        "Circuits of different classes are not identical (one weight that differs is enough)",
         "overlap",
         1.0,
         -1,
     ),
     Claim(
         "disjoint",
-        "Circuits of different classes overlap less than random circuits of their sizes",
+        "Circuits of different classes overlap less than random circuits of the same sizes",
         "overlap",
         "random_overlap",
         -1,
@@ -54,20 +54,20 @@ OF_CIRCUITS = (
     Claim("smaller", "Circuits are smaller in modular models", "size", None, -1),
     Claim(
         "informative",
-        "The cluster of a kept weight tells its class better than in random circuits of their sizes",
+        "The cluster of a kept weight says more about its class than in random circuits of the same sizes",
         "information:regularised",
         "random_information:regularised",
         1,
     ),
     Claim(
         "more_informative",
-        "Clusters tell classes better, beyond random circuits, in modular models than in plain ones",
+        "Clusters say more about classes, beyond random circuits, in modular models than in plain ones",
         "information:regularised - random_information:regularised",
         None,
         1,
     ),
 )
-"""Those that are tested for each criterion."""
+"""The claims about circuits, tested for each criterion."""
 
 OF_MODELS = (
     Claim(
@@ -85,28 +85,30 @@ OF_MODELS = (
         1,
     ),
 )
-"""Those that need no circuits."""
+"""The claims that need no circuits."""
 
 
 def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the data show of each of the paper's claims.
+    """Judge each of the paper's claims by the data.
 
     A claim is ``"supported"`` if the paired 95% interval of the difference excludes 0 on the claim's side,
-    ``"contradicted"`` if on the other, and else ``"undecided"``, as is everything from a single seed.
+    ``"contradicted"`` if it does on the other side, and otherwise ``"undecided"``; so is every claim with a
+    single seed.
 
     Args:
-        summary: of plain and modular models, from :func:`modfast.report.circuits.summary.summarize_circuits`.
+        summary: the measures of plain and modular models, as
+            :func:`modfast.report.circuits.summary.summarize_circuits` returns them.
 
     Returns:
-        For each claim ``claim`` (its key), ``criterion`` (None for those that need no circuits),
-        ``statement``, ``verdict``, ``text`` (a line with the numbers), ``difference`` (of the measures, or
-        modular minus plain; negative where a claim says "less" and holds), ``interval`` (half width, None
-        for a single seed) and ``effect_size`` (Cohen's d_z, None without scatter). All three are None where
-        a measure is missing, such as the overlap of the circuit of a single label.
+        For each claim ``claim`` (its key), ``criterion`` (None for claims that need no circuits),
+        ``statement``, ``verdict``, ``text`` (a line with the numbers), ``difference`` (between the measures,
+        or modular minus plain; negative where a claim says "less" and holds), ``interval`` (half width, None
+        for a single seed) and ``effect_size`` (Cohen's d_z, None without scatter). The last three are None
+        where a measure is missing, such as the overlap if there is one label only.
 
     Source: the claims are of arXiv 2409.15747 and 2502.02470.
     """
-    told = []
+    claims = []
     for group, measures in summary.items():
         for claim in OF_MODELS if group == "model" else OF_CIRCUITS:
             first = _values(measures, claim.measure, "modular")
@@ -114,18 +116,18 @@ def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
                 names = ("in modular models", "in plain ones")
                 second = _values(measures, claim.measure, "plain")
             elif isinstance(claim.against, str):
-                names = ("", "of random circuits")
+                names = ("in circuits", "in random circuits")
                 second = _values(measures, claim.against, "modular")
             else:
-                names = ("", "were they the same")
+                names = ("measured", "if they were identical")
                 second = [claim.against] * len(first)
             measure = describe(claim.measure.partition(" - ")[0])
             criterion = None if group == "model" else group
-            told.append(
+            claims.append(
                 {"claim": claim.key, "criterion": criterion, "statement": claim.statement}
                 | judge(first, second, claim.sign, names, measure.scale, measure.unit.partition(" ")[0])
             )
-    return told
+    return claims
 
 
 def judge(
@@ -136,15 +138,15 @@ def judge(
     scale: float = 1.0,
     unit: str = "",
 ) -> dict[str, Any]:
-    """Whether ``first`` is above (``sign`` 1) or below (-1) ``second``, paired by seed.
+    """Judge whether ``first`` is above (``sign`` 1) or below (-1) ``second``, paired by seed.
 
     Args:
         first: a value for each seed.
         second: a value for each seed, in the same order.
-        sign: of ``first - second``, if the claim holds.
-        names: what the values are of, for the text.
-        scale: by which the text multiplies them.
-        unit: of the products.
+        sign: the sign of ``first - second`` if the claim holds.
+        names: what the text says after either mean, such as ``"in modular models"``.
+        scale: the factor by which the text multiplies the values.
+        unit: the unit of these products.
 
     Returns:
         ``verdict``, ``text``, ``difference``, ``interval`` and ``effect_size``; see :func:`paper_claims`.
@@ -164,20 +166,20 @@ def judge(
     difference, interval = paired_interval(a, b)
     effect = effect_size(a, b)
     verdict = "undecided"
-    # A difference that is nothing but rounding decides nothing, though it may be the same for all seeds.
+    # A difference of rounding alone decides nothing, even if it is the same for all seeds.
     least = 1e-12 * max(abs(value) for value in (*a, *b))
     if interval is not None and abs(difference) > max(interval, least):
         verdict = "supported" if difference * sign > 0 else "contradicted"
     means = (
-        " ".join(filter(None, (_number(scale * sum(each) / len(each)), unit, name)))
-        for each, name in zip((a, b), names, strict=True)
+        " ".join(filter(None, (_number(scale * sum(values) / len(values)), unit, name)))
+        for values, name in zip((a, b), names, strict=True)
     )
-    told = f"difference {_number(scale * difference, '+')}"
+    change = f"difference {_number(scale * difference, '+')}"
     if interval is not None:
-        told += f" ± {_number(scale * interval)}"
+        change += f" ± {_number(scale * interval)}"
     if unit:
-        told += " points" if unit == "%" else f" {unit}"
-    parts = [told, "one seed: no interval" if interval is None else f"{len(a)} seeds"]
+        change += " points" if unit == "%" else f" {unit}"
+    parts = [change, "one seed: no interval" if interval is None else f"{len(a)} seeds"]
     if effect is not None:
         parts.append(f"d_z {_number(effect)}")
     text = f"{', '.join(means)}: {', '.join(parts)}"
@@ -191,7 +193,7 @@ def judge(
 
 
 def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
-    """How far the verdicts may be trusted together.
+    """Return a sentence on how far the verdicts can be trusted together.
 
     Example:
         >>> comparisons_note([{"claim": "smaller", "interval": 0.1}])[:40]
@@ -200,7 +202,7 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
     decidable = [claim["claim"] for claim in claims if claim["interval"] is not None]
     if not decidable:
         return "No claim can be decided: an interval takes two seeds or more."
-    # No overlap is above 1: were all circuits the same, no chance would say that they are not.
+    # No overlap is above 1: if all circuits were identical, chance could not make them look different.
     tested = sum(name != "different" for name in decidable)
     besides = "Besides whether circuits are all the same, " if tested < len(decidable) else ""
     return (
@@ -212,7 +214,7 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def _values(measures: Mapping[str, Any], name: str, kind: str) -> list[float | None]:
     if " - " in name:
-        first, second = (_values(measures, each, kind) for each in name.split(" - "))
+        first, second = (_values(measures, part, kind) for part in name.split(" - "))
         return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
     values: list[float | None] = measures[name][kind]["values"]
     return values

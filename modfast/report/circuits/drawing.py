@@ -1,4 +1,4 @@
-"""A circuit as SVG: columns of neurons, and lines for the weights that are kept."""
+"""A circuit as SVG: columns of neurons, and lines for the kept weights."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _LEFT, _TOP, _HEIGHT = 24.0, 24.0, 230.0
 
 
 def draw_network(network: Network, classes: Sequence[str], label: int, description: str) -> Markup:
-    """Draw a circuit: a column of nodes for each layer's neurons, a line for each kept weight or several.
+    """Draw a circuit: columns of nodes for the neurons, and a line for one or several kept weights.
 
     Args:
         network: the circuit, laid out.
         classes: names of the outputs, if the last column has as many neurons.
         label: the class whose circuit it is.
-        description: for those who cannot see it.
+        description: alternative text for those who cannot see the picture.
     """
     outputs = network.columns[-1]
     named = outputs.size == len(classes)
     shown = [shorten(name, 12) for name in classes]
-    # The one in bold type is broader.
+    # The name of the circuit's own class is in bold type, which is wider.
     right = WIDTH - (12.0 + max(text_width(name, 12.0) for name in shown) if named else 16.0)
     step = (right - _LEFT) / (len(network.columns) - 1)
     across = [_LEFT + step * index for index in range(len(network.columns))]
@@ -56,8 +56,8 @@ def draw_network(network: Network, classes: Sequence[str], label: int, descripti
         for output, name in enumerate(shown):
             if len(classes) <= MOST_NAMED or output == label:
                 y = _down(outputs.places[outputs.node_of[output]]) + 3.5
-                found = "found" if output == label else None
-                drawn.append(text(right + 8, y, name, class_=found))
+                style = "found" if output == label else None
+                drawn.append(text(right + 8, y, name, class_=style))
     return picture(_TOP + _HEIGHT + 38, description, drawn, "network")
 
 
@@ -70,7 +70,7 @@ def _colour(cluster: int) -> str:
 
 
 def _lines(links: Links, start: tuple[float, Column], end: tuple[float, Column]) -> list[Markup]:
-    """One path for each colour and width."""
+    """Return one path for each colour and width."""
     (left, before), (right, after) = start, end
     across = number(right - left, 1)
     paths: dict[tuple[int, int], list[str]] = {}
@@ -88,7 +88,7 @@ def _lines(links: Links, start: tuple[float, Column], end: tuple[float, Column])
 
 
 def _nodes(column: Column, used: np.ndarray, x: float) -> list[Markup]:
-    """One path for each colour, of lines without length, whose round ends are the dots."""
+    """Return one path for each colour; its lines have no length, and their round ends are the dots."""
     paths: dict[str, list[str]] = {}
     for place, cluster, touched in zip(column.places, column.clusters, used, strict=True):
         kind = f"node {_colour(int(cluster))}" if touched else "node unused"

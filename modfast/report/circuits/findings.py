@@ -15,18 +15,18 @@ from modfast.results import PARTITIONS
 
 from .layout import Network, lay_out
 
-# Circuits drawn of each criterion: of more, all would repeat the impression and the file would grow.
+# How many circuits are drawn for each criterion: more would repeat the impression and enlarge the file.
 MOST_DRAWN = 4
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report is made of.
+    """The results and circuits that a report is made of.
 
     Attributes:
         results: what ``circuits.json`` holds.
-        circuits: for kind, criterion and label the circuits that are drawn, all of the first seed.
-        networks: the same laid out.
+        circuits: the circuits that are drawn, all of the first seed, by kind, criterion and label.
+        networks: the same circuits laid out, by the same keys.
         num_clusters: layer name to its number of clusters; layers without clusters are absent.
     """
 
@@ -49,21 +49,21 @@ class Findings:
 
     @property
     def names(self) -> list[str]:
-        """Of the classes whose circuits were looked for."""
+        """The names of the classes whose circuits were searched for."""
         return [self.config["classes"][label] for label in self.config["labels"]]
 
     @property
     def shown_seed(self) -> int:
-        """Whose circuits and clusters are drawn one by one."""
+        """The seed whose circuits and clusters are drawn one by one."""
         seed: int = self.config["seeds"][0]
         return seed
 
     def runs(self, kind: str) -> list[Mapping[str, Any]]:
-        """One for each seed."""
+        """The runs of this kind, one for each seed."""
         return [run for run in self.results["runs"] if run["kind"] == kind]
 
     def shown_run(self, kind: str) -> Mapping[str, Any]:
-        """The one of the seed that is drawn."""
+        """The run of this kind whose circuits are drawn."""
         return next(run for run in self.runs(kind) if run["seed"] == self.shown_seed)
 
     def found(self, kind: str, criterion: str) -> list[Mapping[str, Any]]:
@@ -72,13 +72,13 @@ class Findings:
 
     @property
     def over_seeds(self) -> str:
-        """What a mean is taken over, in words."""
+        """The seeds that a mean is taken over, in words."""
         seeds = self.config["seeds"]
         return f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def read_findings(folder: Path) -> Findings:
-    """What the report is made of; raises as :func:`write_circuit_report` does."""
+    """Read what the report is made of; raises as :func:`write_circuit_report` does."""
     results = read_circuits(folder)
     config = results["config"]
     circuits, networks = {}, {}
@@ -115,6 +115,6 @@ def _read_circuit(file: Path, folder: Path, described: Mapping[str, Any], index:
 
 
 def _is_described(circuit: Circuit, described: Mapping[str, Any], index: int) -> bool:
-    """Whether a circuit has the numbers that the table has at this index; None there stands for none."""
+    """Whether the table describes this circuit at this index; None in the table fits any number."""
     numbers = {name: described[name][index] for name in ("size", "num_inputs", "loss_after")}
     return all(number is None or number == getattr(circuit, name) for name, number in numbers.items())

@@ -1,4 +1,4 @@
-"""A circuit laid out as a network: columns of nodes, and lines for the weights that are kept."""
+"""A circuit laid out as a network: columns of nodes, and lines for the kept weights."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from modfast.report.cells import cell_edges, cluster_starts
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# More neurons than this share nodes, about half as many: a column would be a solid bar, and a circuit keeps
-# weights of nearly every pair of nodes.
+# A column of more neurons than this is drawn as about half as many nodes: a node for each neuron would make
+# it a solid bar, and a circuit keeps weights between nearly every pair of nodes.
 MOST_NODES = 64
 _SHARED_NODES = 32
 
-# What lies between two clusters of a column, as a share of its height.
+# The gap between two clusters of a column, as a share of its height.
 _GAP = 0.035
 
 
 class Column(NamedTuple):
-    """The neurons between two layers, from top to bottom by cluster.
+    """The neurons between two layers, sorted by cluster from top to bottom.
 
     Attributes:
         size: how many neurons there are.
-        places: (nodes,) where each node is, 0 at the top and 1 at the bottom.
-        clusters: (nodes,) its cluster, or -1: none, or not the same for the layers on both sides.
+        places: (nodes,) the height of each node, from 0 at the top to 1 at the bottom.
+        clusters: (nodes,) its cluster, or -1 if it has none or the layers on both sides disagree.
         node_of: (size,) the node of each neuron.
         bands: cluster (-1 for none), top and bottom of each group of nodes.
     """
@@ -48,16 +48,16 @@ class Column(NamedTuple):
 
 
 class Links(NamedTuple):
-    """The kept weights of one layer, those between the same two nodes merged, in the order to draw them.
+    """The kept weights of one layer as lines in drawing order; one line for all between the same two nodes.
 
     Attributes:
         layer: its name.
-        columns: the indices of the columns that it reads and feeds.
-        starts: (n,) node in the column that it reads.
-        ends: (n,) node in the column that it feeds.
-        clusters: (n,) the cluster that the weights are inside of, or -1: they cross, or there is none.
+        columns: the indices of the columns that the layer reads and feeds.
+        starts: (n,) the node of each line in the column that the layer reads.
+        ends: (n,) the node in the column that it feeds.
+        clusters: (n,) the cluster that the weights lie inside, or -1 if they cross or there is none.
         counts: (n,) how many weights a line stands for.
-        kept: their share of the layer's weights.
+        kept: the share of the layer's weights that the circuit keeps.
     """
 
     layer: str
@@ -70,18 +70,18 @@ class Links(NamedTuple):
 
     @property
     def dense(self) -> bool:
-        """Whether there are so many lines that they are drawn fainter, for those below them to show."""
+        """Whether there are so many lines that they are drawn fainter, so that those below show through."""
         return len(self.counts) > 400
 
 
 class Network(NamedTuple):
-    """A circuit's columns and, for each of its layers, lines."""
+    """A circuit's columns, and the lines of each of its layers."""
 
     columns: list[Column]
     links: list[Links]
 
     def used(self, column: int) -> NDArray[np.bool_]:
-        """(nodes,) which nodes of a column a line touches."""
+        """Return (nodes,) whether a line touches each node of a column."""
         touched = np.zeros(len(self.columns[column].places), dtype=bool)
         for links in self.links:
             for index, nodes in zip(links.columns, (links.starts, links.ends), strict=True):
@@ -93,11 +93,11 @@ class Network(NamedTuple):
 def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
     """Lay a circuit out as a network.
 
-    Columns of more than 64 neurons are drawn as about 32 nodes, each of neighbouring neurons of one
-    cluster. Layers whose sizes do not follow on each other do not share a column.
+    Columns of more than 64 neurons are drawn as about 32 nodes, each for neighbouring neurons of one
+    cluster. Two layers share a column only if the first has as many outputs as the second has inputs.
 
     Args:
-        circuit: its masks are two-dimensional, (out, in).
+        circuit: a circuit with two-dimensional masks, (out, in).
         partitions: layer name to clusters; a layer may have none.
 
     Raises:
@@ -119,7 +119,7 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
                 f"partitions: {name!r} has the shape {partitions[name].shape}, "
                 f"its mask in the circuit {tuple(mask.shape)}"
             )
-    # For each column its size and what the layers beside it say of its neurons.
+    # For each column its size, and the labels that the layers beside it give its neurons.
     sides: list[tuple[int, list[NDArray[np.int64]]]] = []
     ends = []
     for name, mask in circuit.masks.items():
@@ -186,7 +186,7 @@ def _links(
 
 
 def weight_class(count: int) -> int:
-    """How broad a line is that stands for ``count`` weights: 0 for one, 1 for two or three, at most 4.
+    """Return how broad a line for ``count`` weights is: 0 for one, 1 for two or three, at most 4.
 
     Example:
         >>> [weight_class(count) for count in (1, 2, 3, 4, 8, 15, 16, 1000)]

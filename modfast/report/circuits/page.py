@@ -20,10 +20,10 @@ class Section(NamedTuple):
     """A part of the page.
 
     Attributes:
-        identifier: what links lead to.
-        heading: above it.
-        template: the file that it is made from.
-        content: what the template shows, which knows it by this name.
+        identifier: the anchor that links lead to.
+        heading: the text above it.
+        template: the name of its template.
+        content: what the template shows, under the name ``content``.
     """
 
     identifier: str
@@ -33,14 +33,14 @@ class Section(NamedTuple):
 
 
 def page(title: str, sections: Sequence[Section], findings: Findings) -> str:
-    """The whole file.
+    """Render the whole file.
 
     Args:
-        title: in the browser's title bar and above it all.
-        sections: in their order.
+        title: the text in the browser's title bar and at the top of the page.
+        sections: the parts of the page, in order.
         findings: what the report is made of.
     """
-    # All that a template shows is escaped, and what it does not know is an error.
+    # Everything that a template shows is escaped, and a name that it does not know is an error.
     templates = Environment(
         loader=PackageLoader("modfast.report.circuits"),
         autoescape=True,
@@ -49,16 +49,16 @@ def page(title: str, sections: Sequence[Section], findings: Findings) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(listed=_listed, told=_told, minus=_minus, unbroken=_unbroken)
+    templates.filters.update(listed=_listed, in_words=_in_words, minus=_minus, unbroken=_unbroken)
     templates.globals["marker"] = marker
-    criteria = [CRITERIA[each] for each in findings.config["criteria"]]
+    criteria = [CRITERIA[criterion] for criterion in findings.config["criteria"]]
     return templates.get_template("page.html").render(
         title=title, sections=sections, findings=findings, criteria=criteria
     )
 
 
 def _listed(names: Sequence[object]) -> str:
-    """Names as in a sentence.
+    """Join names as in a sentence.
 
     Example:
         >>> _listed(["fc1", "fc2", "fc3"]), _listed([42])
@@ -68,28 +68,28 @@ def _listed(names: Sequence[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _told(value: Any) -> str:
-    """A setting in words.
+def _in_words(value: Any) -> str:
+    """Write a setting in words.
 
     Example:
-        >>> _told({"plain": 0.5, "layers": ["fc1", "fc2"]})
+        >>> _in_words({"plain": 0.5, "layers": ["fc1", "fc2"]})
         'plain 0.5, layers fc1, fc2'
     """
     if value is None or value == []:
         return NOTHING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_told(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
     if isinstance(value, list):
-        return ", ".join(_told(each) for each in value)
+        return ", ".join(_in_words(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _minus(text: str) -> str:
-    """With true minus signs before numbers."""
-    return re.sub(r"-(?=\d)", MINUS, text)
+    """Put true minus signs before numbers."""
+    return re.sub(r"-(?=\d)", MINUS, str(text))
 
 
 def _unbroken(html: Markup) -> Markup:
-    """With each number on one line with its unit, its sign or its name; a command stays as it was typed."""
+    """Keep each number on one line with its unit, sign or name; a command stays as it was typed."""
     spaces = r"(<pre>.*?</pre>)|(?<=\d) (?=%)|(?<=±) |(?<=d_z) "
-    return Markup(re.sub(spaces, lambda found: found[1] or "\N{NO-BREAK SPACE}", html, flags=re.DOTALL))
+    return Markup(re.sub(spaces, lambda match: match[1] or "\N{NO-BREAK SPACE}", html, flags=re.DOTALL))

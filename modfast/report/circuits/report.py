@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modfast.circuits.folder import REPORT
+from jinja2 import UndefinedError
+
+from modfast.circuits.folder import CIRCUITS, REPORT
 from modfast.circuits.keys import REGULARISED, layer_of
 from modfast.files import atomic_write
 from modfast.report.numbers import MINUS, numbers
@@ -22,31 +25,43 @@ from .words import CRITERIA, RANDOM, describe
 def write_circuit_report(folder: str | os.PathLike[str]) -> Path:
     """Write a run's ``circuits.html`` from its files, whole or not at all.
 
-    The file holds its pictures, needs no other, runs no script and forbids the browser to load anything; it
-    can be read on a phone, in print and in a dark scheme.
+    The file holds its pictures, needs no other file, runs no script and forbids the browser to load anything.
+    It is readable on a phone, in print and in a dark scheme.
 
     Args:
-        folder: what ``modfast circuits`` has been through: it holds ``circuits.json``, and each model's
-            folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``.
+        folder: a folder in which ``modfast circuits`` found circuits. It holds ``circuits.json``, and each
+            model's folder within it (or it itself) ``partitions.npz`` and ``circuits/CRITERION/label-3.npz``.
 
     Returns:
-        The file.
+        The path of the report.
 
     Raises:
-        FileNotFoundError: one of these is missing.
-        ValueError: one of these is damaged, or they do not fit each other.
+        FileNotFoundError: one of these files is missing.
+        ValueError: one of them is damaged, or they do not fit each other.
         OutputExistsError: there is a ``circuits.html`` that modfast did not write.
     """
     folder = RunFolder.of(folder, "report")
-    findings = read_findings(folder.path)
+    with _naming(folder.path / CIRCUITS):
+        report = _report(read_findings(folder.path))
 
     def write(path: os.PathLike[str]) -> None:
         with atomic_write(path) as temporary:
-            temporary.write_text(_report(findings), encoding="utf-8")
+            temporary.write_text(report, encoding="utf-8")
 
     if not folder.draw({REPORT: write}):
         raise OutputExistsError(folder.left[-1])
     return folder.path / REPORT
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what is raised because ``path`` lacks something into a ValueError that names both."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}") from error
+    except (IndexError, UndefinedError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _report(findings: Findings) -> str:
@@ -56,8 +71,8 @@ def _report(findings: Findings) -> str:
         sections.append(Section("claims", "What the data say", "claims.html", _claims(results)))
     sections.append(Section("measures", "Measures", "measures.html", _measures(findings)))
     for criterion in config["criteria"]:
-        found = criterion_section(findings, criterion)
-        sections.append(Section(criterion, CRITERIA[criterion].title, "criterion.html", found))
+        content = criterion_section(findings, criterion)
+        sections.append(Section(criterion, CRITERIA[criterion].title, "criterion.html", content))
     settings = {name: value for name, value in config.items() if name != "command"}
     sections += [
         Section("clusters", "Clusters on and off", "clusters.html", clusters_section(findings)),
@@ -72,22 +87,22 @@ def _report(findings: Findings) -> str:
 
 
 def _claims(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims below the titles of their groups, in their order, and the note on all."""
+    """Return the claims in order, grouped below titles, and the note on all of them."""
     groups: dict[str, list[Any]] = {}
     for claim in results["claims"]:
-        of = CRITERIA.get(claim["criterion"])
-        title = of.title if of else "Single clusters, on and off"
+        criterion = CRITERIA.get(claim["criterion"])
+        title = criterion.title if criterion else "Single clusters, on and off"
         groups.setdefault(title, []).append(claim)
     return {"groups": groups, "note": results["note"]}
 
 
 def _measures(findings: Findings) -> dict[str, Any]:
-    """The rows of the table of measures, and of the one layer by layer."""
+    """Return the rows of the main table of measures, and of the table layer by layer."""
     summary, regularised = findings.results["summary"], findings.config["regularised_layers"]
     kinds = findings.kinds
 
     def is_detail(name: str, measures: Mapping[str, Any]) -> bool:
-        """Whether it is of one layer, and of no regularised one or part of a measure over all."""
+        """Whether a measure is of one layer that is not regularised, or part of one over all layers."""
         measure, _, key = name.partition(":")
         return key not in ("", REGULARISED) and (measure in measures or layer_of(key) not in regularised)
 
@@ -113,10 +128,10 @@ def _measures(findings: Findings) -> dict[str, Any]:
 
 
 def _row(measures: Mapping[str, Any], name: str, kinds: Sequence[str]) -> dict[str, Any]:
-    """A measure of each kind and their difference, each with what random circuits of the same sizes give."""
+    """Return a measure of each kind and their difference, beside those of random circuits of equal sizes."""
     measure, parts, chances = describe(name), measures[name], measures.get(RANDOM + name)
-    given = [parts.get(kind) for kind in kinds] + ([parts.get("difference")] if len(kinds) == 2 else [])
-    texts = numbers(given, measure.scale)
+    columns = [parts.get(kind) for kind in kinds] + ([parts.get("difference")] if len(kinds) == 2 else [])
+    texts = numbers(columns, measure.scale)
     by_chance: list[str | None] = [None] * len(texts)
     if chances is not None:
         means = [{"mean": chances[kind]["mean"], "interval": None} for kind in kinds]

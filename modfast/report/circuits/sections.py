@@ -1,4 +1,4 @@
-"""What the sections of a circuits report show that are pictures, plain beside modular."""
+"""The contents of those sections of a circuits report that show pictures, plain beside modular."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .words import CRITERIA
 
 
 class Panel(NamedTuple):
-    """A picture below its heading, and of which kind of model it is; None: of each."""
+    """A picture with its heading, and the kind of model that it shows; None if it shows all kinds."""
 
     kind: str | None
     heading: str
@@ -26,21 +26,21 @@ class Panel(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Panels beside each other where there is room, and what they show."""
+    """Panels, beside each other where there is room, and their caption."""
 
     panels: Sequence[Panel]
     caption: str
 
 
 class ByLayer(NamedTuple):
-    """Layer name to figure: of the regularised layers, and of the others that have clusters."""
+    """Figures by layer name: of the regularised layers, and of the other layers with clusters."""
 
     first: Mapping[str, Figure]
     others: Mapping[str, Figure]
 
 
 def criterion_section(findings: Findings, criterion: str) -> dict[str, Any]:
-    """What was asked, then sizes, overlaps, clusters and the circuits themselves."""
+    """Return what a criterion's section shows: its rule, sizes, overlaps, clusters and the circuits."""
     inside = findings.shown_run(findings.kinds[0])["criteria"][criterion]["inside"]
     tolerance = findings.config["tolerance"]
     return {
@@ -57,28 +57,28 @@ def criterion_section(findings: Findings, criterion: str) -> dict[str, Any]:
 
 
 def clusters_section(findings: Findings) -> ByLayer:
-    """How well each class is recognised with one cluster alone, and with one off."""
+    """Return figures of how well each class is recognised with one cluster alone, and with one off."""
     layers = findings.shown_run(findings.kinds[0])["cluster_accuracy"]
     return _by_layer(findings, layers, lambda layer: _class_accuracy(findings, layer))
 
 
 def _right_answers(findings: Findings, criterion: str) -> list[tuple[str, str, str]]:
-    """Kind, and on which share of the images its whole networks are right, and their circuits."""
+    """Return each kind, and the shares of images on which its whole networks and its circuits are right."""
 
-    def told(kind: str, share: str) -> str:
+    def mean(kind: str, measure: str) -> str:
         return percent(
-            average([value for found in findings.found(kind, criterion) for value in found[share]])
+            average([value for measures in findings.found(kind, criterion) for value in measures[measure]])
         )
 
-    return [(kind, told(kind, "accuracy_before"), told(kind, "accuracy_after")) for kind in findings.kinds]
+    return [(kind, mean(kind, "accuracy_before"), mean(kind, "accuracy_after")) for kind in findings.kinds]
 
 
 def _undemanding(findings: Findings, criterion: str) -> dict[str, Any] | None:
-    """For how many circuits it would do to know nothing."""
+    """Count the circuits that are allowed the loss of a constant answer, ln 2; None unless balanced."""
     if criterion != "balanced":
         return None
-    found = [each for kind in findings.kinds for each in findings.found(kind, criterion)]
-    losses = [loss for each in found for loss in each["loss_before"] if loss is not None]
+    by_run = [measures for kind in findings.kinds for measures in findings.found(kind, criterion)]
+    losses = [loss for measures in by_run for loss in measures["loss_before"] if loss is not None]
     cost = math.log(2)
     count = sum(loss + findings.config["tolerance"] >= cost for loss in losses)
     return {"cost": cost, "count": count, "total": len(losses)}
@@ -97,25 +97,25 @@ def _by_layer(findings: Findings, layers: Iterable[str], draw: Callable[[str], F
 def _sizes(findings: Findings, criterion: str) -> list[Panel]:
     def estimates(read: Any) -> dict[str, Estimate]:
         made = {
-            kind: estimate([read(found) for found in findings.found(kind, criterion)], 100.0)
+            kind: estimate([read(measures) for measures in findings.found(kind, criterion)], 100.0)
             for kind in findings.kinds
         }
-        return {kind: each for kind, each in made.items() if each is not None}
+        return {kind: size for kind, size in made.items() if size is not None}
 
     rows = [
-        (name, estimates(lambda found, index=index: found["size"][index]))
+        (name, estimates(lambda measures, index=index: measures["size"][index]))
         for index, name in enumerate(findings.names)
     ]
-    mean = estimates(lambda found: average(found["size"]))
+    mean = estimates(lambda measures: average(measures["size"]))
     if len(rows) > 1:
         rows.append(("all classes", mean))
     layers = [
-        (layer, estimates(lambda found, layer=layer: average(found["sizes"][layer])))
+        (layer, estimates(lambda measures, layer=layer: average(measures["sizes"][layer])))
         for layer in findings.config["layers"]
     ]
-    told = ", ".join(f"{kind} {each.mean:.3g} %" for kind, each in mean.items())
+    means = ", ".join(f"{kind} {size.mean:.3g} %" for kind, size in mean.items())
     by_class = dot_plot(
-        rows, "circuit size (% of weights)", f"Circuit size by class: {told}", rule=len(rows) > 1
+        rows, "circuit size (% of weights)", f"Circuit size by class: {means}", rule=len(rows) > 1
     )
     by_layer = dot_plot(layers, "kept weights (% of the layer's)", "Share of weights kept, by layer")
     return [
@@ -125,44 +125,44 @@ def _sizes(findings: Findings, criterion: str) -> list[Panel]:
 
 
 def _overlaps(findings: Findings, criterion: str) -> Figure | None:
-    """None if there are no two circuits."""
+    """Return the figure of overlaps; None if there are no two circuits."""
     count = len(findings.names)
     if count < 2:
         return None
     tables: dict[str, list[list[float | None]]] = {}
     chances: dict[str, float | None] = {}
     for kind in findings.kinds:
-        found = findings.found(kind, criterion)
+        runs = findings.found(kind, criterion)
         tables[kind] = [
             [
-                None if row == column else _hundredfold([each["overlap"][ALL][row][column] for each in found])
+                None if row == column else _hundredfold([run["overlap"][ALL][row][column] for run in runs])
                 for column in range(count)
             ]
             for row in range(count)
         ]
-        chances[kind] = _hundredfold([each["random_overlap"][ALL] for each in found])
+        chances[kind] = _hundredfold([run["random_overlap"][ALL] for run in runs])
     top = _top([value for table in tables.values() for row in table for value in row], list(chances.values()))
     panels: list[Panel] = []
     sentences: list[str] = []
     for kind, table in tables.items():
         chance = chances[kind]
         mean = average([value for row in table for value in row])
-        told = f"{kind} {_percentage(mean)} on average, by chance {_percentage(chance)}"
-        sentences.append(told.capitalize() if not sentences else told)
+        means = f"{kind} {_percentage(mean)} on average, by chance {_percentage(chance)}"
+        sentences.append(means.capitalize() if not sentences else means)
         drawn = heat_map(
             table,
             findings.names,
             findings.names,
-            f"Overlap of the circuits of each two classes, {told}",
+            f"Overlap of the circuits of each two classes, {means}",
             top=top,
             unit="overlap (% of the union)",
             mark=None if chance is None else ("by chance", chance),
         )
         panels.append(Panel(kind, f"{kind}, {findings.over_seeds}", drawn))
     caption = (
-        "Intersection over union of each two classes' circuits: the weights that both keep, as a share of "
-        f"those that either keeps; the diagonal is left out. {'; '.join(sentences)}. Random circuits have "
-        "the same sizes in each layer; the triangle on the colour bar is theirs."
+        "Intersection over union of the circuits of each two classes: the weights that both keep, as a share "
+        f"of those that either keeps; the diagonal is left out. {'; '.join(sentences)}. Random circuits have "
+        "the same sizes in each layer; the triangle on the colour bar marks their overlap."
     )
     return Figure(panels, caption)
 
@@ -170,8 +170,8 @@ def _overlaps(findings: Findings, criterion: str) -> Figure | None:
 def _inside(findings: Findings, criterion: str, layer: str) -> Figure:
     tables: dict[str, list[list[float | None]]] = {}
     for kind in findings.kinds:
-        found = findings.shown_run(kind)["criteria"][criterion]
-        lines = [found["random_inside"][layer], *found["inside"][layer]]
+        measures = findings.shown_run(kind)["criteria"][criterion]
+        lines = [measures["random_inside"][layer], *measures["inside"][layer]]
         tables[kind] = [[_hundredfold([value]) for value in line] for line in lines]
     top = _top([value for table in tables.values() for row in table for value in row])
     panels = []
@@ -191,26 +191,26 @@ def _inside(findings: Findings, criterion: str, layer: str) -> Figure:
         )
         panels.append(Panel(kind, f"{kind}, {layer}, seed {findings.shown_seed}", drawn))
     caption = (
-        f"Where the circuits' weights of {layer} are: inside each cluster, and at the right inside any; the "
-        "others cross between clusters. The first row is a random circuit's. A row with one bright cell is a "
-        "class with a cluster of its own."
+        f"The share of the circuits' weights of {layer} inside each cluster, and at the right inside any; "
+        "the others cross between clusters. The first row is that of a random circuit. A row with one bright "
+        "cell is a class with a cluster of its own."
     )
     return Figure(panels, caption)
 
 
 def _networks(findings: Findings, criterion: str) -> list[tuple[str, list[Panel]]]:
-    """For each class whose circuits are drawn its name, and the circuit in each kind of model."""
+    """Return the name of each class whose circuits are drawn, and its circuit in each kind of model."""
     classes = findings.config["classes"]
     labels = [
-        label for kind, each, label in findings.networks if (kind, each) == (findings.kinds[0], criterion)
+        label for kind, rule, label in findings.networks if (kind, rule) == (findings.kinds[0], criterion)
     ]
     drawn = []
     for label in labels:
         panels = []
         for kind in findings.kinds:
             circuit = findings.circuits[kind, criterion, label]
-            kept = ", ".join(f"{percent(share)} of {layer}" for layer, share in circuit.sizes.items())
-            description = f"Circuit of {classes[label]} in the {kind} network, which keeps {kept}"
+            shares = ", ".join(f"{percent(share)} of {layer}" for layer, share in circuit.sizes.items())
+            description = f"Circuit of {classes[label]} in the {kind} network, which keeps {shares}"
             network = findings.networks[kind, criterion, label]
             heading = f"{kind}, {circuit.num_weights:,} weights ({percent(circuit.size)})"
             panels.append(Panel(kind, heading, draw_network(network, classes, label, description)))
@@ -219,7 +219,7 @@ def _networks(findings: Findings, criterion: str) -> list[tuple[str, list[Panel]
 
 
 def _shared_dots(findings: Findings) -> dict[str, int]:
-    """For how many neurons a dot stands, at most, in a column of so many neurons."""
+    """Return the sizes of columns whose dots stand for several neurons, and for how many at most."""
     return {
         f"{column.size:,}": column.most_shared
         for network in findings.networks.values()
@@ -229,7 +229,7 @@ def _shared_dots(findings: Findings) -> dict[str, int]:
 
 
 def _colours(findings: Findings) -> list[tuple[str, str]]:
-    """The style sheet's classes of lines, and what they mean."""
+    """Return the classes that the style sheet has for lines, and what they mean."""
     count = min(max(findings.num_clusters.values(), default=0), CLUSTER_COLOURS)
     inside = [(f"c{cluster}", f"inside cluster {cluster}") for cluster in range(count)]
     return [*inside, ("crossing", "between clusters")]
@@ -267,7 +267,7 @@ def _class_accuracy(findings: Findings, layer: str) -> Figure:
 
 
 def _notable(table: Sequence[Sequence[float | None]], clusters: int) -> list[tuple[int, int]]:
-    """Cells where a cluster alone does nearly as well as the whole network, or its loss is felt."""
+    """Return the cells where a cluster alone nearly equals the whole network, or where its absence costs."""
     return [
         (row, column)
         for row, line in enumerate(table[1:], start=1)

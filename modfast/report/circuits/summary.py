@@ -1,4 +1,4 @@
-"""The measures of circuits as numbers that JSON can hold: of one model, and over seeds."""
+"""The measures of circuits, as numbers that JSON can hold: for one model, and over seeds."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ DRAWS = 10
 def describe_circuits(
     circuits: Sequence[Circuit], partitions: Mapping[str, Partition], seed: int
 ) -> dict[str, Any]:
-    """All measures of one model's circuits, one for each label, beside those of random circuits.
+    """Return all measures of one model's circuits, and of random circuits.
 
     Args:
-        circuits: at least one, all of the same layers.
+        circuits: one for each label, at least one, all of the same layers.
         partitions: clusters of any of these layers.
-        seed: of the random circuits.
+        seed: the seed for drawing the random circuits.
 
     Returns:
         Lists over circuits: ``size``, ``num_inputs``, ``loss_before``, ``loss_after``, ``accuracy_before``,
-        ``accuracy_after`` and, by layer, ``sizes``. By layer and, as ``"all"``, over all of them: ``overlap``
-        (circuits x circuits), ``information`` in bits (of the layers with clusters), ``random_overlap`` and
-        ``random_information``, means over :data:`DRAWS` draws of circuits of the same sizes in each layer;
-        there a layer has the key that :func:`modfast.circuits.keys.layer_key` gives it.
+        ``accuracy_after`` and, by layer, ``sizes``. By layer, and over all layers under ``"all"``:
+        ``overlap`` (circuits x circuits), ``information`` in bits (of the layers with clusters),
+        ``random_overlap`` and ``random_information``, means over :data:`DRAWS` draws of circuits of the same
+        sizes in each layer; the key of a layer is that of :func:`modfast.circuits.keys.layer_key`.
         By layer with clusters: ``inside`` (circuits x clusters) and ``random_inside``, the share of all
-        weights of the layer. None stands for NaN.
+        weights of the layer that lie inside each cluster. None stands for NaN.
 
     Example:
         >>> masks = {"fc": torch.tensor([[True, True], [False, True]])}
@@ -51,43 +51,43 @@ def describe_circuits(
         ([0.75], {'fc': [0.25, 0.25]}, {'all': None, 'fc': None})
     """
     layers = list(circuits[0].masks)
-    found = KeptWeights.of(circuits)
-    clusters = weight_clusters(found.shapes, partitions)
+    kept_weights = KeptWeights.of(circuits)
+    clusters = weight_clusters(kept_weights.shapes, partitions)
 
     def overlap(kept: KeptWeights) -> dict[str, Tensor]:
         shared = {name: kept.shared(name) for name in layers}
-        by_layer = {layer_key(name): intersection_over_union([each]) for name, each in shared.items()}
+        by_layer = {layer_key(name): intersection_over_union([counts]) for name, counts in shared.items()}
         return {ALL: intersection_over_union(list(shared.values()))} | by_layer
 
     def information(kept: KeptWeights) -> dict[str, float]:
-        counts = {name: kept.clustered(name, each) for name, each in clusters.items()}
-        by_layer = {layer_key(name): mutual_information([each]) for name, each in counts.items()}
+        counts = {name: kept.clustered(name, labels) for name, labels in clusters.items()}
+        by_layer = {layer_key(name): mutual_information([table]) for name, table in counts.items()}
         return {ALL: mutual_information(list(counts.values())) if counts else math.nan} | by_layer
 
     random_overlap, random_information = [], []
     for draw in range(DRAWS):
-        drawn = found.drawn(seed * DRAWS + draw)
-        random_overlap.append({name: pair_mean(each) for name, each in overlap(drawn).items()})
+        drawn = kept_weights.drawn(seed * DRAWS + draw)
+        random_overlap.append({name: pair_mean(pairs) for name, pairs in overlap(drawn).items()})
         random_information.append(information(drawn))
     all_sizes = [circuit.sizes for circuit in circuits]
     numbers = ("size", "num_inputs", "loss_before", "loss_after", "accuracy_before", "accuracy_after")
     return {
         **{name: [getattr(circuit, name) for circuit in circuits] for name in numbers},
         "sizes": {name: [sizes[name] for sizes in all_sizes] for name in layers},
-        "overlap": {name: as_lists(each) for name, each in overlap(found).items()},
+        "overlap": {name: as_lists(pairs) for name, pairs in overlap(kept_weights).items()},
         "random_overlap": _means(random_overlap),
-        "inside": {name: as_lists(each) for name, each in cluster_shares(circuits, partitions).items()},
+        "inside": {name: as_lists(shares) for name, shares in cluster_shares(circuits, partitions).items()},
         "random_inside": {
-            name: (each.sizes().double().prod(1) / math.prod(each.shape)).tolist()
-            for name, each in partitions.items()
+            name: (partition.sizes().double().prod(1) / math.prod(partition.shape)).tolist()
+            for name, partition in partitions.items()
         },
-        "information": {name: average([bits]) for name, bits in information(found).items()},
+        "information": {name: average([bits]) for name, bits in information(kept_weights).items()},
         "random_information": _means(random_information),
     }
 
 
 def pair_mean(overlap: Tensor) -> float | None:
-    """The mean over pairs of circuits, without those that have no overlap; None if no pair has.
+    """Return the mean overlap of two circuits, without pairs that have none; None if no pair has one.
 
     Example:
         >>> pair_mean(torch.tensor([[1.0, 0.25], [0.25, 1.0]]))
@@ -102,23 +102,23 @@ def _means(draws: Sequence[Mapping[str, float | None]]) -> dict[str, float | Non
 
 
 def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """One number for each measure of a run: means over labels, or over pairs of them.
+    """Return one number for each measure of a run: a mean over labels, or over pairs of them.
 
     Args:
-        run: ``accuracy``, ``clusterability``, ``cluster_accuracy`` and ``criteria``, of each of which what
-            :func:`describe_circuits` gives.
+        run: ``accuracy``, ``clusterability``, ``cluster_accuracy`` and ``criteria``, which holds what
+            :func:`describe_circuits` returns for each criterion.
         regularised: the layers over which ``specialisation_only``, ``specialisation_without``,
             ``information:regularised`` and ``random_information:regularised`` are means.
 
     Returns:
-        ``"model"`` and each criterion to names of measures to numbers; a measure of one layer is named
-        ``measure:layer``, with the layer's :func:`modfast.circuits.keys.layer_key`. None where there is no
-        number.
+        For ``"model"`` and for each criterion, the numbers by name of measure. A measure of one layer is
+        named ``measure:layer``, with the layer's :func:`modfast.circuits.keys.layer_key`. None stands for a
+        missing number.
 
         The specialisation of a layer is, for each class, by how much the best cluster alone exceeds the
         mean over clusters in accuracy ("only"), or by how much the accuracy without the most needed cluster
         falls short of that mean ("without"); then the mean over classes. It is 0 if all clusters are alike,
-        and large also for clusters that always answer one class.
+        and also large for clusters that always answer one class.
     """
 
     def over_regularised(prefix: str, measures: Mapping[str, float | None]) -> float | None:
@@ -134,32 +134,32 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
         }
         model |= {name: over_regularised(name, by_layer)} | by_layer
     measures = {"model": model}
-    for criterion, found in run["criteria"].items():
-        each: dict[str, float | None] = {"size": average(found["size"])}
-        each |= {_of_layer("size", layer): average(sizes) for layer, sizes in found["sizes"].items()}
-        each |= {name: average(found[name]) for name in ("accuracy_before", "accuracy_after")}
-        overlaps = {name: pair_mean(_matrix(rows)) for name, rows in found["overlap"].items()}
-        each |= _named("overlap", overlaps) | _named("random_overlap", found["random_overlap"])
-        for layer, rows in found["inside"].items():
-            each[_of_layer("inside", layer)] = average(_sum(row) for row in rows)
-            each[_of_layer(f"{RANDOM}inside", layer)] = math.fsum(found["random_inside"][layer])
+    for criterion, described in run["criteria"].items():
+        means: dict[str, float | None] = {"size": average(described["size"])}
+        means |= {_of_layer("size", layer): average(sizes) for layer, sizes in described["sizes"].items()}
+        means |= {name: average(described[name]) for name in ("accuracy_before", "accuracy_after")}
+        overlaps = {name: pair_mean(_matrix(rows)) for name, rows in described["overlap"].items()}
+        means |= _named("overlap", overlaps) | _named("random_overlap", described["random_overlap"])
+        for layer, rows in described["inside"].items():
+            means[_of_layer("inside", layer)] = average(_sum(row) for row in rows)
+            means[_of_layer(f"{RANDOM}inside", layer)] = math.fsum(described["random_inside"][layer])
         for name in ("information", "random_information"):
-            each |= _named(name, found[name])
-            each[f"{name}:{REGULARISED}"] = over_regularised(name, each)
-        measures[criterion] = each
+            means |= _named(name, described[name])
+            means[f"{name}:{REGULARISED}"] = over_regularised(name, means)
+        measures[criterion] = means
     return measures
 
 
 def specialisation(shares: Sequence[Sequence[float | None]], mode: str) -> float | None:
-    """How differently clusters serve a class, clusters x classes; see :func:`run_measures`.
+    """Return how differently clusters serve a class, from clusters x classes; see :func:`run_measures`.
 
     Example:
         >>> specialisation([[1.0, 0.5], [0.0, 0.5]], "only")
         0.25
     """
-    by_class = [[share for share in each if share is not None] for each in zip(*shares, strict=True)]
-    means = [(each, math.fsum(each) / len(each)) for each in by_class if each]
-    return average(max(each) - mean if mode == "only" else mean - min(each) for each, mean in means)
+    by_class = [[share for share in column if share is not None] for column in zip(*shares, strict=True)]
+    means = [(column, math.fsum(column) / len(column)) for column in by_class if column]
+    return average(max(column) - mean if mode == "only" else mean - min(column) for column, mean in means)
 
 
 def _of_layer(measure: str, layer: str) -> str:
@@ -183,18 +183,18 @@ def _matrix(rows: Sequence[Sequence[float | None]]) -> Tensor:
 def summarize_circuits(
     runs: Sequence[Mapping[str, Any]], regularised: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Every measure over seeds, of plain and modular models and of their difference.
+    """Return every measure over seeds, of plain and modular models and of their difference.
 
     Args:
-        runs: as for :func:`run_measures`, each with its ``kind``; of each kind for the same seeds in the same
+        runs: as for :func:`run_measures`, each with its ``kind``; both kinds for the same seeds in the same
             order.
         regularised: as for :func:`run_measures`.
 
     Returns:
-        ``"model"`` and each criterion to names of measures to kinds, each with ``mean``, ``interval`` (half
+        For ``"model"`` and for each criterion, by name of measure and by kind: ``mean``, ``interval`` (half
         width of the 95% interval) and ``values`` by seed; and, if there are plain and modular runs,
-        ``difference``, modular minus plain, with ``mean``, ``interval`` and ``effect_size``. None where a
-        value is None; also ``interval`` and ``effect_size`` for a single seed.
+        ``difference``, modular minus plain, with ``mean``, ``interval`` and ``effect_size``. Numbers are None
+        where a seed's value is None; ``interval`` and ``effect_size`` also for a single seed.
     """
     by_kind: dict[str, list[dict[str, dict[str, float | None]]]] = {}
     for run in runs:
@@ -202,7 +202,9 @@ def summarize_circuits(
     first = next(iter(by_kind.values()))[0]
     return {
         group: {
-            name: _summary({kind: [each[group][name] for each in of] for kind, of in by_kind.items()})
+            name: _summary(
+                {kind: [run[group][name] for run in measured] for kind, measured in by_kind.items()}
+            )
             for name in measures
         }
         for group, measures in first.items()
@@ -211,11 +213,11 @@ def summarize_circuits(
 
 def _summary(values: Mapping[str, list[float | None]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
-    known = {kind: [value for value in each if value is not None] for kind, each in values.items()}
-    for kind, each in values.items():
-        whole = len(known[kind]) == len(each)
+    known = {kind: [value for value in by_seed if value is not None] for kind, by_seed in values.items()}
+    for kind, by_seed in values.items():
+        whole = len(known[kind]) == len(by_seed)
         mean, interval = mean_interval(known[kind]) if whole else (None, None)
-        summary[kind] = {"mean": mean, "interval": interval, "values": each}
+        summary[kind] = {"mean": mean, "interval": interval, "values": by_seed}
     if {"plain", "modular"} <= set(values):
         summary["difference"] = {"mean": None, "interval": None, "effect_size": None}
         if all(len(known[kind]) == len(values[kind]) for kind in values):

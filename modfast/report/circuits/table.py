@@ -1,4 +1,4 @@
-"""The table that ends ``modfast circuits``, and what it says of the paper's claims."""
+"""The table that ends ``modfast circuits``, and the lines below it on the paper's claims."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from modfast.circuits.keys import layer_key
 from modfast.report.numbers import cell
 from modfast.report.tables import setting_title
 
-# Measure, heading, factor, decimals, and whether there is a row for each layer beside or instead of that over
-# all. The HTML report shows the other layers.
+# Measure, heading, factor, decimals, and which layers have rows of their own: "layers" adds all of them below
+# the row over all layers, "regularised" shows these instead of it. The HTML report shows the other layers.
 _OF_MODELS = (
     ("accuracy", "Test accuracy (%)", 100.0, 2, ""),
     ("clusterability", "Clusterability", 1.0, 3, "layers"),
@@ -32,7 +32,7 @@ _OF_CIRCUITS = (
 
 
 def circuits_table(results: Mapping[str, Any]) -> Table:
-    """Plain, modular and their difference, or the values of a single run.
+    """Return the table of plain, modular and their difference, or of a single run.
 
     Args:
         results: ``config`` and ``summary``, as ``circuits.json`` holds them.
@@ -74,7 +74,7 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
 def _rows(
     name: str, heading: str, by: str, config: Mapping[str, Any], measures: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Names and headings of a measure's rows, as far as they were measured."""
+    """Return the names and headings of a measure's rows that were measured."""
     layers = config["layers"] if by == "layers" else config["regularised_layers"] if by else []
     rows = [] if by == "regularised" else [(name, heading)]
     rows += [(f"{name}:{layer_key(layer)}", f"{heading}, {layer}") for layer in layers]
@@ -89,7 +89,7 @@ def _scaled(part: Mapping[str, Any], factor: float, decimals: int, sign: str = "
 
 
 def claim_lines(results: Mapping[str, Any]) -> list[str]:
-    """A line for each claim, and how far to trust them together; no line where there is no claim.
+    """Return a line for each claim, and one on how far to trust them together; none if there is no claim.
 
     Example:
         >>> claim = {"claim": "smaller", "criterion": "loss", "statement": "Circuits are smaller"}

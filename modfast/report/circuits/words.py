@@ -1,4 +1,4 @@
-"""What the measures of ``circuits.json`` are called, their units, and how many digits are told."""
+"""The names of measures and criteria for readers, with units and explanations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from modfast.circuits.keys import REGULARISED, layer_of
 
 
 class Measure(NamedTuple):
-    """A measure's name for readers, its unit ("" for none), and by what a number is multiplied for it."""
+    """A measure's name for readers, its unit ("" for none), and the factor that converts numbers to it."""
 
     title: str
     unit: str
     scale: float
 
 
-# {} is where the layer goes, if the measure is of one.
+# {} stands for the layer, if the measure is of one.
 _MEASURES = {
     "accuracy": Measure("Test accuracy", "%", 100.0),
     "clusterability": Measure("Clusterability{}", "% of squared weight", 100.0),
@@ -29,11 +29,11 @@ _MEASURES = {
     "information": Measure("Information between cluster and class{}", "bits", 1.0),
 }
 RANDOM = "random_"
-"""What the names of measures of random circuits begin with."""
+"""The beginning of the names of measures of random circuits."""
 
 
 class Criterion(NamedTuple):
-    """What a criterion is called, what "worse" means by it in a sentence, and in its own section."""
+    """A criterion's name, what "worse" means by it (part of a sentence), and the rule in its own section."""
 
     name: str
     worse: str
@@ -41,39 +41,39 @@ class Criterion(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Of what it found."""
+        """The title of the circuits that it found."""
         return f"Circuits by {self.name}"
 
 
 CRITERIA = {
     "loss": Criterion(
         "loss",
-        "a higher loss on images of the class, so that a circuit may give this answer whatever it sees",
+        "a higher loss on images of the class, so that a circuit may give this answer to every image",
         "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
-        "the whole network's{}. A circuit that answers this class whatever it sees would do, and be right on "
+        "the whole network's{}. A circuit that gives this answer to every image passes, and is right on "
         "100 % of these images.",
     ),
     "loss_and_accuracy": Criterion(
         "loss and accuracy",
         "a higher loss on images of the class, or fewer of them recognised",
         "A weight stays zero if that leaves the mean cross-entropy on the images of the class no higher than "
-        "the whole network's{}, and the accuracy on them no lower. A circuit that answers this class "
-        "whatever it sees would do.",
+        "the whole network's{}, and the accuracy on them no lower. A circuit that gives this answer "
+        "to every image passes.",
     ),
     "balanced": Criterion(
         "balanced loss",
-        "a higher loss of telling images of the class from as many of other classes",
-        "A weight stays zero if that leaves the loss of telling the class from the others no higher than the "
+        "a higher loss in telling images of the class from as many of other classes",
+        "A weight stays zero if that leaves the loss in telling the class from the others no higher than the "
         "whole network's{}, on the images of the class and as many of other classes. The loss looks at the "
         "probability of the class alone, not at whether another has a higher one. An answer is right if it "
-        "holds the class for more likely than not on its own images, and for less on the others: who gives "
-        "the same answer to all images is right on 50 %.",
+        "finds the class more likely than not on its own images, and less likely on the others: a circuit "
+        "that gives the same answer to all images is right on 50 %.",
     ),
 }
 
 
 def describe(name: str) -> Measure:
-    """The measure of this name, ``"size"`` or ``"size:fc2"``; what follows the colon is a :func:`layer_key`.
+    """Return the measure named ``"size"`` or ``"size:fc2"``; after the colon stands a :func:`layer_key`.
 
     Example:
         >>> describe("size:fc2")

@@ -88,7 +88,7 @@ def draw_class_accuracy(
         _frame(axes, loss <= MARGIN if word == "only" else loss > MARGIN)
         names = ["whole network", *(f"{word} cluster {cluster}" for cluster in range(clusters))]
         axes.set_yticks(range(clusters + 1), names, fontsize=9)
-        # The line sets the unchanged network apart from its parts.
+        # The line sets the whole network apart from the rows with clusters switched.
         axes.axhline(0.5, color="white", linewidth=3)
         step = math.ceil(count / MOST_NUMBERED_CLASSES)
         shown = range(0, count, step)

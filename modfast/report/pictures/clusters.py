@@ -1,6 +1,6 @@
 """Pictures of a clustering: its measures over the number of clusters, and the weights sorted by cluster.
 
-A network of many layers gets several pictures of some layers each, ``name.png``, ``name_2.png`` and so on.
+The layers of a large network are spread over several pictures, ``name.png``, ``name_2.png`` and so on.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from modfast.report.numbers import name_end, shuffled_gap
 from .style import new_figure, save_figure
 from .weights import Panel, draw_pairs, magnitude
 
-# Layers to a picture: with more it would be taller than a screen shows without shrinking the text.
+# Layers in one picture: with more it would be taller than a screen shows without shrinking the text.
 MOST_CURVES = 8
 MOST_MATRICES = 5
 
 Drawing: TypeAlias = Callable[[str | os.PathLike[str]], None]
-"""Draws a picture into the file that it is given."""
+"""A function that draws a picture into the file whose path it is given."""
 
 _FOUND, _CHANCE, _CHOSEN = "#0072B2", "#666666", "#D55E00"
 _SHUFFLED: dict[str, Any] = {"color": "black", "marker": "+", "markersize": 7, "linestyle": "none"}
@@ -41,7 +41,7 @@ class _Page(NamedTuple):
 
 
 def _pages(name: str, layers: Sequence[str], most: int) -> dict[str, _Page]:
-    """The pages by file name."""
+    """Return the pages by file name."""
     path = PurePath(name)
     pages = {}
     for first in range(0, len(layers), most):
@@ -54,7 +54,7 @@ def _pages(name: str, layers: Sequence[str], most: int) -> dict[str, _Page]:
 
 
 def picture_names(layers: Sequence[str], clusterability: str, matrices: str) -> list[str]:
-    """The names of all pictures of these layers.
+    """Return the names of all pictures of these layers.
 
     Example:
         >>> picture_names([f"fc{index}" for index in range(7)], "c.png", "m.png")
@@ -67,8 +67,8 @@ def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapp
     """Draw clusterability, normalised cut and singular values, one row of panels for each layer.
 
     Args:
-        path: PNG file to write; more than 8 layers go on in further files beside it, which are replaced if
-            they exist, ``name_2.png`` and so on.
+        path: PNG file to write; more than 8 layers continue in further files beside it, ``name_2.png`` and so
+            on, which are replaced if they exist.
         records: layer name to what :func:`modfast.experiment.eigengap.cluster_layer` records, with a chosen
             number.
 
@@ -97,10 +97,10 @@ def draw_clusterability(path: str | os.PathLike[str], records: Mapping[str, Mapp
 
 
 def clusterability_pictures(name: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Drawing]:
-    """What :func:`draw_clusterability` draws, by file name.
+    """Return what :func:`draw_clusterability` draws, as functions by file name.
 
     Args:
-        name: of the first file.
+        name: the name of the first file.
         records: as there.
 
     Raises:
@@ -144,9 +144,9 @@ def _draw_clusterability(
 
 
 def gap_text(record: Mapping[str, Any]) -> str:
-    """The chosen number of clusters with its evidence, in a few words."""
+    """Return the chosen number of clusters and its gap, in a few words."""
     shuffled = shuffled_gap(record)
-    gaps = {each["num_clusters"]: each["gap"] for each in record["clusters"]}
+    gaps = {clustering["num_clusters"]: clustering["gap"] for clustering in record["clusters"]}
     gap = gaps[record["chosen"]]
     if gap is None or shuffled is None:
         return f"singular values (k = {record['chosen']}: no gap to show)"
@@ -154,10 +154,11 @@ def gap_text(record: Mapping[str, Any]) -> str:
 
 
 def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:
-    counts = [each["num_clusters"] for each in record["clusters"]]
-    found = [each[measure] for each in record["clusters"]]
-    axes.plot(counts, found, color=_FOUND, marker="o", markersize=3, label="this layer")
-    chance = [each["by_chance"][measure] for each in record["clusters"]]
+    clusterings = record["clusters"]
+    counts = [clustering["num_clusters"] for clustering in clusterings]
+    values = [clustering[measure] for clustering in clusterings]
+    axes.plot(counts, values, color=_FOUND, marker="o", markersize=3, label="this layer")
+    chance = [clustering["by_chance"][measure] for clustering in clusterings]
     label = "expected without structure, same cluster sizes"
     axes.plot(counts, chance, color=_CHANCE, linestyle="--", marker="x", markersize=3, label=label)
     axes.axvline(record["chosen"], color=_CHOSEN, linewidth=1.2, label="chosen k (largest gap)")
@@ -173,7 +174,7 @@ def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:
 
 def _draw_singular_values(axes: Axes, record: Mapping[str, Any]) -> None:
     values, shuffled = record["singular_values"], record["shuffled"]["singular_values"]
-    # The first value is 1 for any weights; it would only press the others together.
+    # The first value is 1 for any weights; to show it would only compress the others.
     first = min(record["clusters"][0]["num_clusters"], 2, len(values))
     places = range(first, len(values) + 1)
     axes.plot(places, values[first - 1 :], color=_FOUND, marker="o", markersize=3, linestyle="none")
@@ -193,7 +194,7 @@ def draw_matrices(
     """Draw each layer's |weight| as it is stored, and sorted by cluster with lines between the clusters.
 
     Args:
-        path: PNG file to write; more than 5 layers go on in further files beside it, as for
+        path: PNG file to write; more than 5 layers continue in further files beside it, as for
             :func:`draw_clusterability`.
         weights: layer name to weight, (out, in, *kernel).
         partitions: layer name to the partition of that weight.
@@ -222,10 +223,10 @@ def draw_matrices(
 def matrices_pictures(
     name: str, weights: Mapping[str, Tensor], partitions: Mapping[str, Partition]
 ) -> dict[str, Drawing]:
-    """What :func:`draw_matrices` draws, by file name.
+    """Return what :func:`draw_matrices` draws, as functions by file name.
 
     Args:
-        name: of the first file.
+        name: the name of the first file.
         weights: as there.
         partitions: as there.
 

@@ -20,13 +20,13 @@ from modfast.report.numbers import name_end
 
 from .style import new_figure, save_figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers and dashes repeat the
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers and dashes repeat the
 # distinction for print without colour.
 STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
 
 def _style(name: str, position: int) -> tuple[str, str, str]:
-    # A picture of a single modular run has the colours it has beside a plain one.
+    # A modular run has the same colours alone as beside a plain one.
     known = {"plain": 0, "modular": 1}
     return STYLES[known.get(name, position) % len(STYLES)]
 
@@ -37,7 +37,7 @@ def _style(name: str, position: int) -> tuple[str, str, str]:
 def _by_epoch(
     histories: Sequence[Sequence[Mapping[str, Any]]], measure: str, layer: str | None = None
 ) -> dict[int, list[float]]:
-    """Epoch to the seeds' values, in the order of epochs."""
+    """Return the seeds' values by epoch, in the order of epochs."""
     values: dict[int, list[float]] = {}
     for history in histories:
         for record in history:
@@ -144,7 +144,7 @@ def _draw_measure(
             linestyle=dashes,
             marker=marker,
             markersize=3.5,
-            # Markers tell the lines apart; on every one of many epochs they would hide them.
+            # Markers distinguish the lines; one at each of many epochs would hide the line.
             markevery=max(1, len(means) // 12),
             label=name,
         )

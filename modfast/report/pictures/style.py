@@ -1,4 +1,4 @@
-"""What all pictures share: their size, and how they are written."""
+"""What all pictures share: their size, and the way they are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 9.6  # inches: 1440 pixels
 
 
 def new_figure(height: float) -> Figure:
-    """A figure of the common width and of ``height`` inches, unknown to pyplot."""
+    """Return a figure of the common width and ``height`` inches, unknown to pyplot."""
     figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

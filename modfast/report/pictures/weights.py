@@ -32,8 +32,8 @@ class Panel(NamedTuple):
     """A weight to draw.
 
     Attributes:
-        magnitude: (out, in), as :func:`magnitude` gives it.
-        partition: by whose clusters it is sorted; None draws it as it is stored.
+        magnitude: (out, in), as :func:`magnitude` returns it.
+        partition: the clusters by which it is sorted; None draws it as it is stored.
         title: two lines at most.
         unit: what a row is: a neuron, or a convolution's channel.
     """
@@ -45,10 +45,10 @@ class Panel(NamedTuple):
 
 
 def magnitude(argument: str, weight: Tensor, partition: Partition) -> NDArray[np.float64]:
-    """|weight| as (out, in) float64, a convolution's kernel reduced to its Euclidean norm.
+    """Return |weight| as (out, in) float64, a convolution's kernel reduced to its Euclidean norm.
 
     Raises:
-        ValueError: naming ``argument``: the partition does not fit it, or it is not finite.
+        ValueError: the weight does not fit the partition or is not finite; named ``argument``.
     """
     if weight.ndim < 2 or tuple(weight.shape[:2]) != tuple(partition.shape):
         raise ValueError(
@@ -65,7 +65,7 @@ def magnitude(argument: str, weight: Tensor, partition: Partition) -> NDArray[np
 
 
 def _clusterability(values: NDArray[np.float64], partition: Partition) -> float:
-    """Share of squared weight inside clusters; 1 for an all-zero weight, which crosses nothing."""
+    """Return the share of squared weight inside clusters; 1 for an all-zero weight."""
     largest = float(values.max(initial=0.0))
     if largest == 0.0:
         return 1.0
@@ -82,7 +82,7 @@ def _axis_label(side: str, panel: Panel, edges: NDArray[np.int64]) -> str:
 
 
 def _cluster_ticks(starts: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[list[float], list[str]]:
-    """Centres and names of those clusters that are wide enough for a readable name."""
+    """Return the centres and names of the clusters that are wide enough for a readable name."""
     ticks, names = [], []
     for begin, end in pairwise(starts):
         if (end - begin) / starts[-1] >= 0.045:
@@ -160,8 +160,8 @@ def draw_pairs(
 
     Args:
         path: PNG file to write.
-        pairs: left and right panel of each row; the two have one shape, neither side of it 0.
-        heading: above all of it.
+        pairs: the left and right panel of each row, of one shape without a side of 0.
+        heading: a title above all rows.
     """
     shapes = [left.magnitude.shape for left, _ in pairs]
     heights = [min(max(3.6 * rows / columns, 1.8), 3.6) for rows, columns in shapes]
@@ -175,7 +175,7 @@ def draw_pairs(
 
 
 class _Cells(NamedTuple):
-    """What is drawn of a panel: the largest weight of each cell, and where cells and clusters begin."""
+    """The cells of a panel: the largest weight in each, and where cells and clusters begin."""
 
     values: NDArray[np.float64]
     edges: tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -201,21 +201,21 @@ def _cells(panel: Panel) -> _Cells:
 
 def _draw_pair(figure: Figure, axes_pair: Sequence[Axes], pair: tuple[Panel, Panel]) -> None:
     cells = [_cells(panel) for panel in pair]
-    drawn = np.concatenate([each.values.ravel() for each in cells])
+    drawn = np.concatenate([side.values.ravel() for side in cells])
     largest = float(drawn.max())
     # A few outliers would leave everything else dark; few non-zero weights must still be seen.
     top = float(np.percentile(drawn, 99.5)) or largest or 1.0
-    for axes, panel, each in zip(axes_pair, pair, cells, strict=True):
-        (row_edges, col_edges), (row_starts, col_starts) = each.edges, each.starts
-        mesh = axes.pcolormesh(col_edges, row_edges, each.values, cmap="viridis", vmin=0.0, vmax=top)
+    for axes, panel, side in zip(axes_pair, pair, cells, strict=True):
+        (row_edges, col_edges), (row_starts, col_starts) = side.edges, side.starts
+        mesh = axes.pcolormesh(col_edges, row_edges, side.values, cmap="viridis", vmin=0.0, vmax=top)
         axes.invert_yaxis()
         for border in row_starts[1:-1]:
             axes.axhline(border, color="white", linewidth=0.6)
         for border in col_starts[1:-1]:
             axes.axvline(border, color="white", linewidth=0.6)
         if panel.partition is not None:
-            axes.set_xticks(*_cluster_ticks(col_starts, each.labels[1]))
-            axes.set_yticks(*_cluster_ticks(row_starts, each.labels[0]))
+            axes.set_xticks(*_cluster_ticks(col_starts, side.labels[1]))
+            axes.set_yticks(*_cluster_ticks(row_starts, side.labels[0]))
         axes.tick_params(length=0, labelsize=8)
         axes.set_xlabel(_axis_label("input", panel, col_edges), fontsize=9)
         axes.set_title(panel.title, fontsize=10)

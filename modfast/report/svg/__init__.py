@@ -1,1 +1,1 @@
-"""Drawings in SVG, for pages: dark or light, and as narrow as a telephone."""
+"""Drawings in SVG for web pages, dark or light, down to the width of a phone."""

@@ -14,12 +14,12 @@ from modfast.report.numbers import Estimate
 
 from .picture import MOST_NAMED, WIDTH, number, path, picture, shorten, text, text_width
 
-# The size of a heat map's text.
+# The size of the text in a heat map.
 _SMALL = 10.0
 
 
 def marker(kind: str, x: float, y: float, radius: float = 4.0) -> Markup:
-    """A plain model's circle or a modular one's square."""
+    """Draw the marker of a kind of model: a circle for plain, a square for modular."""
     if kind == "modular":
         square = Markup('<rect x="{}" y="{}" width="{side}" height="{side}" class="{}"/>')
         return square.format(number(x - radius), number(y - radius), kind, side=number(2 * radius))
@@ -30,12 +30,13 @@ def marker(kind: str, x: float, y: float, radius: float = 4.0) -> Markup:
 def dot_plot(
     rows: Sequence[tuple[str, Mapping[str, Estimate]]], axis: str, description: str, rule: bool = False
 ) -> Markup:
-    """A row for each name: a marker at the mean, a whisker over the interval, open dots for the seeds.
+    """Draw a row for each name: a marker at the mean, a whisker over the interval, open dots for seeds.
 
     Args:
-        rows: name, and for ``"plain"`` and ``"modular"`` (either or both) its estimate in the axis' unit.
+        rows: names, each with its estimates for ``"plain"`` and ``"modular"`` (either or both) in the unit of
+            the axis.
         axis: what is measured, with its unit.
-        description: for those who cannot see it.
+        description: alternative text for those who cannot see the picture.
         rule: whether a line sets the last row apart.
     """
     left = 10.0 + max(text_width(shorten(name)) for name, _ in rows)
@@ -43,9 +44,9 @@ def dot_plot(
     bottom = top + step * len(rows)
     highest = max(
         (
-            max(each.mean + (each.interval or 0.0), *each.values)
+            max(estimate.mean + (estimate.interval or 0.0), *estimate.values)
             for _, kinds in rows
-            for each in kinds.values()
+            for estimate in kinds.values()
         ),
         default=0.0,
     )
@@ -64,17 +65,19 @@ def dot_plot(
     for index, (name, kinds) in enumerate(rows):
         middle = top + step * (index + 0.5)
         drawn.append(text(left - 6, middle + 3.5, shorten(name), text_anchor="end"))
-        for kind, each in kinds.items():
+        for kind, estimate in kinds.items():
             y = middle + {"plain": -5.0, "modular": 5.0}[kind] * (len(kinds) > 1)
-            if each.interval is not None:
-                low, high = (across(each.mean + sign * each.interval) for sign in (-1, 1))
+            if estimate.interval is not None:
+                low, high = (across(estimate.mean + sign * estimate.interval) for sign in (-1, 1))
                 whisker = f"M{number(low)} {number(y)}H{number(high)}m0-3v6M{number(low)} {number(y - 3)}v6"
                 drawn.append(path(whisker, f"whisker {kind}"))
-            if len(each.values) > 1:
+            if len(estimate.values) > 1:
                 dot = Markup('<circle cx="{}" cy="{}" r="2"/>')
-                dots = Markup("").join(dot.format(number(across(value)), number(y)) for value in each.values)
+                dots = Markup("").join(
+                    dot.format(number(across(value)), number(y)) for value in estimate.values
+                )
                 drawn.append(Markup('<g class="seed {}">{}</g>').format(kind, dots))
-            drawn.append(marker(kind, across(each.mean), y))
+            drawn.append(marker(kind, across(estimate.mean), y))
     drawn.append(text((left + right) / 2, bottom + 28, axis, text_anchor="middle"))
     return picture(bottom + 34, description, drawn, "dots")
 
@@ -92,18 +95,18 @@ def heat_map(
     totals: Sequence[str] = (),
     mark: tuple[str, float] | None = None,
 ) -> Markup:
-    """A table of colours from 0 to ``top``, with the numbers in the cells if there is room.
+    """Draw a table of colours from 0 to ``top``, with the numbers in the cells if there is room.
 
     Args:
         values: by row and column, in ``unit``; None is an empty cell.
-        rows: their names.
-        columns: their names.
-        description: for those who cannot see it.
+        rows: the names of the rows.
+        columns: the names of the columns.
+        description: alternative text for those who cannot see the picture.
         top: the value of the brightest colour, above 0.
         unit: what is measured, for the colour bar.
-        framed: row and column of the cells to frame.
-        apart: rows that stand apart from the one above.
-        totals: a text at the end of each row, without colour.
+        framed: row and column of each cell to frame.
+        apart: rows with a gap above them.
+        totals: a text at the end of each row.
         mark: name and value of a baseline on the colour bar.
     """
     left = 8.0 + max(text_width(shorten(name), _SMALL) for name in rows)
@@ -111,7 +114,7 @@ def heat_map(
     width = (right - left) / len(columns)
     height = 21.0 if len(rows) <= MOST_NAMED else min(width, 13.0)
     lefts = [left + width * column for column in range(len(columns))]
-    # So far down that the first name fits beside a low row.
+    # Low rows begin further down, so that the first name fits beside its row.
     above = 2.0 if height > 12.0 else 6.0
     tops = [above + height * row + 5.0 * sum(row >= first for first in apart) for row in range(len(rows))]
     bottom = tops[-1] + height
@@ -137,25 +140,25 @@ def _cells(
     height: float,
     top: float,
 ) -> list[Markup]:
-    """One path for each colour, since a hundred classes are ten thousand cells, and the numbers."""
+    """Return one path for each colour, as a hundred classes are ten thousand cells, and the numbers."""
     paths: dict[str, list[str]] = {}
     numbers: list[Markup] = []
     decimals = 0 if top >= 10.0 else 1 if top >= 1.0 else 2
     fits = height >= _SMALL and text_width(f"{top:.{decimals}f}", _SMALL) <= width
     for line, y in zip(values, tops, strict=True):
         for value, x in zip(line, lefts, strict=True):
-            # To the very coordinates where the next begins: the slightest gap would show.
+            # A cell ends at the very coordinates where the next begins: the slightest gap would show.
             right, bottom = number(x + width), number(y + height)
             cell = f"M{number(x)} {number(y)}H{right}V{bottom}H{number(x)}z"
             paths.setdefault("" if value is None else _colour(value, top), []).append(cell)
             if fits and value is not None:
-                told = f"{value:.{decimals}f}"
+                label = f"{value:.{decimals}f}"
                 shade = "on-light" if value >= 0.6 * top else "on-dark"
                 middle = x + width / 2, y + height / 2 + 3.2
-                numbers.append(text(*middle, told, text_anchor="middle", class_=shade))
+                numbers.append(text(*middle, label, text_anchor="middle", class_=shade))
     cells = [
-        path("".join(each), "cell" if colour else "cell empty", fill=colour or None)
-        for colour, each in paths.items()
+        path("".join(outlines), "cell" if colour else "cell empty", fill=colour or None)
+        for colour, outlines in paths.items()
     ]
     return cells + numbers
 
@@ -168,14 +171,14 @@ def _frames(corners: Sequence[tuple[float, float]], width: float, height: float)
 
 
 def _colour(value: float, top: float) -> str:
-    """One of 64 steps between the ends of the colour scale."""
+    """Return the nearest of 64 steps of the colour scale."""
     return to_hex(matplotlib.colormaps["viridis"](round(63 * min(max(value / top, 0.0), 1.0)) / 63))
 
 
 def _column_names(
     columns: Sequence[str], left: float, width: float, bottom: float
 ) -> tuple[list[Markup], float]:
-    """The names below a heat map, slanted if they are long, and where they end."""
+    """Return the names below a heat map, slanted if they are long, and where they end."""
     names = [shorten(name) for name in columns]
     every = math.ceil(11.0 / width)
     shown = [(left + width * (index + 0.5), name) for index, name in enumerate(names)][::every]

@@ -1,7 +1,7 @@
-"""What pictures as SVG share: their size, their text, how numbers are written and how names are cut.
+"""What SVG pictures share: their size, their text, the format of numbers and the length of names.
 
 All are 340 units wide, so that on a phone, where a unit is about a pixel, the text is as large as it says.
-Colours and fonts are the page's: the pictures name classes of its style sheet.
+Colours and fonts come from the page: the pictures name classes of its style sheet.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ MOST_NAMED = 20
 
 
 def picture(height: float, description: str, drawn: Iterable[Markup], class_: str) -> Markup:
-    """A picture of ``height`` units; ``description`` is for those who cannot see it."""
+    """Return a picture ``height`` units high; ``description`` is the alternative text."""
     frame = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
     return frame.format(class_, number(WIDTH), number(height), description, Markup("\n").join(drawn))
 
 
 def path(d: str, class_: str, **attributes: str | None) -> Markup:
-    """Lines or areas, as SVG writes them in the attribute ``d``; further ones as :func:`text` takes them."""
+    """Return lines or areas from SVG's attribute ``d``; further attributes as for :func:`text`."""
     return Markup('<path d="{}" class="{}"{}/>').format(d, class_, _written(attributes))
 
 
 def text(x: float, y: float, content: str, **attributes: str | None) -> Markup:
-    """A line of text whose baseline begins at ``(x, y)``.
+    """Return a line of text whose baseline begins at ``(x, y)``.
 
     Args:
         x: to the right.
         y: downwards.
-        content: any characters: those that SVG would take for its own are escaped.
-        attributes: None leaves one out. ``_`` stands for ``-``, and a final one keeps a name that Python
-            reserves.
+        content: any characters; those with a meaning in SVG are escaped.
+        attributes: further attributes; None leaves one out. ``_`` stands for ``-``; a final ``_`` is dropped,
+            for names that Python reserves.
 
     Example:
         >>> print(text(1, 2.5, "a < b", text_anchor="end", class_="tick", transform=None))
@@ -55,7 +55,7 @@ def _written(attributes: dict[str, str | None]) -> Markup:
 
 
 def number(value: float, decimals: int = 2) -> str:
-    """A coordinate without digits that nobody sees.
+    """Write a coordinate without digits that nobody sees.
 
     Example:
         >>> number(12.0), number(0.256), number(-0.001)
@@ -67,23 +67,23 @@ def number(value: float, decimals: int = 2) -> str:
 
 
 def text_width(content: str, size: float = 11.0) -> float:
-    """About how wide a line of text is at most, whatever the reader's font is.
+    """Estimate how wide a line of text is at most, whatever the reader's font is.
 
     Example:
         >>> text_width("cat") < text_width("Wow") < text_width("a cow")
         True
     """
-    broad = sum(each in "MWmw@%&<>+=" or east_asian_width(each) in "WF" for each in content)
+    broad = sum(letter in "MWmw@%&<>+=" or east_asian_width(letter) in "WF" for letter in content)
     return size * (0.63 * len(content) + 0.37 * broad)
 
 
 def shorten(name: str, most: int = 14) -> str:
-    """``name``, or its beginning and its end around an ellipsis, in at most ``most`` characters.
+    """Return ``name``, or its beginning and end around an ellipsis, in at most ``most`` characters.
 
     Example:
         >>> shorten("class number 12", most=10)
         'class…r 12'
     """
-    # Of many names some begin alike and some end alike.
+    # Some names differ only at their beginning, others only at their end.
     end = most // 2 - 1
     return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"
