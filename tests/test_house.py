@@ -87,3 +87,15 @@ def test_names_in_docstrings_exist(path):
         assert resolves(name), f"{path} tells of {name}, which does not exist"
     for name in re.findall(r"\b((?:csrc|tests|docs|benchmarks)/[\w./]+\w)", text):
         assert (ROOT / name).exists(), f"{path} tells of {name}, which does not exist"
+
+
+TEXTS = [path for path in ROOT.glob("*.md")] + sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_pages_lead_somewhere(path):
+    text = path.read_text()
+    assert not re.search(r"^(<<<<<<<|>>>>>>>)", text, re.MULTILINE), "a merge was left half done"
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path} links to {target}, which does not exist"
