@@ -89,7 +89,7 @@ def test_names_in_docstrings_exist(path):
         assert (ROOT / name).exists(), f"{path} tells of {name}, which does not exist"
 
 
-TEXTS = [path for path in ROOT.glob("*.md")] + sorted((ROOT / "docs").glob("*.md"))
+TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-// What the walk's bindings share on every device: a tail as the kernels want it.
+// The part of the walk's bindings that is the same on every device: arguments become a Tail for the kernels.
 #pragma once
 
 #include "circuits/circuits.h"
@@ -8,7 +8,7 @@
 
 namespace modfast {
 
-// The tensors of a walk: of the layers first to last, and of the inputs.
+// The tensors of a walk; lists have one element for each layer, from the first to the last.
 struct TailTensors {
   const Tensor &features, &signs;
   const std::vector<Tensor>&weights, &biases;
@@ -18,7 +18,7 @@ struct TailTensors {
   int64_t label, threads;
 };
 
-// checked: check_shaped, and whatever else a tensor must be.
+// checked: check_shaped, and a check of the device.
 template <class Checked>
 Tail tail_of(const TailTensors& given, const Checked& checked) {
   const size_t count = given.weights.size();

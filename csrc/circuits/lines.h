@@ -10,13 +10,13 @@ struct Link {
   const double* input;
 };
 
-// One trial on a range of inputs: where it starts from and what it moves.
+// One trial on a range of inputs.
 struct Trial {
   const Downstream* after;
-  double weight;        // what is set to zero
-  const double* input;  // what it multiplies
-  Outcome from, to;
-  // Room for 1 + hidden_count and for others_count places of kInputs numbers.
+  double weight;        // the weight that is set to zero
+  const double* input;  // the input that it multiplies
+  Outcome from, to;     // before the trial and after it
+  // Memory for 1 + hidden_count and for others_count times kInputs numbers.
   double *changes, *logits;
 };
 
@@ -26,16 +26,16 @@ struct Verdict {
 };
 
 struct CircuitLines {
-  // pre = bias + the sum of weight * input over the links, held = its activation, for inputs begin to end
+  // pre = bias + sum of weight * input over the links, held = activation of pre, for inputs begin to end
   void (*forward)(const Link* links, int64_t count, double bias, Activation activation, double slope,
                   int64_t begin, int64_t end, double* pre, double* held);
   // largest, sum of exp(logit - largest) and logsumexp over the logits, for inputs begin to end
   void (*logsumexp)(const double* const* logits, int64_t count, int64_t begin, int64_t end, double* largest,
                     double* sum, double* logsumexp);
-  // losses (and right, if there is room for it) under the activations held
+  // losses (and right, unless null) for the activations held
   void (*losses)(const Downstream& after, int64_t begin, int64_t end, const double* held, double* losses,
                  double* right, double* changes, double* logits);
-  // the outcome of a trial, and its sums over inputs begin to end
+  // computes the outcome of a trial, and returns its sums over inputs begin to end
   Verdict (*attempt)(const Trial& trial, int64_t begin, int64_t end);
 };
 
@@ -45,7 +45,7 @@ extern const CircuitLines circuit_lines_avx2;
 extern const CircuitLines circuit_lines_avx512;
 #endif
 
-// Those for the instruction set in use.
+// The loops for the instruction set in use.
 const CircuitLines& circuit_lines_in_use();
 
 }  // namespace modfast

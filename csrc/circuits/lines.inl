@@ -1,7 +1,7 @@
-// The body of the walk's inner loops; included once for each instruction set, and like the other bodies it
-// includes nothing but what is compiled with it.
+// The body of the walk's inner loops. It is included once for each instruction set, and like energy/lines.inl
+// includes no standard header.
 
-// As many numbers as a register holds: compilers take more apart slowly.
+// As many numbers as a register holds: compilers split wider vectors into slow code.
 #if defined(MODFAST_LINES_AVX512)
 constexpr int64_t kLanes = 8;
 #elif defined(MODFAST_LINES_AVX2)
@@ -36,7 +36,7 @@ inline bool any(const Bits<Lanes>::Type& lanes) {
 #endif
 }
 
-// Of so many times kLanes inputs: a sum waits for the one before.
+// Computes Sums * kLanes inputs at once, since each addition of a sum waits for the one before.
 template <int Sums>
 inline void forward_some(const Link* links, int64_t count, double bias, Activation activation, double slope,
                          double* pre, double* held, int64_t m) {
@@ -82,7 +82,7 @@ void losses(const Downstream& after, int64_t begin, int64_t end, const double* h
   }
 }
 
-// Each kInputs-th number is summed up, and then these sums: the same order, however many lanes there are.
+// Adds every kInputs-th number to one of kInputs sums, then adds these: the same order for any kLanes.
 inline double sum_of(const double* numbers, int64_t begin, int64_t end) {
   Lanes sums[kInputs / kLanes]{};
   for (int64_t m = begin; m < end; m += kInputs) {
@@ -103,17 +103,17 @@ Verdict attempt(const Trial& trial, int64_t begin, int64_t end) {
     const Lanes now = activate(pre, after.activation, after.slope);
     store<Lanes>(pre, to.pre + m);
     store<Lanes>(now, to.held + m);
-    Lanes each;
+    Lanes loss;
     if (any(now != held)) {
       verdict.moved = true;
-      each = loss_of<Lanes>(after, m, now, trial.changes, trial.logits, kLanes,
+      loss = loss_of<Lanes>(after, m, now, trial.changes, trial.logits, kLanes,
                             to.right ? to.right + m : nullptr);
     } else {
-      // The loss is a function of the activation alone, so that computing it again would give the same bits.
-      each = load<Lanes>(from.losses + m);
+      // The loss is a function of the activation alone: computing it again would give the same bits.
+      loss = load<Lanes>(from.losses + m);
       if (to.right) store<Lanes>(load<Lanes>(from.right + m), to.right + m);
     }
-    store<Lanes>(each, to.losses + m);
+    store<Lanes>(loss, to.losses + m);
   }
   verdict.loss = sum_of(to.losses, begin, end);
   if (to.right) verdict.right = sum_of(to.right, begin, end);

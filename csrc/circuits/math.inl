@@ -1,6 +1,6 @@
-// Elementary functions and the loss of one input, for V a double or a vector of doubles, of which each lane
-// takes the same steps: the same bits on every instruction set. Included by the inner loops of each, where
-// MODFAST_EACH says how functions are declared, and Bits<V> is the integer of V's size.
+// Elementary functions and the loss of one input. V is a double or a vector of doubles; every lane takes the
+// same steps, so the results have the same bits on every instruction set. Whoever includes this file defines
+// MODFAST_EACH, how functions are declared, and Bits<V>, the integer type of V's size.
 
 template <class V>
 MODFAST_EACH typename Bits<V>::Type bits_of(const V& x) {
@@ -24,7 +24,7 @@ template <class V>
 MODFAST_EACH void store(const V& x, double* to) {
   __builtin_memcpy(to, &x, sizeof x);
 }
-// NaN if b is, so that no overflow is lost.
+// The larger of a and b, but NaN if b is NaN, so that no overflow is lost.
 template <class V>
 MODFAST_EACH V larger(const V& a, const V& b) {
   return a > b ? a : b;
@@ -34,14 +34,14 @@ MODFAST_EACH V magnitude_of(const V& x) {
   return from_bits<V>(bits_of(x) & 0x7fffffffffffffff);
 }
 
-// x = k ln 2 + r with |r| <= ln 2 / 2, for x in [-708, 0]: gives 2^k, and exp(r) - 1 by its Taylor series,
+// For x = k ln 2 + r in [-708, 0] with |r| <= ln 2 / 2, computes 2^k, and exp(r) - 1 by its Taylor series,
 // whose next term is below 2^-57.
 template <class V>
 MODFAST_EACH void exp_parts(const V& x, V* power, V* rest) {
-  constexpr double to_integer = 6755399441055744.0;  // 1.5 * 2^52: what is added to it loses its fraction
+  constexpr double to_integer = 6755399441055744.0;  // 1.5 * 2^52: a number added to it loses its fraction
   const V shifted = x * 1.4426950408889634 + to_integer;
   const V k = shifted - to_integer;
-  // ln 2 in two parts, of which the first has so few digits that its product with k is exact.
+  // ln 2 in two parts. The first has few enough digits for its product with k to be exact.
   const V r = (x - k * 0.69314718036912382) - k * 1.9082149292705877e-10;
   const V r2 = r * r, r4 = r2 * r2;
   const V low = (r * (1.0 / 6) + 0.5) + r2 * (r * (1.0 / 120) + 1.0 / 24);
@@ -52,7 +52,7 @@ MODFAST_EACH void exp_parts(const V& x, V* power, V* rest) {
   *power = from_bits<V>((bits_of(shifted) << 52) + bits_of(V{} + 1.0));
 }
 
-// exp(x) for x <= 0; below -708, where doubles become inexact, 0.
+// exp(x) for x <= 0; 0 below -708, where the result is about the smallest normal double.
 template <class V>
 MODFAST_EACH V exp_of(const V& x) {
   V power, rest;
@@ -60,8 +60,8 @@ MODFAST_EACH V exp_of(const V& x) {
   return x < -708.0 ? V{} : power + power * rest;
 }
 
-// log(x) for x >= 1: x = 2^k m with m in [1 / sqrt 2, sqrt 2), and log m = 2 artanh((m - 1) / (m + 1)). Its
-// bits would make a number of NaN: x - x keeps that.
+// log(x) for x >= 1: x = 2^k m with m in [1 / sqrt 2, sqrt 2), and log m = 2 artanh((m - 1) / (m + 1)). The
+// bits of a NaN would give a number; adding x - x keeps the NaN.
 template <class V>
 MODFAST_EACH V log_of(const V& x) {
   using Integer = typename Bits<V>::Type;
@@ -83,7 +83,7 @@ MODFAST_EACH V log_of(const V& x) {
   return k * 0.69314718036912382 + ((s + s) + ((tail + tail) + (k * 1.9082149292705877e-10 + (x - x))));
 }
 
-// log(1 + x) for x in [0, 1]: what 1 + x lost in rounding is made up for.
+// log(1 + x) for x in [0, 1], corrected for the rounding error of 1 + x.
 template <class V>
 MODFAST_EACH V log1p_of(const V& x) {
   const V u = x + 1.0;
@@ -112,8 +112,8 @@ MODFAST_EACH V tanh_of(const V& x) {
   return x < 0.0 ? V{} - value : value;
 }
 
-// The normal distribution function: erfc(|x| / sqrt 2) / 2, or 1 less that. (t + 1) exp(t^2) erfc(t) is a
-// Chebyshev series in (t - 2.5) / (t + 2.5), fitted here to 1e-15.
+// The normal distribution function: erfc(|x| / sqrt 2) / 2 for x < 0, else 1 minus that. The series is a
+// Chebyshev series of (t + 1) exp(t^2) erfc(t) in (t - 2.5) / (t + 2.5), fitted to 1e-15.
 template <class V>
 MODFAST_EACH V normal_of(const V& x) {
   constexpr double series[] = {
@@ -153,7 +153,8 @@ MODFAST_EACH V activate(const V& x, Activation activation, double slope) {
   return x;
 }
 
-// A neuron after the walked one, under changes; place p's is changes[p * step].
+// The pre-activation of a neuron after the walked one. The change of neuron p (see Change) is
+// changes[p * step].
 template <class V>
 MODFAST_EACH V moved_pre(const Moved& neuron, const Downstream& after, int64_t m, const double* changes,
                          int64_t step) {
@@ -164,11 +165,11 @@ MODFAST_EACH V moved_pre(const Moved& neuron, const Downstream& after, int64_t m
   return x;
 }
 
-// Logits this close are equal, and then the first is the answer.
+// Logits that differ by no more than this times 1 + |logit| are equal, and the first of them is the answer.
 constexpr double kTie = 1e-12;
 
-// The losses of inputs from m on, given the walked neuron's activation. changes and logits have room for as
-// many places as there are hidden neurons and other logits that move, one more each, step apart.
+// The losses of the inputs from m on, one for each lane of V, given the walked neuron's activation. changes
+// and logits are memory for 1 + hidden_count and for others_count values, step numbers apart.
 template <class V>
 MODFAST_EACH V loss_of(const Downstream& after, int64_t m, const V& held, double* changes, double* logits,
                        int64_t step, double* right) {
@@ -215,7 +216,7 @@ MODFAST_EACH V loss_of(const Downstream& after, int64_t m, const V& held, double
     const V tie = (magnitude_of(own) + 1.0) * kTie;
     const V first = own > before + tie ? V{} + 1.0 : V{};
     const V sign = load<V>(after.signs + m), yes = own >= behind - tie ? first : V{};
-    // An input of another class is answered rightly by any answer but the label; none is by no input.
+    // An input of another class is answered correctly by any answer but the label; padding counts as 0.
     store<V>(sign > 0.0 ? yes : (sign < 0.0 ? V{} + 1.0 - yes : V{}), right);
   }
   const V sign = load<V>(after.signs + m);

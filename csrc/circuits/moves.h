@@ -1,5 +1,6 @@
-// What one neuron moves, found on the host from the weights after it: with this the walk along a row begins,
-// whatever the device. Weights are read here; states are only pointed to, and may lie on a GPU.
+// Which neurons and logits depend on one neuron. The host finds them from the weights after it before the
+// walk along a row begins, on every device. Weights are read here; states are only pointed to, and may be on
+// a GPU.
 #pragma once
 
 #include "circuits/downstream.h"
@@ -41,14 +42,14 @@ struct Moves {
   }
   Moves(const Moves&) = delete;
 
-  Downstream after;  // but for what is summed up of the logits that do not move
+  Downstream after;  // without the sums over the logits that do not change
   std::vector<Change> changes;
   std::vector<Moved> hidden, others, own;
-  std::vector<int64_t> still;  // the other classes whose logits do not move,
-  int64_t still_before = 0;    // and how many of them come before the label
+  std::vector<int64_t> still;  // the other classes whose logits do not change
+  int64_t still_before = 0;    // how many of them come before the label
 
  private:
-  // Which neurons of each later layer lead to a logit.
+  // For each later layer, which of its neurons affect a logit.
   static std::vector<std::vector<char>> leading(const Tail& tail, int64_t layer) {
     const auto count = tail.layers.size();
     std::vector<std::vector<char>> leads(count);
@@ -106,7 +107,7 @@ struct Moves {
   }
 };
 
-// What the neurons of a layer read.
+// The input of a layer.
 inline const double* inputs_of(const Tail& tail, int64_t layer) {
   return layer == 0 ? tail.features : tail.layers[layer - 1].held;
 }

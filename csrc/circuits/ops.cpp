@@ -1,4 +1,4 @@
-// The walk's operators: schemas, checks, and the CPU's kernels behind them.
+// The walk's operators on the CPU: schemas, argument checks, registration.
 #include "circuits/binding.h"
 #include "common/binding_cpu.h"
 

@@ -1,7 +1,7 @@
 // The walk's operators on a GPU: argument checks, memory for the kernels, registration.
 //
-// Everything is put on the current stream, and nothing else is waited for, so that walks on streams of their
-// own run side by side. The number of threads means nothing here.
+// All work goes to the current stream, and functions wait for no other stream, so walks on different streams
+// run side by side. The number of threads has no effect here.
 #include "circuits/binding.h"
 #include "circuits/cuda.h"
 #include "common/binding_cuda.h"
@@ -29,7 +29,7 @@ void tail_forward_cuda(Tensor features, Tensor signs, std::vector<Tensor> weight
   forward_layers(tail, 0, OnDevice(weights[0]));
 }
 
-// The same tail, with copies on the host of the weights of the layers from first on.
+// The same tail, but the weights of the layers from `first` on are copies on the host.
 class WithWeights {
  public:
   WithWeights(const Tail& tail, int64_t first, const OnDevice& device) : tail_(tail) {

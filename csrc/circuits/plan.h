@@ -1,4 +1,4 @@
-// How a row's walk is prepared for the CUDA kernel: decided on the host.
+// The preparation, on the host, of a row's walk for the CUDA kernel.
 #pragma once
 
 #include "circuits/moves.h"
@@ -11,7 +11,7 @@
 
 namespace modfast {
 
-// Threads of the block that walks: whole warps, for as many inputs as there are or several for each.
+// Number of threads of the block that walks: whole warps, one thread for each input or for several inputs.
 constexpr int64_t kWalkThreads = 1024;
 inline int64_t walk_threads(int64_t stride) { return std::min(kWalkThreads, (stride + 31) / 32 * 32); }
 
@@ -38,12 +38,12 @@ class WalkPlan {
     walk_.bounds = bounds;
   }
 
-  // What the device needs a copy of.
+  // The tables that the device needs a copy of.
   const std::vector<int64_t>& tables() const { return tables_; }
-  // For how many numbers it needs room.
+  // How many numbers the device needs memory for.
   int64_t numbers() const { return still_numbers() + room_of(walk_, walk_threads(walk_.stride)); }
 
-  // The walk, given that copy and that room.
+  // The walk, given that copy and that memory.
   Walk walk(const int64_t* tables, double* numbers) const {
     Walk walk = walk_;
     Downstream& after = walk.after;
@@ -67,7 +67,7 @@ class WalkPlan {
  private:
   int64_t still_numbers() const { return (walk_.bounds.accuracy ? 5 : 3) * walk_.stride; }
 
-  // Where a table begins.
+  // Appends a table; returns its position in tables_.
   template <class T>
   int64_t add(const std::vector<T>& table) {
     static_assert(sizeof(T) % sizeof(int64_t) == 0 && std::is_trivially_copyable_v<T>, "copied in words");

@@ -1,11 +1,11 @@
-// The walk on the CPU: what depends on a row's neuron, and its trials, several at once.
+// The walk on the CPU.
 //
-// The trials of a row follow each other, since each starts from what the one before decided. To use several
-// threads all the same, each takes a share of the inputs, and a batch of trials is made before the threads
-// meet: each trial under the guess that those before it in the batch turn out like most did lately. What
-// follows a wrong guess is made again. A trial's outcome does not depend on the batch that it was made in, so
-// whether batches pay is found out by the clock: where other work wants the same cores, threads wait long for
-// each other.
+// The trials of a row run one after the other, since each starts from the decision of the one before. To use
+// several threads nevertheless, each thread takes a share of the inputs and makes a batch of trials before
+// the threads synchronise. Each trial of a batch assumes that those before it in the batch are decided as
+// most were lately; trials after a wrong guess are made again. A trial's outcome does not depend on its
+// batch, so timing may decide whether to use batches: if other programs use the same cores, the threads wait
+// long for each other and batches are slower.
 #include "circuits/lines.h"
 #include "circuits/moves.h"
 
@@ -35,7 +35,7 @@ void over_chunks(const Tail& tail, int64_t threads, ParallelFor parallel_for, co
       &context);
 }
 
-// The weights of some rows that are not zero, with what they multiply.
+// The nonzero weights of some rows, with the inputs that they multiply.
 struct Links {
   std::vector<Link> all;
   std::vector<size_t> starts{0};
@@ -69,14 +69,14 @@ void forward_layers(const Tail& tail, size_t first, int64_t threads, ParallelFor
   }
 }
 
-// The state of a row and of what lies after it, from the weights that are left: what rounding has added up is
-// gone then.
+// Recomputes the state of a row's neuron and of all later layers from the present weights, which removes the
+// accumulated rounding errors.
 void forward_after(const Tail& tail, int64_t layer, int64_t row, int64_t threads, ParallelFor parallel_for) {
   forward_rows(tail, layer, row, row + 1, threads, parallel_for);
   forward_layers(tail, layer + 1, threads, parallel_for);
 }
 
-// Sums up the logits that do not move, and lets `after` point to these numbers.
+// Computes the sums over the logits that do not change, and lets `after` point to them.
 std::vector<double> sum_still(const Tail& tail, const Moves& moves, bool accuracy, int64_t threads,
                               ParallelFor parallel_for, Downstream* after) {
   const auto stride = static_cast<size_t>(tail.stride);
@@ -103,7 +103,7 @@ std::vector<double> sum_still(const Tail& tail, const Moves& moves, bool accurac
   return memory;
 }
 
-// Outcomes side by side; one is the present one, the others are for trials.
+// Memory for the present outcome and for those of the trials of a batch.
 class Outcomes {
  public:
   Outcomes(int64_t count, int64_t stride, bool accuracy) : memory_(count * stride * (accuracy ? 4 : 3)) {
@@ -124,7 +124,7 @@ class Outcomes {
   size_t present_ = 0;
 };
 
-// Room for what one thread computes on some inputs, kept from call to call.
+// One thread's scratch memory, reused from call to call.
 struct Room {
   double *changes, *logits;
 };
@@ -135,19 +135,19 @@ Room room_for(const Downstream& after) {
   return {memory.data(), memory.data() + changes};
 }
 
-// Whether trials are made faster in batches by several threads than one by one by this one: each way is
-// measured again now and then, the slower one ever more rarely.
+// Decides by timing whether several threads make trials in batches, or this thread makes them one by one.
+// Both ways are timed again now and then, the slower one more and more rarely.
 class Pace {
  public:
   bool together() const { return together_; }
-  // Whether threads are worth their while for what else a row needs.
+  // Whether several threads were faster; then the rest of a row's work uses them too.
   bool better() const { return better_; }
 
-  // So many trials took so long.
+  // Records that some trials took some time.
   void note(int64_t trials, double seconds) {
     trials_ += trials;
     seconds_ += seconds;
-    // A first try that takes far too long is given up at once.
+    // A measurement of batches that takes far too long ends early.
     const bool hopeless = together_ && alone_ > 0.0 && seconds_ > 4 * kStretch * alone_;
     if (trials_ < kStretch && !hopeless) return;
     const double cost = seconds_ / static_cast<double>(trials_);
@@ -159,7 +159,7 @@ class Pace {
     const bool better = batches_ > 0.0 && batches_ < alone_;
     wait_ = better != better_ ? 1 : std::min<int64_t>(2 * wait_, kLongest);
     better_ = better;
-    // After the other way was measured, the better one for a while; then the other again.
+    // Use the faster way for a while, then measure the other way again.
     together_ = was_trial ? better_ : !better_;
     stretches_ = was_trial ? wait_ : 1;
   }
@@ -171,7 +171,7 @@ class Pace {
   double seconds_ = 0.0, alone_ = 0.0, batches_ = 0.0;
 };
 
-// How many trials a batch may hold: little is gained beyond this, and memory is bounded.
+// The maximum number of trials in a batch, and of numbers in memory: larger batches gain little.
 constexpr int64_t kMostTrials = 32;
 constexpr int64_t kMostNumbers = int64_t{1} << 20;
 
@@ -218,7 +218,7 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
   const double* inputs = inputs_of(tail, layer);
   std::vector<Verdict> verdicts(static_cast<size_t>(most * chunks));
   bool any_zeroed = false;
-  double rate = 1.0;  // of trials that stay zero, the latest counting most
+  double rate = 1.0;  // the share of trials that stay zero, a moving average
   int64_t batch = 1;
   for (size_t next = 0; next < columns.size();) {
     using Clock = std::chrono::steady_clock;
@@ -251,7 +251,7 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
         all.right += part.right;
         all.moved = all.moved || part.moved;
       }
-      // What moves nothing is not compared, lest rounding decide.
+      // A trial that changes no activation is accepted without a comparison, which rounding might decide.
       const bool stays =
           !all.moved || (all.loss <= bounds.loss && (!bounds.accuracy || all.right >= bounds.right));
       if (stays) {

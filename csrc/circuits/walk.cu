@@ -1,7 +1,7 @@
-// The walk on a GPU. What the threads do stands in walk_threads.h.
+// The walk on a GPU. walk_threads.h holds the work of the threads.
 //
-// The trials of a row follow each other, so one walk is one block, on one of the GPU's processors. Walks of
-// other labels and models, on streams of their own, take the others.
+// The trials of a row run one after the other, so one walk is one block, on one of the GPU's multiprocessors.
+// Walks of other labels and models, on streams of their own, use the others.
 #include "circuits/cuda.h"
 #include "common/launch_outcome.h"
 
@@ -23,7 +23,7 @@ struct WalkBlock {
   __device__ bool any(const F& f) const {
     return __syncthreads_or(f(int64_t(threadIdx.x)));
   }
-  // A thread for each lane of a chunk; whole warps, for all threads of one exchange numbers.
+  // One thread for each lane of a chunk. The loop runs in whole warps, since shuffles need all their threads.
   template <class F>
   __device__ void add_lanes(int64_t chunks, const F& f, double* sums) const {
     const int64_t lane = threadIdx.x % kInputs, in_warp = threadIdx.x % kWarp;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kWalkThreads)
   walk_block(walk, WalkBlock{}, Room{near, near_numbers, walk.room});
 }
 
-// A thread for each input of each row.
+// One thread for each input of each row.
 __global__ void __launch_bounds__(kForwardThreads)
     forward_rows(const __grid_constant__ TailLayer layer, const double* inputs, int64_t stride, int64_t first,
                  int64_t parts) {
@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kForwardThreads)
   if (m < stride) thread_forward(layer, inputs, stride, first + blockIdx.x / parts, m);
 }
 
-// Waits for a stream, asleep: there are as many waiting threads as walks, more than cores perhaps. Whether
-// that, or what was waited for, went wrong, outcome() tells.
+// Waits for a stream without using the CPU: as many threads wait as there are walks, perhaps more than cores.
+// outcome() reports errors of this function and of the work on the stream.
 void wait_for(cudaStream_t stream) {
   cudaEvent_t event;
   if (cudaEventCreateWithFlags(&event, cudaEventBlockingSync | cudaEventDisableTiming) != cudaSuccess) return;
@@ -64,8 +64,7 @@ void wait_for(cudaStream_t stream) {
   cudaEventDestroy(event);
 }
 
-// Lets the kernel use as much memory near a block's threads as the GPU has, and tells how many numbers that
-// is.
+// Lets the kernel use as much shared memory as the GPU has; returns how many numbers it holds.
 int64_t near_room() {
   int device = 0, bytes = 0;
   cudaGetDevice(&device);
@@ -93,14 +92,14 @@ const char* cuda_walk(const WalkPlan& plan, int64_t* tables, double* numbers, vo
   cudaMemcpyAsync(tables, host.data(), host.size() * sizeof(int64_t), cudaMemcpyHostToDevice, stream);
   if (const char* error = outcome()) return error;
   walk_row<<<1, threads, near_numbers * sizeof(double), stream>>>(walk, near_numbers);
-  // Streams share a few queues of the device: what waited there for a whole walk would hold up others.
+  // Waits here, since streams share a few queues of the device: work queued behind a walk would block others.
   wait_for(stream);
   return outcome();
 }
 
 const char* cuda_read(const double* from, int64_t count, double* to, void* given_stream) {
   const auto stream = static_cast<cudaStream_t>(given_stream);
-  // What was put on the stream is over before the copy begins: the driver may make other threads wait for it.
+  // Waits for earlier work before the copy begins: during a copy the driver may block other threads.
   wait_for(stream);
   cudaMemcpyAsync(to, from, count * sizeof(double), cudaMemcpyDeviceToHost, stream);
   wait_for(stream);

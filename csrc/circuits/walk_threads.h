@@ -1,9 +1,9 @@
-// What one thread of the walk's CUDA kernels does, and how the threads of a block make the trials of a row
-// together; see energy/loss_threads.h. The kernels in walk.cu are left with waiting for each other's threads
-// and with exchanging numbers inside a warp.
+// The work of one thread of the walk's CUDA kernels, and how the threads of a block make the trials of a row
+// together; see energy/loss_threads.h. Only synchronisation and exchange of numbers within a warp are in
+// walk.cu.
 //
-// A thread computes on inputs of its own only, so that it need not wait for others but where the losses are
-// added up. They are added up as on the CPU, by lanes of chunks of inputs: the same bits, hence the same
+// Each thread computes on its own inputs, so threads wait for each other only where the losses are added up.
+// They are added up as on the CPU, by lanes of chunks of inputs: this gives the same bits, hence the same
 // decisions.
 #pragma once
 
@@ -27,21 +27,21 @@ struct Bits<double> {
 };
 #include "circuits/math.inl"
 
-// A row's walk, as the kernel gets it. All pointers are the device's.
+// A row's walk, the argument of the kernel. All pointers are to the device's memory.
 struct Walk {
   Downstream after;
-  const double* pre = nullptr;     // of the walked neuron, before the row
-  double* weights = nullptr;       // the row's
-  const double* inputs = nullptr;  // what they multiply
+  const double* pre = nullptr;     // the walked neuron's pre-activations before the row
+  double* weights = nullptr;       // the weights of the row
+  const double* inputs = nullptr;  // the inputs that they multiply
   int64_t begin = 0, end = 0;      // columns
   int64_t stride = 0;
-  const double* logits = nullptr;  // of all classes
-  const int64_t* still = nullptr;  // the other classes whose logits do not move; so many before the label
-  int64_t still_count = 0, still_before = 0;
-  // To these `after` points: largest, sum, logsumexp; largest before and after the label, for accuracy.
+  const double* logits = nullptr;             // of all classes
+  const int64_t* still = nullptr;             // the other classes whose logits do not change
+  int64_t still_count = 0, still_before = 0;  // how many there are, and how many come before the label
+  // `after` points to these: largest, sum, logsumexp; for accuracy also largest before and after the label.
   double* still_sums = nullptr;
   Bounds bounds;
-  double* room = nullptr;  // for room_of numbers
+  double* room = nullptr;  // memory for room_of numbers
 };
 
 MODFAST_HD inline int64_t chunks_of(int64_t stride) { return (stride + kChunk - 1) / kChunk; }
@@ -51,13 +51,13 @@ MODFAST_HD inline int64_t places_of(const Downstream& after) {
 MODFAST_HD inline int64_t numbers_of_outcome(const Walk& walk) {
   return (walk.bounds.accuracy ? 4 : 3) * walk.stride;
 }
-// What the trials need beside the tail: the present outcome and that of a trial, sums of losses and of right
-// answers by chunk, and places for changes and logits, a column of them for each thread.
+// How many numbers the trials need memory for: the present outcome and that of a trial, sums of losses and of
+// correct answers by chunk, and each thread's column of changes and logits.
 inline int64_t room_of(const Walk& walk, int64_t threads) {
   return 2 * numbers_of_outcome(walk) + 2 * chunks_of(walk.stride) + places_of(walk.after) * threads;
 }
 
-// Hands out memory: near memory while there is some, then that of the device.
+// Allocates from shared memory while there is enough, then from the device's memory.
 struct Room {
   double* near;
   int64_t near_left;
@@ -72,7 +72,7 @@ struct Room {
   }
 };
 
-// Sums over logits that do not move, of input m.
+// Sums over the logits that do not change, for input m.
 struct StillSum {
   double largest, sum;
 };
@@ -97,7 +97,7 @@ MODFAST_EACH void thread_sum_still(const Walk& walk, int64_t m) {
   to[4 * walk.stride] = sum_still(walk, walk.still_before, walk.still_count, m).largest;
 }
 
-// Where a thread keeps the changes and the logits of the input that it is at.
+// A thread's memory for the changes and the logits of its present input.
 struct Places {
   double *changes, *logits;
   int64_t step;
@@ -111,7 +111,8 @@ MODFAST_EACH void thread_begin(const Walk& walk, const Outcome& to, const Places
                                  to.right ? to.right + m : nullptr);
 }
 
-// Whether the neuron's activation moves on input m when a weight is set to zero; its loss then.
+// Sets a weight to zero on input m: computes the outcome, and returns whether the neuron's activation
+// changes.
 MODFAST_EACH bool thread_try(const Walk& walk, double weight, double input, const Outcome& from,
                              const Outcome& to, const Places& places, int64_t m) {
   const double held = from.held[m], pre = from.pre[m] - input * weight;
@@ -136,24 +137,24 @@ MODFAST_EACH double thread_lane_sum(const double* numbers, int64_t stride, int64
   return sum;
 }
 
-// The first column from j on whose weight is not zero.
+// Returns the first column from j on whose weight is not zero.
 MODFAST_EACH int64_t next_live(const Walk& walk, int64_t j) {
   while (j < walk.end && walk.weights[j] == 0.0) ++j;
   return j;
 }
 
-// All trials of a row. A block says how its threads work together; each of them is here, with the same values
-// in all variables.
-//   threads()                         how many there are
-//   each(f)                           f(thread)
-//   any(f)                            waits for all; whether f(thread) holds for any
+// Makes all trials of a row. Every thread of the block runs this function, with the same values in all
+// variables. Block defines how the threads work together:
+//   threads()                         the number of threads
+//   each(f)                           calls f(thread)
+//   any(f)                            waits for all threads; returns whether f(thread) is true for any
 //   add_lanes(chunks, f, sums)        sums[chunk] = f(chunk, lane), added up over the lanes in order
-//   wait()                            waits for all
-//   fetch(pointer)                    what will be read soon
-// Two waits for each trial are enough. What any() waits for are the losses; add_lanes reads them, and they
-// are not written again before the second wait. What that one waits for are the sums of chunks, which every
-// thread then adds up for itself; they are not written again before the next any(). A weight is read before
-// any(), and written after it.
+//   wait()                            waits for all threads
+//   fetch(pointer)                    prefetches what is read soon
+// Each trial needs two waits. The first, any(), waits for the losses: add_lanes reads them, and they are not
+// written again before the second wait. The second waits for the sums of chunks, which every thread then adds
+// up for itself; they are not written again before the next any(). A weight is read before any(), and written
+// after it.
 template <class Block>
 MODFAST_EACH void walk_block(const Walk& walk, const Block& block, Room room) {
   const int64_t stride = walk.stride, threads = block.threads(), chunks = chunks_of(stride);
@@ -187,7 +188,7 @@ MODFAST_EACH void walk_block(const Walk& walk, const Block& block, Room room) {
       }
       return any;
     });
-    bool stays = true;  // what moves nothing is not compared, lest rounding decide
+    bool stays = true;  // if no activation changes, without a comparison, which rounding might decide
     if (moved) {
       const auto add_lanes = [&](const double* numbers, double* sums) {
         block.add_lanes(
@@ -214,7 +215,7 @@ MODFAST_EACH void walk_block(const Walk& walk, const Block& block, Room room) {
   }
 }
 
-// Input m of one row of a layer, from the weights that are not zero.
+// Computes one row of a layer on input m, from the weights that are not zero.
 MODFAST_EACH void thread_forward(const TailLayer& layer, const double* inputs, int64_t stride, int64_t row,
                                  int64_t m) {
   const double* weights = layer.weights + row * layer.cols;

@@ -1,9 +1,10 @@
-// What follows, up to end_level.inl, is compiled for AVX2 (with FMA and F16C, as on every processor that has
-// AVX2). Standard headers come before: read under these options, their functions would be compiled for them.
+// The code from here to end_level.inl is compiled for AVX2 (with FMA and F16C, which every processor with
+// AVX2 has). Standard headers are included before the options below, so that their functions are not compiled
+// for AVX2.
 #include <immintrin.h>
 #include <cstring>
 
-// The compiler warns that wide vectors would be passed differently under other options; none leaves the file.
+// The compiler warns that other options pass wide vectors differently. None is passed between files.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif

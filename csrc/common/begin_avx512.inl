@@ -1,4 +1,4 @@
-// What follows, up to end_level.inl, is compiled for AVX-512 (F, BW, DQ, VL); see begin_avx2.inl.
+// The code from here to end_level.inl is compiled for AVX-512 (F, BW, DQ, VL); see begin_avx2.inl.
 #include <immintrin.h>
 #include <cstring>
 

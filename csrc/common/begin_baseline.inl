@@ -1,4 +1,4 @@
-// What follows is compiled for every processor of the architecture; see begin_avx2.inl.
+// The code after this is compiled for every processor of the architecture; see begin_avx2.inl.
 #include <cstring>
 
 #if defined(__GNUC__) && !defined(__clang__)

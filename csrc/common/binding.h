@@ -1,8 +1,8 @@
-// What the bindings to PyTorch share, on every device and in every family: checks of arguments.
+// Checks of arguments for the bindings to PyTorch, on every device and in every family.
 //
-// Only LibTorch's stable ABI is used, so that one binary serves every PyTorch from 2.11 on. The Python layer
-// names bad arguments in the caller's words; the checks here keep a direct caller of torch.ops.modfast from
-// reading or writing where it must not.
+// Only LibTorch's stable ABI is used, so that one binary works with every PyTorch from 2.11 on. The Python
+// layer checks arguments first, with messages for its callers; the checks here protect direct callers of
+// torch.ops.modfast from reading or writing outside of a tensor.
 #pragma once
 
 #include "common/numbers.h"
@@ -42,7 +42,7 @@ std::string shape_of(const Tensor& tensor);
 DType dtype_of(const Tensor& tensor, const char* name);
 void check_dense(const Tensor& tensor, const char* name);
 void check_num_clusters(int64_t num_clusters);
-// Contiguous, of this type, and of this shape, in which -1 stands for any size.
+// Requires a contiguous tensor of this type and shape, where -1 stands for any size.
 inline const Tensor& check_shaped(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
                                   const char* name) {
   check_dense(tensor, name);

@@ -1,4 +1,4 @@
-// What the bindings of all CUDA kernels share.
+// Helpers of the bindings of all CUDA kernels.
 #pragma once
 
 #include "common/binding.h"
@@ -13,7 +13,7 @@ inline void check_device(const Tensor& tensor, const Tensor& first, const char* 
           " must be on the CUDA device of the others");
 }
 
-// check_shaped, and on the device of another tensor.
+// Returns check_shaped with an additional check: the tensor must be on the device of `first`.
 inline auto checked_beside(const Tensor& first) {
   return [&first](const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
                   const char* name) -> const Tensor& {
@@ -22,12 +22,12 @@ inline auto checked_beside(const Tensor& first) {
   };
 }
 
-// Makes the tensors' device the current one, and knows its current stream.
+// Makes the tensor's device the current one, and holds its current stream.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     REQUIRE(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_) == AOTI_TORCH_SUCCESS,
-            "PyTorch tells no current CUDA stream");
+            "PyTorch reports no current CUDA stream");
   }
   void* stream() const { return stream_; }
 

@@ -1,11 +1,11 @@
-// The 16-bit floating-point numbers, one at a time, and what all numbers are computed in.
+// Conversions of single 16-bit floating-point numbers, and the types in which numbers are multiplied.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-// Functions that a CUDA kernel calls too.
+// Marks functions that CUDA kernels call too.
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #define MODFAST_HD __host__ __device__
@@ -22,11 +22,11 @@ struct BFloat {  // the upper half of a binary32
   uint16_t bits;
 };
 
-// What a number is multiplied in: products with a factor, not sums, which are float64 for all.
+// The type in which a T is multiplied by a factor. Sums are float64 for every T.
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// IEEE half to single. Exact, also where the processor is told to take subnormal singles for zero.
+// IEEE half to single. Exact, even if the processor is set to treat subnormal singles as zero.
 MODFAST_HD inline float half_to_float(uint16_t half) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(half));
@@ -34,12 +34,12 @@ MODFAST_HD inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fffu) << 13;
   const uint32_t exponent = half & 0x7c00u;
-  // A subnormal half counts units of 2^-24, which as a single is normal.
+  // A subnormal half is a multiple of 2^-24, which is a normal single.
   const float subnormal = static_cast<float>(static_cast<int32_t>(half & 0x03ffu)) * 0x1p-24f;
   uint32_t bits;
   std::memcpy(&bits, &subnormal, sizeof bits);
   if (exponent != 0) bits = magnitude + 0x38000000u;  // from an exponent's bias of 15 to one of 127
-  // Infinity or NaN; a NaN comes out quiet, as the hardware does it.
+  // Infinity or NaN; a NaN becomes quiet, as in hardware.
   if (exponent == 0x7c00u) bits = 0x7f800000u | magnitude | ((half & 0x03ffu) ? 0x00400000u : 0u);
   bits |= sign;
   float result;
@@ -48,7 +48,7 @@ MODFAST_HD inline float half_to_float(uint16_t half) {
 #endif
 }
 
-// Single to IEEE half, to nearest, ties to even: what the F16C instructions do.
+// Single to IEEE half, rounded to nearest, ties to even, as by the F16C instructions.
 MODFAST_HD inline uint16_t float_to_half(float value) {
 #if defined(__CUDA_ARCH__)
   return __half_as_ushort(__float2half_rn(value));
@@ -59,10 +59,10 @@ MODFAST_HD inline uint16_t float_to_half(float value) {
   bits &= 0x7fffffffu;
   if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((bits >> 13) & 0x03ffu));
   if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or beyond
-  if (bits < 0x38800000u) {  // below 2^-14: a subnormal half counts units of 2^-24
+  if (bits < 0x38800000u) {  // below 2^-14: a subnormal half, a multiple of 2^-24
     float magnitude;
     std::memcpy(&magnitude, &bits, sizeof magnitude);
-    // Adding 0.5 puts that unit on the last bit of the single, so that the addition rounds as wanted.
+    // After adding 0.5, the last bit of the single counts 2^-24, so the addition rounds as it should.
     magnitude += 0.5f;
     std::memcpy(&bits, &magnitude, sizeof bits);
     return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
@@ -72,7 +72,7 @@ MODFAST_HD inline uint16_t float_to_half(float value) {
 #endif
 }
 
-// To nearest, ties to even; every NaN becomes the one quiet NaN 0x7fc0, as in PyTorch.
+// Rounded to nearest, ties to even; every NaN becomes the quiet NaN 0x7fc0, as in PyTorch.
 MODFAST_HD inline uint16_t float_to_bfloat(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -80,7 +80,7 @@ MODFAST_HD inline uint16_t float_to_bfloat(float value) {
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
-// Any number in what it is computed in, and back.
+// Conversions of any number to its Compute type, and back.
 MODFAST_HD inline float widen(float number) { return number; }
 MODFAST_HD inline double widen(double number) { return number; }
 MODFAST_HD inline float widen(Half number) { return half_to_float(number.bits); }

@@ -30,7 +30,7 @@ std::vector<InstructionSet> compiled_instruction_sets() {
 std::vector<InstructionSet> available_instruction_sets() {
   std::vector<InstructionSet> levels{InstructionSet::baseline};
 #if defined(__x86_64__)
-  // These also ask whether the operating system saves the wide registers.
+  // __builtin_cpu_supports also checks that the operating system saves the wide registers.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     levels.push_back(InstructionSet::avx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -18,7 +18,7 @@ constexpr size_t kHugePage = 2 << 20;
 
 struct Kept {
   std::mutex mutex;
-  std::vector<std::pair<size_t, void*>> blocks;  // the oldest first
+  std::vector<std::pair<size_t, void*>> blocks;  // oldest first
   size_t bytes = 0;
   size_t limit = 0;
 
@@ -32,7 +32,7 @@ struct Kept {
   }
 };
 
-// Never destroyed: a tensor may be freed after everything static is.
+// Never destroyed: a tensor may be freed after static objects are destroyed.
 Kept& kept() {
   static Kept* const only = new Kept;
   return *only;
@@ -67,7 +67,7 @@ void* take_block(size_t bytes) {
 
 void prefer_large_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
-  // Of what lies in between multiples of their size.
+  // Only whole pages: from the first multiple of their size to the last.
   const auto begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
   const auto end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);

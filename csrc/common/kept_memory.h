@@ -1,26 +1,26 @@
-// Memory for gradients that are made anew in every step of a training loop.
+// Memory for gradients that are allocated in every step of a training loop.
 //
-// A large block that comes fresh from the operating system is cleared and mapped page by page as it is first
-// written, which takes several times as long as writing it; and malloc gives large blocks back at once. So
-// what is freed is kept for the next step: at most as much as the last step asked for.
+// A large new block of the operating system is cleared and mapped page by page when it is first written,
+// which takes several times as long as writing it; and malloc returns large blocks to the system at once. So
+// freed blocks are kept for the next step, at most as much as the last step used.
 #pragma once
 
 #include <cstddef>
 
 namespace modfast {
 
-// Smaller blocks are malloc's own business: it keeps them.
+// Smaller blocks come from malloc, which keeps them itself.
 constexpr size_t kKeptFrom = 1 << 20;
 
-// Tells how much the blocks taken next are in all; what is kept beyond that is freed.
+// Sets how many bytes may be kept: the total of the blocks taken next. Frees kept blocks beyond that.
 void keep_at_most(size_t bytes);
 
-// A block of memory, aligned for any use; throws std::bad_alloc. Any thread may give it back.
+// Returns a block of memory, aligned for any use; throws std::bad_alloc. Any thread may give it back.
 void* take_block(size_t bytes);
 void give_block(void* block, size_t bytes);
 
-// Asks for memory that has not been touched yet to come in large pages, which take fewer faults and are found
-// faster from anywhere. Where they are not to be had, ordinary ones do.
+// Asks the operating system for large pages for memory that has not been written yet: these cause fewer page
+// faults and speed up random access. Without them, the memory has ordinary pages.
 void prefer_large_pages(void* memory, size_t bytes);
 
 }  // namespace modfast

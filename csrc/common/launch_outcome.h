@@ -1,4 +1,4 @@
-// What became of the kernels just launched: nullptr, or the runtime's words for what went wrong.
+// The outcome of the last launches and calls: nullptr, or CUDA's error message.
 #pragma once
 
 #include <cuda_runtime_api.h>

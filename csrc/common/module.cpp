@@ -1,8 +1,8 @@
-// What is not an operator: which instruction sets this build serves. No PyTorch header here,
-// so that nothing but the stable ABI ties the library to a version of PyTorch.
+// The Python module, for what is no operator: the instruction sets of this build. No PyTorch header is
+// included here, so that the library depends on nothing but PyTorch's stable ABI.
 #include "common/instruction_set.h"
 
-// The copy of pybind11 that PyTorch brings, used where there is no other, wants to know of no stable ABI.
+// PyTorch's own copy of pybind11, used if there is no other, does not compile with this macro.
 #undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

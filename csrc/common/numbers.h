@@ -1,4 +1,4 @@
-// Types of numbers, and how the kernels run a loop in parallel: what all families share.
+// Types of numbers, and the type of the function that runs loops in parallel, for all families.
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,8 @@
 
 namespace modfast {
 
-// Calls f(begin, end) for each chunk of so many of the count, the last of which may be shorter. Which chunks
-// there are does not depend on the threads.
+// Calls f(begin, end) for each chunk of [0, count); only the last chunk may be shorter than `chunk`. The
+// chunks do not depend on the number of threads.
 template <class F>
 void for_each_chunk(ParallelFor parallel_for, int64_t count, int64_t chunk, const F& f) {
   struct Context {

@@ -45,7 +45,7 @@ bool same_shape(const Tensor& a, const Tensor& b) {
   return std::equal(sizes.begin(), sizes.end(), others.begin(), others.end());
 }
 
-// The bytes from the first to the last element of a tensor. Strides of a tensor are never negative.
+// The range of bytes from the first to the last element of a tensor. Strides are never negative.
 std::pair<const char*, const char*> extent(const Tensor& tensor) {
   int64_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); ++d) {
@@ -56,7 +56,7 @@ std::pair<const char*, const char*> extent(const Tensor& tensor) {
   return {begin, begin + (last + 1) * tensor.element_size()};
 }
 
-// The stride between successive elements of the dimensions [first, last) in row-major order, if there is one.
+// The common stride of the dimensions [first, last) in row-major order, if they can be merged into one.
 bool merged_stride(const Tensor& tensor, int64_t first, int64_t last, int64_t* stride, int64_t* count) {
   *stride = 1;
   *count = 1;
@@ -115,7 +115,8 @@ Layout layout_of(const Tensor* const* tensors, size_t count) {
   const int64_t dims = first.dim(), in = first.size(1);
   int64_t positions = 1;
   for (int64_t d = 2; d < dims; ++d) positions *= first.size(d);
-  bool kernel_inside = true, kernel_outside = true;  // of the columns, in memory
+  // Whether the kernel's positions can be merged with the columns, inside or outside of them in memory.
+  bool kernel_inside = true, kernel_outside = true;
   for (size_t t = 0; t < count && positions != 1; ++t) {
     int64_t stride, number, kernel_stride, kernel_number;
     const bool one_line = merged_stride(*tensors[t], 1, dims, &stride, &number);

@@ -1,4 +1,4 @@
-// Arguments of the energy operators, on every device: checks, and tensors as labelled matrices.
+// Checks of the energy operators' arguments on every device, and conversion of tensors to labelled matrices.
 #pragma once
 
 #include "common/binding.h"
@@ -9,35 +9,35 @@
 
 namespace modfast {
 
-// One-dimensional int64, with a label for each of so many rows or columns.
+// Requires one-dimensional int64 labels, one for each of `expected` rows or columns.
 void check_labels(const Tensor& labels, int64_t expected, const char* name);
 
-// The lists of an operator over a model, whose first two may be one and the same.
+// Requires lists of one length for an operator over a model; the first two may be the same list.
 void check_lists(const std::vector<Tensor>& weights, const std::vector<Tensor>& others,
                  const std::vector<Tensor>& row_labels, const std::vector<Tensor>& col_labels,
                  const std::vector<int64_t>& num_clusters);
-// A float64 tensor of exactly this shape, contiguous.
+// Requires a contiguous float64 tensor of exactly this shape.
 void check_numbers(const Tensor& tensor, int64_t rows, int64_t cols, const char* name);
-// A float64 square with a row for each cluster and one more.
+// Requires a square float64 matrix with a row for each cluster and one more.
 void check_factors(const Tensor& factors);
 // Each gradient is written by several threads, so none may share memory with itself, another or a weight.
 void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads);
 
-// Where the numbers of a matrix lie: strides in elements, and the sizes and strides of what remains of a
-// convolution's kernel, last dimension first.
+// The layout of a matrix: strides in elements, and the sizes and strides of those kernel dimensions that are
+// not merged with the columns, last dimension first.
 struct Strides {
   int64_t row = 0, col = 0;
   std::vector<std::pair<int64_t, int64_t>> kernel;
 };
 
 // Tensors of one shape (out, in, *kernel) as labelled matrices. Kernel positions are merged with the columns
-// where the memory of every tensor allows it, in either order; what cannot be stays a kernel. The matrix is
-// turned so that its lines run along the first tensor's memory.
+// where the memory of every tensor allows it, in either order; other kernel dimensions stay separate. The
+// matrix is transposed if that makes its rows contiguous in the first tensor's memory.
 struct Layout {
   int64_t rows = 0, cols = 0;
   LabelIndex row_index, col_index;
   std::vector<Strides> tensors;
-  bool transposed = false;  // then the rows carry the labels of columns, and the other way round
+  bool transposed = false;  // if so, the rows have the labels of columns, and vice versa
 };
 
 Layout layout_of(const Tensor* const* tensors, size_t count);

@@ -1,4 +1,4 @@
-// Sums and scalings by pair of clusters: block energies, and the derivatives of whatever is made of them.
+// Sums and scalings by pair of clusters: block energies, and the derivatives of functions of them.
 #include "energy/items.h"
 
 #include <algorithm>
@@ -8,13 +8,13 @@ namespace {
 
 // The columns of each tile grouped by label.
 struct ColumnRuns {
-  struct Run {  // columns of one label: order[begin] to order[end - 1], counted from the tile's first
+  struct Run {  // columns of one label: order[begin] to order[end - 1], counted from the tile's first column
     int32_t label;
     int64_t begin, end;
   };
   std::vector<int32_t> order;
   std::vector<Run> runs;
-  std::vector<int64_t> first_run{0};  // of each tile, and at last the number of runs
+  std::vector<int64_t> first_run{0};  // for each tile, and finally the number of runs
 
   explicit ColumnRuns(const Labels& labels) : order(labels.cols.size()) {
     std::vector<int64_t> next(static_cast<size_t>(labels.count) + 1);
@@ -33,7 +33,7 @@ struct ColumnRuns {
   }
 };
 
-// The column sums over a run; four at once, since each addition waits for the one before.
+// Adds up the column sums of a run, in four sums at once, since each addition waits for the one before.
 double run_sum(const double* column_sums, const int32_t* order, const ColumnRuns::Run& run) {
   double parts[4] = {};
   int64_t j = run.begin;

@@ -1,4 +1,4 @@
-// Sums and scalings by pair of clusters on a GPU. What a thread does stands in blocks_threads.h.
+// Sums and scalings by pair of clusters on a GPU. blocks_threads.h holds the work of a thread.
 #include "common/launch_outcome.h"
 #include "energy/blocks_threads.h"
 #include "energy/cuda.h"
@@ -11,7 +11,7 @@ namespace {
 // Enough blocks of threads to fill a large GPU several times.
 constexpr int64_t kWantedBlocks = 2048;
 
-// The rows' segments are shared out among groups, each of which a block of threads goes through in turn.
+// The segments of rows are divided into groups; a block of threads processes the segments of one group.
 int64_t segments_per_group(const Matrix& m) {
   const int64_t blocks = (int64_t(m.none) + 1) * segments_of(m.cols);
   const int64_t groups = std::max<int64_t>(1, kWantedBlocks / std::max<int64_t>(1, blocks));
@@ -41,7 +41,7 @@ __device__ void block_column_sums(const Matrix& m, bool product, int64_t segment
                         starts[label + 1] - starts[label], first_col, threadIdx.x, sums);
 }
 
-// Block (tile of columns, label of rows, group of segments).
+// One block of threads for each tile of columns, label of rows and group of segments.
 __global__ void __launch_bounds__(kThreads)
     block_sums(const __grid_constant__ Matrix m, bool product, int64_t per_group, const int32_t* row_orders,
                const int32_t* row_starts, const int32_t* col_orders, const int32_t* col_starts,
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A thread for each block of the matrix adds up what the groups and tiles have of it, in turn.
+// One thread for each pair of clusters adds up the sums of the groups and tiles, in order.
 __global__ void add_up_blocks(int64_t labels, int64_t tiles, int64_t groups, const double* partial,
                               double* blocks) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;

@@ -1,8 +1,8 @@
-// What one thread of the CUDA kernels for block sums and block scalings does; see loss_threads.h.
+// The work of one thread of the CUDA kernels for block sums and block scalings; see loss_threads.h.
 //
-// Rows and columns are taken in segments of kSegment, each sorted by label. A block of threads takes the rows
-// of one label out of some segments, and one segment of columns: its threads sum their columns over these
-// rows, and the column sums are then added up label by label.
+// Rows and columns are cut into segments of kSegment, each sorted by label. A block of threads takes one
+// segment of columns, and of several segments of rows those of one label: its threads sum their columns over
+// these rows, and the column sums are then added up label by label.
 #pragma once
 
 #include "energy/loss_threads.h"
@@ -16,8 +16,8 @@ constexpr int kColumnsPerThread = kSegment / kThreads;
 
 MODFAST_HD inline int64_t segments_of(int64_t lines) { return (lines + kSegment - 1) / kSegment; }
 
-// The lines of a segment by label: order[starts[b]] to order[starts[b + 1] - 1] have label b. The threads
-// count their labels, one of them makes starts of the counts, and the threads fill in their lines.
+// The rows or columns of a segment by label: order[starts[b]] to order[starts[b + 1] - 1] have label b. The
+// threads count labels, one of them computes starts from the counts, and the threads fill in order.
 MODFAST_HD inline void thread_count_labels(const LabelSource& source, int64_t lines, int32_t none,
                                            int64_t segment, int thread, int32_t* starts) {
   const int64_t begin = segment * kSegment;
@@ -46,7 +46,7 @@ MODFAST_HD inline void thread_fill_order(const LabelSource& source, int64_t line
   }
 }
 
-// sums[i] += the sum over some rows of weight * weight, or weight * grad, for the thread's columns of a
+// sums[i] += the sum over some rows of weight * weight, or of weight * grad, for the thread's columns of a
 // segment: thread, thread + kThreads, and so on. order: the rows, counted from first_row.
 template <class T>
 MODFAST_HD inline void thread_column_sums(const Matrix& m, bool product, int64_t first_row,
@@ -66,7 +66,7 @@ MODFAST_HD inline void thread_column_sums(const Matrix& m, bool product, int64_t
   });
 }
 
-// The column sums of one label; order counts columns from the segment's first.
+// Adds up the column sums of one label; order counts columns from the segment's first column.
 MODFAST_HD inline double label_sum(const double* column_sums, const int32_t* order, int32_t begin,
                                    int32_t end) {
   double sum = 0.0;

@@ -1,22 +1,22 @@
-// What the CUDA kernels offer their binding. No CUDA type here: the host compiler needs no CUDA header, and a
-// stream is the pointer that it is. Every function only puts work on the stream, never waits for the device,
-// and returns nullptr or what went wrong.
+// The interface of the CUDA kernels. It has no CUDA type, so that the host compiler needs no CUDA header; a
+// stream is passed as a pointer. Every function only puts work on the stream, never waits for the device, and
+// returns nullptr or an error message.
 #pragma once
 
 #include "energy/loss_threads.h"
 
 namespace modfast {
 
-// partial: room for a Split for each item of all matrices; energies and losses: one for each matrix.
+// partial: memory for a Split for each item of all matrices; energies and losses: one for each matrix.
 const char* cuda_energies(const Matrix* matrices, int64_t count, Split* partial, Split* energies,
                           double* losses, void* stream);
 
-// grad = weight times the factors of slope * dE/dW, or that added to it. slopes: one for each matrix on the
-// device, or nullptr where all are `slope`.
+// grad = slope * dE/dW, or grad += that. slopes: one for each matrix, on the device; or nullptr, if all are
+// `slope`.
 const char* cuda_scale(const Matrix* matrices, int64_t count, const Split* energies, const double* slopes,
                        double slope, Into into, void* stream);
 
-// How much of what the block sums need beside the matrix.
+// The sizes of the scratch memory for block sums.
 struct BlockRoom {
   int64_t orders;   // int32 numbers
   int64_t starts;   // int32 numbers

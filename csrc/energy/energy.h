@@ -1,12 +1,12 @@
 // Energies and scalings of labelled matrices: the operations behind the enmeshment loss.
 //
-// Every row and every column of a matrix carries a label in [0, labels). With B[a, b] the sum of
-// W[i, j] * V[i, j] over rows i of label a and columns j of label b (block energy when V is W), all of
-// clusterability, enmeshment and their derivatives are functions of B, and the derivative of any
-// function of B is W scaled block by block (arXiv 2409.15747; see modfast/reference). The loss needs no more
-// of B than two sums, inside clusters and across them, however many clusters there are.
+// Every row and every column of a matrix has a label in [0, labels). Let B[a, b] be the sum of
+// W[i, j] * V[i, j] over rows i of label a and columns j of label b (block energy if V is W). Clusterability,
+// enmeshment and their derivatives are functions of B, and the derivative of any function of B is W scaled
+// block by block (arXiv 2409.15747; see modfast/reference). The loss needs only two sums of B, inside
+// clusters and across them, however many clusters there are.
 //
-// Nothing here knows PyTorch: pointers, sizes, strides, and a function that runs a loop in parallel.
+// Nothing here depends on PyTorch: pointers, sizes, strides, and a function that runs a loop in parallel.
 #pragma once
 
 #include "common/numbers.h"
@@ -33,9 +33,8 @@ struct Labels {
   int32_t count = 0;  // every label is in [0, count); the last one means "in no cluster"
 };
 
-// blocks (count x count, row-major) = B[a, b] = sum of w * v over the block (a, b); no v means w itself. The
-// operands share one dtype. Products and sums are float64: exact for narrower dtypes but for the rounding of
-// the sum.
+// blocks (count x count, row-major) = B[a, b] = sum of w * v over the block (a, b); without v, of w * w. The
+// operands have one dtype. Products and sums are float64; for narrower dtypes only the sums round.
 void block_inner(const Labels& labels, const Operand& w, const Operand* v, double* blocks,
                  ParallelFor parallel_for);
 
@@ -43,7 +42,7 @@ void block_inner(const Labels& labels, const Operand& w, const Operand* v, doubl
 void block_scale(const Labels& labels, const Operand& w, const double* factors, const Operand& out,
                  ParallelFor parallel_for);
 
-// One matrix of a model, and its gradient where one is wanted; both have one dtype.
+// One matrix of a model, and its gradient if one is needed; both have one dtype.
 struct Term {
   Labels labels;
   Operand weight;
@@ -53,9 +52,9 @@ struct Term {
 // energies[t] = the sums of squares of term t inside clusters and across them.
 void split_energies(const std::vector<Term>& terms, Split* energies, ParallelFor parallel_for);
 
-enum class Into { fresh, sum, streamed };  // streamed: fresh, and more than a cache would keep
+enum class Into { fresh, sum, streamed };  // streamed: like fresh, but larger than the cache
 
-// grad = weight times the factor of its kind, or that added to it, for all terms.
+// grad = weight times the factor of its kind, or grad += that, for all terms.
 void split_scale(const std::vector<Term>& terms, const Split* factors, Into into, ParallelFor parallel_for);
 
 // losses[t] = enmeshment of term t, and grad += slope * d(enmeshment)/d(weight), for all terms at once.

@@ -1,5 +1,5 @@
-// What one weight, one label and one matrix contribute to the enmeshment loss: the arithmetic that the CPU
-// and the CUDA kernels share, so that a test of the one is a test of the other's.
+// The arithmetic of the enmeshment loss for one weight, one label and one matrix. The CPU and the CUDA
+// kernels share it, so tests on the CPU cover both.
 //
 // With I the energy (squared weight) inside clusters and A that across them, enmeshment is E = A / (I + A),
 // and its derivative is 2 W (-A) / (I + A)^2 inside and 2 W I / (I + A)^2 across (arXiv 2409.15747, where
@@ -12,7 +12,7 @@
 
 namespace modfast {
 
-// Two numbers for the two kinds of weights.
+// One number for each of the two kinds of weights.
 struct Split {
   double inside, across;
 };
@@ -35,7 +35,7 @@ MODFAST_HD inline double enmeshment_of(Split energy) {
   return energy.across / total + 0.0 * energy.inside;
 }
 
-// What each weight of a kind is multiplied by to give grad * dE/dW.
+// The factor for each kind of weight: the weight times its factor is grad * dE/dW.
 MODFAST_HD inline Split enmeshment_factors(Split energy, double grad) {
   double total = energy.inside + energy.across;
   if (total == 0.0) total = 1.0;
@@ -46,10 +46,10 @@ MODFAST_HD inline Split enmeshment_factors(Split energy, double grad) {
   return {step * -E, step * C};
 }
 
-// Whether float holds a factor with all its digits; else products are computed in double.
+// Whether float can hold a factor to full precision (0, infinities and NaN too); else products are in double.
 MODFAST_HD inline bool fits_in_float(double factor) {
   const double size = factor < 0.0 ? -factor : factor;
-  // NaN and the infinities, which fail every comparison or the last, are the same in float.
+  // NaN and infinities fail the first comparison; they are the same in float.
   return !(size <= 1.7976931348623157e308) || size == 0.0 ||
          (size >= 1.17549435082228751e-38 && size <= 3.40282346638528860e38);
 }
@@ -57,8 +57,7 @@ MODFAST_HD inline bool fits_in_float(Split factors) {
   return fits_in_float(factors.inside) && fits_in_float(factors.across);
 }
 
-// out + w * factor, or just w * factor, each operation rounded to what T is computed in, F being that or
-// double.
+// out + w * factor, or w * factor. Each operation is rounded to F, which is T's Compute type or double.
 template <class F, class T>
 MODFAST_HD inline void put_scaled(T w, F factor, bool add, T& out) {
   F product = static_cast<F>(widen(w)) * factor;

@@ -7,10 +7,10 @@
 namespace modfast {
 namespace {
 
-constexpr int64_t kStripCols = 16384;  // a strip's part of a row, at most
-constexpr int64_t kGatheredRows = 4;   // strided lines that are gathered before they are summed
+constexpr int64_t kStripCols = 16384;  // a strip's maximum number of columns
+constexpr int64_t kGatheredRows = 4;   // strided rows that are gathered before they are summed
 
-// Where the numbers of a strided line are gathered, a few at a time, to be worked on as a contiguous one.
+// Memory in which the numbers of a strided row are gathered, a tile at a time, into a contiguous one.
 template <class T>
 struct Line {
   alignas(64) T gathered[kTileCols];
@@ -21,7 +21,7 @@ struct Line {
     return gathered;
   }
 
-  // Calls make(line) with the place where the line is made, and stores what it made.
+  // Calls make(line) with memory for a contiguous row, and stores the result in the strided row.
   template <class F>
   void write(T* data, int64_t stride, int64_t n, const F& make) {
     if (stride == 1) return make(data);
@@ -53,7 +53,7 @@ void add_squares(const Grid& grid, int64_t item, const Operand& w, double* sums)
   const auto& lines = lines_in_use().of<T>();
   const auto& chunk = grid.chunk(item);
   const int64_t first = grid.first_col(item), n = grid.num_cols(item);
-  // Strided lines have to be gathered, so fewer of them are at hand at once.
+  // Strided rows have to be gathered, so fewer of them are summed at once.
   const int64_t at_once = w.col_stride == 1 ? kChunkRows : kGatheredRows;
   Line<T> gathered[kGatheredRows];
   const T* rows[kChunkRows];
@@ -100,7 +100,7 @@ void scale(const Grid& grid, int64_t item, const Operand& w, const double* facto
       const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
       out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
         if (!wide) return lines.scale(line, narrow_factor, made, n);
-        // Rare, as for very small or very large weights, so without vectors.
+        // Rare (for very small or very large weights), so without vectors.
         for (int64_t j = 0; j < n; ++j) put_scaled(line[j], factor[j], false, made[j]);
       });
     }
@@ -120,13 +120,13 @@ void scale_split(const Strips& strips, int64_t item, const Labels& labels, const
   const int64_t end = std::min(begin + strips.rows_each, strips.rows);
   const int64_t first_col = item % strips.tiles * kStripCols;
   const int64_t last_col = std::min(first_col + kStripCols, strips.cols);
-  // Strided lines pass through a place of their own, a tile at a time.
+  // Strided rows are copied to contiguous memory, a tile at a time.
   const bool gathers = w.col_stride != 1 || out.col_stride != 1;
   const int64_t step = gathers ? kTileCols : kStripCols;
   Line<T> w_line, out_line;
   for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
     for (int64_t row = begin; row < end; ++row) {
-      const int32_t label = labels.rows[row] == none ? -1 : labels.rows[row];  // equal to no column's
+      const int32_t label = labels.rows[row] == none ? -1 : labels.rows[row];  // -1 equals no column's label
       for (int64_t first = first_col; first < last_col; first += step) {
         const int64_t n = std::min(step, last_col - first);
         const int32_t* cols = labels.cols.data() + first;
@@ -160,7 +160,7 @@ RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
       next[0] = first;
       for (int32_t label = 0; label < labels.count; ++label) next[label + 1] += next[label];
       for (int64_t row = first; row < last; ++row) order[next[labels.rows[row]]++] = row;
-    } else {  // as many counters as labels could be more than memory holds
+    } else {  // one counter for each label might not fit into memory
       std::iota(order.begin() + first, order.begin() + last, first);
       std::stable_sort(order.begin() + first, order.begin() + last,
                        [&](int64_t a, int64_t b) { return labels.rows[a] < labels.rows[b]; });
@@ -168,7 +168,8 @@ RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
     for (int64_t begin = first, end = first; begin < last; begin = end) {
       const int32_t label = labels.rows[order[begin]];
       while (end < last && labels.rows[order[end]] == label) ++end;
-      // In pieces of one size, nearly: threads then have equal work. Whole fours, which are summed at once.
+      // Pieces of nearly one size, so that threads have equal work; multiples of the four rows summed at
+      // once.
       const int64_t pieces = (end - begin + kChunkRows - 1) / kChunkRows;
       const int64_t each = ((end - begin + pieces - 1) / pieces + 3) / 4 * 4;
       for (; begin < end; begin += each) chunks.push_back({begin, std::min(begin + each, end), label});

@@ -1,12 +1,12 @@
-// The work on labelled matrices, cut into items, and the two passes over an item that everything is made of.
+// The work on labelled matrices, cut into items, and the two passes over an item: sums and scalings.
 //
-// For sums the rows are taken label by label, in chunks, and the columns in tiles; an item is a chunk and a
-// tile. Within it, sum[j] += w[i, j] * v[i, j] runs along memory without a look at the column labels; these
-// are applied once for each item, to the sums. The items depend on the shape and the labels alone, and their
-// results are added in a fixed order, so that the same bits come out for any number of threads.
+// For sums, rows are grouped by label into chunks, and columns are cut into tiles; an item is a chunk and a
+// tile. Within an item, sum[j] += w[i, j] * v[i, j] runs along memory without reading the column labels;
+// these are applied once for each item, to the sums. The items depend on the shape and the labels alone, and
+// their results are added in a fixed order, so the result has the same bits for any number of threads.
 //
-// What makes a weight for each weight, with the two factors of the loss, looks at each label as it goes: then
-// the rows may be taken as they lie in memory, which is far faster where they come from there.
+// Scaling by the two factors of the loss reads the label of each weight instead. Then rows can be taken in
+// the order of memory, which is far faster if they are not in the cache.
 #pragma once
 
 #include "energy/energy.h"
@@ -17,11 +17,10 @@
 
 namespace modfast {
 
-constexpr int64_t kChunkRows = 128;  // enough rows to hide the cost of applying the column labels
-constexpr int64_t kTileCols =
-    4096;  // long stretches of memory; the float64 sums stay in the second-level cache
+constexpr int64_t kChunkRows = 128;  // enough rows to make the cost of applying the column labels small
+constexpr int64_t kTileCols = 4096;  // long runs of memory; the float64 sums stay in the second-level cache
 constexpr int64_t kWindowRows =
-    512;  // or more, for kRowsOfLabel of each label: so that chunks are not too small
+    512;  // or more, to hold kRowsOfLabel rows of each label, so that chunks are not too small
 constexpr int64_t kRowsOfLabel = 32;
 constexpr int64_t kNumbersPerThread = 16384;  // waking a thread for fewer costs more than it saves
 
@@ -57,14 +56,14 @@ struct Grid {
 // The sum of an item's column sums by kind: of columns with the label of its rows, and of the others.
 Split item_split(const Grid& grid, int64_t item, const double* sums);
 
-// sums[j] = the sum of w * v over the item's rows, for each of its columns; no v means w itself.
+// sums[j] = the sum of w * v over the item's rows, for each of its columns; without v, of w * w.
 void item_column_sums(const Grid& grid, int64_t item, const Operand& w, const Operand* v, double* sums);
 
-// out = w * factor[j] on the item's rows and columns; wide: some factor needs a double.
+// out = w * factor[j] on the item's rows and columns; wide: whether some factor needs a double.
 void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* factor, bool wide,
                 const Operand& out);
 
-// The same matrix cut into strips: some whole rows, or of very long rows a part.
+// The same matrix cut into strips: several whole rows, or part of a very long row.
 struct Strips {
   int64_t rows, cols, rows_each, tiles;
 
@@ -72,12 +71,12 @@ struct Strips {
   int64_t items() const { return (rows + rows_each - 1) / rows_each * tiles; }
 };
 
-// out = w times the factor of its kind, on a strip's rows and columns, or that added to it.
+// out = w times the factor of its kind, on a strip's rows and columns; or out += that.
 void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,
                        Split factors, const Operand& out, Into into);
 
-// Calls f(item) for each of the items, which together hold so many numbers. A thread takes its items from the
-// last to the first where backward is set: what the pass before read last is still in the cache.
+// Calls f(item) for each of the items, which together hold `numbers` numbers. If backward is set, a thread
+// takes its items from the last to the first: those that the pass before read last are still in the cache.
 template <class F>
 void for_each_item(ParallelFor parallel_for, int64_t items, int64_t numbers, bool backward, const F& f) {
   struct Context {

@@ -18,7 +18,7 @@ struct LinesOf {
   void (*add_products)(const T* w, const T* v, double* sum, int64_t n);
   // out[j] = w[j] * factor[j]
   void (*scale)(const T* w, const Compute<T>* factor, T* out, int64_t n);
-  // out[j] = w[j] * (labels[j] == label ? inside : across); or that added to it; or written past the cache
+  // out[j] = w[j] * (labels[j] == label ? inside : across); or out[j] += that; or written past the cache
   using PutSplit = void (*)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside,
                             Compute<T> across, T* out, int64_t n);
   PutSplit scale_split, add_scaled_split, stream_split;
@@ -29,8 +29,8 @@ struct Lines {
   LinesOf<double> of_double;
   LinesOf<Half> of_half;
   LinesOf<BFloat> of_bfloat;
-  // inside[j % 8] += sums[j] where labels[j] == label, else across[j % 8] += sums[j]: eight of each, since an
-  // addition waits for the one before, and as many at every level
+  // inside[j % 8] += sums[j] where labels[j] == label, else across[j % 8] += sums[j]. There are eight of
+  // each, at every level, since an addition waits for the one before.
   void (*add_by_kind)(const double* sums, const int32_t* labels, int32_t label, int64_t n, double* inside,
                       double* across);
 
@@ -49,7 +49,7 @@ extern const Lines lines_avx2;
 extern const Lines lines_avx512;
 #endif
 
-// Those for the instruction set in use.
+// The loops for the instruction set in use.
 const Lines& lines_in_use();
 
 }  // namespace modfast

@@ -1,10 +1,10 @@
-// The body of the inner loops. Included by one .cpp file for each instruction set, inside namespace
-// modfast and an unnamed namespace, after the compiler was told which instructions it may use. Includes
-// nothing itself: a standard header read under those options could leave its inline functions compiled for a
-// processor that the machine does not have.
+// The body of the inner loops. One .cpp file for each instruction set includes it, inside namespace modfast
+// and an unnamed namespace, after setting the compiler's options for that instruction set. It includes
+// nothing itself: inline functions of a standard header would be compiled with those options, and the linker
+// could use them on processors without these instructions.
 
-// Eight numbers at once, which the compiler puts into the widest registers it may use. The types named
-// Memory are loaded from and stored to any address that an element may have.
+// Vectors of eight numbers, which the compiler puts into the widest registers it may use. The types named
+// Memory need only the alignment of one element for loads and stores.
 typedef double Double8 __attribute__((vector_size(64)));
 typedef float Float8 __attribute__((vector_size(32)));
 typedef uint32_t Word8 __attribute__((vector_size(32)));
@@ -19,7 +19,7 @@ inline void load(const double* from, Double8& to) { to = *reinterpret_cast<const
 inline void load(const float* from, Float8& to) { to = *reinterpret_cast<const Float8Memory*>(from); }
 inline void store(const Double8& from, double* to) { *reinterpret_cast<Double8Memory*>(to) = from; }
 inline void store(const Float8& from, float* to) { *reinterpret_cast<Float8Memory*>(to) = from; }
-// To nearest, ties to even; not yet shifted: the number is in the upper halves of the words.
+// Rounds to nearest, ties to even; the result is in the upper halves of the words, not yet shifted.
 inline void round_to_bfloat(const Float8& from, Word8& to) {
   const Word8 bits = (Word8)from;
   const Word8 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -53,7 +53,7 @@ inline void store(const Float8& from, T* to) {
   store_shorts(packed(from, to), to);
 }
 
-// Past the cache, to an address that is a multiple of what is written at once.
+// Writes past the cache, to an address that is a multiple of kStreamed.
 constexpr int64_t kStreamed = 32;  // bytes
 inline void stream(const Float8& from, float* to) { _mm256_stream_ps(to, (__m256)from); }
 inline void stream(const Double8& from, double* to) {
@@ -84,8 +84,8 @@ inline void store(const Float8& from, BFloat* to) {
 }
 #endif
 
-// Float64 numbers for the sums. Converted by hand, since the compiler does it by halves that it puts together
-// again; four at a time also under AVX-512, which on the processors at hand (AMD) converts eight more slowly.
+// Conversion to float64 for the sums. It is written out, since the compiler converts halves and puts them
+// together again. AVX-512 also converts four at a time, since eight are slower on AMD's processors.
 #if defined(MODFAST_LINES_AVX2)
 typedef double Sums __attribute__((vector_size(32)));
 constexpr int64_t kSums = 4;
@@ -114,7 +114,7 @@ inline void load_wide(const T* from, Sums& to) {
 inline void store_wide(const Sums& from, double* to) { *reinterpret_cast<SumsMemory*>(to) = from; }
 #endif
 
-// A template argument would lose what these types are declared with; a member does not.
+// A template argument would lose the attributes of these types; a member does not.
 template <class T>
 struct Eight {
   typedef Float8 Vector;
@@ -139,8 +139,8 @@ void add_products(const T* w, const T* v, double* __restrict sum, int64_t n) {
   }
 }
 
-// Four rows at a time, so that the sums are loaded and stored once for four. The square of a float is exact
-// in float64, so the only rounding is that of the sum.
+// Takes four rows at a time, so that the sums are loaded and stored once for four. The square of a float is
+// exact in float64, so only the sum rounds.
 template <class T>
 void add_squares(const T* const* rows, int64_t count, double* __restrict sum, int64_t n) {
   int64_t r = 0;
@@ -180,7 +180,7 @@ void scale(const T* w, const Compute<T>* factor, T* __restrict out, int64_t n) {
   for (; j < n; ++j) put_scaled(w[j], factor[j], false, out[j]);
 }
 
-// a where equal, else b.
+// Selects a in the lanes that are equal, else b.
 inline void select(const Label8& equal, const Float8& a, const Float8& b, Float8& to) { to = equal ? a : b; }
 inline void select(const Label8& equal, const Double8& a, const Double8& b, Double8& to) {
   to = __builtin_convertvector(equal, Long8) ? a : b;

@@ -10,10 +10,11 @@ namespace {
 // that their weights come from memory once and not twice.
 constexpr int64_t kGroupBytes = 12 << 20;
 
-// Gradients beyond this are out of the cache by the time that anyone reads them.
+// Gradients larger than this have left the cache before they are read, so they are written past it.
 constexpr int64_t kStreamedBytes = 32 << 20;
 
-// Items of several terms in one row, so that many small matrices fill the threads as one large one does.
+// The items of several terms, numbered in one sequence, so that many small matrices occupy all threads as one
+// large one does.
 class Row {
  public:
   void add(int64_t items) { first_.push_back(first_.back() + items); }
@@ -70,7 +71,7 @@ void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split
   }
 }
 
-// A thread goes from the last row to the first: what the energies were read from last is still in the cache.
+// A thread goes from the last row to the first: the rows that the energies read last are still in the cache.
 void scale(const std::vector<Term>& terms, size_t begin, size_t end, const Split* factors, Into into,
            ParallelFor parallel_for) {
   std::vector<Strips> strips;

@@ -1,7 +1,7 @@
 // The enmeshment loss of a whole model on a GPU: one launch for the energies, one to add them up, one for the
-// gradient, whatever the number of matrices. What a thread does stands in loss_threads.h.
+// gradient, whatever the number of matrices. loss_threads.h holds the work of a thread.
 //
-// Every sum is made in one order, fixed by the shapes alone: no atomics, the same bits every time.
+// The shapes alone determine the order of every sum: there are no atomics, and the bits are always the same.
 #include "common/launch_outcome.h"
 #include "energy/cuda.h"
 
@@ -10,8 +10,8 @@
 namespace modfast {
 namespace {
 
-// The matrices travel as an argument of the kernel: no copy to the device that would have to be waited for,
-// and a CUDA graph keeps them by itself. Small batches have a small argument of their own, which is quicker.
+// The matrices are an argument of the kernel: this needs no copy to the device with a wait, and a CUDA graph
+// stores them itself. Small batches have a smaller argument type, which is faster.
 template <int N>
 struct Batch {
   Matrix matrices[N];
@@ -23,7 +23,7 @@ static_assert(sizeof(Batch<kMany>) + 64 <= 32764, "beyond what a kernel's argume
 
 template <int N>
 __device__ const Matrix& matrix_of(const Batch<N>& batch, int64_t item, int* index) {
-  int low = 0, high = batch.count;  // the last one that begins at or before the item
+  int low = 0, high = batch.count;  // searches the last matrix that begins at or before the item
   while (low + 1 < high) {
     const int middle = (low + high) / 2;
     if (batch.matrices[middle].first_item <= item) {
@@ -36,7 +36,7 @@ __device__ const Matrix& matrix_of(const Batch<N>& batch, int64_t item, int* ind
   return batch.matrices[low];
 }
 
-// The sum over all threads of a block, for its thread 0: a tree within each warp, then the warps in turn.
+// The sum over all threads of a block, for thread 0: a tree within each warp, then the warps in order.
 __device__ Split block_sum(Split sum) {
   __shared__ Split of_warp[kThreads / 32];
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -83,7 +83,7 @@ template <int N>
 __global__ void __launch_bounds__(kThreads)
     item_scale(const __grid_constant__ Batch<N> batch, const Split* energies, const double* slopes,
                double slope, bool add) {
-  // From the last item to the first: what the energies were read from last is still in the cache.
+  // From the last item to the first: the items that the energies read last are still in the cache.
   const int64_t item = batch.items - 1 - blockIdx.x;
   int index;
   const Matrix& matrix = matrix_of(batch, item, &index);

@@ -1,9 +1,9 @@
-// What one thread of a CUDA kernel does, as plain functions of the thread's number: no intrinsic, no shared
+// The work of one thread of a CUDA kernel, as plain functions of the thread's number: no intrinsic, no shared
 // memory, no CUDA header. So a test on the CPU can call them for every thread in turn (tests/cpp), and the
-// kernels in loss.cu are left with adding up what the threads return.
+// kernels in loss.cu only add up what the threads return.
 //
-// A matrix is cut into items, one for each block of kThreads threads. The threads of an item stand in rows of
-// `across` threads; each takes `vector` neighbouring columns, and of these kSteps rows.
+// A matrix is cut into items, one for each block of kThreads threads. The threads of an item form rows of
+// `across` threads; each takes kSteps rows of `vector` neighbouring columns.
 #pragma once
 
 #include "energy/energy.h"
@@ -15,9 +15,9 @@ namespace modfast {
 
 constexpr int kThreads = 256;
 constexpr int kSteps = 16;
-constexpr int kKernelDims = 3;  // of a convolution, if its positions cannot be merged with the columns
+constexpr int kKernelDims = 3;  // kernel dimensions that are not merged with the columns, at most
 
-// Where the numbers of a matrix lie: strides in elements.
+// The layout of a matrix: strides in elements.
 struct Place {
   void* data;
   int64_t row, col;
@@ -32,25 +32,25 @@ struct LabelSource {
 
   MODFAST_HD int32_t at(int64_t line, int32_t none) const {
     const int64_t label = labels[index(line) * stride];
-    // Labels cannot be refused here; one that is no cluster's must at least index nothing.
+    // Labels cannot be rejected here; a label out of range must not be used as an index.
     return label < 0 || label >= none ? none : static_cast<int32_t>(label);
   }
 };
 
-// A matrix and its gradient (or whatever else is read or written beside it), as a kernel gets them.
+// A matrix and its gradient, or another matrix that is read or written beside it, as arguments of a kernel.
 struct Matrix {
   Place weight, grad;
   LabelSource row_labels, col_labels;
   int64_t rows, cols;
   int64_t kernel_size[kKernelDims];  // 1 where there is no kernel
   int64_t col_tiles, items, first_item;
-  int32_t none;  // the label of what is in no cluster: the number of clusters
+  int32_t none;  // the label of rows and columns in no cluster: the number of clusters
   DType dtype;
   int32_t across;
-  int32_t vector;  // 16 bytes' worth of numbers, or 1
+  int32_t vector;  // how many numbers fit into 16 bytes, or 1
 };
 
-// Where a thread begins.
+// The place at which a thread begins.
 struct Spot {
   int64_t row, col, row_step;
 };
@@ -61,7 +61,7 @@ MODFAST_HD inline Spot spot_of(const Matrix& m, int64_t item, int thread) {
           (item % m.col_tiles * m.across + thread % m.across) * m.vector, down};
 }
 
-// The numbers that a thread takes at once. Aligned as a whole, so that one instruction moves them.
+// The numbers that a thread loads or stores at once, aligned so that one instruction suffices.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T numbers[V];
@@ -86,7 +86,7 @@ MODFAST_HD inline void for_each_position(const Matrix& m, const F& f) {
   }
 }
 
-// Some rows at a time, so that as many loads are under way before the first is waited for.
+// Takes several rows at a time, so that as many loads are issued before the thread waits for the first.
 constexpr int kAtOnce = 4;
 
 template <class T, int V>
@@ -120,7 +120,7 @@ MODFAST_HD inline Split thread_energies(const Matrix& m, int64_t item, int threa
   return sum;
 }
 
-// grad = w * factor of its kind, or that added to it; F is what products are computed in.
+// grad = w * factor of its kind, or grad += that; F is the type of the products.
 template <class F, class T, int V>
 MODFAST_HD inline void thread_scale(const Matrix& m, int64_t item, int thread, Split factors, bool add) {
   const Spot spot = spot_of(m, item, thread);
@@ -152,7 +152,7 @@ MODFAST_HD inline void thread_scale(const Matrix& m, int64_t item, int thread, S
   });
 }
 
-// The number's type and how many are taken at once, as a call to f<T, V>.
+// Calls f<T, V> with the numbers' type T and how many are taken at once, V.
 #define MODFAST_BY_KIND(matrix, call)                                                     \
   switch ((matrix).dtype) {                                                               \
     case DType::float32: return (matrix).vector > 1 ? call(float, 4) : call(float, 1);    \

@@ -1,5 +1,4 @@
-// The operators on the CPU: schemas, argument checks, registration. The only door between PyTorch and the
-// kernels.
+// The operators on the CPU: schemas, argument checks, registration.
 #include "common/binding_cpu.h"
 #include "common/kept_memory.h"
 #include "energy/binding.h"
@@ -11,8 +10,8 @@
 namespace modfast {
 namespace {
 
-// Labels in [-1, num_clusters), with -1 ("in no cluster") renamed to the extra label num_clusters, for each
-// row or column of a matrix.
+// Reads the labels of a matrix's rows or columns, in [-1, num_clusters); -1 ("in no cluster") becomes the
+// additional label num_clusters.
 void read_labels(const Tensor& labels, int64_t expected, int64_t num_clusters, const char* name,
                  const LabelIndex& index, int64_t lines, std::vector<int32_t>* result) {
   check_cpu(labels, name);
@@ -156,7 +155,7 @@ std::vector<Split> factors_of(const Tensor& energies, const Tensor& slopes, int6
   return factors;
 }
 
-// Like empty_like, in memory that was kept from the step before.
+// Like empty_like, but reuses memory of the step before.
 Tensor gradient_like(const Tensor& weight) {
   const size_t bytes = static_cast<size_t>(weight.numel()) * weight.element_size();
   if (bytes < kKeptFrom || !weight.is_contiguous()) return torch::stable::empty_like(weight);

@@ -1,7 +1,7 @@
-// The operators on a GPU: argument checks, matrices as the kernels want them, registration.
+// The operators on a GPU: argument checks, conversion of tensors for the kernels, registration.
 //
-// Nothing here waits for the device, and all memory comes from PyTorch, so that every operator may be
-// captured in a CUDA graph. Labels are therefore not looked at: one out of range counts as "in no cluster".
+// Nothing here waits for the device, and all memory comes from PyTorch, so every operator can be captured in
+// a CUDA graph. The values of labels are therefore not checked: one out of range counts as "in no cluster".
 #include "common/binding_cuda.h"
 #include "energy/binding.h"
 #include "energy/cuda.h"
@@ -11,7 +11,7 @@
 #include <optional>
 #include <tuple>
 
-// As in module.cpp, and after all headers of PyTorch.
+// See module.cpp; this comes after all headers of PyTorch.
 #undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -27,7 +27,7 @@ Place place_of(const Tensor& tensor, const Strides& strides) {
   return place;
 }
 
-// first: a tensor whose device all share; other: the gradient, or what else goes with the weight.
+// first: a tensor whose device the others must share; other: the gradient or another tensor like the weight.
 Matrix matrix_of(const Tensor& first, const Tensor& weight, const Tensor* other, const Tensor& row_labels,
                  const Tensor& col_labels, int64_t num_clusters, bool* transposed) {
   check_num_clusters(num_clusters);
@@ -83,7 +83,7 @@ T* data_of(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Losses and energies of some matrices: (n,) and (n, 2).
+// New tensors for the losses and energies of some matrices: (n,) and (n, 2).
 std::tuple<Tensor, Tensor> energies_of(const Tensor& like, const std::vector<Matrix>& matrices,
                                        const OnDevice& device) {
   const auto count = static_cast<int64_t>(matrices.size());
@@ -146,7 +146,7 @@ Tensor accumulate_enmeshment_grad_cuda(std::vector<Tensor> weights, std::vector<
   return losses;
 }
 
-// A square that belongs to the transposed matrix, as one of the matrix itself, and back.
+// Transposes a square matrix of blocks if the matrix was transposed.
 Tensor turned(const Tensor& square, bool transposed) {
   return transposed ? torch::stable::contiguous(torch::stable::transpose(square, 0, 1)) : square;
 }

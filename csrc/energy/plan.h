@@ -1,4 +1,4 @@
-// How a matrix is cut into items for the CUDA kernels: decided on the host, from shape and memory alone.
+// How a matrix is cut into items for the CUDA kernels, which the host decides from shape and layout alone.
 #pragma once
 
 #include "energy/loss_threads.h"
@@ -8,7 +8,7 @@
 
 namespace modfast {
 
-// Whether packs of so many numbers lie aligned in every line of a matrix.
+// Whether packs of `vector` numbers are aligned in every row of a matrix.
 inline bool takes_packs(const Place& place, int64_t vector, int32_t size) {
   bool whole = reinterpret_cast<uintptr_t>(place.data) % static_cast<uintptr_t>(vector * size) == 0 &&
                place.col == 1 && place.row % vector == 0;
@@ -16,7 +16,7 @@ inline bool takes_packs(const Place& place, int64_t vector, int32_t size) {
   return whole;
 }
 
-// Fills in vector (at most that), across, col_tiles and items.
+// Sets vector (to at most the argument), across, col_tiles and items.
 inline void plan_items(Matrix* matrix, int32_t vector = 16) {
   Matrix& m = *matrix;
   const int32_t size = bytes_of(m.dtype);
@@ -25,8 +25,8 @@ inline void plan_items(Matrix* matrix, int32_t vector = 16) {
       !takes_packs(m.grad, m.vector, size)) {
     m.vector = 1;
   }
-  // The widest row of threads that leaves no more of them idle than a narrower one would. At least 8 packs
-  // side by side, which is a line of the cache.
+  // The widest row of threads that leaves no more threads idle than a narrower one would. A row has at least
+  // 8 packs, which fill a cache line.
   const int64_t packs = (m.cols + m.vector - 1) / m.vector;
   m.across = 8;
   int64_t least = -1;

@@ -5,7 +5,7 @@
 namespace modfast {
 namespace {
 
-constexpr int64_t kRowsOfChunk = 2048;  // a block's share of a chunk stays in the cache
+constexpr int64_t kRowsOfChunk = 2048;  // a block's rows of a chunk stay in the cache
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// What the spectral family's bindings share on every device: arguments as the kernels want them. Which device
-// a tensor must be on is for each binding to check.
+// The part of the spectral family's bindings that is the same on every device: conversion of arguments for
+// the kernels. Each binding checks the device of the tensors.
 #pragma once
 
 #include "common/binding.h"
@@ -32,7 +32,7 @@ inline DenseMatrix dense_of(const Tensor& weight) {
   return matrix;
 }
 
-// What starts and indices hold is not looked at. checked: check_shaped, and whatever else a tensor must be.
+// Does not check the values of starts and indices. checked: check_shaped, and a check of the device.
 template <class Checked>
 SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor& values, int64_t cols,
                        const Checked& checked) {
@@ -62,7 +62,7 @@ const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const c
   return probe ? const_data_of<double>(checked(*probe, ScalarType::Double, {size}, name)) : nullptr;
 }
 
-// float for a float32 tensor, double for a float64 one.
+// Calls f(float{}) for a float32 tensor, f(double{}) for a float64 one.
 template <class F>
 auto with_compute(const Tensor& block, const char* name, const F& f) {
   if (block.scalar_type() == ScalarType::Float) return f(float{});
@@ -76,14 +76,14 @@ inline int64_t width_of(const Tensor& block, const char* name) {
   return block.size(1);
 }
 
-// Null stands for what is not given or asked for; an empty tensor, which has no memory, is.
+// Replaces null, which stands for no tensor, by another pointer: an empty tensor's data may be null.
 template <class C>
 C* there(C* data) {
   static std::remove_const_t<C> nothing;
   return data ? data : &nothing;
 }
 
-// Makes the results of a product with a matrix (rows, cols), and calls run(blocks) to fill them in.
+// Allocates the results of a product with a matrix (rows, cols), and calls run(blocks) to compute them.
 template <class Checked, class Run>
 std::tuple<Tensor, Tensor> product_of(int64_t rows, int64_t cols, const std::optional<Tensor>& right,
                                       const std::optional<Tensor>& left,

@@ -7,11 +7,11 @@
 namespace modfast {
 namespace {
 
-// Starts are tried on so many points at most. All points have their say in the last iterations.
+// Starts run on a sample of at most this many points. The last iterations, from the best start, run on all.
 constexpr int64_t kSample = 32768;
 constexpr int64_t kPointsOfChunk = 4096;
 
-// Vigna's SplitMix64: independent numbers from any seed.
+// Vigna's SplitMix64, which gives independent numbers for any seed.
 struct Random {
   uint64_t state;
   uint64_t next() {
@@ -26,7 +26,7 @@ struct Random {
   }
 };
 
-// Centres, one after the other.
+// Centres: places holds their coordinates, one centre after the other.
 struct Centres {
   int64_t dims;
   int32_t count = 0;
@@ -36,7 +36,8 @@ struct Centres {
   void set(int64_t cluster, const float* point) { std::copy_n(point, dims, places.data() + cluster * dims); }
 };
 
-// Points one after the other, and so many of them at a time the other way round, as distances are computed.
+// Points: places holds their coordinates, one point after the other. turn() transposes some of them, for the
+// computation of distances.
 struct Points {
   int64_t count, dims;
   const float *places, *weights;
@@ -50,8 +51,8 @@ struct Points {
   }
 };
 
-// What Lloyd's iteration needs to know of some points: for each cluster their weighted sum, weight and
-// number.
+// The terms of Lloyd's iteration over some points: for each cluster the weighted sum of its points, their
+// total weight and their number.
 struct Sums {
   std::vector<double> places, weights;
   std::vector<int64_t> sizes;
@@ -77,8 +78,8 @@ struct Sums {
   }
 };
 
-// Labels some points with their nearest centre; the sums change by those that move. squares are those of a
-// nearest centre so far, given which the labels hold, or infinite.
+// Labels the points [begin, end) with their nearest centre, sets squares to the squared distances from it,
+// and adds to `changes` the terms of the points that change their label.
 void assign(const Points& points, int64_t begin, int64_t end, const float* turned, int64_t stride,
             const Centres& centres, int32_t* labels, float* squares, Sums* changes) {
   const auto& lines = spectral_lines_in_use();
@@ -98,7 +99,7 @@ void assign(const Points& points, int64_t begin, int64_t end, const float* turne
   }
 }
 
-// An emptied cluster takes the point that costs most, of those that leave no cluster empty.
+// An empty cluster takes the point with the highest cost that is not alone in its cluster.
 void fill_empty(const Points& points, int32_t* labels, float* squares, Sums* sums) {
   for (size_t cluster = 0; cluster < sums->sizes.size(); ++cluster) {
     if (sums->sizes[cluster] > 0) continue;
@@ -120,7 +121,7 @@ void fill_empty(const Points& points, int32_t* labels, float* squares, Sums* sum
   }
 }
 
-// Lloyd's iterations, until no point changes its cluster. turned: all points the other way round, or null.
+// Runs Lloyd's iterations until no point changes its cluster. turned: all points transposed, or null.
 Tightness lloyd(const Points& points, const float* turned, Centres* centres, int64_t max_iterations,
                 int32_t* labels, ParallelFor parallel_for) {
   const int64_t dims = points.dims, chunks = (points.count + kPointsOfChunk - 1) / kPointsOfChunk;
@@ -158,14 +159,15 @@ Tightness lloyd(const Points& points, const float* turned, Centres* centres, int
   return result;
 }
 
-// k-means++ (Arthur and Vassilvitskii 2007): each next centre is a point, drawn by weighted squared distance.
+// k-means++ (Arthur and Vassilvitskii 2007): each centre is a point, drawn with a probability proportional to
+// its weighted squared distance from the centres before.
 Centres first_centres(const KMeans& problem, const Points& points, const float* turned, Random random) {
   const int64_t dims = points.dims, count = points.count;
   Centres centres(dims, problem.clusters);
   std::vector<float> squares(count, std::numeric_limits<float>::infinity());
   std::vector<int32_t> labels(count);
   const auto& lines = spectral_lines_in_use();
-  // A point that differs from a centre by rounding only must not become another centre.
+  // A point that differs from a centre only by rounding must not become another centre.
   std::vector<float> least(count);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t d = 0; d < dims; ++d) least[i] += turned[d * count + i] * turned[d * count + i];
@@ -194,7 +196,7 @@ Centres first_centres(const KMeans& problem, const Points& points, const float* 
   return centres;
 }
 
-// On this thread.
+// A ParallelFor that runs on the calling thread.
 void serially(int64_t count, int64_t, LoopBody body, void* context) { body(0, count, context); }
 
 }  // namespace
@@ -203,7 +205,7 @@ Tightness k_means(const KMeans& problem, const float* points, const float* weigh
                   ParallelFor parallel_for) {
   const int64_t dims = problem.dims;
   const Points all{problem.points, dims, points, weights};
-  // One point from each of so many stretches.
+  // The sample: one random point from each of kSample ranges of points.
   Points tried{std::min(all.count, kSample), dims, points, weights};
   std::vector<float> sample, sample_weights;
   if (tried.count < all.count) {

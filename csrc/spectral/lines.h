@@ -1,13 +1,14 @@
 // The inner loops of the spectral family, compiled once for each instruction set. Unlike those of the
-// energies they use fused multiply-add where there is one, so that levels differ in the last bits.
+// energy family they use fused multiply-add where it exists, so results of different levels differ in the
+// last bits.
 #pragma once
 
 #include "spectral/spectral.h"
 
 namespace modfast {
 
-// Where to prefetch from for an index that has not been checked yet. The address may be nobody's, which does
-// no harm, but as a pointer it must not be computed.
+// The address to prefetch for an index that has not been checked yet. Prefetching an invalid address is
+// harmless, but pointer arithmetic that leads to it is undefined, so the address is computed as an integer.
 template <class C>
 inline const void* address_of(const C* first, int64_t index, int64_t width) {
   return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(first) + static_cast<uint64_t>(index) *
@@ -15,30 +16,30 @@ inline const void* address_of(const C* first, int64_t index, int64_t width) {
                                                                                 sizeof(C));
 }
 
-// Some rows of a dense matrix are computed on in panels of kPanelCols columns, whose rows lie kPanelStride
-// apart: known when compiled, that takes one register where any stride would take one for each row. Not a
-// power of two, which would crowd few sets of the cache. Sums over a panel's columns are added up on their
-// own before they join the rest: sums of sums round less.
+// kRowsAtOnce rows of a dense matrix are computed on in panels of kPanelCols columns, whose rows are
+// kPanelStride apart. This stride is a constant, which takes one register where a variable one would take one
+// for each row. It is not a power of two, since such rows would share few sets of the cache. The sum over a
+// panel's columns is completed before it is added to the total: sums of sums round less.
 constexpr int64_t kRowsAtOnce = 8;
 constexpr int64_t kPanelCols = 512;
 constexpr int64_t kPanelStride = kPanelCols + 16;
 
-// C is what is computed in, float or double; every width is a multiple of kLanes.
+// C is the type of the computation, float or double; every width is a multiple of kLanes.
 template <class C>
 struct SpectralLinesOf {
   // out = the similarities of n contiguous weights
   void (*similarities)(const void* weights, DType dtype, int64_t n, Similarity similarity, C* out);
-  // z (rows, width) += a x: a is a panel of some rows and n columns, x (n, width)
+  // z (rows, width) += a x, with a a panel of `rows` rows and n columns, and x (n, width)
   void (*forward)(const C* a, int64_t rows, int64_t n, const C* x, int64_t width, C* z);
   // y (n, width) += a^T z
   void (*backward)(const C* a, int64_t rows, int64_t n, const C* z, int64_t width, C* y);
-  // z (rows end - begin, width) = a x, and y += a^T z, for rows of a sparse matrix; false if an index is out
-  // of range, where they stop
+  // z (end - begin, width) = a x, and y += a^T z, for rows begin to end of a sparse matrix a; they stop and
+  // return false if an index is out of range
   bool (*sparse_forward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end, const C* x,
                          int64_t width, C* z);
   bool (*sparse_backward)(const SparseMatrix& a, Similarity similarity, int64_t begin, int64_t end,
                           const C* z, int64_t width, C* y);
-  // products (v_width, width) += v^T (weights * w) over n rows; no weights stand for ones
+  // products (v_width, width) += v^T (weights * w) over n rows; weights null means ones
   void (*inner)(const C* v, int64_t v_width, const C* w, const C* weights, int64_t width, int64_t n,
                 double* products);
   // out (n, width) += v factors, with factors (v_width, width)
@@ -48,10 +49,10 @@ struct SpectralLinesOf {
 struct SpectralLines {
   SpectralLinesOf<float> of_float;
   SpectralLinesOf<double> of_double;
-  // cols[j] += left * a[j]; returns the sum of a[j] * right[j]; ones stand for no right
+  // cols[j] += left * a[j]; returns the sum of a[j] * right[j]; right null means ones
   double (*sums)(const double* a, int64_t n, double left, const double* right, double* cols);
-  // Where centre c (dims numbers), first <= c < last, is nearer to one of n points than squares says, squares
-  // and nearest become its own. Points lie along a row: coordinate d of point i is points[d * stride + i].
+  // For each of n points, if a centre c (dims numbers), first <= c < last, has a smaller squared distance
+  // than squares, sets squares to that and nearest to c. Coordinate d of point i is points[d * stride + i].
   void (*nearest)(const float* points, int64_t stride, int64_t n, const float* centres, int64_t dims,
                   int32_t first, int32_t last, float* squares, int32_t* nearest);
   // out = sign(w) (row_term + col_terms - 2 row_vector^T col_vectors), col_vectors (width, n); see spectral.h
@@ -72,7 +73,7 @@ extern const SpectralLines spectral_lines_avx2;
 extern const SpectralLines spectral_lines_avx512;
 #endif
 
-// Those for the instruction set in use.
+// The loops for the instruction set in use.
 const SpectralLines& spectral_lines_in_use();
 
 }  // namespace modfast

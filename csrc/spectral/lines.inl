@@ -1,4 +1,4 @@
-// The body of the inner loops; included as energy/lines.inl is, and like it includes nothing.
+// The body of the inner loops. It is included like energy/lines.inl, and includes nothing itself.
 
 #if defined(MODFAST_LINES_AVX512)
 constexpr int kRegisters = 32;
@@ -6,7 +6,7 @@ constexpr int kRegisters = 32;
 constexpr int kRegisters = 16;
 #endif
 
-// L numbers at once. Loaded and stored by copies, which the compiler makes unaligned moves.
+// Vectors of L numbers. Loads and stores are copies, which the compiler turns into unaligned moves.
 template <class C, int L>
 struct Vec {
   typedef C Type __attribute__((vector_size(L * sizeof(C))));
@@ -22,7 +22,7 @@ inline void store_vec(const V& from, C* to) {
   __builtin_memcpy(to, &from, sizeof from);
 }
 
-// s in every lane.
+// A vector with s in every lane.
 template <class V, class C>
 inline V spread(C s) {
 #if defined(MODFAST_LINES_AVX512)
@@ -38,7 +38,7 @@ inline V spread(C s) {
   return to;
 }
 
-// a * b + c, rounded once where the level can.
+// a * b + c, rounded once if the level has fused multiply-add.
 template <class C, class V>
 inline V fused(const V& a, const V& b, const V& c) {
 #if defined(MODFAST_LINES_AVX512)
@@ -54,8 +54,8 @@ inline V fused(const V& a, const V& b, const V& c) {
   return a * b + c;
 }
 
-// The widest vectors that a width divides into, and how many: calls f(Shape<L, V>{}, offset) for parts of
-// the width that fit the registers.
+// Splits a width into parts of V vectors of L numbers, as wide as possible but small enough for the
+// registers, and calls f(Shape<L, V>{}, offset) for each part.
 template <int L, int V>
 struct Shape {
   static constexpr int lanes = L, vectors = V, width = L * V;
@@ -110,7 +110,7 @@ inline void similarities_by(const T* w, int64_t n, Similarity similarity, C* __r
   }
 }
 
-// From double to float the scale comes first, lest the number be too large for a float.
+// From double to float, scales before the conversion, since the number may be too large for a float.
 template <class C, class T>
 inline C widened(T w) {
   return static_cast<C>(widen(w));
@@ -194,7 +194,7 @@ inline void backward_rows(const C* a, int64_t n, const C* z, int64_t width, C* y
   }
 }
 
-// How many rows at once leave registers for the vectors that they meet.
+// How many rows to take at once, so that registers are left for the vectors that they are multiplied by.
 template <class S>
 constexpr int rows_at_once() {
   constexpr int fit = (kRegisters - 4 - S::vectors) / S::vectors;
@@ -231,7 +231,7 @@ void backward(const C* a, int64_t rows, int64_t n, const C* z, int64_t width, C*
   });
 }
 
-// Entries this far ahead are asked for early: their vectors lie anywhere in memory.
+// The vectors of entries this far ahead are prefetched, since they may be anywhere in memory.
 constexpr int64_t kAhead = 24;
 
 template <class C, class T>
@@ -324,9 +324,9 @@ bool sparse_backward(const SparseMatrix& a, Similarity similarity, int64_t begin
   return good;
 }
 
-// Sums in C over so many rows before they are added up in float64.
+// Sums over this many rows are in C, before they are added up in float64.
 constexpr int64_t kRowsOfSum = 64;
-constexpr int kGroup = 4;  // vectors of v at once
+constexpr int kGroup = 4;  // columns of v at once
 
 template <class C>
 void inner(const C* v, int64_t v_width, const C* w, const C* weights, int64_t width, int64_t n,
@@ -428,7 +428,7 @@ inline void nearest(const float* points, int64_t stride, int64_t n, const float*
   }
   for (; i < n; ++i) {
     for (int32_t c = first; c < last; ++c) {
-      // As above, also in how each step is rounded.
+      // The same as above, with the same rounding of each step.
       V sum{};
       for (int64_t d = 0; d < dims; ++d) {
         const V away = spread<V>(points[d * stride + i]) - spread<V>(centres[c * dims + d]);

@@ -6,9 +6,9 @@
 namespace modfast {
 namespace {
 
-// The cluster in which a node lowers the normalised cut most: it is the number of clusters less the sum of
-// inside / volume over them. ties: of the node to the nodes of each cluster, itself left out; loop: to
-// itself.
+// The cluster in which a node lowers the normalised cut most. The normalised cut is the number of clusters
+// less the sum of inside / volume over them. ties: the weight of the edges from the node to the other nodes
+// of each cluster; loop: the weight of its edge to itself.
 int64_t best_cluster(const double* ties, double degree, double loop, int64_t own, double least,
                      const Cut& cut) {
   if (cut.sizes[own] == 1) return own;
@@ -52,7 +52,8 @@ struct Graph {
   const T* values;
   Similarity similarity;
 
-  // Fills ties, adds up the node's degree, and returns its similarity to itself.
+  // Sets ties to the node's edge weight to each cluster, and degree; returns the weight of its edge to
+  // itself.
   double ties_of(int64_t node, const int32_t* labels, std::vector<double>* ties, double* degree) const {
     std::fill(ties->begin(), ties->end(), 0.0);
     double loop = 0;
@@ -110,7 +111,8 @@ int64_t move_nodes(const Graph<I, T>& graph, int64_t nodes, double least, int64_
   std::vector<char> wants(nodes);
   int64_t moved = 0;
   for (int64_t sweep = 0; sweep < max_sweeps; ++sweep) {
-    // Who would move as things stand, found in parallel; then one after the other as things are by then.
+    // First find in parallel which nodes gain by a move. Then move these one after the other, each only if it
+    // still gains.
     for_each_chunk(parallel_for, nodes, 4096, [&](int64_t begin, int64_t end) {
       std::vector<double> ties(clusters);
       double degree, loop;
@@ -141,7 +143,7 @@ int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const 
                   const double* loops, double least, int64_t max_sweeps, int64_t* labels, Cut* cut) {
   int64_t moved = 0;
   for (int64_t sweep = 0; sweep < max_sweeps; ++sweep) {
-    // The ties stay as they are, but what a move is worth depends on the moves before it.
+    // Moves of this side do not change ties, but the gain of a move depends on the moves before it.
     int64_t now = 0;
     for (int64_t i = 0; i < nodes; ++i) {
       if (labels[i] < 0) continue;
@@ -185,7 +187,7 @@ Cut graph_cut(const SparseMatrix& graph, Similarity similarity, int64_t clusters
 
 int64_t move_graph(const SparseMatrix& graph, Similarity similarity, int64_t clusters, double least,
                    int64_t max_sweeps, int64_t* labels, ParallelFor parallel_for) {
-  // Half as wide, twice as many of them in the cache.
+  // 32-bit labels, so that twice as many fit into the cache.
   std::vector<int32_t> narrow(labels, labels + graph.rows);
   const int64_t moved = with_graph(graph, similarity, [&](const auto& typed) {
     Cut cut = cut_of(typed, graph.rows, clusters, narrow.data(), parallel_for);

@@ -20,7 +20,7 @@ DenseMatrix dense_on_cpu(const Tensor& weight) {
   return dense_of(weight);
 }
 
-// Whether all numbers from the first to the last are in [0, limit).
+// Whether `count` numbers are all in [0, limit).
 template <class I>
 bool all_below(const I* numbers, int64_t count, int64_t limit) {
   std::atomic<bool> good{true};
@@ -56,7 +56,7 @@ SparseMatrix sparse_on_cpu(const Tensor& starts, const Tensor& indices, const Te
   return matrix;
 }
 
-// A square one, whose indices are checked as well.
+// A square sparse matrix, whose indices are checked too.
 SparseMatrix graph_of(const Tensor& starts, const Tensor& indices, const Tensor& values) {
   REQUIRE(starts.dim() == 1 && starts.size(0) >= 1, "starts must hold at least one number");
   const SparseMatrix graph = sparse_on_cpu(starts, indices, values, starts.size(0) - 1);
@@ -140,7 +140,7 @@ void graph_product_cpu(Tensor out, Tensor starts, Tensor indices, Tensor values,
     checked(out, type, {graph.rows, width}, "out");
     checked(row_weights, type, {graph.rows}, "row_weights");
     REQUIRE(out.data_ptr() != right.data_ptr(), "out must not be right");
-    // The next product reads it from all over.
+    // The next product reads it in random order.
     prefer_large_pages(out.data_ptr(), static_cast<size_t>(out.numel()) * sizeof(C));
     graph_product(graph, similarity_of(2, scale), const_data_of<C>(right), const_data_of<C>(row_weights),
                   width, mutable_data_of<C>(out), parallel_for);

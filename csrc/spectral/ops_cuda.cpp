@@ -1,7 +1,7 @@
 // The spectral family's operators on a GPU: argument checks, memory for the kernels, registration.
 //
-// Nothing here waits for the device, and all memory comes from PyTorch. The starts and indices of a sparse
-// matrix are therefore not looked at: a row or an entry that is out of range counts as empty.
+// Nothing here waits for the device, and all memory comes from PyTorch. The values of a sparse matrix's
+// starts and indices are therefore not checked: a row or an entry that is out of range counts as empty.
 #include "common/binding_cuda.h"
 #include "spectral/binding.h"
 #include "spectral/cuda.h"
@@ -55,8 +55,8 @@ Rows rows_of(const Tensor& starts, const Tensor& indices, const Tensor& values, 
   return {sparse_of(starts, indices, values, cols, checked_beside(values)), indices.size(0)};
 }
 
-// The transpose of a sparse matrix. Sorted by column, its entries can be added up column by column in one
-// order every time; the sort is PyTorch's, and stable.
+// The transpose of a sparse matrix: with entries sorted by column, sums over columns always have the same
+// order. The sort is PyTorch's, and stable.
 class Turned {
  public:
   Turned(const Rows& rows, const Tensor& indices, const Tensor& values, const OnDevice& device)

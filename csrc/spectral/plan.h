@@ -1,4 +1,4 @@
-// How products are cut up for the spectral family's CUDA kernels: decided on the host, from sizes alone.
+// How products are cut up for the spectral family's CUDA kernels. The host decides it from the sizes alone.
 #pragma once
 
 #include "spectral/products_threads.h"
@@ -8,12 +8,12 @@
 
 namespace modfast {
 
-// How many numbers the pieces of a product or of the sums take, before they are added up.
+// How many numbers the pieces of a product or of the sums need memory for, before they are added up.
 struct PieceRoom {
   int64_t forward, backward;
 };
 
-// Calls f(number N of vectors side by side, first vector, how many times N) for parts that make up a width.
+// Splits a width into parts of N = 32, 16 or 8 vectors: calls f(N, first vector, number of parts).
 template <class F>
 void for_parts(int64_t width, const F& f) {
   const int64_t wide = width / 32, rest = wide * 32;
@@ -22,7 +22,7 @@ void for_parts(int64_t width, const F& f) {
   if (width & 8) f(std::integral_constant<int, 8>{}, rest + (width & 16), int64_t{1});
 }
 
-// Half of what a large GPU's second-level cache holds.
+// Half of a large GPU's second-level cache.
 constexpr int64_t kStripeBytes = 24 << 20;
 
 template <class C>
@@ -31,9 +31,9 @@ struct ProductPlan {
   Similarity similarity;
   Blocks<C> blocks;
   int64_t span, strip;  // the lengths of the pieces of columns and of rows
-  int64_t stripe;       // rows that are gone over forward, then back, before the next ones
+  int64_t stripe;  // the number of rows that are multiplied forward and then backward before the next ones
 
-  // Stripes are whole strips, so that what is summed, and in which order, is the same whatever they are.
+  // A stripe is a multiple of the strip, so that the sums and their order do not depend on it.
   ProductPlan(const DenseMatrix& matrix, Similarity similarity, const Blocks<C>& blocks,
               int64_t stripe_bytes = kStripeBytes)
       : matrix(matrix),
@@ -54,7 +54,7 @@ struct ProductPlan {
             blocks.backward ? parts_of(matrix.rows, strip) * matrix.cols * blocks.width : 0};
   }
 
-  // Calls multiply(product), and add_up(pieces, how many, numbers of each, out), in this order.
+  // Calls multiply(product) and add_up(pieces, number of pieces, numbers in each, out), in this order.
   template <class Multiply, class AddUp>
   void run(C* forward_pieces, C* backward_pieces, const Multiply& multiply, const AddUp& add_up) const {
     const int64_t width = blocks.width;

@@ -10,13 +10,13 @@
 namespace modfast {
 namespace {
 
-constexpr int64_t kSparseRows = 64;     // of a sparse one, between going forward and going back
-constexpr int64_t kForwardRows = 1024;  // of a sparse one, where there is no way back
+// The numbers of rows of a sparse matrix that are taken at once, with and without a backward product.
+constexpr int64_t kSparseRows = 64;
+constexpr int64_t kForwardRows = 1024;
 constexpr int64_t kColsOfChunk = 2048;
 
-// A matrix in strips of rows. What a strip adds to the columns it collects by itself; these collections are
-// added up in order. Enough strips for many threads, but few enough that the collections stay small beside
-// the matrix.
+// A matrix in strips of rows. Each strip has its own sums over columns, which are then added up in order.
+// There are enough strips for many threads, but few enough that these sums stay small beside the matrix.
 struct Strips {
   int64_t rows, each;
 
@@ -32,20 +32,21 @@ int64_t entries_of(const SparseMatrix& matrix) {
                      : static_cast<const int32_t*>(matrix.starts)[matrix.rows];
 }
 Strips strips_of(const SparseMatrix& matrix, int64_t width) {
-  // All collections together hold a quarter of as many numbers as the matrix has entries, or one collection.
+  // The sums of all strips together hold at most a quarter as many numbers as the matrix has entries, unless
+  // there is only one strip.
   const int64_t fit = entries_of(matrix) / std::max<int64_t>(1, 4 * matrix.cols * width);
-  // A power of two, which any usual number of threads divides.
+  // A power of two, which is divisible by common numbers of threads.
   int64_t count = 1;
   while (2 * count <= std::min<int64_t>(fit, 64)) count *= 2;
   return {matrix.rows, std::max(kSparseRows, (matrix.rows + count - 1) / count)};
 }
 
-// Calls collect(begin, end, columns) for each strip, columns being width numbers for each column, zero at
-// first; result is their sum.
+// Calls collect(begin, end, columns) for each strip, with zeros in columns, which holds `numbers` numbers;
+// result becomes the sum of all columns.
 template <class C, class F>
 void collect_columns(const Strips& strips, int64_t numbers, C* result, ParallelFor parallel_for,
                      const F& collect) {
-  // Each is cleared by the thread that fills it.
+  // Not cleared here: the thread that fills an array clears it.
   const std::unique_ptr<C[]> collected(new C[std::max<int64_t>(0, strips.count() - 1) * numbers]);
   for_each_chunk(parallel_for, strips.rows, strips.each, [&](int64_t begin, int64_t end) {
     const int64_t strip = begin / strips.each;
@@ -66,7 +67,7 @@ const char* row_of(const DenseMatrix& matrix, int64_t row) {
   return static_cast<const char*>(matrix.data) + row * matrix.row_stride * bytes_of(matrix.dtype);
 }
 
-// Set by any thread that meets an index that is out of range.
+// Set by any thread that finds an index out of range.
 struct OutOfRange {
   std::atomic<bool> met{false};
   void require(bool good) {
@@ -138,7 +139,7 @@ void similarity_sums(const SparseMatrix& matrix, Similarity similarity, const do
 
 namespace {
 
-// What goes back from rows [begin, end): left itself, or the forward product times the rows' weights.
+// The vectors of rows [begin, end) for the backward product: left, or the forward product times row_weights.
 template <class C>
 const C* to_go_back(const Blocks<C>& blocks, int64_t begin, int64_t end, std::vector<C>* weighted) {
   const int64_t width = blocks.width;
@@ -172,7 +173,7 @@ void similarity_product(const DenseMatrix& matrix, Similarity similarity, const 
       const int64_t count = std::min(kRowsAtOnce, end - i);
       C* forward = blocks.right ? blocks.forward + i * width : nullptr;
       if (forward) std::fill(forward, forward + count * width, C(0));
-      // Row by row, as they lie in memory.
+      // Row by row, in the order of memory.
       for (int64_t r = 0; r < count; ++r) {
         const char* row = row_of(matrix, i + r);
         for_each_panel([&](C* panel, int64_t first, int64_t n) {
@@ -257,14 +258,14 @@ void edge_gradient(const DenseMatrix& weight, const double* row_terms, const dou
                    const double* row_vectors, const double* col_vectors, int64_t width, void* grad,
                    ParallelFor parallel_for) {
   const auto& lines = spectral_lines_in_use();
-  // Vectors of columns lie along the columns, as the weights do.
+  // The transpose of col_vectors, so that they run along the columns as the weights do.
   const int64_t cols = weight.cols;
   std::vector<double> along(width * cols);
   for (int64_t j = 0; j < cols; ++j) {
     for (int64_t e = 0; e < width; ++e) along[e * cols + j] = col_vectors[j * width + e];
   }
   for_each_chunk(parallel_for, weight.rows, 16, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kPart = 1024;  // of a row, in the first-level cache
+    constexpr int64_t kPart = 1024;  // columns at once, which fit into the first-level cache
     double weights[kPart], made[kPart];
     for (int64_t j = 0; j < cols; j += kPart) {
       const int64_t n = std::min(kPart, cols - j);

@@ -1,6 +1,6 @@
-// Products with matrices of similarities on a GPU. What a thread does stands in products_threads.h.
+// Products with matrices of similarities on a GPU. products_threads.h holds the work of a thread.
 //
-// Every sum is made in one order, fixed by the sizes alone: no atomics, the same bits every time.
+// The sizes alone determine the order of every sum: there are no atomics, and the bits are always the same.
 #include "common/launch_outcome.h"
 #include "spectral/cuda.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreadsOfBlock = kWarp * kWarps;
 
-// Over all threads of a warp, the same for each: a tree.
+// The sum over all threads of a warp, as a tree; every thread gets the same result.
 template <class C>
 __device__ C warp_sum(C sum, int least_distance = 1) {
   for (int distance = kWarp / 2; distance >= least_distance; distance /= 2) {
@@ -44,7 +44,7 @@ void launch_product(const Product<C>& p, cudaStream_t stream) {
   });
 }
 
-// A block of threads for kWarp numbers, kAdders threads for each.
+// One block of threads for kWarp numbers, kAdders threads for each number.
 template <class C>
 __global__ void __launch_bounds__(kWarp* kAdders)
     add_up_pieces(const C* pieces, int64_t count, int64_t numbers, C* out) {
@@ -65,7 +65,7 @@ void launch_add_up(const C* pieces, int64_t count, int64_t numbers, C* out, cuda
   add_up_pieces<<<parts_of(numbers, kWarp), kWarp * kAdders, 0, stream>>>(pieces, count, numbers, out);
 }
 
-// Block (tile of columns, piece of the rows).
+// One block of threads for each tile of columns and piece of the rows.
 __global__ void __launch_bounds__(kThreadsOfBlock)
     dense_sums(const __grid_constant__ DenseMatrix m, Similarity similarity, int64_t piece,
                double* row_pieces, double* col_pieces) {
@@ -98,7 +98,7 @@ __device__ void with_types(const SparseMatrix& m, const F& f) {
   }
 }
 
-// A warp for each row.
+// One warp for each row.
 template <class C, int N>
 __global__ void __launch_bounds__(kThreadsOfBlock)
     sparse_product(const __grid_constant__ Rows rows, Similarity similarity, const C* vectors,
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
   if (lane == 0) row_sums[row] = sum;
 }
 
-// A thread for each entry and for each start.
+// One thread for each entry and for each start.
 __global__ void __launch_bounds__(kThreadsOfBlock)
     turn(const __grid_constant__ Rows rows, const void* columns, const int64_t* order, int64_t* starts,
          int64_t* indices, void* values) {

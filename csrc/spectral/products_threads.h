@@ -1,9 +1,10 @@
-// What one thread of the spectral family's CUDA kernels does; see energy/loss_threads.h. The kernels in
-// products.cu are left with waiting for each other's threads and with adding up what the threads return.
+// The work of one thread of the spectral family's CUDA kernels; see energy/loss_threads.h. Only
+// synchronisation and adding up what the threads return are in products.cu.
 //
-// A dense product is cut into tiles: a block of threads makes some lines of the result, for some vectors side
-// by side, out of one piece of the sums. The pieces are added up afterwards, in order. Going forward a line
-// is a row and the sums are over columns; going back it is the other way round.
+// A dense product is cut into tiles: a block of threads computes some lines of the result, for some
+// neighbouring vectors, from one piece of the sums. The pieces are added up afterwards, in order. In a
+// forward product a line is a row and the sums are over columns, the inner dimension; in a backward product
+// it is the other way round.
 #pragma once
 
 #include "common/half.h"
@@ -21,8 +22,8 @@ MODFAST_HD inline double fused(double a, double b, double c) { return fma(a, b, 
 MODFAST_HD constexpr int64_t rounded_up(int64_t number, int64_t to) { return (number + to - 1) / to * to; }
 MODFAST_HD constexpr int64_t parts_of(int64_t number, int64_t each) { return (number + each - 1) / each; }
 
-// A sum over so many numbers is made in pieces of this length, a function of sizes alone. All pieces of a
-// product together are a sixteenth as many numbers as the matrix, and there are never very many.
+// The length of the pieces of a sum over `count` numbers, a function of sizes alone. All pieces of a product
+// together hold at most a sixteenth as many numbers as the matrix; a sum has at most 1024 pieces.
 MODFAST_HD inline int64_t piece_length(int64_t count, int64_t width) {
   int64_t length = 16 * width < 128 ? 128 : 16 * width;
   if (length < parts_of(count, 1024)) length = parts_of(count, 1024);
@@ -37,7 +38,7 @@ MODFAST_HD inline const T* weights_at(const DenseMatrix& matrix, int64_t row, in
 // --- Dense products
 
 constexpr int kTileThreads = 128;
-constexpr int kShare = 4;  // a thread makes so many lines of so many vectors
+constexpr int kShare = 4;  // a thread computes kShare lines of kShare vectors
 
 // out (pieces, lines, width) = the sums over each piece of the inner numbers
 template <class C>
@@ -46,17 +47,18 @@ struct Product {
   Similarity similarity;
   bool back = false;
   const C* vectors = nullptr;  // (all inner numbers, width)
-  const C* scales = nullptr;   // of these vectors' rows, or null
+  const C* scales = nullptr;   // one for each row of the vectors, or null
   int64_t width = 0;
-  int64_t lines = 0;                   // from the first row or column
-  int64_t first_line = 0;              // to which out's first belongs
-  int64_t first_inner = 0, inner = 0;  // the range of the sums
-  int64_t piece = 1;                   // its pieces' length
+  int64_t lines = 0;                   // the number of lines
+  int64_t first_line = 0;              // the row or column of the first line of out
+  int64_t first_inner = 0, inner = 0;  // the first number and the length of the sums
+  int64_t piece = 1;                   // the length of the pieces of the sums
   C* out = nullptr;
 };
 
-// What a block of threads shares. Similarities lie by inner number, one line beside the next, and out of step
-// with the banks of the memory: threads that write along a row go down a column here.
+// The shared memory of a block of threads. The similarities of one inner number lie side by side, one for
+// each line. Their stride avoids bank conflicts when threads that read along a row of the matrix write down a
+// column.
 template <class C, int N>
 struct Tile {
   static constexpr int across = N / kShare, down = kTileThreads / across, lines = down * kShare;
@@ -70,7 +72,7 @@ int64_t tiles_of(const Product<C>& p, int64_t parts) {
   return parts_of(p.inner, p.piece) * parts_of(p.lines, Tile<C, N>::lines) * parts;
 }
 
-// Which part of the product a block of threads makes: parts of the width, the first at first_vector.
+// The part of the product that a block of threads computes; the width has parts, the first at first_vector.
 struct TileSpot {
   int64_t piece, line, begin, end, vector;  // line: counted from out's first; begin, end: inner numbers
 };
@@ -88,7 +90,7 @@ MODFAST_HD inline TileSpot tile_spot(const Product<C>& p, int64_t first_vector, 
   return spot;
 }
 
-// Reads the next inner numbers, from at on, into the tile; there are zeros beyond the matrix. Neighbouring
+// Reads the next inner numbers, from `at` on, into the tile, and zeros beyond the matrix. Neighbouring
 // threads read neighbouring columns.
 template <class T, class C, int N>
 MODFAST_HD inline void thread_read_weights(const Product<C>& p, const TileSpot& spot, int64_t at, int thread,
@@ -129,7 +131,7 @@ MODFAST_HD inline void thread_read(const Product<C>& p, const TileSpot& spot, in
   }
 }
 
-// A thread's lines lie apart, so that neighbouring threads read neighbouring numbers.
+// A thread's lines are apart, so that neighbouring threads read neighbouring numbers.
 template <class C, int N>
 MODFAST_HD inline void thread_multiply(const Tile<C, N>& tile, int thread, C (&sums)[kShare][kShare]) {
   const int line = thread / Tile<C, N>::across, vector = thread % Tile<C, N>::across * kShare;
@@ -155,7 +157,7 @@ MODFAST_HD inline void thread_write(const Product<C>& p, const TileSpot& spot, i
   }
 }
 
-// --- Adding up pieces: so many threads take turns at the pieces of a number.
+// --- Adding up pieces: kAdders threads share the pieces of a number.
 
 constexpr int kAdders = 8;
 
@@ -167,11 +169,11 @@ MODFAST_HD inline double thread_add_up(const C* pieces, int64_t count, int64_t n
   return sum;
 }
 
-// --- Sums of a dense matrix: a warp goes along rows, and each of its threads keeps the sums of some columns.
+// --- Sums of a dense matrix: a warp goes along rows, and each of its threads sums some columns.
 
 constexpr int kWarp = 32, kWarps = 8, kColsOfThread = 8, kColsOfSums = kWarp * kColsOfThread;
 
-// The thread's share of the row's sum; adds to those of its columns: lane, lane + kWarp, and so on.
+// Returns the thread's share of the row's sum; adds to the sums of its columns lane, lane + kWarp, and so on.
 template <class T>
 MODFAST_HD inline double thread_row_sum(const DenseMatrix& m, Similarity similarity, int64_t row,
                                         int64_t first_col, int lane, double* cols) {
@@ -197,8 +199,8 @@ MODFAST_HD inline double thread_row_sum(const DenseMatrix& m, Similarity similar
   return 0.0;
 }
 
-// --- Sparse matrices: a warp for each row. Starts and indices come from the device unchecked; whatever they
-// are, nothing outside the matrix and the vectors is touched: such a row or entry counts as empty.
+// --- Sparse matrices: one warp for each row. Starts and indices on the device are not checked beforehand. A
+// row or an entry that is out of range counts as empty, so no access is outside the matrix and the vectors.
 
 struct Rows {
   SparseMatrix matrix;
@@ -216,15 +218,15 @@ MODFAST_HD inline Entries entries_of(const Rows& rows, int64_t row) {
   return {begin, end};
 }
 
-// The column of an entry, or -1.
+// The column of an entry; negative if it is out of range.
 template <class I>
 MODFAST_HD inline int64_t column_of(const Rows& rows, int64_t entry) {
   const int64_t col = static_cast<const I*>(rows.matrix.indices)[entry];
   return col < rows.matrix.cols ? col : -1;
 }
 
-// Eight threads take the vectors of an entry, and the row's entries are shared out among as many such groups
-// as a warp has. sums: of the vectors lane % 8, and those 8, 16 and so on further.
+// A group of eight threads takes the vectors of an entry; the groups of a warp share the row's entries. sums:
+// the thread's sums for the vectors lane % 8, lane % 8 + 8, and so on.
 constexpr int kGroupThreads = 8, kGroups = kWarp / kGroupThreads;
 
 template <class I, class T, class C, int N>
@@ -246,7 +248,7 @@ MODFAST_HD inline void thread_sparse_sums(const Rows& rows, Similarity similarit
   }
 }
 
-// The thread's share of the sum of a row, each similarity times the probe of its column.
+// The thread's share of the sum of a row of similarities, each times the probe of its column.
 template <class I, class T>
 MODFAST_HD inline double thread_sparse_row_sum(const Rows& rows, Similarity similarity, const double* probes,
                                                int64_t row, int lane) {
@@ -262,10 +264,10 @@ MODFAST_HD inline double thread_sparse_row_sum(const Rows& rows, Similarity simi
   return sum;
 }
 
-// The transpose, given the column of each of its entries, in order, and which entry of the matrix it was.
+// The transpose, from its entries' columns in the matrix, sorted, and their positions in the matrix (order).
 template <class I>
 MODFAST_HD inline int64_t thread_turned_start(const I* columns, int64_t entries, int64_t col) {
-  int64_t low = 0, high = entries;  // the first entry of this column or a later one
+  int64_t low = 0, high = entries;  // searches the first entry of this column or a later one
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
     if (columns[middle] < col) {
@@ -282,7 +284,7 @@ MODFAST_HD inline void thread_turn_entry(const Rows& rows, const int64_t* order,
                                          int64_t* turned_indices, T* turned_values) {
   const I* starts = static_cast<const I*>(rows.matrix.starts);
   const int64_t from = order[entry];
-  int64_t low = 0, high = rows.matrix.rows;  // the last row that begins at or before the entry
+  int64_t low = 0, high = rows.matrix.rows;  // searches the last row that begins at or before the entry
   while (low + 1 < high) {
     const int64_t middle = low + (high - low) / 2;
     if (starts[middle] <= from) {
@@ -306,7 +308,7 @@ struct EdgeGradient {
   void* grad;  // contiguous
 };
 
-// One column of a few rows. Rounds as the CPU does.
+// Computes one column of a few rows, with the same rounding as the CPU.
 template <class T>
 MODFAST_HD inline void thread_edge_gradient(const EdgeGradient& g, int64_t block, int thread) {
   const int64_t tiles = parts_of(g.weight.cols, kEdgeThreads), first = block / tiles * kEdgeRows;

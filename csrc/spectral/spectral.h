@@ -1,11 +1,11 @@
 // Spectral clustering of matrices of similarities: the products of an eigensolver in one pass over the
 // matrix, the sums over its basis, k-means, and moves that lower the normalised cut.
 //
-// A similarity is a function of a weight (Affinity), computed as the weight is read. A block of vectors is
-// row-major, (nodes, width), and its width a multiple of kLanes. Every function gives the same bits for any
-// number of threads: what is summed, and in which order, depends on sizes alone.
+// A similarity is a function of a weight (Affinity), computed when the weight is read. A block of vectors is
+// row-major, (nodes, width), and its width is a multiple of kLanes. Every function gives the same bits for
+// any number of threads: the sums and their order depend on the sizes alone.
 //
-// Nothing here knows PyTorch: pointers, sizes, and a function that runs a loop in parallel.
+// Nothing here depends on PyTorch: pointers, sizes, and a function that runs a loop in parallel.
 #pragma once
 
 #include "common/half.h"
@@ -21,13 +21,13 @@ constexpr int64_t kLanes = 8;
 
 enum class Affinity { abs, square, given };
 
-// What a weight w stands for: |scale w|, (scale w)^2 or scale w.
+// The similarity of a weight w: |scale w|, (scale w)^2 or scale w.
 struct Similarity {
   Affinity affinity = Affinity::abs;
   double scale = 1.0;
 };
 
-// From double to float the scale comes first, lest the number be too large for a float.
+// From double to float, scales before the conversion, since the number may be too large for a float.
 template <class C, class T>
 MODFAST_HD inline C similarity_of(T weight, Similarity similarity) {
   using Wide = std::conditional_t<std::is_same_v<T, double>, double, C>;
@@ -37,14 +37,14 @@ MODFAST_HD inline C similarity_of(T weight, Similarity similarity) {
 }
 
 struct DenseMatrix {
-  const void* data = nullptr;  // rows lie row_stride numbers apart, each contiguous
+  const void* data = nullptr;  // contiguous rows, row_stride numbers apart
   DType dtype = DType::float32;
   int64_t rows = 0, cols = 0, row_stride = 0;
 };
 
 // Compressed sparse rows: entry e of row i, starts[i] <= e < starts[i + 1], is values[e] in column
-// indices[e]. The caller has checked the starts. Indices are checked as they are used: what meets one outside
-// of [0, cols) throws std::out_of_range.
+// indices[e]. The caller has checked the starts. Indices are checked when they are used: one outside of
+// [0, cols) throws std::out_of_range.
 struct SparseMatrix {
   const void* starts = nullptr;
   const void* indices = nullptr;
@@ -61,16 +61,16 @@ void similarity_sums(const DenseMatrix& matrix, Similarity similarity, const dou
 void similarity_sums(const SparseMatrix& matrix, Similarity similarity, const double* right,
                      const double* left, double* row_sums, double* col_sums, ParallelFor parallel_for);
 
-// forward = A right, and where backward is asked for, in the same pass,
+// forward = A right and, if backward is not null, in the same pass,
 //   backward = A^T left, or, without left, A^T (row_weights * forward).
 template <class C>
 struct Blocks {
   int64_t width = 0;
-  const C* right = nullptr;  // (cols, width), or null: there is no forward
+  const C* right = nullptr;  // (cols, width), or null: no forward product
   const C* left = nullptr;   // (rows, width)
   const C* row_weights = nullptr;
   C* forward = nullptr;   // (rows, width)
-  C* backward = nullptr;  // (cols, width), or null
+  C* backward = nullptr;  // (cols, width), or null: no backward product
 };
 template <class C>
 void similarity_product(const DenseMatrix& matrix, Similarity similarity, const Blocks<C>& blocks,
@@ -83,7 +83,7 @@ template <class C>
 void graph_product(const SparseMatrix& graph, Similarity similarity, const C* right, const C* row_weights,
                    int64_t width, C* out, ParallelFor parallel_for);
 
-// Several blocks of vectors, side by side, of one length.
+// A basis of vectors: several blocks of one length, side by side.
 template <class C>
 struct Basis {
   std::vector<C*> blocks;
@@ -96,18 +96,18 @@ struct Basis {
   }
 };
 
-// products (basis.width(), width) = basis^T (weights * block); no weights stand for ones.
+// products (basis.width(), width) = basis^T (weights * block); weights null means ones.
 template <class C>
 void basis_inner(const Basis<C>& basis, const C* block, const C* weights, int64_t width, double* products,
                  ParallelFor parallel_for);
-// The first width vectors of the basis become basis factors, with factors (basis.width(), width); width is
-// that of some of its first blocks.
+// Overwrites the first `width` vectors of the basis by the product of basis and factors, (basis.width(),
+// width). These vectors must be whole blocks.
 template <class C>
 void basis_rotate(const Basis<C>& basis, const double* factors, int64_t width, ParallelFor parallel_for);
 
-// k-means: the tightest of several k-means++ starts (on a sample where there are many points), then Lloyd's
-// iterations on all points. Each point counts as much as its weight says. Points are one place if their
-// distance is no more than same_place times their distance from the origin.
+// k-means with weighted points: the best of several k-means++ starts (on a sample if there are many points),
+// then Lloyd's iterations on all points. Points count as equal if their distance is at most same_place times
+// their distance from the origin.
 struct KMeans {
   int64_t points = 0, dims = 0, clusters = 0, starts = 0, max_iterations = 0;
   uint64_t seed = 0;
@@ -120,16 +120,17 @@ struct Tightness {
 Tightness k_means(const KMeans& problem, const float* points, const float* weights, int64_t* labels,
                   ParallelFor parallel_for);
 
-// The clusters of a graph, as its normalised cut sees them; nodes of label -1 are in none. For a graph, all
-// indices have been checked.
+// The terms of the normalised cut of a graph's clusters; nodes with label -1 are in none. The caller has
+// checked the indices of the graph.
 struct Cut {
   std::vector<double> inside, volume;  // of each cluster
   std::vector<int64_t> sizes;
 };
 
-// Moves nodes that are not tied to each other (but may be to themselves: loops, or null), one after the
-// other, to where each lowers the normalised cut most, if by more than least, sweep after sweep until none
-// does. ties (nodes, clusters): of each node to each cluster. Returns how many moved.
+// Moves nodes without edges to each other (but perhaps to themselves: loops, or null), one after the other,
+// to the cluster that lowers the normalised cut most, if by more than least; sweep after sweep until none
+// moves. ties (nodes, clusters): the weight of the edges from each node to the other nodes of each cluster.
+// Returns the number of moves.
 int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees,
                   const double* loops, double least, int64_t max_sweeps, int64_t* labels, Cut* cut);
 // The same for the nodes of a symmetric graph.

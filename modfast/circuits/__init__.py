@@ -1,4 +1,4 @@
-"""Circuits: which weights a class needs, how circuits overlap, and how they lie in the clusters."""
+"""Circuits, the weights that a class needs: finding them, their overlap, and the clusters they lie in."""
 
 from .find import find_circuit, find_circuits
 from .measures import circuit_overlap, cluster_information, cluster_shares, random_circuits

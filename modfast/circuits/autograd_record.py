@@ -1,6 +1,7 @@
-"""What PyTorch records for gradients: by which operations an output came about, down to the parameters.
+"""Reading a model's last linear layers from PyTorch's autograd graph.
 
-Modules and functions, in place or not, are the same there, and whatever else touches the activations shows.
+The graph holds every operation between the parameters and an output. Modules, functions and in-place
+operations look alike in it, and any other operation on the activations is visible.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from modfast.layers.autograd_graph import Node, count_uses, nodes_before, operation_name, parameter_of
 from modfast.layers.layer import Layer
 
-# Operations by PyTorch's names for them.
+# The activations, by PyTorch's names for the operations.
 _ACTIVATIONS = {
     "Relu": "relu",
     "LeakyRelu": "leaky_relu",
@@ -22,25 +23,25 @@ _ACTIVATIONS = {
     "Tanh": "tanh",
     "Sigmoid": "sigmoid",
 }
-# These keep the order of the numbers. That they keep the rows as well is seen at the layers.
+# Operations that keep the order of the numbers. Whether they also keep the rows is checked at the layers.
 _RESHAPES = frozenset({"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "Clone"})
 
 
 class Activation(NamedTuple):
-    """An elementwise function; ``slope`` is that of ``"leaky_relu"`` below zero, otherwise 0."""
+    """An elementwise function; ``slope`` is the slope of ``"leaky_relu"`` below zero, otherwise 0."""
 
     name: str = "identity"
     slope: float = 0.0
 
 
 class Step(NamedTuple):
-    """A linear layer as it was run.
+    """A linear layer in a forward pass.
 
     Attributes:
-        layer: which one.
-        bias: its bias, if any.
-        activation: what follows it.
-        values: what it read, ``(n, in)``.
+        layer: the layer.
+        bias: its bias, or None.
+        activation: the activation after it.
+        values: its input, ``(n, in)``.
     """
 
     layer: Layer
@@ -50,15 +51,15 @@ class Step(NamedTuple):
 
 
 def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[Step], str]:
-    """The linear layers that logits come from, with one activation at most between two of them.
+    """Return the linear layers that logits come from, with at most one activation between two of them.
 
     Args:
-        logits: ``(n, classes)``, with their record.
-        layers: by their weight's identity.
+        logits: ``(n, classes)``, with their autograd graph.
+        layers: the model's layers, by their weight's identity.
 
     Returns:
-        The layers, from the first to the last, as far back as there is nothing else; and, in words, what then
-        comes, or "" if nothing does.
+        The layers, from the first to the last, back to the first other operation; and a description of that
+        operation, or "" if there is none.
     """
     uses = count_uses(logits.grad_fn)
     steps: list[Step] = []
@@ -66,7 +67,7 @@ def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[S
     node: Node = logits.grad_fn
     while node is not None:
         operation = operation_name(node)
-        # Logits may be rounded to another dtype; what a layer reads may not.
+        # Logits may be cast to another dtype; a layer's input may not.
         if operation in _RESHAPES or (operation == "ToCopy" and not steps):
             node = node.next_functions[0][0]
         elif operation in _ACTIVATIONS and steps and activation.name == "identity":
@@ -87,10 +88,10 @@ def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[S
 def _linear_step(
     node: Node, activation: Activation, layers: Mapping[object, Layer], uses: Mapping[int, int], rows: int
 ) -> Step | str:
-    """The linear layer that a matrix product is, or why it is none that counts."""
+    """Return the linear layer that a matrix product computes, or a description of why it is none."""
     *bias_node, _, weight_node = (parent for parent, _ in node.next_functions)
-    turned = weight_node is not None and operation_name(weight_node) == "T"
-    weight = parameter_of(weight_node.next_functions[0][0]) if turned else None
+    is_transposed = weight_node is not None and operation_name(weight_node) == "T"
+    weight = parameter_of(weight_node.next_functions[0][0]) if is_transposed else None
     layer = layers.get((id(weight), None))
     if weight is None or layer is None:
         return "a product with a matrix that is no layer's weight, or is computed from it"
@@ -117,6 +118,6 @@ def _activation(operation: str, node: Node) -> Activation:
 
 
 def _place(node: Node, layers: Mapping[object, Layer]) -> str:
-    """Where an operation is, in words: the layer whose weight is nearest to it."""
-    found = (layers.get((id(parameter_of(each)), None)) for each in nodes_before(node))
-    return next((f" at or after layer {layer.name!r}" for layer in found if layer is not None), "")
+    """Describe where an operation is, by the nearest layer before it."""
+    before = (layers.get((id(parameter_of(earlier)), None)) for earlier in nodes_before(node))
+    return next((f" at or after layer {layer.name!r}" for layer in before if layer is not None), "")

@@ -1,4 +1,4 @@
-"""How far a walk is, in a file, so that one that is killed can go on."""
+"""The file of an unfinished walk, from which a walk that was killed goes on."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from modfast.files import read_arrays, write_arrays
 _FORMAT = "modfast walk 1"
 _WHAT = "file of an unfinished walk"
 
-# A walk that is killed loses at most so many seconds of its work.
+# A walk that is killed loses the work of at most this many seconds.
 _SECONDS_BETWEEN = 10.0
 
 _SAME_LOSS = 1e-9
 
 
 def walk_file(label: int) -> str:
-    """The name of a class's file, where there are several."""
+    """Return the name of a class's file in a folder of several."""
     return f"label-{label}.npz"
 
 
 def read_walk(path: str | os.PathLike[str]) -> None:
-    """Raise unless a file is one of an unfinished walk, of whatever model.
+    """Check that a file is that of an unfinished walk, of any model.
 
     Raises:
-        ValueError: it is truncated, damaged or no walk's.
-        OSError: it cannot be read.
+        ValueError: the file is truncated, damaged or not a walk's.
+        OSError: the file cannot be read.
     """
     with read_arrays(path, _FORMAT, _WHAT):
         pass
@@ -55,8 +55,8 @@ class Checkpoint:
     """The file of one walk.
 
     Args:
-        path: where; None keeps nothing.
-        fingerprint: what the walk depends on, see :func:`fingerprint`.
+        path: the file; None writes nothing.
+        fingerprint: a digest of everything that the walk depends on, from :func:`fingerprint`.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: str) -> None:
@@ -65,28 +65,30 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def restore(self, walk: _Walk) -> int:
-        """Bring the walk to where the file says it was; returns how many weights are decided.
+        """Bring the walk to the state in the file; return how many weights are decided.
 
         Raises:
-            ValueError: the file is truncated, damaged, no walk's or another walk's.
-            OSError: it cannot be read.
+            ValueError: the file is truncated, damaged, or not of this walk.
+            OSError: the file cannot be read.
         """
         if self._path is None or not os.path.exists(self._path):
             return 0
         with read_arrays(self._path, _FORMAT, _WHAT) as (entries, arrays):
-            found, done = entries["fingerprint"], int(entries["done"])
+            stored, done = entries["fingerprint"], int(entries["done"])
             masks = unpack_masks(entries["layers"], arrays, "mask")
             shapes = {name: mask.shape for name, mask in walk.masks.items()}
-            same = found == self._fingerprint and {name: mask.shape for name, mask in masks.items()} == shapes
-            # The fingerprint knows the model's numbers, not what it does with them. The file may be another
-            # processor's, which rounds otherwise.
+            same = (
+                stored == self._fingerprint and {name: mask.shape for name, mask in masks.items()} == shapes
+            )
+            # The fingerprint covers the model's tensors, not its code, so the loss is compared too. The file
+            # may come from another processor, which rounds differently.
             if not same or not math.isclose(entries["loss_before"], walk.before[0], rel_tol=_SAME_LOSS):
                 raise ValueError("it is of a walk over another model, other inputs or with other options")
         walk.restore(masks)
         return done
 
     def save(self, walk: _Walk, done: int, *, now: bool) -> None:
-        """Write the file, if it is time to or has to be ``now``."""
+        """Write the file if ``now`` is set or the last write was long enough ago."""
         if self._path is None or not (now or time.monotonic() - self._saved > _SECONDS_BETWEEN):
             return
         arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -98,9 +100,9 @@ class Checkpoint:
 
 
 def fingerprint(model: nn.Module, tensors: Mapping[str, Tensor | None], options: Mapping[str, Any]) -> str:
-    """A digest of all that a walk depends on."""
+    """Return a digest of everything that a walk depends on."""
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
-    # Not the state_dict, which may hold what is no tensor, and lacks some buffers.
+    # Not of the state_dict, which may hold other objects than tensors, and lacks some buffers.
     for name, tensor in [*model.named_parameters(), *model.named_buffers(), *tensors.items()]:
         if tensor is None:
             continue

@@ -1,4 +1,4 @@
-"""The circuits that lie beside a run: which files they are, and how they were found."""
+"""The files of a run's circuits, and the settings with which the circuits were found."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ _WALKS = "unfinished"
 
 
 class CircuitFolder:
-    """The circuits of one model by one criterion, a file for each label, and the settings of all of them.
+    """The circuits of one model by one criterion, a file for each label, and their common settings.
 
     Args:
         run: the model's folder.
-        settings: all that decides which circuit a label has, as JSON holds it; ``criterion`` and
-            ``tolerance`` among it.
-        process: the number of this process, of several that find circuits.
+        settings: everything that determines the circuits, as JSON values, with the keys ``criterion`` and
+            ``tolerance``.
+        process: the index of this process among those that find circuits.
 
     Example:
         >>> import tempfile, torch
-        >>> kept = CircuitFolder(tempfile.mkdtemp(), {"criterion": "loss", "tolerance": 0.0})
-        >>> kept.save(Circuit(3, {"fc": torch.eye(2, dtype=torch.bool)}, "loss", 0.0, 1, 0.5, 0.4, 1.0, 1.0))
-        >>> kept.holds(3), kept.holds(4), kept.load(3).size
+        >>> folder = CircuitFolder(tempfile.mkdtemp(), {"criterion": "loss", "tolerance": 0.0})
+        >>> masks = {"fc": torch.eye(2, dtype=torch.bool)}
+        >>> folder.save(Circuit(3, masks, "loss", 0.0, 1, 0.5, 0.4, 1.0, 1.0))
+        >>> folder.holds(3), folder.holds(4), folder.load(3).size
         (True, False, 0.5)
     """
 
@@ -47,20 +48,21 @@ class CircuitFolder:
         self._walks = RunFolder(run, "circuits", str(inner / _WALKS), process)
 
     def plans(self, labels: Iterable[int]) -> list[tuple[RunFolder, Plan]]:
-        """The files that finding the circuits of these labels writes, as a claim takes them."""
+        """Return the plans of the files for the circuits of these labels, as a claim takes them."""
         circuits = {self._file(label).name: Planned(functools.partial(self._read, label)) for label in labels}
         walks = {walk_file(label): Planned(read_walk) for label in labels}
         settings = {_SETTINGS: Planned(lambda _: self.check())}
         return [(self._circuits, settings | circuits), (self._walks, walks)]
 
     def check(self, labels: Sequence[int] = ()) -> None:
-        """Raises unless what is here, if anything, was found with these settings, and can be continued.
+        """Check that what the folder holds, if anything, was found with these settings and can be continued.
 
         Args:
-            labels: whose circuits are looked for.
+            labels: the labels whose circuits to look for if the folder has no settings.
 
         Raises:
-            ValueError: it was not, or nothing says how it was; a file is damaged, or holds another circuit.
+            ValueError: it was found with other settings, or nothing says with which; a file is damaged, or
+                holds another circuit.
         """
         self._check_settings(labels)
         for label in labels:
@@ -80,13 +82,13 @@ class CircuitFolder:
                 )
             return
         try:
-            found = read_json(path)
+            stored = read_json(path)
         except ValueError as error:
             raise ValueError(f"{error}: --overwrite replaces it") from error
         differing = [
-            f"{name} {found.get(name) if isinstance(found, dict) else None!r}, not {wanted!r}"
+            f"{name} {stored.get(name) if isinstance(stored, dict) else None!r}, not {wanted!r}"
             for name, wanted in self.settings.items()
-            if not isinstance(found, dict) or found.get(name) != wanted
+            if not isinstance(stored, dict) or stored.get(name) != wanted
         ]
         if differing:
             raise ValueError(
@@ -95,46 +97,46 @@ class CircuitFolder:
             )
 
     def holds(self, label: int) -> bool:
-        """Whether the label's circuit is here."""
+        """Return whether the folder holds the label's circuit."""
         return self._file(label).exists()
 
     def begin(self) -> RunFolder:
-        """Say how what will lie here is found, before any does; returns the folder of unfinished walks."""
+        """Write the settings, before any circuit; return the folder of unfinished walks."""
         if not (self.path / _SETTINGS).exists():
             write_json(self._circuits.file(_SETTINGS), self.settings)
         return self._walks
 
     def save(self, circuit: Circuit) -> None:
-        """Keep a circuit, whole or not at all; how far its walk was is no longer of use."""
+        """Write a circuit's file, whole or not at all, and remove the file of its walk."""
         walks = self.begin()
         circuit.save(self._circuits.file(self._file(circuit.label).name))
         walks.remove(walk_file(circuit.label))
 
     def load(self, label: int) -> Circuit:
-        """The label's circuit.
+        """Return the label's circuit.
 
         Raises:
-            FileNotFoundError: it is not here.
+            FileNotFoundError: the folder does not hold it.
             ValueError: the file is damaged, or holds another circuit.
         """
         return self._read(label, self._file(label))
 
     def gather(self) -> None:
-        """Take the manifests of all processes together, when all circuits are found."""
+        """Merge the manifests of all processes; call it when all circuits are found."""
         self._circuits.gather()
         self._walks.gather()
 
     def clear(self) -> None:
-        """Remove all that was found here before."""
+        """Remove the circuits and unfinished walks of earlier commands."""
         self._circuits.clear()
         self._walks.clear()
 
     def _read(self, label: int, path: Path) -> Circuit:
         circuit = Circuit.load(path)
         wanted = {"label": label, **{name: self.settings[name] for name in ("criterion", "tolerance")}}
-        found = {name: getattr(circuit, name) for name in wanted}
-        if found != wanted:
-            raise ValueError(f"{path} holds a circuit of {found}, not {wanted}: --overwrite replaces it")
+        stored = {name: getattr(circuit, name) for name in wanted}
+        if stored != wanted:
+            raise ValueError(f"{path} holds a circuit of {stored}, not {wanted}: --overwrite replaces it")
         return circuit
 
     def _file(self, label: int) -> Path:
@@ -142,12 +144,12 @@ class CircuitFolder:
 
 
 def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``circuits.json`` of a folder.
+    """Read the ``circuits.json`` of a folder.
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: it is damaged; or an older version wrote it, in which a layer named ``all`` took the place
-            of all layers together.
+        ValueError: it is damaged; or it is of an older version, which wrote a layer named ``all`` under the
+            key of all layers together.
     """
     path = Path(folder) / CIRCUITS
     if not path.exists():
@@ -156,8 +158,8 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     results = _read_table(path)
     if ALL in results["config"]["layers"]:
-        found = [each for run in results["runs"] for each in run["criteria"].values()]
-        if any(layer_key(ALL) not in each["overlap"] for each in found):
+        measures = [by_criterion for run in results["runs"] for by_criterion in run["criteria"].values()]
+        if any(layer_key(ALL) not in by_criterion["overlap"] for by_criterion in measures):
             raise ValueError(
                 f"{path} takes the layer {ALL!r} for all layers together, as older versions of modfast did: "
                 f"`modfast circuits {os.fspath(folder)} --resume` writes it anew from the circuits"
@@ -173,7 +175,7 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _read_report(path: Path) -> None:
-    begins = b"<!DOCTYPE html>\n<html"  # every report
+    begins = b"<!DOCTYPE html>\n<html"  # every report begins like this
     with open_to_read(path) as file:
         if file.read(len(begins)) != begins:
             raise ValueError(f"{path} is no report of modfast")
@@ -183,4 +185,4 @@ TABLE_PLAN: Plan = {
     CIRCUITS: Planned(_read_table),
     REPORT: Planned(_read_report, drawn_from=CIRCUITS),
 }
-"""The files of what was found, in the folder of the run or comparison."""
+"""The files of the results, in the folder of the run or comparison."""

@@ -1,4 +1,4 @@
-"""The walks that find circuits: their arguments checked, and run side by side."""
+"""Checking the arguments of walks that find circuits, and running the walks side by side."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .walk import Walk
 
 METHODS = ("compiled", "reference")
 
-# Each walk on a GPU keeps one of its multiprocessors busy, and a thread of the host.
+# The maximum number of walks at a time on a GPU. Each takes one multiprocessor and a thread of the host.
 _WALKS_ON_GPU = 64
 
 _SECONDS_BETWEEN_PROGRESS = 0.1
 
 
 class Job:
-    """One walk, its arguments checked."""
+    """One walk with checked arguments."""
 
     def __init__(
         self,
@@ -85,29 +85,29 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed."""
+        """The device of the walk."""
         first = next(self._model.parameters(), None)
         if self._method == "compiled" and first is not None and first.device.type == "cuda":
             return first.device
         return torch.device("cpu")
 
     def read(self, progress: Progress) -> Tail | PlainWalk:
-        """Run the model, in the caller's thread: there it can be interrupted at any time."""
-        # Whatever mode the caller is in: a walk changes what is made here in a thread that is in none.
+        """Run the model in the caller's thread, where it can be interrupted at any time."""
+        # Not in inference mode, even if the caller is: a walk changes these tensors in another thread.
         with _running_the_model(), torch.inference_mode(False):
             if self._method == "reference":
                 options = (self._names(), self._criterion, self._tolerance)
                 walk = PlainWalk(self._model, self._inputs, self.label, self._is_label, *options)
                 self._check_classes(walk.logits())
-                _ = walk.before  # which needs another forward pass
+                _ = walk.before  # computed here, as it needs another forward pass
                 return walk
             tail = read_tail(self._model, self._inputs, self._layers, before_batch=progress.tell)
         self._check_classes(tail.logits)
-        self._tell_if_short(tail)
+        self._warn_if_short(tail)
         return tail
 
     def run(self, read: Tail | PlainWalk, threads: int, progress: Progress) -> Circuit:
-        """Walk from the first weight, or from where the checkpoint is, to the last."""
+        """Walk from the first weight, or from the checkpoint, to the last weight."""
         walk: Walk | PlainWalk
         if isinstance(read, Tail):
             options = (self._criterion, self._tolerance)
@@ -117,25 +117,26 @@ class Job:
         if not math.isfinite(walk.before[0]):
             raise ValueError(f"model: its mean loss over inputs must be finite, got {walk.before[0]}")
         total = sum(mask.numel() for mask in walk.masks.values())
-        kept = Checkpoint(self._checkpoint, "" if self._checkpoint is None else self._fingerprint(walk.masks))
-        restored = kept.restore(walk)
-        # Where nothing can be written, that is known before the work.
-        kept.save(walk, restored, now=True)
+        digest = "" if self._checkpoint is None else self._fingerprint(walk.masks)
+        checkpoint = Checkpoint(self._checkpoint, digest)
+        restored = checkpoint.restore(walk)
+        # Saved at once, so that a file that cannot be written raises before the work begins.
+        checkpoint.save(walk, restored, now=True)
         progress.add(restored, total)
-        # Whatever happens, a finished layer is not lost.
+        # Saved again at the end of each layer, so that no finished layer is lost.
         ends = set(accumulate(mask.numel() for mask in reversed(walk.masks.values())))
         done = 0
         for count, decide in walk.steps():
             done += count
             if done <= restored:
-                continue  # a step is never cut in two
+                continue  # checkpoints are only written between steps
             decide()
-            kept.save(walk, done, now=done in ends)
+            checkpoint.save(walk, done, now=done in ends)
             progress.add(count, total)
         return walk.circuit()
 
-    def _tell_if_short(self, tail: Tail) -> None:
-        """Warn where only the last of several linear layers is walked along, and nobody asked for that."""
+    def _warn_if_short(self, tail: Tail) -> None:
+        """Warn if only the last of several linear layers is walked along, unless ``layers`` named it."""
         if self._layers is None and len(tail.layers) == 1 and len(linear_layers(self._model)) > 1:
             warnings.warn(
                 f"only the last layer, {tail.layers[0].name!r}, is walked along: before it comes "
@@ -146,19 +147,19 @@ class Job:
             )
 
     def _names(self) -> list[str]:
-        """Of the layers that the reference prunes."""
+        """Return the names of the layers that the reference prunes."""
         if self._layers is None:
-            found, where = linear_layers(self._model), "model must have a linear layer, found none"
+            layers, message = linear_layers(self._model), "model must have a linear layer, found none"
         else:
-            found, where = match_layers(self._model, self._layers), "layers must name a layer, got none"
-        if not found:
-            raise ValueError(where)
-        for layer in found:
+            layers, message = match_layers(self._model, self._layers), "layers must name a layer, got none"
+        if not layers:
+            raise ValueError(message)
+        for layer in layers:
             if layer.attribute != "weight" or layer.place is not None:
                 raise ValueError(f"layers: {layer.name!r} must be the weight of a layer of its own")
             if not layer.whole().detach().isfinite().all():
                 raise ValueError(f"layers: the weight of {layer.name!r} must be finite")
-        return [layer.name for layer in found]
+        return [layer.name for layer in layers]
 
     def _check_classes(self, logits: Tensor) -> None:
         if logits.dim() != 2 or len(logits) != len(self._inputs) or logits.shape[1] < 2:
@@ -177,38 +178,38 @@ class Job:
 
 
 class ShortTailWarning(UserWarning):
-    """A circuit was found in the last layer only, though the model has more linear layers."""
+    """Warns that a circuit covers only the last layer, though the model has more linear layers."""
 
 
 class _StoppedError(Exception):
-    """Another walk has failed, or the caller was interrupted."""
+    """Ends a walk because another walk has failed or the caller was interrupted."""
 
 
 class Progress:
-    """How far all walks together are; they end at their next step once they are stopped."""
+    """The progress of all walks together; after ``stopped`` is set, each walk ends at its next step."""
 
     def __init__(self, walks: int, tell: Callable[[int, int], None] | None) -> None:
-        self._walks, self._tell = walks, tell
+        self._walks, self._report = walks, tell
         self._lock = threading.Lock()
         self._done = self._total = 0
         self.stopped = False
 
     def check(self) -> None:
-        """Ends the walk that calls it if all are to end."""
+        """End the walk that calls this, if all walks were stopped."""
         if self.stopped:
             raise _StoppedError
 
     def add(self, count: int, total: int) -> None:
-        """One walk of so many weights has decided so many more."""
+        """Record that one walk of ``total`` weights has decided ``count`` more."""
         self.check()
         with self._lock:
             self._done += count
             self._total = total * self._walks
 
     def tell(self) -> None:
-        """Tell the caller, in whose thread this is called."""
-        if self._tell is not None and self._total:
-            self._tell(self._done, self._total)
+        """Report the progress to the caller; called in the caller's thread."""
+        if self._report is not None and self._total:
+            self._report(self._done, self._total)
 
 
 def run_all(
@@ -216,7 +217,7 @@ def run_all(
     tell: Callable[[int, int], None] | None,
     on_circuit: Callable[[Circuit], None] | None,
 ) -> list[Circuit]:
-    """Run walks side by side, in threads of their own: this one stays free for Ctrl-C and for the caller."""
+    """Run walks side by side in threads of their own; the caller's thread handles Ctrl-C and callbacks."""
     if not jobs:
         return []
     device, threads = jobs[0].device, torch.get_num_threads()
@@ -238,7 +239,7 @@ def run_all(
     with ThreadPoolExecutor(at_once) as pool:
         try:
             while waiting or walking:
-                # The next one is read while others walk, but no more than can walk.
+                # Read the next model while others walk, but only as many as can walk.
                 if waiting and len(walking) < at_once:
                     job = waiting.pop()
                     walking[pool.submit(run, job, job.read(progress))] = job
@@ -259,7 +260,7 @@ def run_all(
 
 @contextmanager
 def _running_the_model() -> Iterator[None]:
-    """Says what a failure of the model in another dtype may come from."""
+    """Explain an error of the model as one of its copy in float64 on the CPU."""
     try:
         yield
     except RuntimeError as error:
@@ -267,7 +268,7 @@ def _running_the_model() -> Iterator[None]:
 
 
 def check_integer(name: str, value: Any) -> int:
-    """A whole number as PyTorch can hold it."""
+    """Return an integer, checked to fit into int64."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -278,7 +279,7 @@ def check_integer(name: str, value: Any) -> int:
 
 
 def check_inputs(inputs: Tensor) -> None:
-    """Raises unless they are a tensor ``(n, ...)`` of numbers in memory."""
+    """Check that inputs are a dense tensor ``(n, ...)`` that holds numbers."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
     require_whole("inputs", inputs)
@@ -289,7 +290,7 @@ def check_inputs(inputs: Tensor) -> None:
 
 
 def check_labels(inputs: Tensor, labels: Tensor) -> Tensor:
-    """The labels on the CPU, one for each input."""
+    """Check that there is one label for each input; return the labels on the CPU."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         what = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels must be a tensor of whole numbers, got {what}")

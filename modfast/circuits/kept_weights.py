@@ -1,4 +1,4 @@
-"""The weights that circuits keep, as indices: few of many, so that random circuits need no masks."""
+"""The weights that circuits keep, as indices. Circuits keep few weights, so these are smaller than masks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Indices: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """What several circuits of the same layers keep.
+    """The weights that several circuits of the same layers keep.
 
     Attributes:
         shapes: layer name to the shape of its weight.
-        indices: layer name to what each circuit keeps of the flat weight, in no order.
+        indices: layer name to each circuit's kept weights, as unsorted indices into the flat weight.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -33,54 +33,58 @@ class KeptWeights:
 
     @classmethod
     def of(cls, circuits: Sequence[Circuit]) -> KeptWeights:
-        """What circuits keep, if they can be compared.
+        """Return the kept weights of circuits of the same layers.
 
         Raises:
-            ValueError: there is no circuit, or they differ in layers or shapes.
+            ValueError: there is no circuit, or the circuits differ in layers or shapes.
         """
         if not circuits:
             raise ValueError("circuits must hold at least one circuit, got none")
         shapes = [{name: tuple(mask.shape) for name, mask in circuit.masks.items()} for circuit in circuits]
-        for index, each in enumerate(shapes):
-            if each != shapes[0]:
-                raise ValueError(f"circuits must have the same layers: [0] has {shapes[0]}, [{index}] {each}")
-        masks = {name: [circuit.masks[name].numpy() for circuit in circuits] for name in shapes[0]}
-        return cls(shapes[0], {name: [np.flatnonzero(mask) for mask in each] for name, each in masks.items()})
+        for index, other in enumerate(shapes):
+            if other != shapes[0]:
+                raise ValueError(
+                    f"circuits must have the same layers: [0] has {shapes[0]}, [{index}] {other}"
+                )
+        indices = {
+            name: [np.flatnonzero(circuit.masks[name].numpy()) for circuit in circuits] for name in shapes[0]
+        }
+        return cls(shapes[0], indices)
 
     def drawn(self, seed: int) -> KeptWeights:
-        """As many weights of each circuit and layer at random: those of ``random_circuits`` of this seed."""
+        """Draw as many weights of each circuit and layer at random, the same as ``random_circuits`` does."""
         generator = np.random.default_rng(seed)
         drawn: dict[str, list[Indices]] = {name: [] for name in self.indices}
         for circuit in zip(*self.indices.values(), strict=True):
-            for name, kept in zip(self.shapes, circuit, strict=True):
-                drawn[name].append(draw_weights(generator, math.prod(self.shapes[name]), len(kept)))
+            for name, indices in zip(self.shapes, circuit, strict=True):
+                drawn[name].append(draw_weights(generator, math.prod(self.shapes[name]), len(indices)))
         return KeptWeights(self.shapes, drawn)
 
     def shared(self, layer: str) -> Tensor:
-        """How many weights of a layer each two circuits share: float64, ``(n, n)``."""
-        indices = self.indices[layer]
-        everything = np.concatenate(indices)
-        owners = np.repeat(np.arange(len(indices)), [len(kept) for kept in indices])
+        """Return the number of weights of a layer that each two circuits share: float64, ``(n, n)``."""
+        circuits = self.indices[layer]
+        all_indices = np.concatenate(circuits)
+        owners = np.repeat(np.arange(len(circuits)), [len(indices) for indices in circuits])
         is_kept = np.zeros(math.prod(self.shapes[layer]), dtype=bool)
         shared = []
-        for kept in indices:
-            is_kept[kept] = True
-            shared.append(np.bincount(owners[is_kept[everything]], minlength=len(indices)))
-            is_kept[kept] = False
+        for indices in circuits:
+            is_kept[indices] = True
+            shared.append(np.bincount(owners[is_kept[all_indices]], minlength=len(circuits)))
+            is_kept[indices] = False
         return torch.from_numpy(np.stack(shared)).double()
 
     def clustered(self, layer: str, clusters: WeightClusters) -> Tensor:
-        """How many weights each circuit has in each cluster, and last how many cross: ``(n, k + 1)``."""
+        """Count each circuit's weights in each cluster and, last, those between clusters: ``(n, k + 1)``."""
         counts = [
-            np.bincount(clusters.of_weight[kept], minlength=clusters.num_clusters + 1)
-            for kept in self.indices[layer]
+            np.bincount(clusters.of_weight[indices], minlength=clusters.num_clusters + 1)
+            for indices in self.indices[layer]
         ]
         return torch.from_numpy(np.stack(counts)).double()
 
 
 def draw_weights(generator: np.random.Generator, size: int, count: int) -> Indices:
-    """``count`` of ``size`` weights, each as likely."""
-    # NumPy's draw takes as long as the circuit is large, PyTorch's permutation as the layer is.
+    """Return the indices of ``count`` out of ``size`` weights, drawn uniformly."""
+    # NumPy's draw takes time in the size of the circuit, PyTorch's permutation in the size of the layer.
     return generator.choice(size, count, replace=False, shuffle=False)
 
 
@@ -88,8 +92,8 @@ class WeightClusters(NamedTuple):
     """The cluster of each weight of a layer.
 
     Attributes:
-        of_weight: of the flat weight; ``num_clusters`` where it crosses from cluster to cluster.
-        num_clusters: how many there are.
+        of_weight: the cluster of each entry of the flat weight; ``num_clusters`` for those between clusters.
+        num_clusters: the number of clusters.
     """
 
     of_weight: Indices
@@ -111,10 +115,10 @@ def layer_named(layers: Collection[str], name: object, argument: str) -> str:
 def weight_clusters(
     shapes: Mapping[str, tuple[int, ...]], partitions: Mapping[str, Partition]
 ) -> dict[str, WeightClusters]:
-    """The clusters of layers of these shapes, ``(out, in, *kernel)``, by the circuits' names.
+    """Return each weight's cluster, for layers of these shapes, ``(out, in, *kernel)``, by the circuits' names.
 
     Raises:
-        ValueError: a partition is of an unknown layer or does not fit, or two are of one layer.
+        ValueError: a partition is of an unknown layer or does not fit its shape, or two are of one layer.
     """
     clusters: dict[str, WeightClusters] = {}
     for name, partition in partitions.items():

@@ -1,16 +1,16 @@
-"""The keys under which measures of layers stand in ``circuits.json``."""
+"""The keys of ``circuits.json`` for the measures of layers."""
 
 ALL = "all"
-"""What stands for all layers together where measures have the names of layers for keys."""
+"""The key of the measures of all layers together."""
 
 REGULARISED = "regularised"
-"""What stands for the mean over the regularised layers."""
+"""The key of the mean over the regularised layers."""
 
 _LAYER = "layer:"
 
 
 def layer_key(layer: str) -> str:
-    """A layer's name as a key beside :data:`ALL` and :data:`REGULARISED`, another one for each name.
+    """Return a layer's key: unique for each name, and different from :data:`ALL` and :data:`REGULARISED`.
 
     Example:
         >>> [layer_key(layer) for layer in ("fc1", "all", "layer:all")]
@@ -21,5 +21,5 @@ def layer_key(layer: str) -> str:
 
 
 def layer_of(key: str) -> str:
-    """The layer that a key stands for."""
+    """Return the name of the layer with this key."""
     return key.removeprefix(_LAYER)

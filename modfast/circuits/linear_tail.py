@@ -18,10 +18,10 @@ from modfast.layers.running import logits_of
 
 from .autograd_record import Step, linear_steps
 
-# So few that memory is bounded, and that it can be stopped soon.
+# Small enough to bound the memory and to stop soon.
 _BATCH_SIZE = 200
 _SAMPLE_SIZE = 16
-# Rounding when sums are taken in another order, as a share of the largest, and of what cancels out.
+# Allowed rounding errors: relative to the largest value, and absolute, for sums that cancel.
 _TOLERANCE = 1e-9
 _TIE = 1e-12
 _OTHERWISE = 'method="reference" handles any model'
@@ -48,8 +48,8 @@ class TailLayer:
         bias: float64 ``(out,)`` on the CPU, a copy; or None.
         activation: ``"identity"``, ``"relu"``, ``"leaky_relu"``, ``"gelu"``, ``"gelu_tanh"`` (its tanh
             approximation), ``"silu"``, ``"tanh"`` or ``"sigmoid"``; ``"identity"`` after the last layer.
-        slope: of ``"leaky_relu"`` below zero; otherwise 0.
-        pruned: whether the layer was asked for, or just stands between those that were and the logits.
+        slope: the slope of ``"leaky_relu"`` below zero; otherwise 0.
+        pruned: whether the layer is to be pruned, or only lies between pruned layers and the logits.
     """
 
     name: str
@@ -61,7 +61,7 @@ class TailLayer:
     pruned: bool
 
     def run(self, values: Tensor) -> Tensor:
-        """What the next layer reads, ``(n, out)``, if this one reads ``values``, ``(n, in)``."""
+        """Return the next layer's input, ``(n, out)``, given this layer's input, ``(n, in)``."""
         values = functional.linear(values, self.weight, self.bias)
         if self.activation == "leaky_relu":
             return functional.leaky_relu(values, self.slope)
@@ -70,13 +70,13 @@ class TailLayer:
 
 @dataclass(frozen=True)
 class Tail:
-    """Fixed features, and the linear layers that make logits of them.
+    """Fixed features, and the linear layers that compute logits from them.
 
     Attributes:
-        features: float64 ``(n, in)`` on the CPU: what the first layer reads for each input.
+        features: float64 ``(n, in)`` on the CPU: the first layer's input, for each input of the model.
         layers: from the first to the last.
-        logits: float64 ``(n, classes)`` on the CPU: what the whole model gives.
-        obstacle: in words, what keeps layers before these from being among them; "" if nothing does.
+        logits: float64 ``(n, classes)`` on the CPU: the output of the whole model.
+        obstacle: a description of the operation that ends the tail, before its first layer; "" if none does.
     """
 
     features: Tensor
@@ -86,7 +86,7 @@ class Tail:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Of each pruned layer, from the first to the last, its name and its weight's in the state_dict."""
+        """The pruned layers, from the first to the last: name to the weight's name in the state_dict."""
         return {layer.name: layer.parameter for layer in self.layers if layer.pruned}
 
 
@@ -97,27 +97,27 @@ def read_tail(
     *,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Tail:
-    """The linear layers that a model ends in, and what the first of them reads.
+    """Return the linear layers that a model ends in, and the input of the first of them.
 
-    From the logits backwards, as far as there is nothing but linear layers, with or without biases, and
-    between two of them reshapes, inactive dropout and at most one of the activations of :class:`TailLayer`.
-    What comes before is fixed, and run once, in batches. All is computed in float64 on the CPU, in evaluation
-    mode, by a copy: the model itself is not changed.
+    The tail extends from the logits backwards over linear layers, with or without biases, as long as between
+    two of them there are only reshapes, inactive dropout and at most one of the activations of
+    :class:`TailLayer`. The layers before the tail are fixed, and run once, in batches. A copy of the model
+    computes everything in float64 on the CPU, in evaluation mode; the model itself is not changed.
 
-    That nothing else happens is tried as well: these layers alone must give the model's logits for all inputs
-    and, for the first 16, also when half of the weights that are to be pruned are zero.
+    Runs check that the tail is complete: its layers alone must give the model's logits for all inputs and,
+    for the first 16, also when half of the weights that are to be pruned are zero.
 
     Args:
-        model: gives logits ``(n, classes)``, those of an input whatever the others are.
+        model: returns logits ``(n, classes)``; those of an input must not depend on the other inputs.
         inputs: ``(n, ...)``.
         layers: names or globs of the layers to prune, by default all that the model ends in. The tail begins
             with the first of them.
-        before_batch: called before each batch; what it raises ends the reading.
+        before_batch: called before each batch; an exception from it ends the reading.
 
     Raises:
         ValueError: there is no input; the model does not end in a linear layer, or not in all of ``layers``;
-            the layers alone give other logits; a weight of theirs or what they read is not finite.
-        TypeError: an argument, or what the model returns, is of another type.
+            the layers alone give other logits; or one of their weights or inputs is not finite.
+        TypeError: an argument, or the model's output, is of another type.
 
     Example:
         >>> from modfast.models import CNN
@@ -133,33 +133,33 @@ def read_tail(
         raise TypeError(f"inputs must be a torch.Tensor, got {type(inputs).__name__}")
     if inputs.dim() == 0 or len(inputs) == 0:
         raise ValueError(f"inputs must hold at least one input, got shape {tuple(inputs.shape)}")
-    # Whatever mode the caller is in: it is by the record for gradients that layers are found.
+    # Gradients are recorded whatever mode the caller is in: the autograd graph shows the layers.
     with torch.inference_mode(False), torch.enable_grad():
         plain = plain_copy(model).to("cpu", torch.float64).eval()
         return _Reader(plain, before_batch).read(inputs.detach(), layers)
 
 
 class _Reader:
-    """Reads the tail of a model of its own, whose weights and settings it changes."""
+    """Reads the tail of a copy of a model; it changes the copy's weights and settings."""
 
     def __init__(self, model: nn.Module, before_batch: Callable[[], None]) -> None:
         self.model, self.before_batch = model, before_batch
-        # Of a weight with several names, the first.
+        # Reversed, so that of a weight with several names the first one counts.
         self.layers = {layer.identity: layer for layer in reversed(find_layers(model))}
 
     def read(self, inputs: Tensor, patterns: Choices | None) -> Tail:
         sample = inputs[:_SAMPLE_SIZE]
         self.record(list(self.model.parameters()))
         sample_logits = self.run(sample)
-        found, obstacle = linear_steps(sample_logits, self.layers)
-        steps, pruned = self.choose(found, obstacle, patterns)
-        # From now on, what comes before the tail keeps nothing for gradients.
+        all_steps, obstacle = linear_steps(sample_logits, self.layers)
+        steps, pruned = self.choose(all_steps, obstacle, patterns)
+        # From now on, nothing is recorded before the tail.
         self.record([step.layer.stored() for step in steps] + [step.bias for step in steps])
         layers = [_tail_layer(step, step.layer.identity in pruned) for step in steps]
 
         features, logits = (
-            torch.empty(len(inputs), each.shape[1], dtype=torch.float64, device="cpu")
-            for each in (steps[0].values, sample_logits)
+            torch.empty(len(inputs), values.shape[1], dtype=torch.float64, device="cpu")
+            for values in (steps[0].values, sample_logits)
         )
         for start in range(0, len(inputs), _BATCH_SIZE):
             rows = slice(start, start + _BATCH_SIZE)
@@ -178,21 +178,21 @@ class _Reader:
         return Tail(features, layers, logits, obstacle)
 
     def record(self, tensors: Sequence[Tensor | None]) -> None:
-        """Has PyTorch record what is done with these parameters, and with no others."""
+        """Let autograd record the operations on these parameters, and on no others."""
         chosen = {id(tensor) for tensor in tensors}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in chosen and parameter.is_floating_point())
 
     def run(self, batch: Tensor) -> Tensor:
-        """The model's logits, ``(n, classes)``, with their record."""
+        """Return the model's logits, ``(n, classes)``, with their autograd graph."""
         self.before_batch()
         dtype = torch.float64 if batch.is_floating_point() else batch.dtype
-        # Of copies, since a model may write to its input.
+        # Run on copies, since a model may write to its input.
         try:
             with Unhidden():
                 output = self.model(batch.to("cpu", dtype, copy=True))
         except RuntimeError:
-            # Some operations are possible only where nothing is recorded.
+            # Some operations raise where Unhidden() records them.
             output = self.model(batch.to("cpu", dtype, copy=True))
         logits = logits_of(output)
         if logits.dim() != 2 or len(logits) != len(batch) or logits.shape[1] == 0:
@@ -205,7 +205,7 @@ class _Reader:
     def choose(
         self, steps: list[Step], obstacle: str, patterns: Choices | None
     ) -> tuple[list[Step], set[object]]:
-        """The steps from the first layer that is to be pruned, and the identities of all that are."""
+        """Return the steps from the first layer to be pruned, and the identities of all that are pruned."""
         if not steps:
             raise ValueError(
                 "model must end in a linear layer, whose outputs are the logits; it ends in "
@@ -229,34 +229,33 @@ class _Reader:
         return steps[min(places[identity] for identity in identities) :], identities
 
     def check(self, layers: Sequence[TailLayer], batch: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first layer reads, and the logits, to which these layers lead from there."""
+        """Return the first layer's input and the logits; raise unless the layers compute these from that."""
         logits = self.run(batch)
         steps = linear_steps(logits, self.layers)[0][-len(layers) :]
         if [step.layer.name for step in steps] != [layer.name for layer in layers]:
             raise ValueError(f"model must run the same layers for all inputs and weights; {_OTHERWISE}")
-        reached = [*(step.values for step in steps), logits.detach()]
-        if not all(values.isfinite().all() for values in reached):
+        activations = [*(step.values for step in steps), logits.detach()]
+        if not all(values.isfinite().all() for values in activations):
             raise ValueError(
                 f"inputs: what layer {layers[0].name!r} reads, and all after it, must be finite, "
                 "got NaN or infinity"
             )
-        for layer, (values, expected) in zip(layers, pairwise(reached), strict=True):
+        for layer, (values, expected) in zip(layers, pairwise(activations), strict=True):
             if not _is_close(layer.run(values), expected):
                 raise ValueError(
                     f"model: something that PyTorch does not record for gradients happens at or after layer "
                     f"{layer.name!r}; {_OTHERWISE}"
                 )
-        return reached[0], reached[-1]
+        return activations[0], activations[-1]
 
     def halve(self, layers: Sequence[TailLayer]) -> list[TailLayer]:
-        """The layers with half of the weights that are to be pruned set to zero, in the model as well."""
+        """Set half of the weights that are to be pruned to zero, in the model too; return the new layers."""
         generator = torch.Generator("cpu").manual_seed(0)
         halved = []
         for layer in layers:
             if layer.pruned:
                 drawn = torch.rand(layer.weight.shape, generator=generator, dtype=torch.float32, device="cpu")
-                kept = drawn < 0.5
-                layer = replace(layer, weight=torch.where(kept, layer.weight, 0.0))
+                layer = replace(layer, weight=torch.where(drawn < 0.5, layer.weight, 0.0))
                 find_layer(self.model, layer.name, "model").stored().data.copy_(layer.weight)
             halved.append(layer)
         return halved
@@ -272,7 +271,7 @@ def _tail_layer(step: Step, pruned: bool) -> TailLayer:
 
 
 def _is_close(values: Tensor, expected: Tensor) -> bool:
-    """Whether they are the same but for rounding, to the dtype of ``expected`` too."""
+    """Return whether values are equal up to rounding, including rounding to the dtype of ``expected``."""
     share = max(_TOLERANCE, 4 * torch.finfo(expected.dtype).eps)
     allowed = share * float(expected.abs().max()) + _TIE
     return values.shape == expected.shape and float((values - expected).abs().max()) <= allowed

@@ -1,4 +1,4 @@
-"""How circuits compare: with each other, with clusters, and with random ones of equal size."""
+"""Comparing circuits: with each other, with clusters, and with random circuits of equal size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .kept_weights import KeptWeights, draw_weights, layer_named, weight_cluster
 
 
 def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Tensor:
-    """Intersection over union between circuits: which share of the weights of either is in both.
+    """Return the intersection over union of the weights of each two circuits.
 
     Args:
         circuits: at least one, all of the same layers and shapes.
@@ -27,7 +27,7 @@ def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Te
 
     Returns:
         float64, ``(n, n)``, symmetric, with ones on the diagonal. NaN for two circuits without any weight,
-        which have nothing to be alike or different in: neither 0 nor 1 would be a finding.
+        whose overlap is undefined.
 
     Raises:
         ValueError: there is no circuit, no such layer, or the circuits differ in layers or shapes.
@@ -41,27 +41,27 @@ def circuit_overlap(circuits: Sequence[Circuit], layer: str | None = None) -> Te
         tensor([[1.0000, 0.3333],
                 [0.3333, 1.0000]], dtype=torch.float64)
     """
-    kept = KeptWeights.of(circuits)
-    name = None if layer is None else known_name(kept.shapes, layer)
+    weights = KeptWeights.of(circuits)
+    name = None if layer is None else known_name(weights.shapes, layer)
     if layer is not None and name is None:
-        raise ValueError(f"layer must be one of the circuits' ({', '.join(kept.shapes)}), got {layer!r}")
-    names = kept.shapes if name is None else [name]
-    return intersection_over_union([kept.shared(name) for name in names])
+        raise ValueError(f"layer must be one of the circuits' ({', '.join(weights.shapes)}), got {layer!r}")
+    names = weights.shapes if name is None else [name]
+    return intersection_over_union([weights.shared(name) for name in names])
 
 
 def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
-    """Which share of each circuit's weights in a layer lies inside each of the layer's clusters.
+    """Return the share of each circuit's weights in a layer that lies inside each of the layer's clusters.
 
     Args:
         circuits: at least one, all of the same layers and shapes ``(out, in, *kernel)``.
         partitions: name of a layer, or of its weight, to its k clusters; other layers are left out.
 
     Returns:
-        For each of ``partitions`` float64, ``(n, k)``. A row's sum is at most 1, the rest being weights that
-        cross from cluster to cluster; it is NaN for a circuit without a weight in the layer.
+        For each of ``partitions`` float64, ``(n, k)``. A row sums to at most 1; the rest are weights between
+        clusters. A row is NaN for a circuit without a weight in the layer.
 
     Raises:
-        ValueError: as :func:`circuit_overlap` does; a partition is of an unknown layer or does not fit.
+        ValueError: as for :func:`circuit_overlap`; a partition is of an unknown layer or does not fit.
 
     Example:
         >>> masks = {"fc": torch.tensor([[True, True], [False, True]])}
@@ -70,35 +70,36 @@ def cluster_shares(circuits: Sequence[Circuit], partitions: Mapping[str, Partiti
         {'fc': tensor([[0.3333, 0.3333]], dtype=torch.float64)}
     """
     counts = _cluster_counts(circuits, partitions)
-    shares = {name: each[:, :-1] / each.sum(1, keepdim=True) for name, each in counts.items()}
+    shares = {name: of_layer[:, :-1] / of_layer.sum(1, keepdim=True) for name, of_layer in counts.items()}
     return {name: shares[layer_named(shares, name, "partitions")] for name in partitions}
 
 
 def cluster_information(
     circuits: Sequence[Circuit], partitions: Mapping[str, Partition], layer: str | None = None
 ) -> float:
-    """Mutual information: how many bits a kept weight's cluster tells about whose circuit it is in.
+    """Return the mutual information, in bits, between a kept weight's cluster and its circuit's label.
 
-    One circuit is chosen, each with equal chance, then one of its weights. X is the weight's cluster, where
-    all weights that cross from cluster to cluster count as one more; Y is the circuit's label. Equal chances,
-    because then a large circuit does not drown small ones, and the result is the Jensen-Shannon divergence
-    between the circuits' distributions over clusters: 0 if all are alike, at most ``log2`` of the number of
-    circuits or of clusters with the one more. Over several layers it is I(X; Y | layer): cluster 2 of one
-    layer is not taken for cluster 2 of another, and that circuits lie in different layers tells nothing.
+    Draw one circuit, each with equal probability, then one of its weights. X is the weight's cluster, where
+    all weights between clusters count as one additional cluster; Y is the circuit's label. With equal
+    probabilities a large circuit does not outweigh small ones, and the result is the Jensen-Shannon
+    divergence between the circuits' distributions over clusters: 0 if all are alike, at most ``log2`` of the
+    number of circuits or of clusters with the additional one. Over several layers it is I(X; Y | layer):
+    cluster 2 of one layer differs from cluster 2 of another, and circuits in different layers alone give no
+    information.
 
-    Few weights seem to tell more than many, by about ``k (n - 1) / (2 N ln 2)`` bits of N weights that tell
-    nothing (Miller 1955): compare with :func:`random_circuits`.
+    The estimate is biased upwards for few weights, by about ``k (n - 1) / (2 N ln 2)`` bits if N weights are
+    independent of the label (Miller 1955): compare with :func:`random_circuits`.
 
     Args:
-        circuits: as for :func:`cluster_shares`. Those without a weight in the layers are left out.
+        circuits: as for :func:`cluster_shares`. Circuits without a weight in the layers are left out.
         partitions: name of a layer to its clusters; other layers are left out.
         layer: one of ``partitions``; None takes all of them.
 
     Returns:
-        Bits; NaN unless two circuits have weights there, since one alone leaves nothing to tell.
+        Bits; NaN unless at least two circuits have weights in the layers.
 
     Raises:
-        ValueError: as :func:`cluster_shares` does; ``partitions`` is empty, or ``layer`` not in it.
+        ValueError: as for :func:`cluster_shares`; ``partitions`` is empty, or ``layer`` is not in it.
 
     Source: Lin, "Divergence measures based on the Shannon entropy" (IEEE Transactions on Information Theory
     37, 1991); Miller, "Note on the bias of information estimates" (1955).
@@ -125,15 +126,15 @@ def cluster_information(
 
 
 def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
-    """Circuits of the same sizes in each layer, of weights drawn at random: what a measure gives by chance.
+    """Return circuits of the same sizes in each layer with random weights, as a baseline for measures.
 
     Args:
         circuits: any number.
-        seed: of the draws. Each circuit's weights are drawn anew, from all weights of the layer.
+        seed: seeds the draws. Each circuit's weights are drawn independently from all weights of the layer.
 
     Returns:
         As many circuits, in order, with the same labels and numbers; ``loss_after`` and ``accuracy_after``
-        are NaN, since nobody ran them.
+        are NaN, since these circuits are not run.
 
     Raises:
         ValueError: ``seed`` is negative.
@@ -163,29 +164,29 @@ def random_circuits(circuits: Sequence[Circuit], seed: int) -> list[Circuit]:
 
 
 def intersection_over_union(shared: Sequence[Tensor]) -> Tensor:
-    """Of the weights of layers together, from how many each two circuits share in each, ``(n, n)``."""
+    """Return the overlap of each two circuits over layers, from their shared weights in each, ``(n, n)``."""
     total = torch.stack(list(shared)).sum(0)
     sizes = total.diagonal()
     return total / (sizes[:, None] + sizes[None, :] - total)
 
 
 def mutual_information(counts: Sequence[Tensor]) -> float:
-    """Bits, from how many weights each circuit has in each cluster of each layer, ``(n, k + 1)``."""
-    totals = torch.stack([each.sum(1) for each in counts]).sum(0)
-    held = totals > 0
-    if held.sum() < 2:
+    """Return bits, from each circuit's number of weights in each cluster, ``(n, k + 1)`` for each layer."""
+    totals = torch.stack([of_layer.sum(1) for of_layer in counts]).sum(0)
+    nonempty = totals > 0
+    if nonempty.sum() < 2:
         return math.nan
     bits = 0.0
-    for each in counts:
-        # p(x, y, layer), against what it would be if x and y were independent within the layer.
-        joint = each[held] / totals[held, None] / held.sum()
+    for of_layer in counts:
+        # p(x, y, layer), against its value if x and y were independent within the layer.
+        joint = of_layer[nonempty] / totals[nonempty, None] / nonempty.sum()
         independent = joint.sum(1, keepdim=True) * joint.sum(0) / joint.sum()
-        some = joint > 0
-        bits += float((joint[some] * (joint[some] / independent[some]).log2()).sum())
-    return max(bits, 0.0)  # rounding may leave less
+        positive = joint > 0
+        bits += float((joint[positive] * (joint[positive] / independent[positive]).log2()).sum())
+    return max(bits, 0.0)  # rounding may make the sum negative
 
 
 def _cluster_counts(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Tensor]:
-    kept = KeptWeights.of(circuits)
-    clusters = weight_clusters(kept.shapes, partitions)
-    return {name: kept.clustered(name, each) for name, each in clusters.items()}
+    weights = KeptWeights.of(circuits)
+    clusters = weight_clusters(weights.shapes, partitions)
+    return {name: weights.clustered(name, of_layer) for name, of_layer in clusters.items()}

@@ -1,7 +1,7 @@
 """The compiled operators of the walk that finds a circuit.
 
-They change what they are given: the weights of one row, and with them the state of the network's tail. The
-reference has nothing like them: it knows no state, and runs the whole model for each weight.
+They change their arguments in place: the weights of one row, and the state of the network's tail. The
+reference has no counterpart to them: it keeps no state and runs the whole model for each weight.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from modfast.shapes import check_shaped, require
 
 _OPS: Any = torch.ops.modfast
 
-# Inputs are computed on so many at once; csrc/circuits/circuits.h.
+# The number of inputs that are computed on at once; csrc/circuits/circuits.h.
 LANES = 8
 
-# In the order of csrc/circuits/circuits.h.
+# In the order of the enum in csrc/circuits/circuits.h.
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid")
 
 
@@ -28,20 +28,20 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "t
 class TailState:
     """Linear layers with elementwise activations after each, and their neurons' state on some inputs.
 
-    All tensors are contiguous float64 on one device. Inputs run along the last dimension, which is a multiple
-    of ``LANES``; what is beyond the last input counts for nothing.
+    All tensors are contiguous float64 on one device. Inputs run along the last dimension, which is padded to
+    a multiple of ``LANES``; the padding has no effect on results.
 
     Attributes:
-        features: ``(in, inputs)``, what the first layer reads.
-        signs: ``(inputs,)``: 1 for inputs of the class, -1 for others, 0 for none.
-        weights: of each layer ``(out, in)``.
-        biases: ``(out,)``.
+        features: ``(in, inputs)``, the input of the first layer.
+        signs: ``(inputs,)``: 1 for inputs of the class, -1 for others, 0 for padding.
+        weights: ``(out, in)`` for each layer.
+        biases: ``(out,)`` for each layer.
         activations: indices into ``ACTIVATIONS``; the last is ``"identity"``.
-        slopes: of leaky ReLUs.
-        before: ``(out, inputs)``, before the activation.
-        after: ``(out, inputs)``, after it.
+        slopes: the slopes of leaky ReLUs below zero, one for each layer.
+        before: ``(out, inputs)`` for each layer, before the activation.
+        after: ``(out, inputs)`` for each layer, after the activation.
         label: the class, a row of the last layer.
-        threads: how many to use on a CPU; no result depends on it.
+        threads: the number of CPU threads; no result depends on it.
     """
 
     features: Tensor
@@ -66,10 +66,10 @@ class TailState:
     def walk_row_(
         self, layer: int, row: int, begin: int, end: int, highest_loss: float, least_right: float | None
     ) -> None:
-        """Try to set the weights of one row to zero, from column ``begin`` to ``end``, one after the other.
+        """Try to set the weights of one row to zero, from column ``begin`` to before ``end``, one by one.
 
-        A weight stays zero if the sum of the inputs' losses is at most ``highest_loss`` and, where it is
-        given, the number of inputs answered rightly at least ``least_right``.
+        A weight stays zero if the sum of the inputs' losses is at most ``highest_loss`` and, unless it is
+        None, the number of correctly answered inputs is at least ``least_right``.
         """
         _OPS.walk_row_(*self._arguments(), layer, row, begin, end, highest_loss, least_right)
 
@@ -95,7 +95,7 @@ def _tail_forward_fake(
     require(len(weights) > 0, "weights must hold at least one layer")
     lists = (weights, biases, activations, slopes, pre, held)
     require(
-        len({len(each) for each in lists}) == 1,
+        len({len(of_layers) for of_layers in lists}) == 1,
         "weights, biases, activations, slopes, pre and held must be lists of one length",
     )
     require(threads >= 1, f"threads must be at least 1, got {threads}")

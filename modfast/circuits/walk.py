@@ -1,4 +1,4 @@
-"""The walk that finds a circuit, in the compiled kernels."""
+"""The walk that finds a circuit, with the compiled kernels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from modfast.reference import circuits as plain
 from .linear_tail import Tail
 from .operators import ACTIVATIONS, LANES, TailState
 
-# How much a call may do, so that it can be interrupted after about a second at most. The unit is a weight
-# that is not zero; a trial, and a neuron with its activation or its share of the softmax, count for so many.
+# The maximum work of a call of the kernel, about a second, after which it can be interrupted. The unit is one
+# nonzero weight; a trial, and a neuron with its activation or its share of the softmax, count _NEURON each.
 _MOST_WORK = 2**32
 _NEURON = 32
 
 
 class Walk:
-    """As :class:`modfast.reference.circuits.PlainWalk`, over a network's tail.
+    """The walk of :class:`modfast.reference.circuits.PlainWalk`, over a network's tail.
 
     Args:
         tail: the features of the inputs, and the layers after them.
@@ -30,8 +30,8 @@ class Walk:
         is_label: bool ``(n,)``, whether each input is of the class.
         criterion: as for :func:`modfast.find_circuit`.
         tolerance: by how much the loss may rise.
-        device: where to compute.
-        threads: how many to use on a CPU.
+        device: the device of the computation.
+        threads: the number of CPU threads.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Walk:
         def along_rows(columns: Tensor) -> Tensor:
             rows = columns.new_empty(columns.shape[1], padded, device=device)
             rows[:, : self._count] = columns.T
-            # What is beyond the last input is as the last: else it might move, or overflow, where none does.
+            # The padding repeats the last input, so that it moves or overflows only if that input does.
             rows[:, self._count :] = columns[-1:].T
             return rows
 
         signs = torch.where(is_label, 1.0, -1.0).to(torch.float64)
         weights = [layer.weight.to(device, copy=True).contiguous() for layer in tail.layers]
-        room = [weight.new_empty(len(weight), padded) for weight in weights]
+        before = [weight.new_empty(len(weight), padded) for weight in weights]
         self._state = TailState(
             features=along_rows(tail.features),
             signs=functional.pad(signs, (0, padded - self._count)).to(device),
@@ -69,8 +69,8 @@ class Walk:
             ],
             activations=[ACTIVATIONS.index(layer.activation) for layer in tail.layers],
             slopes=[layer.slope for layer in tail.layers],
-            before=room,
-            after=[torch.empty_like(each) for each in room],
+            before=before,
+            after=[torch.empty_like(of_layer) for of_layer in before],
             label=label,
             threads=threads,
         )
@@ -78,7 +78,7 @@ class Walk:
         self.before = self._measure()
         loss, right = self.before
         self._highest = plain.highest_loss(loss, tolerance) * self._count
-        # Half an answer less, so that rounding does not matter.
+        # Half an answer less, so that the rounding of the share does not matter.
         self._least_right = right * self._count - 0.5 if criterion == "loss_and_accuracy" else None
 
     def _measure(self) -> tuple[float, float]:
@@ -87,31 +87,32 @@ class Walk:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """By layer, which weights are not zero."""
+        """For each pruned layer, which weights are not zero."""
         pairs = zip(self._layers, self._state.weights, strict=True)
         return {layer.name: (weight != 0).cpu() for layer, weight in pairs if layer.pruned}
 
     def restore(self, masks: Mapping[str, Tensor]) -> None:
-        """Set to zero what an earlier walk did."""
+        """Set the weights to zero that an earlier walk set to zero."""
         for layer, weight in zip(self._layers, self._state.weights, strict=True):
             if layer.pruned:
                 weight *= masks[layer.name].to(weight.device)
         self._state.forward_()
 
     def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
-        """In the order of the walk, how many weights each step decides, and what decides them."""
+        """Yield the steps of the walk: the number of weights that a step decides, and a call that does so."""
         for index in reversed(range(len(self._layers))):
             rows, cols = self._state.weights[index].shape
             if self._layers[index].pruned:
-                # The later layers are decided, so that a walk that goes on makes the same steps.
+                # The size of a step depends on later layers only. These are decided by now, so a walk that
+                # goes on from a checkpoint makes the same steps.
                 most = max(1, _MOST_WORK // (len(self._state.signs) * self._work_of_trial(index)))
                 for row in range(rows):
                     for begin in range(0, cols, most):
-                        place = (index, row, begin, min(begin + most, cols))
-                        yield place[3] - begin, partial(self._decide, place)
+                        end = min(begin + most, cols)
+                        yield end - begin, partial(self._decide, (index, row, begin, end))
 
     def _work_of_trial(self, index: int) -> int:
-        """Of one weight of a layer, on one input, at most."""
+        """Return the maximum work of trying one weight of a layer on one input."""
         after = [weight != 0 for weight in self._state.weights[index + 1 :]]
         neurons = 1 + sum(int(live.any(1).sum()) for live in after)
         return _NEURON * neurons + sum(int(live.sum()) for live in after)
@@ -120,7 +121,7 @@ class Walk:
         self._state.walk_row_(*place, self._highest, self._least_right)
 
     def circuit(self) -> Circuit:
-        """What is left."""
+        """Return the circuit: the weights that are not zero."""
         after = self._measure()
         numbers = (self._tolerance, self._count, self.before[0], after[0], self.before[1], after[1])
         return Circuit(self._state.label, self.masks, self._criterion, *numbers)

@@ -1,7 +1,7 @@
-"""The specification: every compiled operation in plain PyTorch, slow and plain on purpose.
+"""The specification: every compiled operation in plain PyTorch, slow but easy to check.
 
-The compiled code is held to these functions, run in float64. ``MODFAST_BACKEND=reference`` runs the
-whole library on them. What they compute with is PyTorch, and of modfast ``Partition`` and ``Circuit``.
+Tests compare the compiled code with these functions, run in float64; nothing here calls compiled code of
+modfast. ``MODFAST_BACKEND=reference`` runs the whole library on them.
 """
 
 from .circuits import find_circuit

@@ -1,4 +1,4 @@
-"""The published greedy walk, weight after weight, each with a forward pass of the whole model in float64."""
+"""The published greedy walk, with a forward pass of the whole model in float64 for each weight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from modfast.circuit import Circuit
 from modfast.layers.plain_copy import plain_copy
 from modfast.layers.running import logits_of
 
-# Losses this close are equal, and a weight whose zero leaves the loss equal to what is allowed stays zero:
-# otherwise rounding would decide. Likewise logits, of which then the first is the largest.
+# Losses that differ by no more than this are equal, and a weight whose removal leaves the loss equal to the
+# highest allowed stays zero; otherwise rounding would decide. Logits that differ by no more are equal too,
+# and the first of them is the answer.
 TIE = 1e-12
 
 
@@ -28,10 +29,10 @@ def find_circuit(
     tolerance: float = 0.0,
     labels: Tensor | None = None,
 ) -> Circuit:
-    """As :func:`modfast.find_circuit`, for any model and with nothing checked.
+    """Find a circuit as :func:`modfast.find_circuit` does, for any model; arguments are not checked.
 
     Args:
-        model: gives logits ``(n, classes)``.
+        model: returns logits ``(n, classes)``.
         inputs: ``(n, ...)``.
         label: the class.
         layers: names, from the first layer to the last; by default those of every ``nn.Linear``.
@@ -56,16 +57,16 @@ def find_circuit(
 
 
 class PlainWalk:
-    """The walk step by step, so that a long one can be watched, stopped and continued.
+    """The walk step by step, so that a long walk can show its progress, stop and go on.
 
     Args:
         model: as for :func:`find_circuit`.
-        inputs: as there.
-        label: as there.
+        inputs: as for :func:`find_circuit`.
+        label: as for :func:`find_circuit`.
         is_label: bool ``(n,)``, whether each input is of the class.
         layers: names, from the first layer to the last.
-        criterion: as there.
-        tolerance: as there.
+        criterion: as for :func:`find_circuit`.
+        tolerance: as for :func:`find_circuit`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class PlainWalk:
             self._inputs = self._inputs.double()
         self._label, self._is_label = label, is_label
         self._criterion, self._tolerance = criterion, tolerance
-        parameters = dict(self._model.named_parameters())  # a tied one once
+        parameters = dict(self._model.named_parameters())  # shared parameters occur once
         tensors = parameters | dict(self._model.named_buffers())
         self._state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         named = {id(parameter): name for name, parameter in parameters.items()}
@@ -94,7 +95,7 @@ class PlainWalk:
 
     @torch.no_grad()
     def logits(self) -> Tensor:
-        """Of the model as it is now."""
+        """Return the logits of the model with its present weights."""
         # A copy, since a model may write to its input.
         return logits_of(functional_call(self._model, self._state, (self._inputs.clone(),)))
 
@@ -103,11 +104,11 @@ class PlainWalk:
 
     @cached_property
     def before(self) -> tuple[float, float]:
-        """Loss and accuracy of the whole model; to be asked for before the first step."""
+        """The loss and accuracy of the whole model; must be read before the first step."""
         return self._measure()
 
     def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
-        """In the order of the walk, how many weights each step decides, and what decides them."""
+        """Yield the steps of the walk: the number of weights that a step decides, and a call that does so."""
         highest = highest_loss(self.before[0], self._tolerance)
         for weight in reversed(self._weights.values()):
             flat = weight.view(-1)
@@ -126,47 +127,47 @@ class PlainWalk:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """By layer, which weights are not zero."""
+        """For each layer, which weights are not zero."""
         return {name: weight != 0 for name, weight in self._weights.items()}
 
     def restore(self, masks: Mapping[str, Tensor]) -> None:
-        """Set to zero what an earlier walk did."""
+        """Set the weights to zero that an earlier walk set to zero."""
         for name, weight in self._weights.items():
             weight *= masks[name]
 
     def circuit(self) -> Circuit:
-        """What is left."""
+        """Return the circuit: the weights that are not zero."""
         after = self._measure()
         numbers = (self._tolerance, len(self._inputs), self.before[0], after[0], self.before[1], after[1])
         return Circuit(self._label, self.masks, self._criterion, *numbers)
 
 
 def highest_loss(loss: float, tolerance: float) -> float:
-    """What the loss may be, if it was so much before."""
+    """Return the highest loss allowed, given the loss of the whole model."""
     return loss + tolerance + TIE * (1 + abs(loss))
 
 
 def measure(logits: Tensor, label: int, is_label: Tensor, criterion: str) -> tuple[float, float]:
-    """Mean loss, one class against the rest, and the share of answers that are right.
+    """Return the mean loss of one class against the rest, and the share of right answers.
 
-    An input is taken for one of the class if that is the model's answer, or, for ``"balanced"``, if the class
-    is more probable than all others together.
+    The model assigns an input to the class if the class is its answer or, for ``"balanced"``, if the class is
+    more probable than all others together.
 
-    Of inputs of the class the loss is their cross-entropy ``-log p``, where p is the class's probability by
-    the softmax; of others it is ``-log(1 - p)``. With the margin ``m = logit - logsumexp(other logits)``
-    these are ``log(1 + exp(-m))`` and ``log(1 + exp(m))``.
+    The loss of an input of the class is the cross-entropy ``-log p``, where p is the class's probability by
+    the softmax; the loss of another input is ``-log(1 - p)``. With the margin
+    ``m = logit - logsumexp(other logits)`` these are ``log(1 + exp(-m))`` and ``log(1 + exp(m))``.
     """
     margin = logits[:, label] - logits.index_fill(
         1, torch.tensor([label], device=logits.device), -torch.inf
     ).logsumexp(1)
     signed = torch.where(is_label, -margin, margin)
     loss = torch.logaddexp(signed, torch.zeros_like(signed))
-    taken = margin > 0 if criterion == "balanced" else _is_first(logits, label)
-    return float(loss.mean()), float((taken == is_label).double().mean())
+    answer = margin > 0 if criterion == "balanced" else _is_first(logits, label)
+    return float(loss.mean()), float((answer == is_label).double().mean())
 
 
 def _is_first(logits: Tensor, label: int) -> Tensor:
-    """Whether the label's logit is the first of the largest, up to :data:`TIE`."""
+    """Return whether the label's logit is the first of the largest, which may differ by :data:`TIE`."""
     own = logits[:, label, None]
     tie = TIE * (1 + own.abs())
     return (own > logits[:, :label] + tie).all(1) & (own >= logits[:, label + 1 :] - tie).all(1)

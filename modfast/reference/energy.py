@@ -84,9 +84,9 @@ def enmeshment_grad(
         weights: of any supported dtype.
         energies: float64, (n, 2), from :func:`labelled_enmeshment`.
         slopes: float64, (n,).
-        row_labels: of each weight.
-        col_labels: of each weight.
-        num_clusters: of each weight.
+        row_labels: the labels of each weight's rows.
+        col_labels: the labels of each weight's columns.
+        num_clusters: each weight's number of clusters.
 
     Returns:
         The gradients, in the weights' dtypes.
@@ -101,7 +101,7 @@ def enmeshment_grad(
 
 
 def enmeshment_factors(energy: Tensor, slope: Tensor, num_clusters: int) -> Tensor:
-    """What each block of a weight is multiplied by to give ``slope * dE/dW``.
+    """Return the factor for each block of a weight: the weight times its factor is ``slope * dE/dW``.
 
     ``dE/dW[i, j] = 2 W[i, j] (C - [same cluster]) / sum(B)`` (arXiv 2409.15747), where ``C - 1`` is ``-E``.
 
@@ -158,16 +158,17 @@ def accumulate_enmeshment_grad_(
 
 
 def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:
-    """One on the diagonal but for its last element: two unassigned neurons share no cluster."""
+    """Return ones on the diagonal but for its last element: two unassigned neurons share no cluster."""
     # Made without writing to it: torch.func.linearize keeps a constant as it was before.
     clusters = torch.ones(num_clusters, dtype=torch.float64, device=like.device)
     return torch.diag(torch.nn.functional.pad(clusters, (0, 1)))
 
 
 def split_energies(blocks: Tensor) -> Tensor:
-    """Block energies summed inside clusters and across them.
+    """Sum block energies inside clusters and across them.
 
-    The crossing blocks are summed, rather than subtracted from all, which would lose the digits of a small E.
+    The energy across clusters is a sum of blocks, as a difference from the total would lose the digits of a
+    small E.
 
     Args:
         blocks: float64, (..., num_clusters + 1, num_clusters + 1), from :func:`labelled_block_inner`.
@@ -180,9 +181,9 @@ def split_energies(blocks: Tensor) -> Tensor:
 
 
 def enmeshment_of_split(energies: Tensor) -> Tensor:
-    """Enmeshment of energies inside clusters and across them: the crossing energy over all.
+    """Return the enmeshment of energies inside clusters and across them: the energy across over the total.
 
-    Without any energy E is 0, and so are all of its derivatives. Infinity or NaN in either gives NaN.
+    If all energies are 0, so are E and all of its derivatives. Infinity or NaN in either energy gives NaN.
 
     Args:
         energies: (..., 2), as from :func:`split_energies`.
@@ -193,14 +194,15 @@ def enmeshment_of_split(energies: Tensor) -> Tensor:
     inside, across = energies.unbind(-1)
     total = inside + across
     nothing = total == 0
-    # The quotient is 0 without any energy, but not as a function of it: its second derivative would not be 0.
+    # Without any energy across / 1.0 is 0 as well, but its second derivative by the weights is not: hence the
+    # outer where.
     share = torch.where(nothing, 0.0, across / torch.where(nothing, 1.0, total))
     # Infinity times zero is NaN, so that an infinite weight inside a cluster is not hidden.
     return share + 0.0 * inside
 
 
 def enmeshment_of_energies(blocks: Tensor) -> Tensor:
-    """Enmeshment as a function of block energies, float64, (..., num_clusters + 1, num_clusters + 1)."""
+    """Return the enmeshment of block energies, float64, (..., num_clusters + 1, num_clusters + 1)."""
     return enmeshment_of_split(split_energies(blocks))
 
 
@@ -209,7 +211,7 @@ def _sum_dtype(weight: Tensor) -> torch.dtype:
 
 
 def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
-    """Sums of ``weight * other`` over each pair of clusters: (k, k). See :func:`modfast.block_inner`."""
+    """Return the sums of ``weight * other`` over each block: (k, k). See :func:`modfast.block_inner`."""
     require_whole("weight", weight)
     k = partition.num_clusters
     sums = labelled_block_inner(weight, other, partition.row_labels, partition.col_labels, k)
@@ -217,14 +219,14 @@ def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
 
 
 def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor:
-    """Each weight times the factor of its block, 0 outside all. See :func:`modfast.block_scale`."""
+    """Return each weight times its block's factor, 0 outside all blocks. See :func:`modfast.block_scale`."""
     require_whole("weight", weight)
     padded = torch.nn.functional.pad(factors.to(torch.float64), (0, 1, 0, 1))
     return labelled_block_scale(weight, padded, partition.row_labels, partition.col_labels)
 
 
 def block_energy(weight: Tensor, partition: Partition) -> Tensor:
-    """Squared weight of each block: (k, k). See :func:`modfast.block_energy`."""
+    """Return the squared weight of each block: (k, k). See :func:`modfast.block_energy`."""
     require_whole("weight", weight)
     k = partition.num_clusters
     energies = labelled_block_inner(weight, None, partition.row_labels, partition.col_labels, k)
@@ -232,7 +234,7 @@ def block_energy(weight: Tensor, partition: Partition) -> Tensor:
 
 
 def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
-    """The share of squared weight that crosses clusters. See :func:`modfast.enmeshment`."""
+    """Return the share of squared weight that crosses clusters. See :func:`modfast.enmeshment`."""
     require_whole("weight", weight)
     rows, cols = partition.row_labels, partition.col_labels
     energies = labelled_block_inner(weight, None, rows, cols, partition.num_clusters)
@@ -240,7 +242,7 @@ def enmeshment(weight: Tensor, partition: Partition) -> Tensor:
 
 
 def clusterability(weight: Tensor, partition: Partition) -> Tensor:
-    """The share of squared weight inside clusters. See :func:`modfast.clusterability`."""
+    """Return the share of squared weight inside clusters. See :func:`modfast.clusterability`."""
     require_whole("weight", weight)
     rows, cols = partition.row_labels, partition.col_labels
     energies = labelled_block_inner(weight, None, rows, cols, partition.num_clusters)

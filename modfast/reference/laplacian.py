@@ -11,10 +11,10 @@ from modfast.arrays import require_whole
 
 
 def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
-    """The ``k`` smallest eigenvalues of ``L y = l D y`` on the graph of a weight, or of successive layers.
+    """Return the ``k`` smallest eigenvalues of ``L y = l D y`` on the graph of one or several weights.
 
-    Arguments and result as for :func:`modfast.laplacian_eigenvalues`, in float64. All nodes need ties, and
-    the eigenvalues have to differ for autograd to tell their derivative.
+    Arguments and result are those of :func:`modfast.laplacian_eigenvalues`, in float64. Every node needs an
+    edge, and autograd's derivative needs eigenvalues that differ.
 
     Example:
         >>> laplacian_eigenvalues(torch.tensor([[3.0, 1.0], [1.0, 3.0]]), 2).round(decimals=4).abs()
@@ -29,10 +29,10 @@ def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
     nodes = ends[-1]
     graph = torch.zeros(nodes, nodes, dtype=torch.float64, device=layers[0].device)
     for index, layer in enumerate(layers):
-        ties = layer.to(torch.float64).abs()
-        ties = ties.flatten(2).sum(2) if ties.dim() > 2 else ties
+        edges = layer.to(torch.float64).abs()
+        edges = edges.flatten(2).sum(2) if edges.dim() > 2 else edges
         begin, middle, end = ends[index : index + 3]
-        graph = graph + torch.nn.functional.pad(ties, (begin, nodes - middle, middle, nodes - end))
+        graph = graph + torch.nn.functional.pad(edges, (begin, nodes - middle, middle, nodes - end))
     graph = graph + graph.T
     scale = graph.sum(1).rsqrt()
     laplacian = torch.eye(nodes, dtype=torch.float64, device=graph.device) - scale[:, None] * graph * scale

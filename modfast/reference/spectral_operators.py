@@ -1,6 +1,6 @@
 """The specification of the operators behind spectral clustering, in plain PyTorch.
 
-Arguments and results are those of :mod:`modfast.spectral.operators`, where they are described.
+:mod:`modfast.spectral.operators` describes their arguments and results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _dense(starts: Tensor, indices: Tensor, values: Tensor, cols: int) -> Tensor
 
 
 def similarity_sums(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
-    """The sums of rows and of columns."""
+    """Return the sums of rows and of columns."""
     values = _similarity(weight, affinity, scale, torch.float64)
     return values.sum(1), values.sum(0)
 
@@ -34,16 +34,16 @@ def similarity_product(
     left: Tensor | None,
     row_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """A right, and A^T left or A^T (row_weights * (A right))."""
-    given = right if right is not None else left
-    if given is None:
+    """Return A right, and A^T left or A^T (row_weights * (A right))."""
+    block = right if right is not None else left
+    if block is None:
         raise ValueError("right or left must be given")
-    values = _similarity(weight, affinity, scale, given.dtype)
-    nothing = given.new_empty(0, given.shape[1])
-    forward = nothing if right is None else values @ right
+    values = _similarity(weight, affinity, scale, block.dtype)
+    empty = block.new_empty(0, block.shape[1])
+    forward = empty if right is None else values @ right
     if row_weights is not None:
         left = row_weights[:, None] * forward
-    return forward, nothing if left is None else values.T @ left
+    return forward, empty if left is None else values.T @ left
 
 
 def sparse_similarity_sums(
@@ -57,7 +57,7 @@ def sparse_similarity_sums(
     left: Tensor | None = None,
     of_cols: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """A right and A^T left, ones where they are not given."""
+    """Return A right and A^T left, with ones in place of a vector that is None."""
     dense = _similarity(_dense(starts, indices, values, cols), affinity, scale, torch.float64)
     forward = dense.sum(1) if right is None else dense @ right
     if not of_cols:
@@ -76,7 +76,7 @@ def sparse_similarity_product(
     left: Tensor | None,
     row_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """That of the dense matrix."""
+    """Return the product of :func:`similarity_product` for the dense matrix."""
     dense = _dense(starts, indices, values, cols)
     return similarity_product(dense, affinity, scale, right, left, row_weights)
 
@@ -90,25 +90,25 @@ def graph_product_(
     right: Tensor,
     row_weights: Tensor,
 ) -> None:
-    """row_weights * (scale A right)."""
+    """Write row_weights * (scale A right) to out."""
     dense = _similarity(_dense(starts, indices, values, len(starts) - 1), 2, scale, right.dtype)
     out.copy_(row_weights[:, None] * (dense @ right))
 
 
 def basis_inner(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
-    """V^T (weights * W), in float64: on a GPU float32 may stand for products rounded to 10 bits."""
+    """Return V^T (weights * block), in float64: on a GPU, float32 products may be rounded to 10 bits."""
     weighted = block.to(torch.float64)
     if weights is not None:
         weighted = weights[:, None] * weighted
-    return torch.cat([each.to(torch.float64).T @ weighted for each in basis])
+    return torch.cat([of_basis.to(torch.float64).T @ weighted for of_basis in basis])
 
 
 def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
-    """The first vectors of V become V factors, in float64 as well."""
-    parts = factors.split([each.shape[1] for each in basis])
+    """Overwrite the first vectors of V by V factors, in float64 as well."""
+    parts = factors.split([block.shape[1] for block in basis])
     rotated = torch.zeros(len(basis[0]), factors.shape[1], dtype=torch.float64, device=factors.device)
-    for each, part in zip(basis, parts, strict=True):
-        rotated += each.to(torch.float64) @ part
+    for block, part in zip(basis, parts, strict=True):
+        rotated += block.to(torch.float64) @ part
     for block in basis:
         if rotated.shape[1] == 0:
             break
@@ -125,16 +125,16 @@ def k_means(
     max_iter: int,
     same_place: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The tightest of so many starts."""
+    """Return the result of the start with the lowest cost."""
     from .spectral import first_centres, lloyd
 
     generator = torch.Generator("cpu").manual_seed(seed)
     values, masses = points.to(torch.float64), weights.to(torch.float64)
-    found = [
+    starts = [
         lloyd(values, masses, first_centres(values, masses, num_clusters, generator, same_place), max_iter)
         for _ in range(n_init)
     ]
-    labels, cost, iterations = min(found, key=lambda each: each[1])
+    labels, cost, iterations = min(starts, key=lambda result: result[1])
     return (
         labels,
         torch.tensor([cost], dtype=torch.float64, device="cpu"),
@@ -153,18 +153,18 @@ def move_side(
     least: float,
     max_sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sweeps over the nodes of one side."""
+    """Move the nodes of one side, sweep after sweep, until none moves."""
     from .spectral import Clusters
 
     labels = labels.clone()
     clusters = Clusters(inside.clone(), volume.clone(), sizes.clone())
-    of_itself = torch.zeros_like(degrees) if loops is None else loops
+    node_loops = torch.zeros_like(degrees) if loops is None else loops
     for _ in range(max_sweeps):
         before = labels.clone()
         for node in (labels >= 0).nonzero().flatten().tolist():
-            ties_of_node = ties[node, : len(inside)]
+            to_clusters = ties[node, : len(inside)]
             labels[node] = clusters.move(
-                int(labels[node]), ties_of_node, degrees[node], of_itself[node], least
+                int(labels[node]), to_clusters, degrees[node], node_loops[node], least
             )
         if torch.equal(labels, before):
             break
@@ -181,20 +181,21 @@ def move_graph(
     least: float,
     max_sweeps: int,
 ) -> Tensor:
-    """Sweeps over the nodes."""
+    """Move the nodes of a graph, sweep after sweep, until none moves."""
     from .spectral import refine
 
-    tied = labels >= 0
+    clustered = labels >= 0
     similarity = _dense(starts, indices, values, len(labels)).to(torch.float64) * scale
+    similarity = similarity[clustered][:, clustered]
     moved = labels.clone()
-    moved[tied] = refine(similarity[tied][:, tied], labels[tied], num_clusters, max_sweeps, least)
+    moved[clustered] = refine(similarity, labels[clustered], num_clusters, max_sweeps, least)
     return moved
 
 
 def graph_cut(
     starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
 ) -> tuple[Tensor, Tensor]:
-    """What lies inside each cluster, and its volume."""
+    """Return each cluster's edge weight inside, and its volume."""
     from .spectral import inside_and_volume
 
     similarity = _dense(starts, indices, values, len(labels)).to(torch.float64) * scale
@@ -204,6 +205,6 @@ def graph_cut(
 def edge_gradient(
     weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
 ) -> Tensor:
-    """sign(W[i, j]) (row_terms[i] + col_terms[j] - 2 row_vectors[i] . col_vectors[j])."""
+    """Return sign(W[i, j]) (row_terms[i] + col_terms[j] - 2 row_vectors[i] . col_vectors[j])."""
     terms = row_terms[:, None] + col_terms - 2.0 * row_vectors @ col_vectors.T
     return (weight.sign().to(torch.float64) * terms).to(weight.dtype)

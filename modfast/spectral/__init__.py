@@ -1,4 +1,4 @@
-"""Spectral clustering and co-clustering of weights and graphs, and the tests of what was found."""
+"""Spectral clustering and co-clustering of weights and graphs, and a test of the clusters against chance."""
 
 from .clustering import graph_embedding, normalized_cut, spectral_cluster, spectral_cocluster
 from .laplacian import laplacian_eigenvalues

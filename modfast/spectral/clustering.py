@@ -1,4 +1,4 @@
-"""Spectral clustering: the modules of a weight, of a graph, and how well they are cut off."""
+"""Spectral clustering of weights and of graphs, and the normalised cut of the clusters."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def spectral_cocluster(
     seed: int = 0,
     return_info: bool = False,
 ) -> Partition | tuple[Partition, dict[str, Any]]:
-    """Clusters of rows and columns that are tied to each other more than to the rest.
+    """Cluster rows and columns together, so that large weights lie inside clusters.
 
-    Rows and columns are the two sides of a bipartite graph with similarities ``A``. The top
-    ``num_clusters`` singular vectors of ``D_row^-1/2 A D_col^-1/2`` embed both sides in one space, where
-    k-means clusters them together: cluster ``c`` of the rows belongs to cluster ``c`` of the columns. Then
-    single rows and columns change their cluster as long as that lowers the normalised cut.
+    Rows and columns are the two sides of a bipartite graph whose edge weights are the similarities ``A``.
+    The top ``num_clusters`` singular vectors of ``D_row^-1/2 A D_col^-1/2`` embed both sides in one space,
+    where k-means clusters them together: cluster ``c`` of the rows belongs to cluster ``c`` of the columns.
+    Then single rows and columns change their cluster as long as that lowers the normalised cut.
 
     Args:
         weight: ``(out, in, *kernel)``: a dense tensor of any real dtype, on the CPU or a GPU, or a NumPy
@@ -68,28 +68,31 @@ def spectral_cocluster(
             The similarities at a kernel's positions are added. No copy is made of a 2-D floating-point
             weight whose rows or columns are contiguous.
         num_clusters: from 1 to the smaller of ``out`` and ``in``.
-        affinity: the similarity: ``"abs"``, ``|weight|``; ``"square"``, ``weight^2``; ``"given"``,
-            ``weight`` itself, which must not be negative (an accumulated gradient, for example).
-        n_init: how many times k-means starts anew; the tightest result is kept. Beyond 32,768 rows and
-            columns the starts are made on a sample of so many.
-        tol: when a singular triplet ``(s, u, v)`` of the normalised similarity ``N`` has converged:
-            ``|N^T u - s v| <= tol s``. From 1e-5 up the solver works in float32, unless the singular values
-            are so small that this takes float64. A matrix with a side of at most 64 is decomposed exactly.
-        max_iter: passes over the matrix, at most, in either precision.
-        seed: of the solver's start and of k-means. The same seed gives the same labels, for any number of
-            threads.
-        return_info: also return how the solution was found.
+        affinity: how a weight becomes a similarity. Use ``"abs"``, ``|weight|``, for trained weights;
+            ``"square"``, ``weight^2``, to count squared weight, as enmeshment does; ``"given"``, ``weight``
+            itself, for what is a similarity already and not negative (an accumulated gradient, for example).
+        n_init: the number of random starts of k-means; the result with the smallest ``inertia`` is kept.
+            More starts take longer and are less likely to miss a better clustering. Beyond 32,768 rows and
+            columns, the starts run on a sample of that many.
+        tol: the solver's tolerance. A singular triplet ``(s, u, v)`` of the normalised similarity ``N`` has
+            converged when ``|N^T u - s v| <= tol s``. Keep the default for labels; lower it for accurate
+            singular values. From 1e-5 up the solver works in float32, unless the singular values are so
+            small that they need float64. A matrix with a side of at most 64 is decomposed exactly.
+        max_iter: the maximum number of passes over the matrix, in each precision.
+        seed: seeds the solver's starting vectors and k-means. The same seed gives the same labels, with any
+            number of threads.
+        return_info: also return a dict that describes the solution.
 
     Returns:
-        The partition, on the weight's device. Clusters are numbered in the order in which the rows, then
-        the columns, first show them. Rows and columns of zeros are in no cluster, -1. A cluster is empty
+        The partition, on the weight's device. Clusters are numbered in the order in which they first appear
+        in the rows, then in the columns. Rows and columns of zeros are in no cluster, -1. A cluster is empty
         only if fewer than ``num_clusters`` nodes differ: a constant or rank-one weight is one cluster.
-        It may consist of rows only or of columns only.
+        A cluster may consist of rows only or of columns only.
 
         With ``return_info`` also a dict: ``singular_values``, the largest of N (the first is 1), and
-        ``residuals``, ``|N^T u - s v|``, both float64 ``(num_clusters,)``; ``passes`` over the matrix by the
-        solver; ``converged``; of k-means, ``inertia``, the sum of squared distances of the embedded nodes
-        from their cluster's mean, weighted by their degrees, and ``iterations`` of the tightest start;
+        ``residuals``, ``|N^T u - s v|``, both float64 ``(num_clusters,)``; ``passes``, the solver's passes
+        over the matrix; ``converged``; ``inertia``, the sum of squared distances of the embedded nodes from
+        their cluster's mean, weighted by their degrees, and ``iterations``, both of the best k-means start;
         ``seconds``.
 
     Raises:
@@ -114,21 +117,23 @@ def spectral_cocluster(
     """
     start = time.perf_counter()
     matrix = as_matrix(weight, "weight")
-    # Stored by columns? The rows of its transpose are contiguous.
-    turned = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.stride(0) == 1 != matrix.stride(1)
-    similarity = read_similarity(matrix.T if isinstance(matrix, Tensor) and turned else matrix, affinity)
+    # The kernels need contiguous rows: a weight stored by columns is read as its transpose.
+    by_columns = (
+        isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.stride(0) == 1 != matrix.stride(1)
+    )
+    similarity = read_similarity(matrix.T if isinstance(matrix, Tensor) and by_columns else matrix, affinity)
     sides = similarity.shape
     check("num_clusters", num_clusters, Integer(1, min(sides)), f" for shape {tuple(matrix.shape[:2])}")
     check_solver(n_init, tol, max_iter, seed)
 
     degrees = similarity.sums()
     labels = [torch.full((size,), -1, device="cpu") for size in sides]
-    tied = [(each > 0).cpu() for each in degrees]
-    found, tightness = None, {"inertia": 0.0, "iterations": 0}
-    if tied[0].any():
-        # What the rounding of the weights may change in a singular value, the first of which is 1.
+    has_edges = [(of_side > 0).cpu() for of_side in degrees]
+    embedding, tightness = None, {"inertia": 0.0, "iterations": 0}
+    if has_edges[0].any():
+        # The rounding error that the weights' dtype causes in a singular value, the largest of which is 1.
         rounding = torch.finfo(matrix.dtype if matrix.dtype.is_floating_point else torch.float64).eps
-        found = embed_matrix(
+        embedding = embed_matrix(
             similarity,
             degrees,
             int(num_clusters),
@@ -137,13 +142,13 @@ def spectral_cocluster(
             seed=int(seed),
             rounding=max(rounding, 1e-12),
         )
-        joint, tightness = cluster_places(found, int(num_clusters), int(n_init), int(seed))
-        labels[0][tied[0]], labels[1][tied[1]] = joint.tensor_split([int(tied[0].sum())])
-        labels = refine_sides(similarity, degrees, labels, int(num_clusters), found.dtype)
-    joint = numbered_as_met(torch.cat(labels[::-1] if turned else labels), int(num_clusters))
+        joint, tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
+        labels[0][has_edges[0]], labels[1][has_edges[1]] = joint.tensor_split([int(has_edges[0].sum())])
+        labels = refine_sides(similarity, degrees, labels, int(num_clusters), embedding.dtype)
+    joint = numbered_as_met(torch.cat(labels[::-1] if by_columns else labels), int(num_clusters))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
     partition = Partition(row_labels, col_labels, int(num_clusters)).to(matrix.device)
-    info = _info("singular_values", found, int(num_clusters), start) | tightness
+    info = _info("singular_values", embedding, int(num_clusters), start) | tightness
     return (partition, info) if return_info else partition
 
 
@@ -179,25 +184,26 @@ def spectral_cluster(
     seed: int = 0,
     return_info: bool = False,
 ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-    """Clusters of an undirected weighted graph.
+    """Cluster the nodes of an undirected weighted graph.
 
     The nodes are embedded by the eigenvectors of ``D^-1/2 A D^-1/2`` with the ``num_clusters`` largest
-    eigenvalues; then as for :func:`spectral_cocluster`, to which the arguments correspond.
+    eigenvalues. K-means and moves of single nodes follow, as in :func:`spectral_cocluster`.
 
     Args:
         adjacency: ``(n, n)``, symmetric, not negative: a ``torch.sparse_csr`` or ``sparse_coo`` tensor, a
-            SciPy sparse matrix, a dense tensor or a NumPy array. A dense one is made sparse.
+            SciPy sparse matrix, a dense tensor or a NumPy array. A dense one is converted to sparse.
         num_clusters: from 1 to ``n``.
-        n_init: how many times k-means starts anew.
-        tol: when an eigenpair ``(l, v)`` has converged: ``|N v - l v| <= tol``, N being normalised.
-        max_iter: passes over the graph, at most.
-        seed: of the solver's start and of k-means.
-        return_info: also return how the solution was found.
+        n_init: the number of random starts of k-means, as for :func:`spectral_cocluster`.
+        tol: the solver's tolerance. An eigenpair ``(l, v)`` of ``N = D^-1/2 A D^-1/2`` has converged when
+            ``|N v - l v| <= tol``. Keep the default for labels; lower it for accurate eigenvalues.
+        max_iter: the maximum number of passes over the graph, in each precision.
+        seed: seeds the solver's starting vectors and k-means.
+        return_info: also return a dict that describes the solution.
 
     Returns:
         ``(n,)``, int64, on the adjacency's device: clusters numbered by their first node, -1 for a node
-        without edges. With ``return_info`` also a dict as there, with ``eigenvalues``, the largest of N, in
-        place of the singular values.
+        without edges. With ``return_info`` also a dict like that of :func:`spectral_cocluster`, with
+        ``eigenvalues``, the largest of N, in place of the singular values.
 
     Raises:
         TypeError: ``adjacency`` is none of those, holds no real numbers, or is a ``DTensor`` (give its
@@ -221,39 +227,41 @@ def spectral_cluster(
     nodes = similarity.shape[0]
     check("num_clusters", num_clusters, Integer(1, nodes), f" for {nodes} nodes")
     check_solver(n_init, tol, max_iter, seed)
-    tied = (degrees > 0).cpu()
-    found, tightness = None, {"inertia": 0.0, "iterations": 0}
-    if tied.any():
-        found = embed_graph(
+    has_edges = (degrees > 0).cpu()
+    embedding, tightness = None, {"inertia": 0.0, "iterations": 0}
+    if has_edges.any():
+        embedding = embed_graph(
             similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
         )
     labels = torch.full((nodes,), -1, device="cpu")
-    if found is not None:
-        labels[tied], tightness = cluster_places(found, int(num_clusters), int(n_init), int(seed))
+    if embedding is not None:
+        labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
         labels = refine_graph(similarity, degrees, labels, int(num_clusters))
     labels = numbered_as_met(labels, int(num_clusters)).to(similarity.device)
-    info = _info("eigenvalues", found, int(num_clusters), start) | tightness
+    info = _info("eigenvalues", embedding, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 
 
 def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str = "abs") -> float:
-    """The normalised cut: for each cluster the share of its ties that leave it, added up.
+    """Return the normalised cut: the share of each cluster's edge weight that leaves it, added up.
 
-    ``sum over clusters c of cut(c) / volume(c)``: the volume is the sum of the degrees of its nodes, the
-    cut is the volume less what ties two nodes of the cluster (each tie counts at both of its ends).
+    ``sum over clusters c of cut(c) / volume(c)``, where the volume is the sum of the degrees of the
+    cluster's nodes. The cut is the volume less the weight of the edges inside the cluster, each edge counted
+    at both of its ends.
 
     Args:
         adjacency: a graph as for :func:`spectral_cluster`; with a ``Partition``, a weight as for
             :func:`spectral_cocluster`, whose rows and columns are the nodes.
         labels: ``(n,)`` integers, -1 for "in no cluster", as a tensor, array, sequence or iterator; or a
             ``Partition`` of the weight.
-        affinity: the similarity of a weight, ``"abs"``, ``"square"`` or ``"given"``.
+        affinity: with a ``Partition``, how a weight becomes a similarity, ``"abs"``, ``"square"`` or
+            ``"given"``. Pass the one that the partition was made with.
 
     Returns:
-        From 0 to the number of clusters. A cluster without any tie, an empty one for example, adds 0.
+        From 0 to the number of clusters. A cluster without edges, an empty one for example, adds 0.
 
     Raises:
-        TypeError, ValueError: as those functions; labels of another length or below -1.
+        TypeError, ValueError: as for those functions; ``labels`` has another length or a value below -1.
 
     Source: J. Shi and J. Malik, "Normalized cuts and image segmentation", PAMI 2000.
 
@@ -280,12 +288,13 @@ def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str 
 def graph_embedding(
     adjacency: Any, num_vectors: int, *, tol: float = 1e-3, max_iter: int = 100, seed: int = 0
 ) -> Tensor:
-    """``D^-1/2`` times the eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
+    """Return ``D^-1/2`` times the eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
 
-    Arguments and errors as for :func:`spectral_cluster`.
+    The arguments and errors are those of :func:`spectral_cluster`.
 
     Returns:
-        ``(n, num_vectors)``, float64; the first is constant on a connected graph. 0 for a node without edges.
+        ``(n, num_vectors)``, float64. The first column is constant on a connected graph; the row of a node
+        without edges is 0.
 
     Example:
         >>> graph_embedding(torch.ones(3, 3), 1).std().item() < 1e-6
@@ -295,11 +304,11 @@ def graph_embedding(
     nodes = similarity.shape[0]
     check("num_vectors", num_vectors, Integer(1, nodes), f" for {nodes} nodes")
     check_solver(1, tol, max_iter, seed)
-    vectors, found, _ = graph_eigenvectors(
+    vectors, eigen, _ = graph_eigenvectors(
         similarity, degrees, int(num_vectors), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
     )
-    warn_unless(found.converged, found.products, found.residuals)
-    # The similarities' unit is not the adjacency's.
+    warn_unless(eigen.converged, eigen.products, eigen.residuals)
+    # The similarities are the adjacency times a scale, which is undone here.
     places = vectors[:, : int(num_vectors)].to(torch.float64) * similarity.scale**0.5
     return torch.where(degrees[:, None] > 0, places, 0.0)
 
@@ -308,12 +317,12 @@ def graph_embedding(
 
 
 def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
-    """A graph's similarities, and the degrees of its nodes."""
+    """Return a graph's similarities and the degrees of its nodes."""
     matrix = as_matrix(adjacency, "adjacency")
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"adjacency must have shape (n, n), got {tuple(matrix.shape)}")
     similarity = read_similarity(matrix, "given", "adjacency")
-    if isinstance(matrix, Tensor):  # a bad entry has been named by its place
+    if isinstance(matrix, Tensor):  # compressed only now, so that an error above gives an entry's position
         similarity = read_similarity(compress(matrix), "given", "adjacency")
     assert isinstance(similarity, SparseSimilarity)
     # A and its transpose agree on a random vector if and, almost surely, only if they are the same.
@@ -323,7 +332,7 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     )
     probe = (probe + 0.5).to(similarity.device)
     forward, backward = similarity.probe(probe, probe)
-    # In place: the vectors of a graph of few edges take as much memory as the graph.
+    # In place: for a graph with few edges these vectors are as large as the graph.
     if bool((backward.sub_(forward).abs_() > forward.mul_(1e-5)).any()):
         node = int((backward / forward.clamp_(min=1e-300)).argmax())
         raise ValueError(f"adjacency must be symmetric; row and column {node} differ")
@@ -347,15 +356,15 @@ def _node_labels(labels: Labels, nodes: int) -> Tensor:
     return result
 
 
-def _info(name: str, found: Embedding | None, count: int, start: float) -> dict[str, Any]:
-    """How a solution was found; warns where the solver stopped early."""
-    if found is not None:
-        warn_unless(found.converged, found.passes, found.residuals)
+def _info(name: str, embedding: Embedding | None, count: int, start: float) -> dict[str, Any]:
+    """Return the dict that describes a solution; warn if the solver stopped early."""
+    if embedding is not None:
+        warn_unless(embedding.converged, embedding.passes, embedding.residuals)
     zeros = torch.zeros(count, dtype=torch.float64, device="cpu")
     return {
-        name: zeros if found is None else found.values,
-        "residuals": zeros if found is None else found.residuals,
-        "passes": 0 if found is None else found.passes,
-        "converged": True if found is None else found.converged,
+        name: zeros if embedding is None else embedding.values,
+        "residuals": zeros if embedding is None else embedding.residuals,
+        "passes": 0 if embedding is None else embedding.passes,
+        "converged": True if embedding is None else embedding.converged,
         "seconds": time.perf_counter() - start,
     }

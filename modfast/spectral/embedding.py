@@ -1,7 +1,7 @@
-"""Where the nodes of a matrix or a graph lie, so that clusters of them lie close together.
+"""The spectral embedding of a matrix or a graph: coordinates in which nodes of a cluster lie close together.
 
-The coordinates are eigenvectors of the normalised similarities, found in float32 as far as that carries the
-accuracy asked for, else in float64.
+The coordinates are eigenvectors of the normalised similarities, computed in float32 where that reaches the
+requested accuracy, else in float64.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from .krylov import Eigen, Small, block_width, largest_eigenvectors, one_thread, random_block
 from .similarity import Similarity, SparseSimilarity
 
-# A matrix with a side of at most so many is decomposed whole.
+# A matrix whose smaller side is at most this is decomposed whole.
 _EXACT = 64
 
-# What float32 leaves of an eigenvalue's digits, as a number beside the largest eigenvalue, 1.
+# The error of an eigenvalue in float32; the largest eigenvalue is 1.
 _FLOAT32_ERROR = 1e-7
 
-# Degrees this far apart would not leave float32 enough of its range.
+# Where the largest degree is this many times the smallest, float32 has too small a range.
 _FLOAT32_RANGE = 1e12
 
-# Bytes, beside which the matrix's own do not matter.
+# A basis may take this many bytes, however small the matrix is.
 _LITTLE_MEMORY = 32 * 2**20
 
 # Singular values below this come from rounding: they are roots of eigenvalues computed in float64.
@@ -34,24 +34,24 @@ _FLOAT64_ZERO = 1e-7
 
 
 class Embedding(NamedTuple):
-    """A place for each node that has ties, and how it was found."""
+    """A point for each node that has edges, and how the solver got there."""
 
-    points: Tensor  # (nodes with ties, dims), float32, on the CPU
-    weights: Tensor  # (nodes with ties,), likewise: their degrees, as a share of all
+    points: Tensor  # (nodes with edges, dims), float32, on the CPU
+    weights: Tensor  # (nodes with edges,), float32, on the CPU: each node's degree, divided by their sum
     values: Tensor  # (count,), singular values or eigenvalues, float64
     residuals: Tensor  # (count,)
     passes: int
     converged: bool
-    dtype: torch.dtype  # that was computed in
+    dtype: torch.dtype  # of the computation
 
 
 def inverse(degrees: Tensor) -> Tensor:
-    """``1 / degrees``, 0 for a node without ties."""
+    """Return ``1 / degrees``, and 0 for a node without edges."""
     return degrees.reciprocal().masked_fill_(degrees <= 0, 0.0)
 
 
 class Singular(NamedTuple):
-    """Top singular vectors of a matrix's normalised similarities, and how they were found."""
+    """Top singular vectors of a matrix's normalised similarities, and how the solver got there."""
 
     left: Tensor  # D_row^-1/2 times the left ones, (rows, count), float64
     values: Tensor  # (count,), float64, on the CPU
@@ -59,7 +59,7 @@ class Singular(NamedTuple):
     residuals: Tensor  # (count,)
     passes: int
     converged: bool
-    dtype: torch.dtype  # that was computed in
+    dtype: torch.dtype  # of the computation
     zero: float  # values up to this come from rounding
 
 
@@ -72,29 +72,30 @@ def singular_vectors(
     max_iter: int,
     seed: int,
 ) -> Singular:
-    """The top singular vectors of ``D_row^-1/2 A D_col^-1/2``.
+    """Return the top singular vectors of ``N = D_row^-1/2 A D_col^-1/2``.
 
     Args:
         similarity: A.
         degrees: the sums of its rows and of its columns.
-        count: how many singular vectors.
-        tol: a singular triplet ``(s, u, v)`` has converged when ``|A^T u - s v| <= tol s``.
-        max_iter: how many passes over the matrix at most.
-        seed: of the start.
+        count: the number of singular vectors.
+        tol: a singular triplet ``(s, u, v)`` of N has converged when ``|N^T u - s v| <= tol s``.
+        max_iter: the maximum number of passes over the matrix, in each precision.
+        seed: seeds the starting vectors.
     """
-    tied = [each > 0 for each in degrees]
-    if _is_small(min(int(each.sum()) for each in tied), count) and not all(each.all() for each in tied):
-        part = similarity.part(*tied)
-        found = singular_vectors(
+    has_edges = [of_side > 0 for of_side in degrees]
+    smaller_side = min(int(of_side.sum()) for of_side in has_edges)
+    if _is_small(smaller_side, count) and not all(of_side.all() for of_side in has_edges):
+        part = similarity.part(*has_edges)
+        of_part = singular_vectors(
             part, part.sums(), min(count, *part.shape), tol=tol, max_iter=max_iter, seed=seed
         )
         left, right = (
             _spread(vectors, of_side, count)
-            for vectors, of_side in zip((found.left, found.right), tied, strict=True)
+            for vectors, of_side in zip((of_part.left, of_part.right), has_edges, strict=True)
         )
-        values, residuals = (_padded(each, count) for each in (found.values, found.residuals))
-        return found._replace(left=left, values=values, right=right, residuals=residuals)
-    row_weights, col_weights = (inverse(each) for each in degrees)
+        values, residuals = (_padded(numbers, count) for numbers in (of_part.values, of_part.residuals))
+        return of_part._replace(left=left, values=values, right=right, residuals=residuals)
+    row_weights, col_weights = (inverse(of_side) for of_side in degrees)
     if _is_small(min(similarity.shape), count):
         left, values, right = _all_singular_vectors(similarity, row_weights, col_weights, count)
         return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
@@ -114,9 +115,9 @@ def singular_vectors(
             count,
             tolerance=lambda values: tol * np.maximum(values, _FLOAT64_ZERO**2),
             max_products=max_iter,
-            capacity=_capacity(similarity.memory, int(tied[1].sum()), count),
+            capacity=_capacity(similarity.memory, int(has_edges[1].sum()), count),
             generator=generator,
-            # What float32 cannot tell from zero is sought in float64 at once.
+            # Once a value is too small for float32, stop, and start again in float64.
             enough=functools.partial(_too_small, tol) if dtype == torch.float32 else None,
         )
 
@@ -141,46 +142,52 @@ def embed_matrix(
     seed: int,
     rounding: float,
 ) -> Embedding:
-    """Rows and columns of a matrix by its :func:`singular_vectors`; values up to ``rounding`` are zero."""
-    found = singular_vectors(similarity, degrees, count, tol=tol, max_iter=max_iter, seed=seed)
+    """Embed rows and columns by the :func:`singular_vectors`; singular values up to ``rounding`` are zero."""
+    singular = singular_vectors(similarity, degrees, count, tol=tol, max_iter=max_iter, seed=seed)
     # Vectors of singular value 0 say nothing about the matrix.
-    kept = int((found.values > max(rounding, found.zero)).sum())
+    dims = int((singular.values > max(rounding, singular.zero)).sum())
     points = torch.cat(
         [
-            vectors[:, :kept][of_side > 0]
-            for of_side, vectors in zip(degrees, (found.left, found.right), strict=True)
+            vectors[:, :dims][of_side > 0]
+            for of_side, vectors in zip(degrees, (singular.left, singular.right), strict=True)
         ]
     )
     total = degrees[0].sum()
     weights = torch.cat([of_side[of_side > 0] for of_side in degrees]) / total
-    points = _in_units(points, total, found.dtype)
     return Embedding(
-        points, _small(weights), found.values, found.residuals, found.passes, found.converged, found.dtype
+        _in_units(points, total, singular.dtype),
+        _small(weights),
+        singular.values,
+        singular.residuals,
+        singular.passes,
+        singular.converged,
+        singular.dtype,
     )
 
 
 def embed_graph(
     similarity: SparseSimilarity, degrees: Tensor, count: int, *, tol: float, max_iter: int, seed: int
 ) -> Embedding:
-    """The nodes of an undirected graph by the top eigenvectors of ``D^-1/2 A D^-1/2``.
+    """Embed an undirected graph's nodes by the top eigenvectors of ``N = D^-1/2 A D^-1/2``.
 
-    An eigenpair ``(l, v)`` has converged when ``|A v - l v| <= tol``; else as for :func:`embed_matrix`.
+    An eigenpair ``(l, v)`` has converged when ``|N v - l v| <= tol``. The rest is as for
+    :func:`embed_matrix`.
     """
-    vectors, found, dtype = graph_eigenvectors(
+    vectors, eigen, dtype = graph_eigenvectors(
         similarity, degrees, count, tol=tol, max_iter=max_iter, seed=seed
     )
-    kept = int((found.values > 1e-12).sum())
-    tied = degrees > 0
-    points = vectors[:, :kept] if bool(tied.all()) else vectors[tied, :kept]
+    dims = int((eigen.values > 1e-12).sum())
+    has_edges = degrees > 0
+    points = vectors[:, :dims] if bool(has_edges.all()) else vectors[has_edges, :dims]
     total = degrees.sum()
     points = _in_units(points, total, dtype)
     return Embedding(
         points,
-        _small(degrees[tied] / total),
-        found.values,
-        found.residuals,
-        found.products,
-        found.converged,
+        _small(degrees[has_edges] / total),
+        eigen.values,
+        eigen.residuals,
+        eigen.products,
+        eigen.converged,
         dtype,
     )
 
@@ -188,15 +195,15 @@ def embed_graph(
 def graph_eigenvectors(
     similarity: SparseSimilarity, degrees: Tensor, count: int, *, tol: float, max_iter: int, seed: int
 ) -> tuple[Tensor, Eigen, torch.dtype]:
-    """The eigenvectors behind :func:`embed_graph`, as :func:`normalised_eigenvectors` returns them."""
-    tied = degrees > 0
-    if _is_small(int(tied.sum()), count) and not bool(tied.all()):
-        part = similarity.part(tied, tied)
-        vectors, found, dtype = graph_eigenvectors(
-            part, degrees[tied], min(count, part.cols), tol=tol, max_iter=max_iter, seed=seed
+    """Return the eigenvectors for :func:`embed_graph`, as :func:`normalised_eigenvectors` does."""
+    has_edges = degrees > 0
+    if _is_small(int(has_edges.sum()), count) and not bool(has_edges.all()):
+        part = similarity.part(has_edges, has_edges)
+        vectors, eigen, dtype = graph_eigenvectors(
+            part, degrees[has_edges], min(count, part.cols), tol=tol, max_iter=max_iter, seed=seed
         )
-        values, residuals = (_padded(each, count) for each in (found.values, found.residuals))
-        return _spread(vectors, tied, count), found._replace(values=values, residuals=residuals), dtype
+        values, residuals = (_padded(numbers, count) for numbers in (eigen.values, eigen.residuals))
+        return _spread(vectors, has_edges, count), eigen._replace(values=values, residuals=residuals), dtype
     return normalised_eigenvectors(
         similarity.product_into,
         degrees,
@@ -218,33 +225,33 @@ def normalised_eigenvectors(
     max_iter: int,
     seed: int,
 ) -> tuple[Tensor, Eigen, torch.dtype]:
-    """``D^-1/2`` times the eigenvectors of ``D^-1/2 A D^-1/2`` with the largest eigenvalues.
+    """Return ``D^-1/2`` times the eigenvectors of ``N = D^-1/2 A D^-1/2`` with the largest eigenvalues.
 
     Args:
-        product: writes ``row_weights * (A block)`` to its first argument, ``(n, width)``; the others are the
-            block and the weights.
+        product: ``product(out, block, row_weights)`` writes ``row_weights * (A block)`` to ``out``,
+            ``(n, width)``.
         degrees: ``(n,)``, the sums of A's rows.
-        count: how many.
-        memory: that A takes, in bytes.
-        tol: ``|N v - l v|`` is at most this, N being the normalised matrix.
-        max_iter: products at most.
-        seed: of the start.
+        count: the number of eigenvectors.
+        memory: the size of A in bytes.
+        tol: an eigenpair ``(l, v)`` of N has converged when ``|N v - l v| <= tol``.
+        max_iter: the maximum number of products, in each precision.
+        seed: seeds the starting vectors.
 
     Returns:
-        ``(n, count or more)``; how they were found; what was computed in.
+        The vectors, ``(n, count or more)``; the solver's result; the dtype of the computation.
     """
-    tied = degrees > 0
-    nodes = int(tied.sum())
+    has_edges = degrees > 0
+    nodes = int(has_edges.sum())
     if _is_small(nodes, count):
         unit = torch.zeros(len(degrees), block_width(nodes), dtype=torch.float64, device=degrees.device)
-        unit[tied, :nodes] = torch.eye(nodes, dtype=torch.float64, device=degrees.device)
+        unit[has_edges, :nodes] = torch.eye(nodes, dtype=torch.float64, device=degrees.device)
         product(dense := torch.empty_like(unit), unit, inverse(degrees))
-        roots = degrees[tied].sqrt()
-        normalised = roots[:, None] * dense[tied, :nodes] / roots
+        roots = degrees[has_edges].sqrt()
+        normalised = roots[:, None] * dense[has_edges, :nodes] / roots
         with one_thread():
             values, vectors = torch.linalg.eigh((normalised + normalised.T) / 2)
         values, vectors = _padded(values.flip(0)[:count].cpu(), count), vectors.flip(1)
-        vectors = _spread(vectors / roots[:, None], tied, count)
+        vectors = _spread(vectors / roots[:, None], has_edges, count)
         return vectors, Eigen(values, vectors, torch.zeros_like(values), 1, True), torch.float64
     generator = torch.Generator("cpu").manual_seed(seed)
 
@@ -261,14 +268,14 @@ def normalised_eigenvectors(
             generator=generator,
         )
 
-    found, dtype, _ = _in_precision(solve, (degrees,), tol)
-    return found.vectors, found, dtype
+    eigen, dtype, _ = _in_precision(solve, (degrees,), tol)
+    return eigen.vectors, eigen, dtype
 
 
-def _spread(vectors: Tensor, tied: Tensor, count: int) -> Tensor:
-    """The first vectors, of nodes that have ties; zeros for the others and for vectors that are missing."""
-    result = vectors.new_zeros(len(tied), count)
-    result[tied, : vectors.shape[1]] = vectors[:, :count]
+def _spread(vectors: Tensor, has_edges: Tensor, count: int) -> Tensor:
+    """Extend vectors of the nodes with edges by zeros: to all nodes, and to ``count`` vectors."""
+    result = vectors.new_zeros(len(has_edges), count)
+    result[has_edges, : vectors.shape[1]] = vectors[:, :count]
     return result
 
 
@@ -287,7 +294,7 @@ def _identity(size: int, device: torch.device) -> Tensor:
 def _all_singular_vectors(
     similarity: Similarity, row_weights: Tensor, col_weights: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of the whole matrix, in float64: left, values, right."""
+    """Decompose the whole matrix in float64; return the left vectors, the values and the right vectors."""
     rows, cols = similarity.shape
     if cols <= rows:
         dense = similarity.product(right=_identity(cols, similarity.device))[0][:, :cols]
@@ -300,19 +307,20 @@ def _all_singular_vectors(
 
 
 def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Random vectors beside the first eigenvector, which is known: a constant."""
+    """Return starting vectors: the first eigenvector, which is known to be constant, and random ones."""
     scales = inverse(degrees).sqrt().to(dtype)[:, None]
     block = random_block(len(degrees), block_width(count), generator, scales).mul_(scales)
-    # Of about the same length as the others.
+    # Scaled to about the length of the random ones.
     block[:, 0] = (scales[:, 0] > 0) / (12.0 * degrees.mean()).sqrt()
     return block
 
 
 def _capacity(memory: int, length: int, count: int) -> int:
-    """How many vectors the basis may hold: three to eight blocks.
+    """Return how many vectors the basis may hold: three to eight blocks.
 
-    More than eight save hardly a pass (benchmarks/spectral/solvers.py). With the block that is being made
-    they take 0.7 of the matrix's own memory (in float32), or as much as nobody would miss.
+    More than eight blocks save hardly a pass (benchmarks/spectral/solvers.py). Together with the block that
+    is being computed they take 0.7 of the matrix's own memory (in float32), or ``_LITTLE_MEMORY`` if that is
+    more.
     """
     width = block_width(count)
     blocks = int(max(0.7 * memory, _LITTLE_MEMORY) / (4 * length * width)) - 1
@@ -322,21 +330,21 @@ def _capacity(memory: int, length: int, count: int) -> int:
 def _in_precision(
     solve: Callable[[torch.dtype], Eigen], degrees: tuple[Tensor, ...], tol: float
 ) -> tuple[Eigen, torch.dtype, int]:
-    """Solves in float32 where that is accurate enough, else in float64; with the number of passes."""
-    most = max(float(each.max()) for each in degrees)
-    least = 1.0 / max(float(inverse(each).max()) for each in degrees)
+    """Solve in float32 where that is accurate enough, else in float64; return also the number of passes."""
+    most = max(float(of_side.max()) for of_side in degrees)
+    least = 1.0 / max(float(inverse(of_side).max()) for of_side in degrees)
     passes = 0
     if tol >= 1e-5 and most / least < _FLOAT32_RANGE:
-        found = solve(torch.float32)
-        passes += found.products
-        if not _too_small(tol, found.values.numpy()):
-            return found, torch.float32, passes
-    found = solve(torch.float64)
-    return found, torch.float64, passes + found.products
+        eigen = solve(torch.float32)
+        passes += eigen.products
+        if not _too_small(tol, eigen.values.numpy()):
+            return eigen, torch.float32, passes
+    eigen = solve(torch.float64)
+    return eigen, torch.float64, passes + eigen.products
 
 
 def _too_small(tol: float, values: Small) -> bool:
-    """Whether the last of these eigenvalues is lost in the rounding of float32."""
+    """Return whether the rounding errors of float32 exceed the tolerance for the last eigenvalue."""
     return float(values[-1]) * min(tol, 1e-3) < _FLOAT32_ERROR
 
 
@@ -345,10 +353,10 @@ def _small(values: Tensor) -> Tensor:
 
 
 def _in_units(points: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
-    """The points in a unit in which none is nearer to the origin than 1, given the sum of all similarities.
+    """Scale points by the root of the total similarity, so that none is nearer to the origin than 1.
 
-    But where there are more separate parts than vectors: a part that has none is put at the origin, a
-    place of its own.
+    If the graph has more connected components than there are vectors, some components have no vector. Their
+    points are set to exactly 0, rather than to a direction that rounding chose.
     """
     points = _small(points * total.sqrt().to(points.dtype))
     lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)

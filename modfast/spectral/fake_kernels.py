@@ -1,6 +1,6 @@
-"""The shapes and dtypes that the spectral operators return, for ``torch.compile`` and whoever else traces.
+"""The fake kernels of the spectral operators: the shapes and dtypes of their results.
 
-PyTorch calls these in place of the kernels where a tensor has no numbers.
+PyTorch calls them in place of the kernels when it traces, for ``torch.compile`` and on the meta device.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from modfast.shapes import COMPUTED_IN, FLOATS, INDICES, check_shaped, require
 
 AFFINITIES = ("abs", "square", "given")
 
-# Blocks of vectors are a multiple of this wide; csrc/spectral/spectral.h.
+# The width of a block of vectors is a multiple of this; csrc/spectral/spectral.h.
 LANES = 8
 
 
 def _check_matrix(weight: Tensor, affinity: int) -> tuple[int, int]:
-    """What all ask of a dense matrix: its sizes."""
+    """Check a dense matrix and its affinity; return its numbers of rows and columns."""
     check_shaped("weight", weight, FLOATS, (None, None))
     _check_affinity(affinity)
     return weight.shape[0], weight.shape[1]
@@ -30,7 +30,7 @@ def _check_affinity(affinity: int) -> None:
 
 
 def _check_sparse(starts: Tensor, indices: Tensor, values: Tensor, cols: int) -> int:
-    """What all ask of a sparse matrix: its number of rows."""
+    """Check a sparse matrix; return its number of rows."""
     check_shaped("starts", starts, INDICES, (None,))
     check_shaped("indices", indices, starts.dtype, (None,))
     check_shaped("values", values, COMPUTED_IN, indices.shape)
@@ -55,22 +55,22 @@ def _similarity_sums_fake(weight: Tensor, affinity: int, scale: float) -> tuple[
 def _products_fake(
     rows: int, cols: int, right: Tensor | None, left: Tensor | None, row_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    given = right if right is not None else left
-    if given is None:
+    block = right if right is not None else left
+    if block is None:
         raise RuntimeError("modfast: right or left must be given")
     require(
         row_weights is None or (right is not None and left is None),
         "row_weights go with right, without left",
     )
-    width = _check_block("the block", given, COMPUTED_IN, None).shape[1]
+    width = _check_block("the block", block, COMPUTED_IN, None).shape[1]
     if right is not None:
-        check_shaped("right", right, given.dtype, (cols, width))
+        check_shaped("right", right, block.dtype, (cols, width))
     if left is not None:
-        check_shaped("left", left, given.dtype, (rows, width))
+        check_shaped("left", left, block.dtype, (rows, width))
     if row_weights is not None:
-        check_shaped("row_weights", row_weights, given.dtype, (rows,))
+        check_shaped("row_weights", row_weights, block.dtype, (rows,))
     backward = left is not None or row_weights is not None
-    return given.new_empty(rows if right is not None else 0, width), given.new_empty(
+    return block.new_empty(rows if right is not None else 0, width), block.new_empty(
         cols if backward else 0, width
     )
 
@@ -142,9 +142,9 @@ def _graph_product_fake(
 
 
 def _check_basis(basis: list[Tensor], dtype: Any, length: int | None) -> int:
-    """The number of vectors in it."""
+    """Check a basis; return its number of vectors."""
     require(len(basis) > 0, "basis must hold at least one block")
-    return sum(_check_block("basis", each, dtype, length).shape[1] for each in basis)
+    return sum(_check_block("basis", block, dtype, length).shape[1] for block in basis)
 
 
 @torch.library.register_fake("modfast::basis_inner")
@@ -207,14 +207,14 @@ def _move_side_fake(
     )
     if loops is not None:
         check_shaped("loops", loops, torch.float64, labels.shape)
-    moved, inside, volume, sizes = (torch.empty_like(each) for each in (labels, inside, volume, sizes))
+    moved, inside, volume, sizes = (torch.empty_like(state) for state in (labels, inside, volume, sizes))
     return moved, inside, volume, sizes
 
 
 def _check_clustered(
     starts: Tensor, indices: Tensor, values: Tensor, labels: Tensor, num_clusters: int
 ) -> None:
-    """What those ask that are given a graph and its clusters."""
+    """Check a graph, its labels and the number of clusters."""
     check_shaped("labels", labels, torch.int64, (_check_sparse(starts, indices, values, 0),))
     require(
         1 <= num_clusters < 2**31 - 1, f"num_clusters must be a positive 32-bit number, got {num_clusters}"

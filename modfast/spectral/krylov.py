@@ -1,4 +1,6 @@
-"""The largest eigenvalues of a symmetric matrix that is known by its products: block Krylov, thick restart.
+"""A block Krylov solver with thick restarts, for the largest eigenvalues of a symmetric matrix.
+
+The solver needs only products of the matrix with blocks of vectors.
 
 Method: G. H. Golub and R. Underwood, "The block Lanczos method for computing eigenvalues", 1977, with full
 reorthogonalisation, restarted with Ritz vectors as in K. Wu and H. Simon, "Thick-restart Lanczos method for
@@ -18,10 +20,10 @@ from torch import Tensor
 
 from .operators import LANES, basis_inner, basis_rotate_
 
-# Matrices as small as the basis has vectors: for each step NumPy takes a fraction of the time of PyTorch.
+# Matrices whose sides are numbers of basis vectors. On these NumPy takes a fraction of PyTorch's time.
 Small: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
-# Of orthonormalisation. Two are the rule; more are for directions that nearly depend on each other.
+# Rounds of orthonormalisation. Usually two suffice; nearly dependent directions take more.
 _MAX_ROUNDS = 5
 
 
@@ -31,13 +33,13 @@ class Eigen(NamedTuple):
     values: Tensor  # (count,), float64, on the CPU
     vectors: Tensor  # (n, count or more), the first count of them
     residuals: Tensor  # (count,), the norms of M v - value v
-    products: int  # with blocks of vectors
+    products: int  # number of products of M with a block of vectors
     converged: bool
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch's decompositions of small matrices round differently on several threads; nothing else does."""
+    """Run PyTorch on one thread: its decompositions of small matrices round differently on several."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -50,12 +52,12 @@ def one_thread() -> Iterator[None]:
 
 
 def block_width(count: int) -> int:
-    """The width of a block that holds so many vectors."""
+    """Return the width of a block that holds ``count`` vectors."""
     return (count + LANES - 1) // LANES * LANES
 
 
 def random_block(rows: int, cols: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Numbers between -1/2 and 1/2, the same on every device."""
+    """Return random numbers between -1/2 and 1/2, the same on every device."""
     return torch.rand(rows, cols, generator=generator, dtype=torch.float32, device="cpu").sub_(0.5).to(like)
 
 
@@ -71,22 +73,23 @@ def largest_eigenvectors(
     generator: torch.Generator,
     enough: Callable[[Small], bool] | None = None,
 ) -> Eigen:
-    """Eigenvectors of a matrix M that is symmetric in a weighted inner product, of norm about one.
+    """Return the largest eigenvalues of a matrix M of norm about one, symmetric in a weighted inner product.
 
-    With ``<x, y> = sum of weights x y``, eigenvectors are orthonormal and ``<M x, y> = <x, M y>``. That is
-    what normalising a matrix of similarities by its degrees comes to, when the vectors and not the matrix
-    are scaled: ``D^-1 A`` for ``D^-1/2 A D^-1/2``.
+    In the inner product ``<x, y> = sum of weights x y`` the eigenvectors are orthonormal, and
+    ``<M x, y> = <x, M y>``. So ``D^-1/2 A D^-1/2`` can be replaced by ``M = D^-1 A`` with the degrees as
+    weights: its eigenvectors are those of ``D^-1/2 A D^-1/2``, times ``D^-1/2``.
 
     Args:
-        product: writes M times its first argument ``(n, width)`` to its second.
+        product: ``product(x, out)`` writes ``M x`` to ``out``; both are ``(n, width)``.
         weights: ``(n,)``, not negative; where they are 0, M x has to be 0.
         start: ``(n, width)``, at least as wide as ``count``, a multiple of ``LANES``; is overwritten.
-        count: how many eigenvectors are wanted.
-        tolerance: from the wanted Ritz values to the residual that is allowed for each.
-        max_products: stop after so many, converged or not.
-        capacity: of the basis, in vectors: three times the start's width or more, n less that width at most.
-        generator: of directions that replace those in which the matrix has nothing more to offer.
-        enough: asked about the Ritz values after each product; True ends without convergence.
+        count: the number of eigenvectors.
+        tolerance: returns the allowed residual of each of the first ``count`` Ritz values.
+        max_products: the maximum number of products; the solver then stops, converged or not.
+        capacity: the maximum size of the basis in vectors, from three times the start's width to n less that
+            width.
+        generator: draws random directions in place of those that the basis contains already.
+        enough: called with the Ritz values after each product; True stops the solver before it converges.
     """
     width = start.shape[1]
     # Components below this are rounding.
@@ -114,16 +117,15 @@ def largest_eigenvectors(
         stopped = enough is not None and size >= 3 * width and enough(wanted)
         if block is None or converged or products >= max_products or stopped:
             _rotate(basis, rotation[:, :width])
-            found = torch.from_numpy(wanted), torch.from_numpy(residuals)
-            return Eigen(found[0], basis[0], found[1], products, converged)
+            return Eigen(torch.from_numpy(wanted), basis[0], torch.from_numpy(residuals), products, converged)
         if size + width > capacity:
-            # Half of the basis, its best, stays; the new block remains coupled to it.
-            kept = max(width, size // 2 // width * width)
-            _rotate(basis, rotation[:, :kept])
-            spare += basis[kept // width :]
-            del basis[kept // width :]
+            # Restart with the half of the Ritz vectors that has the largest values, and with the new block.
+            remaining = max(width, size // 2 // width * width)
+            _rotate(basis, rotation[:, :remaining])
+            spare += basis[remaining // width :]
+            del basis[remaining // width :]
             projected[:] = 0.0
-            projected[:kept, :kept] = np.diag(values[:kept])
+            projected[:remaining, :remaining] = np.diag(values[:remaining])
         basis.append(block)
 
 
@@ -145,21 +147,22 @@ def _eigh(matrix: Small) -> tuple[Small, Small]:
 def _orthonormal(
     block: Tensor, basis: list[Tensor], weights: Tensor, rounding: float, generator: torch.Generator
 ) -> tuple[Tensor | None, Small, Small]:
-    """An orthonormal block Q, at right angles to the basis V: ``block = V H + Q R``.
+    """Return an orthonormal block Q that is orthogonal to the basis V, with ``block = V H + Q R``.
 
-    By eigenvectors of ``W^T W`` (A. Stathopoulos and K. Wu, SIAM J. Sci. Comput. 23, 2002), again and again:
-    a direction much shorter than the longest is known badly, is stretched only so far, and is known better
-    by the next round. Directions of length zero are replaced by random ones, for which R has zeros.
+    Each round scales the block along the eigenvectors of ``W^T W`` (A. Stathopoulos and K. Wu, SIAM J. Sci.
+    Comput. 23, 2002). A direction much shorter than the longest is inaccurate: it is stretched by a bounded
+    factor, and the next round makes it more accurate. Directions of length zero are replaced by random ones,
+    for which R has zeros.
 
     Args:
-        block: is overwritten.
+        block: is overwritten by Q.
         basis: orthonormal blocks.
         weights: of the inner product.
         rounding: lengths up to this come from rounding.
-        generator: of the random directions.
+        generator: draws the random directions.
 
     Returns:
-        Q, or None if no direction is longer than that; H and R.
+        Q, or None if no direction is longer than ``rounding``; H; and R.
     """
     width = block.shape[1]
     along = np.zeros((width * len(basis), width))
@@ -169,13 +172,13 @@ def _orthonormal(
         products = _inner([block, *basis], block, weights)
         gram, inner = products[:width], products[width:]
         along += inner @ coupling
-        # Always looked at: what one block lacks would grow from block to block.
+        # Checked for every block: errors of one block grow in those that follow.
         if attempt > 0 and _is_identity(gram, inner, rounding):
             return block, along, coupling
-        # What remains once the part in the basis has been taken off.
+        # The inner products of what remains without the part in the basis.
         squares, rotation = _eigh(gram - inner.T @ inner)
         if attempt == 0 and squares[-1] <= max(rounding**2, rounding * gram.diagonal().max()):
-            # So little is left that only the difference itself can tell how much.
+            # The difference of inner products has lost its digits: subtract the vectors themselves.
             _rotate([block, *basis], np.vstack([np.eye(width), -inner]))
             inner = np.zeros_like(inner)
             squares, rotation = _eigh(_inner([block], block, weights))
@@ -193,7 +196,7 @@ def _orthonormal(
 
 
 def _is_identity(gram: Small, inner: Small, rounding: float) -> bool:
-    """Whether a block is orthonormal, and at right angles to the basis, but for rounding."""
+    """Return whether a block is orthonormal, and orthogonal to the basis, up to rounding."""
     away = np.abs(gram - np.eye(len(gram))).max()
     across = np.abs(inner).max(initial=0.0)
     return bool(max(away, across) <= 10 * rounding)
@@ -202,7 +205,7 @@ def _is_identity(gram: Small, inner: Small, rounding: float) -> bool:
 def _fill(
     block: Tensor, basis: list[Tensor], weights: Tensor, columns: list[int], generator: torch.Generator
 ) -> None:
-    """Puts random directions at right angles to the basis and to each other into columns of a block."""
+    """Fill columns of a block with random directions, orthogonal to the basis and to each other."""
     fresh = torch.zeros_like(block)
     fresh[:, columns] = random_block(len(block), len(columns), generator, block) * (weights > 0)[:, None]
     block[:, columns] = 0.0

@@ -1,4 +1,4 @@
-"""The small eigenvalues of a network's Laplacian, differentiable: no normalised cut is below their sum."""
+"""The smallest eigenvalues of a network's Laplacian, differentiable: their sum bounds the normalised cut."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ from .solver import check_solver, warn_unless
 def laplacian_eigenvalues(
     weights: Tensor | Sequence[Tensor], k: int, *, tol: float = 1e-6, max_iter: int = 300, seed: int = 0
 ) -> Tensor:
-    """The ``k`` smallest eigenvalues of ``L y = l D y``, from 0 up: the sum bounds every normalised cut.
+    """Return the ``k`` smallest eigenvalues of ``L y = l D y``: their sum bounds every normalised cut.
 
-    The graph's nodes are the columns of the first weight and the rows of each, tied by ``|W|``; D holds their
-    degrees and ``L = D - A``. No normalised cut into k clusters is below the sum of the eigenvalues, so that
-    a network trained to lower it becomes one that can be cut. For an eigenpair with ``y^T D y = 1`` the
-    derivative is ``dl / da_ij = (y_i - y_j)^2 - l (y_i^2 + y_j^2)``, computed in one pass over the weights.
+    The graph's nodes are the columns of the first weight and the rows of every weight; the edge weights are
+    ``|W|``. D holds the degrees, and ``L = D - A``. Every normalised cut into k clusters is at least the sum
+    of the eigenvalues: add the sum to a loss to train a network that can be cut. For an eigenpair with
+    ``y^T D y = 1`` the derivative is ``dl / da_ij = (y_i - y_j)^2 - l (y_i^2 + y_j^2)``, computed in one pass
+    over the weights.
 
     Args:
         weights: one weight or the weights of successive layers, each ``(out, in, *kernel)``, dense float32,
-            float64, float16 or bfloat16, all on one device, each reading what the one before puts out. A
-            kernel's positions are added.
-        k: from 1 to the least number of nodes that a layer reads or puts out.
-        tol: of the eigenvectors: ``|N v - s v|`` is at most this (for one weight ``tol s``), N being
-            ``D^-1/2 A D^-1/2``. The derivative has about this error, divided by the gap to the next
-            eigenvalue.
-        max_iter: passes over the weights, at most.
-        seed: of the solver's start.
+            float64, float16 or bfloat16, all on one device. Each layer's ``in`` is the ``out`` of the one
+            before. The similarities at a kernel's positions are added.
+        k: from 1 to the smallest ``in`` or ``out`` of a layer.
+        tol: the solver's tolerance. An eigenpair ``(s, v)`` of ``N = D^-1/2 A D^-1/2`` has converged when
+            ``|N v - s v|`` is at most ``tol`` (for one weight ``tol s``). The derivative's error is about
+            ``tol`` divided by the gap to the next eigenvalue: lower ``tol`` if gaps are small.
+        max_iter: the maximum number of passes over the weights, in each precision.
+        seed: seeds the solver's starting vectors.
 
     Returns:
-        ``(k,)``, ascending, float64 if a weight is, else float32; differentiable once, in reverse mode. Of
-        eigenvalues that repeat, only functions that treat them alike, as their sum, have a derivative. Nodes
-        without ties are left out.
+        ``(k,)``, ascending from 0, float64 if a weight is, else float32; differentiable once, in reverse
+        mode. Where eigenvalues are equal, only functions that are symmetric in them, such as their sum, have
+        a derivative. Nodes without edges are left out.
 
     Raises:
-        TypeError: weights are no tensors, of another dtype, or a ``DTensor`` (give its ``full_tensor()``).
-        ValueError: they do not fit each other, hold NaN or infinity or nothing but zeros; another argument
-            is out of range.
-        NotImplementedError: a second derivative, or one in forward mode, is asked for.
+        TypeError: a weight is no tensor, has another dtype, or is a ``DTensor`` (give its
+            ``full_tensor()``).
+        ValueError: the weights do not fit each other, hold NaN or infinity, or are all zero; another
+            argument is out of range.
+        NotImplementedError: a second derivative, or one in forward mode, is requested.
 
     Warns:
         ConvergenceWarning: the solver made ``max_iter`` passes and stopped.
@@ -103,11 +105,11 @@ def _check_layers(layers: list[Any]) -> None:
 
 
 def _matrix(layer: Tensor) -> Tensor:
-    """The similarities at a kernel's positions are added, which keeps the unit of the weights."""
+    """Return a layer's weight as a matrix; a convolution's absolute weights are summed over the kernel."""
     return layer if layer.dim() == 2 else layer.to(torch.float64).flatten(2).abs().sum(2)
 
 
-def _no_derivative(ctx: Any, *given: Any) -> Any:
+def _no_derivative(ctx: Any, *arguments: Any) -> Any:
     raise NotImplementedError(
         "laplacian_eigenvalues can be differentiated once, in reverse mode: it has no second derivative, and "
         "none in forward mode (jvp, jacfwd, hessian)"
@@ -115,9 +117,10 @@ def _no_derivative(ctx: Any, *given: Any) -> Any:
 
 
 class _Eigenvalues(torch.autograd.Function):
-    """``apply(k, tol, max_iter, seed, *layers)``: the values l, ``1 - l``, the eigenvectors y of each side.
+    """``apply(k, tol, max_iter, seed, *layers)`` returns the eigenvalues l, ``1 - l`` and the eigenvectors y.
 
-    These are in the weights' own unit: ``y^T D y = 1`` holds for the degrees as they are.
+    There is one tensor of y for the inputs and one for each layer's outputs. They are scaled so that
+    ``y^T D y = 1`` for the degrees of the weights as passed.
     """
 
     jvp = staticmethod(_no_derivative)
@@ -129,12 +132,12 @@ class _Eigenvalues(torch.autograd.Function):
             similarity = read_similarity(_matrix(layer), "abs", f"weights[{index}]")
             assert isinstance(similarity, DenseSimilarity)
             chain.append(similarity)
-        # All layers in one unit, in which the largest weight is near one.
-        smallest = min(each.scale for each in chain)
-        chain = [replace(each, scale=smallest) for each in chain]
-        places, similar = _places(chain, k, tol, max_iter, seed)
+        # One scale for all layers, which brings the largest weight of all near one.
+        scale = min(similarity.scale for similarity in chain)
+        chain = [replace(similarity, scale=scale) for similarity in chain]
+        vectors, similar = _eigenvectors(chain, k, tol, max_iter, seed)
         similar = similar.to(layers[0].device)
-        return (1.0 - similar).clamp(min=0.0), similar, *(each * smallest**0.5 for each in places)
+        return (1.0 - similar).clamp(min=0.0), similar, *(of_side * scale**0.5 for of_side in vectors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -148,20 +151,21 @@ class _Eigenvalues(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None, None, None, None, *([None] * ctx.count))
-        saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint gives them no second time
-        layers, found = saved[: ctx.count], saved[ctx.count :]
-        needed = ctx.needs_input_grad[4:]
-        wanted = [layer if each else None for layer, each in zip(layers, needed, strict=True)]
-        grads = iter(_Gradient.apply(grad, *found, *wanted))
-        return None, None, None, None, *(next(grads) if each else None for each in needed)
+        saved = ctx.saved_tensors  # once only: torch.utils.checkpoint gives them no second time
+        layers, eigen = saved[: ctx.count], saved[ctx.count :]
+        needs_grad = ctx.needs_input_grad[4:]
+        wanted = [layer if needed else None for layer, needed in zip(layers, needs_grad, strict=True)]
+        grads = iter(_Gradient.apply(grad, *eigen, *wanted))
+        return None, None, None, None, *(next(grads) if needed else None for needed in needs_grad)
 
-    vmap: Any  # set below, when there is a class to call
+    vmap: Any  # set below, once the class exists
 
 
 class _Gradient(torch.autograd.Function):
-    """``apply(grad, similar, *places, *layers)``: of each layer that is no None its gradient.
+    """``apply(grad, similar, *vectors, *layers)`` returns the gradient of each layer that is not None.
 
-    A function of its own, so that its derivative is refused, which would take the eigenvectors for constants.
+    It is a function of its own so that its derivative raises: autograd would treat the eigenvectors as
+    constants and return a wrong second derivative.
     """
 
     jvp = staticmethod(_no_derivative)
@@ -170,11 +174,11 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(grad: Tensor, similar: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         count = len(tensors) // 2
-        places, layers = tensors[: count + 1], tensors[count + 1 :]
+        vectors, layers = tensors[: count + 1], tensors[count + 1 :]
         slopes = grad.to(torch.float64)
         similar_slopes = slopes * similar
         grads = []
-        for (cols, rows), layer in zip(pairwise(places), layers, strict=True):
+        for (cols, rows), layer in zip(pairwise(vectors), layers, strict=True):
             if layer is None:
                 continue
             assert rows is not None
@@ -187,7 +191,7 @@ class _Gradient(torch.autograd.Function):
                 rows * slopes,
                 cols,
             )
-            # The similarities of a kernel have been added: what holds for the sum holds for each position.
+            # The matrix is a sum over the kernel's positions, so each position gets the sum's derivative.
             grads.append(edges if layer.dim() == 2 else _spread(edges, layer))
         return tuple(grads)
 
@@ -206,42 +210,44 @@ def _spread(edges: Tensor, layer: Tensor) -> Tensor:
     return (edges.view(*edges.shape, *[1] * (layer.dim() - 2)) * layer.sign()).to(layer.dtype)
 
 
-def _places(
+def _eigenvectors(
     chain: list[DenseSimilarity], k: int, tol: float, max_iter: int, seed: int
 ) -> tuple[list[Tensor], Tensor]:
-    """The eigenvectors y, ``(nodes, k)`` for the inputs and for each layer's outputs, and the ``1 - l``."""
-    sums = [each.sums() for each in chain]
+    """Return the eigenvectors y, ``(nodes, k)`` for the inputs and each layer's outputs, and ``1 - l``."""
+    sums = [similarity.sums() for similarity in chain]
     degrees = [sums[0][1]]
     degrees += [sums[index][0] + sums[index + 1][1] for index in range(len(chain) - 1)]
     degrees.append(sums[-1][0])
-    if not any(bool((each > 0).any()) for each in degrees):
+    if not any(bool((of_side > 0).any()) for of_side in degrees):
         raise ValueError("weights must not be all zero")
     if len(chain) == 1:
-        # The eigenvalues of the graph of a matrix are its singular values, and these with a minus.
-        found = singular_vectors(chain[0], (degrees[1], degrees[0]), k, tol=tol, max_iter=max_iter, seed=seed)
-        warn_unless(found.converged, found.passes, found.residuals)
-        places, values = [found.right * 0.5**0.5, found.left * 0.5**0.5], found.values
+        # The eigenvalues of a bipartite graph are the singular values of its matrix and their negatives.
+        singular = singular_vectors(
+            chain[0], (degrees[1], degrees[0]), k, tol=tol, max_iter=max_iter, seed=seed
+        )
+        warn_unless(singular.converged, singular.passes, singular.residuals)
+        vectors, values = [singular.right * 0.5**0.5, singular.left * 0.5**0.5], singular.values
     else:
         joint, eigen, _ = normalised_eigenvectors(
             lambda out, block, weights: _chain_product(chain, degrees, out, block, weights),
             torch.cat(degrees),
             k,
-            sum(each.memory for each in chain),
+            sum(similarity.memory for similarity in chain),
             tol=tol,
             max_iter=max_iter,
             seed=seed,
         )
         warn_unless(eigen.converged, eigen.products, eigen.residuals)
         joint = joint[:, :k].to(torch.float64)
-        places, values = list(joint.split([len(each) for each in degrees])), eigen.values
-    return places, values
+        vectors, values = list(joint.split([len(of_side) for of_side in degrees])), eigen.values
+    return vectors, values
 
 
 def _chain_product(
     chain: list[DenseSimilarity], degrees: list[Tensor], out: Tensor, block: Tensor, weights: Tensor
 ) -> None:
-    """``weights * (A block)``: each layer ties the nodes that it reads and puts out."""
-    sizes = [len(each) for each in degrees]
+    """Write ``weights * (A block)`` to ``out``; each layer is a bipartite graph of its inputs and outputs."""
+    sizes = [len(of_side) for of_side in degrees]
     parts, sums = block.split(sizes), out.zero_().split(sizes)
     for index, layer in enumerate(chain):
         forward, backward = layer.product(right=parts[index], left=parts[index + 1])

@@ -1,4 +1,4 @@
-"""Matrices as users have them, dense or sparse, of PyTorch, NumPy or SciPy: read and checked in one place."""
+"""Reading and checking a user's matrices, dense or sparse, of PyTorch, NumPy or SciPy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from modfast.arrays import as_tensor, native, require_numbers
 from modfast.shapes import FLOATS
 
-# What SciPy's formats hold beside their data. The others are made of Python's own lists and dicts.
+# The index arrays of SciPy's formats. The formats that are not here consist of Python lists and dicts.
 _SCIPY_INDICES = {
     "csr": ("indices", "indptr"),
     "csc": ("indices", "indptr"),
@@ -25,27 +25,27 @@ class CompressedRows(NamedTuple):
     """A sparse matrix: entry e of row i, ``starts[i] <= e < starts[i + 1]``, is in column ``indices[e]``."""
 
     starts: Tensor  # (rows + 1,), int32 or int64
-    indices: Tensor  # (entries,), of the same type
-    values: Tensor  # (entries,), one for each place at most
+    indices: Tensor  # (entries,), of the same dtype
+    values: Tensor  # (entries,); at most one entry for each row and column
     shape: tuple[int, int]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values."""
+        """The dtype of the values."""
         return self.values.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """The device of the tensors."""
         return self.values.device
 
 
 def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
-    """What a user may have: a tensor of any layout, a NumPy array, a SciPy sparse matrix.
+    """Read a matrix: a tensor of any supported layout, a NumPy array or a SciPy sparse matrix.
 
     Raises:
-        TypeError: it is none of these, or does not hold real numbers, or is a ``DTensor``.
-        ValueError: it is sparse and of another layout, or its indices do not fit its shape.
+        TypeError: ``weight`` is none of these, does not hold real numbers, or is a ``DTensor``.
+        ValueError: ``weight`` is sparse with another layout, or its indices do not fit its shape.
     """
     if isinstance(weight, (Tensor, np.ndarray)):
         tensor = as_tensor(name, weight)
@@ -59,19 +59,19 @@ def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
 
 
 def widened(values: Tensor) -> Tensor:
-    """In a type that can be computed in: float64 in place of integers and of narrower types than halves."""
+    """Convert dtypes that the kernels do not read to float64: integers and floats narrower than float16."""
     return values if values.dtype in FLOATS else values.to(torch.float64)
 
 
 def compress(dense: Tensor) -> CompressedRows:
-    """The entries of a dense matrix that are not zero."""
+    """Return the nonzero entries of a dense matrix as compressed rows."""
     dense = widened(dense)
     rows, cols = dense.nonzero(as_tuple=True)
     return _compressed(rows, cols, dense[rows, cols], (dense.shape[0], dense.shape[1]))
 
 
 def _compressed(rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> CompressedRows:
-    """From the place of each entry, row by row."""
+    """Return compressed rows from the row and column of each entry; entries come row by row."""
     counts = torch.bincount(rows, minlength=shape[0])
     return CompressedRows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), cols, values, shape)
 
@@ -82,7 +82,7 @@ def _from_sparse(weight: Tensor, name: str) -> CompressedRows:
     shape = (weight.shape[0], weight.shape[1])
     if weight.layout == torch.sparse_coo:
         if weight.dense_dim() == 0:
-            # Before entries of one place are added, which writes wherever the indices say.
+            # Checked before coalesce(), which writes wherever the indices point.
             for side, indices, size in zip(("row", "column"), weight._indices(), shape, strict=True):
                 _check_range(indices, size, f"a sparse {name}'s {side} indices")
             weight = weight.coalesce()
@@ -108,22 +108,22 @@ def _from_scipy(weight: Any, name: str) -> CompressedRows:
 
 
 def _remade(matrix: Any, name: str) -> Any:
-    """The same matrix, made anew of its arrays: SciPy checks them then, and later goes wherever they say."""
+    """Construct the same matrix again from its arrays: SciPy checks the indices only at construction."""
     if matrix.format not in _SCIPY_INDICES:
         return matrix
-    from scipy import sparse  # it is there, where a matrix of it is
+    from scipy import sparse  # whoever passes a SciPy matrix has SciPy
 
     data = native(name, matrix.data)
     indices = tuple(native(name, getattr(matrix, part)) for part in _SCIPY_INDICES[matrix.format])
     if any(part.dtype.kind not in "iu" for part in indices):
         raise ValueError(f"its indices must be integers, got {[str(part.dtype) for part in indices]}")
     parts = (data, indices) if matrix.format == "coo" else (data, *indices)
-    made = getattr(sparse, f"{matrix.format}_array")(parts, shape=matrix.shape)
-    if hasattr(made, "check_format"):
-        if (np.diff(made.indptr) < 0).any():  # which SciPy does not look at if the last one is negative
+    checked = getattr(sparse, f"{matrix.format}_array")(parts, shape=matrix.shape)
+    if hasattr(checked, "check_format"):
+        if (np.diff(checked.indptr) < 0).any():  # SciPy skips this check if the last one is negative
             raise ValueError("its index pointers must not fall")
-        made.check_format(full_check=True)
-    return made
+        checked.check_format(full_check=True)
+    return checked
 
 
 def _checked_rows(
@@ -155,7 +155,7 @@ def _check_range(indices: Tensor, size: int, what: str) -> None:
 
 
 def _is_canonical(matrix: CompressedRows) -> bool:
-    """Whether columns rise within each row, so that none is there twice."""
+    """Return whether columns rise within each row, so that no column occurs twice."""
     rises = matrix.indices[1:] > matrix.indices[:-1]
     begins = matrix.starts[1:-1]
     begins = begins[(begins > 0) & (begins < len(matrix.indices))]
@@ -164,10 +164,10 @@ def _is_canonical(matrix: CompressedRows) -> bool:
 
 
 def _merged(matrix: CompressedRows) -> CompressedRows:
-    """With the sum of the entries that are at one place."""
+    """Replace entries of the same row and column by their sum."""
     starts, indices, values, shape = matrix
     rows = torch.arange(shape[0], device=starts.device).repeat_interleave(starts.diff().long())
-    places, place_of = torch.unique(rows * shape[1] + indices, return_inverse=True)
+    positions, position_of = torch.unique(rows * shape[1] + indices, return_inverse=True)
     values = widened(values)
-    sums = values.new_zeros(len(places)).index_add_(0, place_of, values)
-    return _compressed(places // shape[1], places % shape[1], sums, shape)
+    sums = values.new_zeros(len(positions)).index_add_(0, position_of, values)
+    return _compressed(positions // shape[1], positions % shape[1], sums, shape)

@@ -1,4 +1,4 @@
-"""Is a network more modular than its weights would be by chance?"""
+"""A test whether a network is more modular than the same weights in random places."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from .clustering import normalized_cut, spectral_cluster
 
 
 class ShuffleTest(NamedTuple):
-    """What :func:`shuffle_test` finds.
+    """The result of :func:`shuffle_test`.
 
     Attributes:
-        normalized_cut: of the network's own clusters.
-        shuffled: those of the shuffled networks: float64, ``(num_shuffles,)``, in the order of their numbers.
-        mean: of ``shuffled``.
-        std: their standard deviation, over ``num_shuffles - 1``.
-        z_score: ``(normalized_cut - mean) / std``: far below 0 for a network of modules. Infinite, or NaN
-            where the cut equals the mean, if no two shuffled networks differ.
-        p_value: ``(1 + those at most as large as normalized_cut) / (1 + num_shuffles)``: one-sided.
+        normalized_cut: the normalised cut of the network's own clusters.
+        shuffled: the normalised cuts of the shuffled networks, float64, ``(num_shuffles,)``, in the order of
+            the shuffles.
+        mean: the mean of ``shuffled``.
+        std: the standard deviation of ``shuffled``, divided by ``num_shuffles - 1``.
+        z_score: ``(normalized_cut - mean) / std``: far below 0 for a modular network. If all shuffled
+            networks have the same cut, it is infinite, or NaN where the network's cut equals the mean.
+        p_value: one-sided: ``(1 + n) / (1 + num_shuffles)``, with n the number of shuffled networks whose cut
+            is at most ``normalized_cut``.
     """
 
     normalized_cut: float
@@ -50,23 +52,24 @@ def shuffle_test(
     workers: int | None = None,
     **options: Any,
 ) -> ShuffleTest:
-    """The normalised cut of a network's clusters, against networks of the same weights in random places.
+    """Compare the normalised cut of a network's clusters with that of the same weights in random places.
 
-    The clusters are those that :func:`spectral_cluster` finds in :func:`network_graph`. In each shuffled
-    network all entries of each layer's weight, zeros and the kernels of a convolution too, change places at
-    random within the layer; batch norms stay. It is clustered in the same way. The model is not changed.
+    The clusters are those of :func:`spectral_cluster` on :func:`network_graph`. In each shuffled network, all
+    entries of each layer's weight are permuted at random within the layer, zeros and the entries of
+    convolution kernels too; batch norms stay. It is clustered in the same way. The model is not changed.
 
     Args:
         model: as for :func:`network_graph`.
         num_clusters: from 1 to the number of the graph's nodes.
-        num_shuffles: how many shuffled networks, at least 2. The p-value is at least
-            ``1 / (1 + num_shuffles)``.
+        num_shuffles: the number of shuffled networks, at least 2. The p-value is at least
+            ``1 / (1 + num_shuffles)``: use 19 or more for a p-value of 0.05.
         layers: as for :func:`network_graph`.
         example_inputs: as for :func:`network_graph`.
-        seed: of the shuffles, each of which has its own random numbers, and of each clustering.
+        seed: seeds the shuffles, each of which has its own random numbers, and each clustering.
         progress: called as ``progress(done, num_shuffles)`` after each shuffled network.
-        workers: how many networks are clustered at the same time, each by one thread: as many as PyTorch has
-            threads by default. The result does not depend on it. Each holds a graph in memory.
+        workers: the number of networks that are clustered at the same time, each by one thread; by default
+            PyTorch's number of threads. The result does not depend on it. Each worker holds a graph in
+            memory.
         **options: further options of :func:`spectral_cluster`: ``n_init``, ``tol``, ``max_iter``.
 
     Returns:
@@ -74,11 +77,11 @@ def shuffle_test(
 
     Raises:
         ValueError: as for :func:`network_graph` and :func:`spectral_cluster`; an argument is out of range.
-        TypeError: ``model`` is no ``nn.Module``; an unknown option.
+        TypeError: ``model`` is no ``nn.Module``; an option is unknown.
 
-    If anything raises, an interrupt too, the shuffles that have not begun are dropped and those that have are
-    waited for. PyTorch's number of threads is 1 for the duration in threads that start meanwhile, and
-    afterwards what it was.
+    After an exception or an interrupt, shuffles that have not begun are dropped, and running ones are waited
+    for. During the call, any thread that starts runs PyTorch on one thread; afterwards the number of threads
+    is what it was.
 
     Source: "Clusterability in Neural Networks" (arXiv 2103.03386).
 
@@ -110,7 +113,7 @@ def shuffle_test(
 
     shuffled = torch.empty(count, dtype=torch.float64, device="cpu")
     with _single_threads(min(threads, count)) as pool:
-        # Alone, so that the options are checked before the rest begins; there, so that it is done alike.
+        # First and alone, so that bad options raise early; in a worker, so that it runs like the others.
         own = pool.submit(cut, graph).result()
         places = {pool.submit(shuffled_cut, number): number for number in range(count)}
         for done, future in enumerate(as_completed(places), 1):
@@ -130,8 +133,8 @@ def shuffle_test(
 
 @torch.no_grad()
 def _shuffled(chain: Sequence[Link], seed: int, number: int) -> list[Link]:
-    """With the entries of each weight in another order."""
-    # Not seed + number: neighbouring seeds would then share nearly all of their networks.
+    """Return the links with the entries of each weight permuted."""
+    # Not seed + number: then neighbouring seeds would share nearly all of their shuffled networks.
     words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
     # Drawn on the CPU, so that the order does not depend on the device.
     generator = torch.Generator("cpu").manual_seed(int(words[0]))
@@ -145,10 +148,10 @@ def _shuffled(chain: Sequence[Link], seed: int, number: int) -> list[Link]:
 
 @contextmanager
 def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Workers that run PyTorch on one thread each."""
-    # The number of threads is PyTorch's for a thread, but the last one set is taken over by new threads, and
-    # by those that have not asked for theirs before. Asking makes the caller's its own; setting it again
-    # afterwards gives it to new threads too.
+    """Start workers that run PyTorch on one thread each."""
+    # Each thread has its own number of PyTorch threads, but a new thread takes over the number that was set
+    # last, and so does one that has not read its own yet. Reading it here fixes the caller's number; setting
+    # it again afterwards restores it for new threads.
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "modfast-shuffle", torch.set_num_threads, (1,))
     try:

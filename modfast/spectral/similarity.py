@@ -1,4 +1,4 @@
-"""Matrices of similarities, dense and sparse, as spectral clustering sees them."""
+"""Matrices of similarities, dense and sparse, with the products and sums that spectral clustering needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .operators import AFFINITIES
 
 @dataclass(frozen=True)
 class DenseSimilarity:
-    """``|scale W|``, ``(scale W)^2`` or ``scale W`` of a dense weight, never stored."""
+    """The similarities ``|scale W|``, ``(scale W)^2`` or ``scale W`` of a dense weight W; never stored."""
 
     weight: Tensor  # (rows, cols), its rows contiguous
     affinity: int
@@ -24,31 +24,31 @@ class DenseSimilarity:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The numbers of rows and columns."""
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """The device of the matrix."""
         return self.weight.device
 
     @property
     def memory(self) -> int:
-        """How many bytes it takes."""
+        """The size of the matrix in bytes."""
         return self.weight.numel() * self.weight.element_size()
 
     def part(self, rows: Tensor, cols: Tensor) -> DenseSimilarity:
-        """Only these rows and columns, of bool masks."""
+        """Return the rows and columns that two bool masks select."""
         return replace(self, weight=self.weight[rows][:, cols].contiguous())
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Of rows and of columns, float64."""
+        """Return the sums of the rows and of the columns, float64."""
         return ops.similarity_sums(self.weight, self.affinity, self.scale)
 
     def product(
         self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
+        """Return ``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
         return ops.similarity_product(self.weight, self.affinity, self.scale, right, left, row_weights)
 
 
@@ -57,55 +57,56 @@ class SparseSimilarity(ops.SparseMatrix):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The numbers of rows and columns."""
         return len(self.starts) - 1, self.cols
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """The device of the matrix."""
         return self.values.device
 
     @property
     def memory(self) -> int:
-        """How many bytes it takes."""
-        return sum(each.numel() * each.element_size() for each in (self.starts, self.indices, self.values))
+        """The size of the matrix in bytes."""
+        arrays = (self.starts, self.indices, self.values)
+        return sum(array.numel() * array.element_size() for array in arrays)
 
     def part(self, rows: Tensor, cols: Tensor) -> SparseSimilarity:
-        """Only these rows and columns, of bool masks; the others hold zeros at most."""
-        kept = rows.repeat_interleave(self.starts.diff().long()) & cols[self.indices.long()]
-        # Where an entry comes to lie when those before it are gone; a row without any begins where it ends.
-        places = torch.cat([kept.new_zeros(1), kept]).cumsum(0).to(self.starts.dtype)
-        new_places = cols.cumsum(0) - 1
+        """Return the rows and columns that two bool masks select; the others must have no nonzero entry."""
+        selected = rows.repeat_interleave(self.starts.diff().long()) & cols[self.indices.long()]
+        # The number of selected entries before each entry; a row without entries begins where it ends.
+        counts = torch.cat([selected.new_zeros(1), selected]).cumsum(0).to(self.starts.dtype)
+        new_cols = cols.cumsum(0) - 1
         return self._replace(
-            starts=places[self.starts.long()][torch.cat([rows.new_ones(1), rows])],
-            indices=new_places[self.indices[kept].long()].to(self.indices),
-            values=self.values[kept],
+            starts=counts[self.starts.long()][torch.cat([rows.new_ones(1), rows])],
+            indices=new_cols[self.indices[selected].long()].to(self.indices),
+            values=self.values[selected],
             cols=int(cols.sum()),
         )
 
     def sums(self) -> tuple[Tensor, Tensor]:
-        """Of rows and of columns, float64."""
+        """Return the sums of the rows and of the columns, float64."""
         return self._sums(None, None, True)
 
     def row_sums(self) -> Tensor:
-        """Of rows only."""
+        """Return the sums of the rows, float64."""
         return self._sums(None, None, False)[0]
 
     def probe(self, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        """``A right`` and ``A^T left``, float64, of one vector each."""
+        """Return ``A right`` and ``A^T left``, float64, for one vector each."""
         return self._sums(right, left, True)
 
     def _sums(self, right: Tensor | None, left: Tensor | None, of_cols: bool) -> tuple[Tensor, Tensor]:
         return ops.sparse_similarity_sums(self, right, left, of_cols)
 
     def product_into(self, out: Tensor, right: Tensor, row_weights: Tensor) -> None:
-        """``out = row_weights * (A right)``, for a square matrix of given similarities."""
+        """Write ``row_weights * (A right)`` to ``out``, for a square matrix with the affinity ``"given"``."""
         ops.graph_product_(out, self, right, row_weights)
 
     def product(
         self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
+        """Return ``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
         return ops.sparse_similarity_product(self, right, left, row_weights)
 
 
@@ -113,12 +114,12 @@ Similarity: TypeAlias = DenseSimilarity | SparseSimilarity
 
 
 def read_similarity(matrix: Tensor | CompressedRows, affinity: str, name: str = "weight") -> Similarity:
-    """The similarities of a weight, checked.
+    """Check a weight and return its similarities.
 
     Raises:
-        TypeError: it is complex.
-        ValueError: it is empty or has fewer than two dimensions, holds NaN, infinity or, as a given
-            similarity, a negative number; the affinity is unknown.
+        TypeError: ``matrix`` is complex.
+        ValueError: ``matrix`` is empty or has fewer than two dimensions, holds NaN, infinity or, as a given
+            similarity, a negative number; or ``affinity`` is unknown.
     """
     if affinity not in AFFINITIES:
         raise ValueError(f"affinity must be one of {AFFINITIES}, got {affinity!r}")
@@ -161,16 +162,16 @@ def _read_sparse(matrix: CompressedRows, affinity: str, name: str) -> SparseSimi
 
 
 def _scale(values: Tensor, affinity: str, name: str) -> float:
-    """A power of two that brings the largest number near one; raises for numbers that are not allowed."""
+    """Return a power of two that brings the largest value near one; raise for values that are not allowed."""
     low, high = (float(extreme) for extreme in torch.aminmax(values))
     if not (math.isfinite(low) and math.isfinite(high)) or (affinity == "given" and low < 0):
         bad = ~values.isfinite() | (values < 0) if affinity == "given" else ~values.isfinite()
-        place = tuple(bad.nonzero()[0].tolist())
+        position = tuple(bad.nonzero()[0].tolist())
         allowed = "finite and, as a given similarity, not negative" if affinity == "given" else "finite"
-        raise ValueError(f"{name} must be {allowed}, got {values[place].item()} at {place}")
+        raise ValueError(f"{name} must be {allowed}, got {values[position].item()} at {position}")
     largest = max(-low, high)
     if largest == 0:
         return 1.0
-    # As a number of the narrower type that it is multiplied in.
+    # The scale must be representable in the dtype in which the values are multiplied by it.
     most = 1000 if values.dtype == torch.float64 else 126
     return 2.0 ** -min(max(math.frexp(largest)[1], -most), most)

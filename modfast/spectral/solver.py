@@ -1,4 +1,4 @@
-"""What all spectral functions share of their solver: its options, and the warning that it stopped early."""
+"""The solver options of all spectral functions, and the warning that the solver stopped early."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from modfast.arguments import SEED, Integer, Number, check
 
 
 class ConvergenceWarning(UserWarning):
-    """An eigensolver stopped before it was as exact as asked."""
+    """Warns that an eigensolver stopped before it reached the requested tolerance."""
 
 
 def check_solver(n_init: object, tol: object, max_iter: object, seed: object) -> None:
-    """Raises unless these options of a solver may be given.
+    """Check the options of a solver.
 
     Raises:
-        ValueError: one may not.
+        ValueError: an option is out of range.
     """
     check("n_init", n_init, Integer(1, 2**31 - 1))
     check("max_iter", max_iter, Integer(1, 2**31 - 1))
@@ -26,7 +26,7 @@ def check_solver(n_init: object, tol: object, max_iter: object, seed: object) ->
 
 
 def warn_unless(converged: bool, passes: int, residuals: Tensor) -> None:
-    """Warn that what was found is not exact, unless the solver has converged."""
+    """Warn that the result is inexact, unless the solver has converged."""
     if not converged:
         warnings.warn(
             f"the eigensolver stopped after {passes} passes with residuals up to "

@@ -1,5 +1,5 @@
-// Random tails for the tests of the walk, with the memory that they point to: it ends with its last number,
-// so that one step too far is seen.
+// Random tails for the tests of the walk, with the memory that they point to. Each array ends with its last
+// number, so that an access beyond it is detected.
 #pragma once
 
 #include "circuits/circuits.h"
@@ -41,7 +41,7 @@ struct RandomTail {
   std::vector<double> features, signs;
   std::vector<LayerNumbers> layers;
 
-  // mixed: inputs of other classes as well.
+  // mixed: whether there are inputs of other classes too.
   RandomTail(int64_t depth, int64_t inputs, bool mixed) : stride((inputs + kInputs - 1) / kInputs * kInputs) {
     int64_t width = draw(1, 9);
     features.assign(width * stride, 0.0);

@@ -1,6 +1,6 @@
-// The walk's kernels alone, against plain loops and the standard library: elementary functions, states, and
-// every single decision. Built and run by `make sanitize` under the address and undefined-behaviour
-// sanitizers, for every instruction set.
+// Tests of the walk's kernels alone, against plain loops and the standard library: elementary functions,
+// states, and every single decision. `make sanitize` builds and runs it under the address and
+// undefined-behaviour sanitizers, for every instruction set.
 #include "circuits/lines.h"
 #include "circuits/walk_threads.h"
 #include "common/instruction_set.h"
@@ -40,7 +40,7 @@ double plain_activation(double x, Activation activation, double slope) {
   return x;
 }
 
-// In units of the last place; what is smaller than exp(-708) may be zero.
+// Checks the error in units of the last place; a value smaller than exp(-708) may be zero.
 void check_ulps(double found, double expected, double ulps, const char* what) {
   const double next = std::nextafter(std::abs(expected), std::numeric_limits<double>::infinity());
   check_near(found, expected, ulps * (next - std::abs(expected)) + 3.4e-308, what);
@@ -57,7 +57,7 @@ void try_functions() {
     check_ulps(tanh_of(x), std::tanh(x), 4, "tanh");
     check_ulps(sigmoid_of(x), x < 0.0 ? std::exp(x) / (1.0 + std::exp(x)) : 1.0 / (1.0 + std::exp(-x)), 3,
                "sigmoid");
-    // exp(-x^2 / 2) makes of the square's rounding x^2 / 2 times as much.
+    // exp(-x^2 / 2) multiplies the rounding error of the square by x^2 / 2.
     const auto exact = static_cast<double>(std::erfc(x * -std::sqrt(0.5L)) / 2);
     check_ulps(normal_of(x), exact, 4 + x * x, "normal");
   }
@@ -71,7 +71,7 @@ void try_functions() {
   check(sigmoid_of(-1e300) == 0.0 && sigmoid_of(far) == 1.0, "sigmoid far away", sigmoid_of(far), 1.0);
   check(normal_of(-1e100) == 0.0 && normal_of(1e100) == 1.0, "normal far away", normal_of(1e100), 1.0);
   check(softplus(1e300) == 1e300 && softplus(-1e300) == 0.0, "softplus far away", softplus(1e300), 1e300);
-  // What has overflowed stays NaN: no loss is made of it.
+  // After an overflow the result stays NaN and does not become a loss.
   const double none = std::numeric_limits<double>::quiet_NaN();
   for (const double x : {exp_of(none), log_of(none), softplus(none)}) check(std::isnan(x), "of NaN", x, none);
   for (int64_t a = 0; a < kActivations; ++a) {
@@ -80,7 +80,7 @@ void try_functions() {
   }
 }
 
-// The instruction set's functions take the steps of the plain ones above.
+// The instruction set's functions give the bits of the plain ones above.
 void try_lines() {
   constexpr int64_t stride = 5 * kInputs;
   std::vector<double> x(stride), pre(stride), held(stride);
@@ -119,7 +119,7 @@ struct Answer {
   double loss = 0.0, right = 0.0;
 };
 
-// The network run as it stands, all of it.
+// Runs the whole network with its present weights.
 Answer run_plainly(const RandomTail& tail) {
   Answer all;
   for (int64_t m = 0; m < tail.stride; ++m) {
@@ -157,7 +157,7 @@ Answer run_plainly(const RandomTail& tail) {
 
 int64_t decisions = 0, close_calls = 0, kept = 0;
 
-// Every decision of a walk, each after those that the walk made before it.
+// Checks every decision of a walk, each given the walk's decisions before it.
 void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
   RandomTail tail(depth, inputs, draw(0, 1));
   tail_forward(tail.tail(), in_turn);
@@ -183,7 +183,7 @@ void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
         const bool may = now.loss <= bounds.loss && (!accuracy || now.right >= bounds.right);
         const bool stays = layer.weights[i] == 0.0;
         ++decisions;
-        // What moves nothing is as good as it was before.
+        // A weight that changes no loss may be zero.
         if (std::abs(now.loss - bounds.loss) <= rounding && now.loss != last.loss) {
           ++close_calls;
         } else {
@@ -197,7 +197,7 @@ void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
           ++kept;
         }
       }
-      // The state is that of the weights.
+      // The state must be up to date with the weights.
       RandomTail fresh = tail;
       tail_forward(fresh.tail(), in_turn);
       check_same(tail, fresh);
@@ -205,7 +205,7 @@ void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
   }
 }
 
-// The same bits whatever the number of threads.
+// The bits must be the same for any number of threads.
 void try_threads(int64_t depth, int64_t inputs, int64_t threads) {
   RandomTail one(depth, inputs, true);
   tail_forward(one.tail(), in_turn);

@@ -1,6 +1,6 @@
-// The threads of the walk's CUDA kernel as threads of the CPU that wait for each other where the kernel's do,
-// under the thread sanitizer: what one writes and another reads without having waited is an error. Built and
-// run by `make sanitize`.
+// The threads of the walk's CUDA kernel run as threads of the CPU that wait for each other where the kernel's
+// do. The thread sanitizer reports an error if one thread writes and another reads without a wait between
+// them. `make sanitize` builds and runs it.
 #include "circuits/plan.h"
 #include "random_tail.h"
 
@@ -16,7 +16,7 @@ class Barrier {
  public:
   explicit Barrier(int64_t threads) : threads_(threads) {}
 
-  // Waits for all; whether `holds` of any.
+  // Waits for all threads; returns whether `holds` is true for any.
   bool any(bool holds) {
     std::unique_lock<std::mutex> lock(mutex_);
     holds_ |= holds;

@@ -1,7 +1,7 @@
-// What the threads of the walk's CUDA kernels do, called on the CPU for every thread in turn, as the kernels
-// call them: the same weights and states, bit for bit, as the CPU's walk leaves. Only waiting for each other
-// and exchanging numbers inside a warp are not tested here; see test_circuits_races.cpp for what is waited
-// for. Built and run by `make sanitize`.
+// Tests of the work of the walk's CUDA kernels' threads, called on the CPU for every thread in turn, as the
+// kernels call them: weights and states must be those of the CPU's walk, bit for bit. Only synchronisation
+// and exchange of numbers within a warp are not tested here; test_circuits_races.cpp tests synchronisation.
+// `make sanitize` builds and runs it.
 #include "circuits/plan.h"
 #include "random_tail.h"
 
@@ -15,7 +15,7 @@ void in_turn(int64_t count, int64_t grain, LoopBody body, void* context) {
   for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count), context);
 }
 
-// Threads one after the other, the first or the last first.
+// Runs threads one after the other, from the first or from the last.
 struct BlockInTurn {
   int64_t count;
   bool backward;
@@ -67,7 +67,7 @@ void walk_row_by_threads(const Tail& tail, int64_t layer, int64_t row, int64_t b
     const auto tables = plan.tables();
     const std::unique_ptr<double[]> numbers(new double[plan.numbers()]);
     const Walk walk = plan.walk(tables.data(), numbers.get());
-    // All, half or none of the room near the threads.
+    // All, half or none of the memory is shared memory.
     const int64_t threads = walk_threads(walk.stride), near_numbers = room_of(walk, threads) * draw(0, 2) / 2;
     const std::unique_ptr<double[]> near_memory(new double[near_numbers]);
     walk_block(walk, BlockInTurn{threads, draw(0, 1) == 1}, {near_memory.get(), near_numbers, walk.room});
@@ -101,8 +101,8 @@ void try_walk(int64_t depth, int64_t inputs) {
   }
 }
 
-// Decisions seldom hang on the last bit of the sum of losses, so here they do: the lowest bound under which
-// the CPU's walk zeroes a weight is found, and must be the lowest of the threads' walk.
+// Decisions seldom depend on the last bit of the sum of losses. This test makes them: it finds the lowest
+// bound under which the CPU's walk zeroes a weight, which must be the lowest of the threads' walk too.
 void try_lowest_bound(int64_t inputs) {
   RandomTail given(draw(1, 3), inputs, draw(0, 1));
   tail_forward(given.tail(), in_turn);
@@ -118,7 +118,7 @@ void try_lowest_bound(int64_t inputs) {
     }
     return tail.layers[layer].weights[row * tail.layers[layer].cols + col] == 0.0;
   };
-  if (zeroes(-1.0, false)) return;  // moves nothing
+  if (zeroes(-1.0, false)) return;  // the weight has no effect
   double low = -1.0, high = 1e6;
   for (double middle = 0.0; low < middle || middle == 0.0;) {
     (zeroes(middle, false) ? high : low) = middle;

@@ -1,6 +1,6 @@
-// The energy kernels alone, against plain loops, on shapes around their chunks and tiles, in every layout.
-// Built and run by `make sanitize` under the address and undefined-behaviour sanitizers: each matrix lies
-// in a block of its own that ends with its last element, so that one step too far is seen.
+// Tests of the energy kernels alone, against plain loops, on sizes around those of chunks and tiles, in every
+// layout. `make sanitize` builds and runs it under the address and undefined-behaviour sanitizers: each
+// matrix is in a block of its own that ends with its last element, so that an access beyond it is detected.
 #include "common/half.h"
 #include "common/instruction_set.h"
 #include "energy/energy.h"
@@ -57,7 +57,7 @@ void check(bool holds, const char* what, double found, double expected) {
 
 template <class T>
 void try_one(DType dtype, double rounding, double size) {
-  // Around the sizes of a chunk and a window of rows, of a tile of columns; long rows with few others.
+  // Sizes around those of a chunk and a window of rows and of a tile of columns; and few long rows.
   const int64_t edges[] = {1, 2, 3, 7, 31, 32, 33, 127, 128, 129, 257, 511, 513, 1030};
   const bool wide = draw(0, 4) == 0;
   const int64_t rows = wide ? draw(1, 9) : edges[draw(0, 13)];
@@ -78,7 +78,7 @@ void try_one(DType dtype, double rounding, double size) {
       squares[block] += w.value(i, j) * w.value(i, j);
     }
   }
-  // Float64 sums in another order; the numbers are of size 1.
+  // Rounding of float64 sums in different orders; the numbers are of size 1.
   const double sum_error = 1e-12 * static_cast<double>(rows * cols);
   block_inner(labels, w.operand, &v.operand, blocks.data(), in_turn);
   for (size_t b = 0; b < blocks.size(); ++b) {
@@ -89,7 +89,7 @@ void try_one(DType dtype, double rounding, double size) {
     check(std::abs(blocks[b] - squares[b]) <= sum_error, "block energy", blocks[b], squares[b]);
   }
 
-  // Factors of a usual size, or such as only a double holds.
+  // Factors of a usual size, or factors that only a double can hold.
   std::vector<double> factors(count * count);
   for (double& factor : factors) factor = size * std::normal_distribution<double>()(random_numbers);
   block_scale(labels, w.operand, factors.data(), out.operand, in_turn);
@@ -97,7 +97,8 @@ void try_one(DType dtype, double rounding, double size) {
     for (int64_t j = 0; j < cols; ++j) {
       const double expected = w.value(i, j) * factors[labels.rows[i] * count + labels.cols[j]];
       const double found = out.value(i, j);
-      if (std::abs(expected) > 60000.0 || std::abs(expected) < 1e-4) continue;  // beyond a half, or subnormal
+      if (std::abs(expected) > 60000.0 || std::abs(expected) < 1e-4)
+        continue;  // outside a half's normal range
       check(std::abs(found - expected) <= rounding * std::abs(expected), "block_scale", found, expected);
     }
   }

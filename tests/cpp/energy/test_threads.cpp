@@ -1,6 +1,7 @@
-// What the threads of the CUDA kernels do, called on the CPU for every thread of every item in turn, against
-// plain loops: where each thread begins and ends, packs of numbers, labels, products. Only the sums over a
-// block of threads, made by CUDA's own instructions, are not tested here. Built and run by `make sanitize`.
+// Tests of the work of the CUDA kernels' threads, called on the CPU for every thread of every item in turn,
+// against plain loops: where each thread begins and ends, packs of numbers, labels, products. Only the sums
+// over a block of threads, which use CUDA's instructions, are not tested here. `make sanitize` builds and
+// runs it.
 #include "energy/blocks_threads.h"
 #include "energy/loss_threads.h"
 #include "energy/plan.h"
@@ -18,7 +19,7 @@ namespace {
 using namespace modfast;
 
 std::mt19937 random_numbers(0);
-int packed = 0, single = 0;  // how many matrices took either way
+int packed = 0, single = 0;  // how many matrices were read in packs, and how many in single numbers
 
 int64_t draw(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(random_numbers);
@@ -30,7 +31,7 @@ void check(bool holds, const char* what, double found, double expected) {
   std::exit(1);
 }
 
-// A matrix whose memory ends with its last number, so that one step too far is seen.
+// A matrix whose memory ends with its last number, so that an access beyond it is detected.
 template <class T>
 struct Numbers {
   std::unique_ptr<T[]> data;
@@ -72,7 +73,7 @@ struct RandomLabels {
   LabelSource source;
   int32_t none;
 
-  // A label for each line, or for as many as a channel's positions make of it, in either order.
+  // A label for each row or column, or for each channel of a kernel's positions, in either order of memory.
   RandomLabels(int64_t lines, int32_t clusters) : none(clusters) {
     int64_t positions = 1;
     for (int64_t p : {2, 3}) {
@@ -134,7 +135,7 @@ void try_one(DType dtype, double rounding, double size) {
       }
     }
   }
-  // Float64 sums in another order; the numbers are of size 1.
+  // Rounding of float64 sums in different orders; the numbers are of size 1.
   const double sum_error = 1e-12 * static_cast<double>(rows * cols * positions);
 
   Split found{0.0, 0.0};
@@ -188,12 +189,12 @@ void try_one(DType dtype, double rounding, double size) {
     }
   }
 
-  // Factors of a usual size, or such as only a double holds.
+  // Factors of a usual size, or factors that only a double can hold.
   std::normal_distribution<double> normal;
   const Split factors{size * normal(random_numbers), size * normal(random_numbers)};
   const auto near = [&](double result, double exact, const char* what) {
     if (std::abs(exact) > 60000.0 || (exact != 0.0 && std::abs(exact) < 1e-4))
-      return;  // beyond a half, or subnormal
+      return;  // outside a half's normal range
     check(std::abs(result - exact) <= rounding * std::abs(exact), what, result, exact);
   };
   for (const bool add : {true, false}) {

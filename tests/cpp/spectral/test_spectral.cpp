@@ -1,5 +1,6 @@
-// The spectral family's kernels alone, against plain loops: products, basis functions, k-means, moves. Built
-// and run by `make sanitize` under the address and undefined-behaviour sanitizers; see test_energy.cpp.
+// Tests of the spectral family's kernels alone, against plain loops: products, basis functions, k-means,
+// moves. `make sanitize` builds and runs it under the address and undefined-behaviour sanitizers; see
+// test_energy.cpp.
 #include "common/half.h"
 #include "common/instruction_set.h"
 #include "spectral/spectral.h"
@@ -40,7 +41,7 @@ void check_near(double found, double expected, double allowed, const char* what)
   check(std::abs(found - expected) <= allowed, what, found, expected);
 }
 
-// Memory that ends with its last number, so that one step too far is seen.
+// Memory that ends with its last number, so that an access beyond it is detected.
 template <class T>
 std::unique_ptr<T[]> numbers(int64_t count) {
   std::unique_ptr<T[]> made(new T[count]);
@@ -56,13 +57,13 @@ double exact(double weight, Similarity similarity) {
 }
 Similarity any_similarity() { return {static_cast<Affinity>(draw(0, 2)), draw(0, 1) ? 1.0 : 0.25}; }
 
-// A matrix entry by entry, as both kinds are checked.
+// A matrix as a list of entries, for the checks of dense and sparse matrices.
 struct Entry {
   int64_t row, col;
   double weight;
 };
 
-// right, left or both, or right with weights of the rows.
+// The operands of a product: right, left or both, or right with weights of the rows.
 template <class C, class Matrix>
 void try_product(const Matrix& matrix, const std::vector<Entry>& entries, int kind, double rounding) {
   const Similarity similarity = any_similarity();
@@ -89,7 +90,7 @@ void try_product(const Matrix& matrix, const std::vector<Entry>& entries, int ki
       const double there = a * right[at_col];
       sums[at_row] = sums[at_row] + there;
       sizes[at_row] = sizes[at_row] + std::abs(there);
-      // What goes back is the product as it was rounded.
+      // The backward product starts from the rounded forward product.
       double from = left[at_row];
       if (kind == 3) from = double(row_weights[entry.row]) * double(forward[at_row]);
       sums[back] = sums[back] + a * from;
@@ -208,7 +209,7 @@ void try_sparse(DType dtype, int64_t rows, int64_t cols, int64_t degree) {
   try_matrix(sparse.matrix, entries);
   if (entries.empty()) return;
 
-  // An index that is out of range is told, and leads nowhere.
+  // An index out of range raises an error, without an access outside of the vectors.
   const I bad[] = {-1, static_cast<I>(cols), std::numeric_limits<I>::max(), std::numeric_limits<I>::min()};
   sparse.indices[draw(0, static_cast<int64_t>(entries.size()) - 1)] = bad[draw(0, 3)];
   Blocks<float> blocks;
@@ -270,7 +271,7 @@ void try_basis(int64_t length, double rounding) {
     }
   }
 
-  // basis factors, and how far from it rounding may lead.
+  // The product of basis and factors, and the allowed rounding error.
   const auto product_with = [&](const double* factors, int64_t columns, int64_t i, int64_t k, double* size) {
     double sum = 0.0;
     for (int64_t v = 0; v < all; ++v) {
@@ -304,7 +305,7 @@ void try_basis(int64_t length, double rounding) {
   ++passed;
 }
 
-// Labels that are clusters, and the cost that k-means tells.
+// Checks that labels are clusters, and the cost that k-means reports.
 std::vector<int64_t> labels_of(const KMeans& problem, const float* points, Tightness* result) {
   const std::unique_ptr<int64_t[]> labels(new int64_t[problem.points]);
   *result = k_means(problem, points, std::vector<float>(problem.points, 1.0f).data(), labels.get(), in_turn);
@@ -346,7 +347,7 @@ KMeans problem_of(int64_t points, int64_t dims, int64_t clusters) {
   return problem;
 }
 
-// Clusters far apart are found exactly; with more points than starts are tried on, too.
+// Clusters far apart must be found exactly, also with more points than the sample for the starts.
 void try_planted_points(int64_t count, int64_t dims, int64_t clusters) {
   const KMeans problem = problem_of(count, dims, clusters);
   const auto points = numbers<float>(count * dims);
@@ -370,8 +371,8 @@ void try_planted_points(int64_t count, int64_t dims, int64_t clusters) {
   ++passed;
 }
 
-// At most so many different places, and each of them in one cluster: none is empty while there are places
-// left.
+// Points of which at most `places` differ: equal points must be in one cluster, and no cluster may be empty
+// if enough points differ.
 void try_few_places(int64_t count, int64_t dims, int64_t places, int64_t clusters) {
   KMeans problem = problem_of(count, dims, clusters);
   problem.starts = 1;
@@ -392,7 +393,7 @@ void try_few_places(int64_t count, int64_t dims, int64_t places, int64_t cluster
   ++passed;
 }
 
-// The normalised cut, from the definition.
+// The normalised cut by its definition.
 double cut_of(const std::vector<Entry>& entries, const std::vector<int64_t>& labels, int64_t clusters) {
   std::vector<double> inside(clusters), volume(clusters);
   for (const Entry& entry : entries) {
@@ -466,12 +467,12 @@ void try_graph(DType dtype, int64_t nodes, int64_t clusters) {
                is = std::count(moved.begin(), moved.end(), c);
     check(was == is, "no cluster is emptied or made", is, was);
   }
-  // Nothing is left to move, node by node, by the definition.
+  // By the definition of the cut, no move of a single node may lower it further.
   for (int64_t i = 0; i < nodes; ++i) {
     const int64_t own = moved[i];
     if (own < 0 || std::count(moved.begin(), moved.end(), own) == 1) continue;
     for (int64_t c = 0; c < clusters; ++c) {
-      // A node joins no cluster to which nothing ties it.
+      // A node joins no cluster without an edge to it.
       const auto ties = [&](const Entry& e) { return e.row == i && e.col != i && moved[e.col] == c; };
       if (c == own || std::none_of(entries.begin(), entries.end(), ties)) continue;
       auto other = moved;
@@ -483,7 +484,7 @@ void try_graph(DType dtype, int64_t nodes, int64_t clusters) {
   ++passed;
 }
 
-// Nodes of one side of a graph, whose other side keeps still.
+// Moves nodes of one side of a bipartite graph; the nodes of the other side stay.
 void try_side(int64_t nodes, int64_t others, int64_t clusters) {
   std::vector<int64_t> labels(nodes + others);
   for (int64_t& label : labels) label = draw(0, clusters - 1);
@@ -531,7 +532,7 @@ void try_side(int64_t nodes, int64_t others, int64_t clusters) {
 
 }  // namespace
 
-// Given any argument, names the instruction sets to run it with.
+// With any argument, prints the instruction sets to run this program with.
 int main(int count, char**) {
   if (count > 1) {
     for (const auto level : available_instruction_sets()) std::puts(name_of(level));

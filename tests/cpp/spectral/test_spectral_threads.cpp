@@ -1,6 +1,6 @@
-// What the threads of the spectral family's CUDA kernels do, called on the CPU for every thread of every
-// block in turn, as the kernels call them, against plain loops. Only waiting for each other and the sums over
-// a warp are not tested here. Built and run by `make sanitize`.
+// Tests of the work of the spectral family's CUDA kernels' threads, called on the CPU for every thread of
+// every block in turn, as the kernels call them, against plain loops. Only synchronisation and the sums over
+// a warp are not tested here. `make sanitize` builds and runs it.
 #include "spectral/plan.h"
 
 #include <algorithm>
@@ -29,7 +29,7 @@ void check(bool holds, const char* what, double found, double expected) {
   std::exit(1);
 }
 
-// Numbers of size one; memory that ends with the last of them, so that one step too far is seen.
+// Numbers of size one, in memory that ends with the last of them, so that an access beyond it is detected.
 template <class T>
 std::unique_ptr<T[]> numbers(int64_t count) {
   std::unique_ptr<T[]> made(new T[count]);
@@ -86,7 +86,7 @@ void multiply_tiles(const Product<C>& p, int64_t first_vector, int64_t parts) {
 
 int striped = 0;  // products that took more than one stripe
 
-// right, left or both, or right with weights of the rows.
+// The operands of a product: right, left or both, or right with weights of the rows.
 template <class C, class T>
 void try_product(const Dense<T>& dense, int kind, double rounding) {
   const DenseMatrix& m = dense.matrix;
@@ -207,7 +207,7 @@ void try_edges(const Dense<T>& dense, double rounding) {
   }
 }
 
-// A sparse matrix, some of whose starts and indices may be nonsense.
+// A sparse matrix, some of whose starts and indices may be out of range.
 template <class I, class T>
 struct Sparse {
   std::unique_ptr<I[]> starts, indices;
@@ -252,7 +252,7 @@ void multiply_rows(const Rows& rows, Similarity similarity, const C* vectors, co
   }
 }
 
-// Of a well-formed matrix; order and columns: of its transpose's entries.
+// Tests a valid matrix; order and columns are those of its transpose's entries.
 template <class I, class T, class C>
 std::vector<double> multiply_sparse(const Rows& rows, Similarity similarity, const C* vectors,
                                     const C* scales, int64_t width) {
@@ -339,7 +339,7 @@ void try_sparse(DType dtype, double rounding) {
     check(std::abs(sum - col_sums[j]) <= 1e-10, "sparse sum of a column", sum, col_sums[j]);
   }
 
-  // Nonsense leads nowhere: the sanitizer watches.
+  // Starts and indices out of range: the sanitizer detects invalid accesses.
   if (entries == 0) return;
   const I nonsense[] = {-1, static_cast<I>(width), std::numeric_limits<I>::max(),
                         std::numeric_limits<I>::min()};
@@ -364,7 +364,7 @@ void try_sparse(DType dtype, double rounding) {
 
 template <class T>
 void try_dense(DType dtype, double rounding) {
-  // Around the sizes of a tile, of its depth, of a piece.
+  // Sizes around those of a tile, of its depth, of a piece.
   const int64_t edges[] = {0, 1, 2, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 130, 255, 257, 300, 513};
   const int64_t rows = draw(0, 3) ? edges[draw(0, 17)] : draw(1000, 1300);
   const int64_t cols = edges[draw(0, rows > 999 ? 6 : rows > 150 ? 11 : 17)];
