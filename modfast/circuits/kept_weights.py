@@ -115,7 +115,7 @@ def layer_named(layers: Collection[str], name: object, argument: str) -> str:
 def weight_clusters(
     shapes: Mapping[str, tuple[int, ...]], partitions: Mapping[str, Partition]
 ) -> dict[str, WeightClusters]:
-    """Return each weight's cluster, for layers of these shapes, ``(out, in, *kernel)``, by the circuits' names.
+    """Return each weight's cluster by layer, for layers of these shapes, ``(out, in, *kernel)``.
 
     Raises:
         ValueError: a partition is of an unknown layer or does not fit its shape, or two are of one layer.
