@@ -218,7 +218,7 @@ def refine(
 
     Args:
         similarity: ``(n, n)``, symmetric, not negative.
-        labels: ``(n,)`` in ``[0, num_clusters)``.
+        labels: ``(n,)`` in ``[0, num_clusters)``; -1 stays, and its edges count in its neighbours' degrees.
         num_clusters: the number of clusters; an empty one stays empty.
         max_sweeps: the maximum number of sweeps over all nodes, even if another move would help.
         least: by how much a move must lower the cut.
@@ -227,15 +227,16 @@ def refine(
         New labels.
     """
     labels = labels.clone()
-    clusters = Clusters(
-        *inside_and_volume(similarity, labels, num_clusters), torch.bincount(labels, minlength=num_clusters)
-    )
+    clustered = (labels >= 0).nonzero().flatten()
+    sizes = torch.bincount(labels[clustered], minlength=num_clusters)
+    clusters = Clusters(*inside_and_volume(similarity, labels, num_clusters), sizes)
     degrees, loops = similarity.sum(1), similarity.diagonal()
     for _ in range(max_sweeps):
         before = labels.clone()
-        for node in range(len(labels)):
+        for node in clustered.tolist():
             own = int(labels[node])
-            to_clusters = similarity.new_zeros(num_clusters).index_add(0, labels, similarity[node])
+            to_clusters = similarity.new_zeros(num_clusters)
+            to_clusters.index_add_(0, labels[clustered], similarity[node, clustered])
             to_clusters[own] -= loops[node]
             labels[node] = clusters.move(own, to_clusters, degrees[node], loops[node], least)
         if torch.equal(labels, before):

@@ -184,12 +184,8 @@ def move_graph(
     """Move the nodes of a graph, sweep after sweep, until none moves."""
     from .spectral import refine
 
-    clustered = labels >= 0
     similarity = _dense(starts, indices, values, len(labels)).to(torch.float64) * scale
-    similarity = similarity[clustered][:, clustered]
-    moved = labels.clone()
-    moved[clustered] = refine(similarity, labels[clustered], num_clusters, max_sweeps, least)
-    return moved
+    return refine(similarity, labels, num_clusters, max_sweeps, least)
 
 
 def graph_cut(

@@ -255,13 +255,15 @@ def test_k_means_same_labels_for_any_number_of_threads(set_threads: Callable[[in
     assert not torch.equal(other, results[0][0])
 
 
+@pytest.mark.parametrize("unclustered", [0, 12])
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_moves_are_those_of_the_reference(k: int) -> None:
+def test_moves_are_those_of_the_reference(k: int, unclustered: int) -> None:
     weight = torch.rand(60, 60, dtype=torch.float64)
     graph = torch.where(torch.rand(60, 60) < 0.2, weight, 0.0)
     graph = graph + graph.T
     labels = torch.randint(k, (60,))
     labels[:k] = torch.arange(k)
+    labels[len(labels) - unclustered :] = -1  # they have edges, which count in their neighbours' degrees
     parts = sparse_parts(graph)
     inside, volume = ops.graph_cut(*parts, 1.0, labels, k)
     expected = plain.graph_cut(*parts, 1.0, labels, k)
@@ -272,10 +274,12 @@ def test_moves_are_those_of_the_reference(k: int) -> None:
     # Where it ends, none of the reference's moves helps.
     assert torch.equal(plain.move_graph(*parts, 1.0, moved, k, 1e-8, 1), moved)
 
-    ties, sizes = torch.rand(60, 8, dtype=torch.float64), torch.bincount(labels, minlength=k)
+    clustered = labels >= 0
+    ties, sizes = torch.rand(60, 8, dtype=torch.float64), torch.bincount(labels[clustered], minlength=k)
     ties[:, k:] = 0.0
     degrees = ties.sum(1) + 0.1
-    volume = torch.zeros(k, dtype=torch.float64).index_add(0, labels, degrees) * 2
+    none = torch.zeros(k, dtype=torch.float64)
+    volume = none.index_add(0, labels[clustered], degrees[clustered]) * 2
     given = (labels, volume * 0.4, volume, sizes, ties, degrees, torch.rand(60).double() * 0.1, 1e-9, 3)
     for ours, theirs in zip(ops.move_side(*given), plain.move_side(*given), strict=True):
         torch.testing.assert_close(ours, theirs)
