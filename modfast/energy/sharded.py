@@ -70,7 +70,7 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
 
 
 class _Local(torch.autograd.Function):
-    """The piece. Its gradient is laid out as the weight is, unlike that of ``to_local`` in some PyTorch."""
+    """The piece. Its gradient has the weight's layout, which ``to_local`` does not give in every PyTorch."""
 
     @staticmethod
     def forward(weight: Any) -> Tensor:
