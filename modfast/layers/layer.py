@@ -302,7 +302,7 @@ def choose_layers(
     """Return the layers that match any of the choices, in the model's order or in that of the choices.
 
     Raises:
-        ValueError: a choice matches no layer, or one whose parameter may not be a stack of matrices.
+        ValueError: a choice matches no layer, or one that is ambiguous (:attr:`Layer.is_ambiguous`).
         TypeError: a choice is of another kind.
     """
     listed = listed_choices(choices, argument, in_given_order=in_given_order)
