@@ -89,7 +89,7 @@ def _moves_no_unit(hook: Any) -> bool:
 
 
 def what_moves(module: nn.Module, axes_behind: int | None) -> str | None:
-    """Why a module that is no layer may move units to other places, or work along another axis than theirs.
+    """Why a module that is no layer may move units, or may read others than the module before puts out.
 
     Args:
         module: any module.
