@@ -168,7 +168,7 @@ def _accuracies(
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many inputs of each class are classified as it, and how many there are: ``(2, classes)``."""
+    """How many inputs of each class are classified correctly, and how many there are: ``(2, classes)``."""
     if logits.dim() != 2 or len(logits) != len(labels):
         raise ValueError(
             f"model must give logits (n, classes), got shape {tuple(logits.shape)} for {len(labels)} labels"

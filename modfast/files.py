@@ -100,7 +100,7 @@ def kind_of(status: os.stat_result) -> str:
 
 
 def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file, also through a symbolic link. Opening a named pipe would block, perhaps for ever.
+    """Open a regular file, also through a symbolic link; a named pipe, which may block for ever, is refused.
 
     Raises:
         OSError: it cannot be opened.

@@ -54,7 +54,7 @@ def _can_be_labels(values: object) -> bool:
 
 
 def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
-    """Batches of one input tensor, or of several that are cut alike."""
+    """Batches of labels with the same rows of one input tensor, or of several."""
     targets = _labels(labels)
     parts: Mapping[Any, Any]
     if isinstance(inputs, Mapping):
