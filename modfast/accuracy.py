@@ -25,13 +25,13 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
 
     Args:
         model: gives logits ``(n, classes)``, as a tensor or as an object with ``.logits`` (transformers).
-            Evaluated in evaluation mode, and left as it was, its buffers too.
+            It runs in evaluation mode and is left as it was, its buffers too.
         data: ``(inputs, labels)``, or an iterable of such batches (a ``DataLoader``, a generator). Inputs are
             a tensor, a tuple of positional arguments, or a mapping of keyword arguments; a mapping with the
             key ``"labels"`` is a batch as well. Labels are integers in ``[0, classes)``, ``(n,)``: a tensor,
             an array or a list. A model that writes to its inputs writes to copies.
         parameters: used in place of the model's own parameters or buffers of these names, as by
-            ``torch.func.functional_call``; the names may leave out what wrappers add to them.
+            ``torch.func.functional_call``; the names may omit the parts that wrappers add.
 
     Returns:
         float64, ``(classes,)``; NaN for a class without inputs.
@@ -46,10 +46,10 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
         >>> class_accuracy(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 1])))
         tensor([1.0000, 0.5000,    nan], dtype=torch.float64)
     """
-    given = dict(parameters or {})
+    replacements = dict(parameters or {})
 
     def whole() -> AbstractContextManager[None]:
-        return replaced_parameters(model, given, "parameters") if given else nullcontext()
+        return replaced_parameters(model, replacements, "parameters") if replacements else nullcontext()
 
     (accuracy,) = _accuracies(model, data, [whole])
     return accuracy
@@ -58,20 +58,20 @@ def class_accuracy(model: nn.Module, data: Batches, parameters: Mapping[str, Ten
 def cluster_accuracy(
     model: nn.Module, data: Batches, partitions: Mapping[str, Partition], mode: str
 ) -> Tensor:
-    """Class by class accuracy with one cluster alone, or with one cluster ablated.
+    """Accuracy on each class with one cluster alone, or with one cluster ablated.
 
-    A neuron that is off reads as 0 in every layer of ``partitions``: its weights there, into it (with its
-    bias, ``in_proj_bias`` for ``in_proj_weight`` and the like) and out of it, are taken as zero. The model
-    itself is not changed. The weight of a layer is what its forward pass multiplies by, also where it is
-    computed; see :class:`EnmeshmentLoss`.
+    Switching a neuron off takes its weights as zero in every layer of ``partitions``: those into it, with its
+    bias (``in_proj_bias`` for ``in_proj_weight`` and the like), and those out of it. The model itself is not
+    changed. The weight of a layer is what its forward pass multiplies by, also where it is computed; see
+    :class:`EnmeshmentLoss`.
 
     Args:
         model: as for :func:`class_accuracy`.
-        data: as for :func:`class_accuracy`. It is gone through once.
+        data: as for :func:`class_accuracy`. It is iterated once.
         partitions: layer name to :class:`Partition`, all with the same number k of clusters; cluster c is
             on or off in all these layers together.
-        mode: ``"only"``: all neurons but cluster c's are off, unassigned ones too. ``"without"``: just
-            cluster c's are off.
+        mode: ``"only"`` shows what a cluster can do alone: all neurons but cluster c's are off, unassigned
+            ones too. ``"without"`` shows what the network needs it for: just cluster c's are off.
 
     Returns:
         float64, ``(k, classes)``; NaN for a class without inputs.
@@ -79,7 +79,8 @@ def cluster_accuracy(
     Raises:
         ValueError: an unknown mode or layer, a partition that does not fit, different k, a weight whose
             bias is not known, or what :func:`class_accuracy` raises.
-        TypeError: a layer's weight is spread over processes (``DTensor``), or FSDP keeps the model's.
+        TypeError: a layer's weight is spread over processes (``DTensor``), or FSDP keeps the model's
+            parameters.
 
     Source: arXiv 2409.15747, class-wise accuracy with clusters on and off.
 
@@ -141,33 +142,33 @@ def _masked(
 def _accuracies(
     model: nn.Module, data: Batches, variants: Sequence[Callable[[], AbstractContextManager[None]]]
 ) -> list[Tensor]:
-    """The accuracy of each class, of the model in each of several states: data may be gone through but once.
+    """The accuracy on each class for each variant of a model, in one iteration over the data.
 
     Args:
         model: as for :func:`class_accuracy`.
-        data: as there.
-        variants: each makes a context in which the model is in such a state.
+        data: as for :func:`class_accuracy`; it may allow a single iteration only.
+        variants: each makes a context within which the model is one variant.
     """
     device = device_of(model)
-    right: list[Tensor] = []
+    counts: list[Tensor] = []
     for inputs, labels in labelled_batches(data):
         on_device = moved(inputs, device)
-        # The model's mode is the caller's own while the caller's code makes the next batch.
+        # The model has the caller's mode again while the caller's code makes the next batch.
         with evaluating(model):
             for place, variant in enumerate(variants):
                 with variant():
                     counted = _count(logits_of(call_model(model, on_device)), labels)
-                if len(right) == place:
-                    right.append(counted)
+                if len(counts) == place:
+                    counts.append(counted)
                 else:
-                    right[place] += counted
-    if not right:
+                    counts[place] += counted
+    if not counts:
         raise ValueError("data holds no batch")
-    return [each[0] / each[1].to(torch.float64) for each in right]
+    return [hits / inputs.to(torch.float64) for hits, inputs in counts]
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many inputs of each class are answered by it, and how many there are: ``(2, classes)``."""
+    """How many inputs of each class are classified correctly, and how many there are: ``(2, classes)``."""
     if logits.dim() != 2 or len(logits) != len(labels):
         raise ValueError(
             f"model must give logits (n, classes), got shape {tuple(logits.shape)} for {len(labels)} labels"
@@ -176,4 +177,4 @@ def _count(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ValueError(f"data: labels must lie in [0, {classes - 1}], got {labels.unique().tolist()}")
     hits = labels[logits.argmax(dim=1).cpu() == labels]
-    return torch.stack([torch.bincount(each, minlength=classes) for each in (hits, labels)])
+    return torch.stack([torch.bincount(members, minlength=classes) for members in (hits, labels)])

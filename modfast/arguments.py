@@ -1,4 +1,4 @@
-"""What users may give for an argument that is a number or a choice, as data: what is allowed, and in words.
+"""Constraints on arguments that are numbers or choices, as data: which values are allowed, and in words.
 
 A constraint answers ``value in constraint``, and its text ends the sentence "... must be".
 """
@@ -39,7 +39,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Number:
-    """Finite numbers above ``low``, or from it on where it is included, and below ``high``.
+    """Finite numbers above ``low``, or from ``low`` on if ``included``, and below ``high``.
 
     Example:
         >>> str(Number(0)), str(Number(0, included=True))
@@ -130,13 +130,13 @@ def check(name: str, value: object, allowed: Constraint, where: str = "") -> Non
     """Raises unless a constraint allows the value.
 
     Args:
-        name: of the argument, for the message.
-        value: what a user gave.
-        allowed: what may be given.
-        where: why it is allowed, for the message: ``" for shape (3, 4)"``.
+        name: the argument's name, for the message.
+        value: the value that a user gave.
+        allowed: the constraint.
+        where: what the constraint depends on, for the message: ``" for shape (3, 4)"``.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the constraint does not allow the value.
 
     Example:
         >>> check("num_clusters", 9, Integer(1, 4), " for 4 nodes")
@@ -148,7 +148,7 @@ def check(name: str, value: object, allowed: Constraint, where: str = "") -> Non
 
 
 def check_count(name: str, value: object) -> int:
-    """How many there are of something that the kernels count in 32 bits.
+    """Return the value as an int, if it is a count that the kernels can hold in 32 bits.
 
     Raises:
         ValueError: the value is no positive integer below ``2**31 - 1``.
@@ -159,10 +159,10 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_fields(config: object, allowed: Mapping[str, Constraint]) -> None:
-    """Raises unless each of these attributes has a value that is allowed; the first other one is named.
+    """Raises unless each of these attributes has an allowed value; the message names the first that has not.
 
     Raises:
-        ValueError: one has not.
+        ValueError: an attribute has another value.
     """
     for name, constraint in allowed.items():
         check(name, getattr(config, name), constraint)

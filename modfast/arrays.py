@@ -1,4 +1,4 @@
-"""What users have as numbers, as tensors: the one place where an array or a sequence becomes one."""
+"""Convert users' numbers to tensors: the one place where an array or a sequence becomes a tensor."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The numbers that PyTorch has no type for, and the nearest that it has.
+# Types of numbers that PyTorch lacks, and the nearest that it has.
 _NEAREST = {np.dtype(np.longdouble): np.dtype(np.float64), np.dtype(np.clongdouble): np.dtype(np.complex128)}
 
 
 def as_tensor(name: str, values: Any) -> Tensor:
-    """A tensor of what a user gave.
+    """Convert a user's numbers to a tensor.
 
     Args:
-        name: of the argument, for messages.
+        name: the argument's name, for messages.
         values: a tensor, which is detached; an array of any byte order, alignment and layout; a sequence or
             an iterator of numbers, a dict's values too. An array's memory is shared where PyTorch can use it.
 
     Raises:
-        TypeError: it is a ``DTensor``, nested or quantised, or does not hold numbers.
-        ValueError: it is ragged, or has masked elements.
+        TypeError: ``values`` are a ``DTensor``, nested or quantised, or do not hold numbers.
+        ValueError: ``values`` are ragged, or have masked elements.
     """
     if isinstance(values, Tensor):
         require_plain(name, values)
@@ -40,10 +40,10 @@ def as_tensor(name: str, values: Any) -> Tensor:
 
 
 def require_plain(name: str, tensor: Tensor) -> None:
-    """Raises for a tensor that is not one block of numbers of this process.
+    """Raises for a tensor that is not one array of plain numbers in this process.
 
     Raises:
-        TypeError: it is a ``DTensor``, nested or quantised.
+        TypeError: the tensor is a ``DTensor``, nested or quantised.
     """
     require_whole(name, tensor)
     if tensor.is_nested or tensor.is_quantized:
@@ -55,22 +55,22 @@ def require_numbers(name: str, tensor: Tensor) -> None:
     """Raises for a tensor that has a shape, but no numbers.
 
     Raises:
-        ValueError: it is on the meta device.
+        ValueError: the tensor is on the meta device.
     """
     if tensor.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
 
 
 def to_int64(name: str, values: Tensor, allowed: str = "below 2**63") -> Tensor:
-    """Integers of any type as int64.
+    """Convert integers of any type to int64.
 
     Args:
-        name: of the argument, for messages.
+        name: the argument's name, for messages.
         values: integers.
-        allowed: where they must lie, for messages.
+        allowed: the range that they must lie in, for messages.
 
     Raises:
-        ValueError: a number does not fit, which would become a negative one.
+        ValueError: a number does not fit into int64, where it would become negative.
     """
     result = values.to(torch.int64)
     if values.dtype == torch.uint64 and not values.is_meta and bool((result < 0).any()):
@@ -79,15 +79,15 @@ def to_int64(name: str, values: Tensor, allowed: str = "below 2**63") -> Tensor:
 
 
 def native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """An array that PyTorch can share: itself, or a copy with the same strides as far as it can have them.
+    """Return an array that PyTorch can share: the array itself, or a copy with strides as close as possible.
 
     Args:
-        name: of the argument, for messages.
-        array: of any kind.
+        name: the argument's name, for messages.
+        array: any array.
 
     Raises:
-        TypeError: it does not hold numbers.
-        ValueError: it has masked elements, for which there is no number.
+        TypeError: the array does not hold numbers.
+        ValueError: the array has masked elements, for which there is no number.
     """
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
@@ -106,14 +106,14 @@ def native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def is_sharded(weight: object) -> bool:
-    """Whether a tensor is a ``DTensor``; its module, slow to import, is there only where one was made.
+    """Whether a tensor is a ``DTensor``, found without importing its module, which is slow.
 
     Raises:
-        TypeError: it is one within a transform of ``torch.func``.
+        TypeError: it is a ``DTensor`` within a transform of ``torch.func``.
     """
-    # The usual types first: to look for an attribute that is not there takes longer.
+    # The usual types first: looking for a missing attribute takes longer.
     if type(weight) in (Tensor, torch.nn.Parameter):
-        # What a transform puts in the place of a DTensor does not show what it stands for.
+        # A transform wraps a DTensor in a tensor that does not show what it stands for.
         if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
             inner: Any = weight
             while torch._C._functorch.is_functorch_wrapped_tensor(inner):
@@ -125,7 +125,7 @@ def is_sharded(weight: object) -> bool:
 
 
 def raise_transformed() -> NoReturn:
-    """Raises for a ``DTensor`` within a transform of ``torch.func``, where PyTorch cuts no labels for it."""
+    """Raises for a ``DTensor`` within a transform of ``torch.func``, where PyTorch shards no labels."""
     raise TypeError(
         "weight must be no DTensor within a transform of torch.func (grad, vjp, vmap): use torch.autograd, "
         "or give its full_tensor()"
@@ -133,16 +133,16 @@ def raise_transformed() -> NoReturn:
 
 
 def require_whole(name: str, value: object) -> None:
-    """Raises for a tensor of which this process holds a piece only, where the whole one is needed.
+    """Raises for a tensor of which this process holds only a piece, where the whole one is needed.
 
-    To gather it unasked would hang where one process calls alone.
+    Gathering it here would hang if one process calls alone.
 
     Args:
-        name: of the argument, for the message.
+        name: the argument's name, for the message.
         value: anything.
 
     Raises:
-        TypeError: it is a ``DTensor``.
+        TypeError: the value is a ``DTensor``.
     """
     if is_sharded(value):
         raise TypeError(

@@ -23,7 +23,7 @@ CRITERIA = ("loss", "loss_and_accuracy", "balanced")
 _FORMAT = "modfast circuits 1"
 _WHAT = "circuits file"
 
-# Of a circuit, and of what type each is.
+# The attributes of a circuit that are numbers, each with the function that converts it.
 _NUMBERS: dict[str, Callable[[Any], int | float]] = {
     "label": operator.index,
     "num_inputs": operator.index,
@@ -33,22 +33,24 @@ _NUMBERS: dict[str, Callable[[Any], int | float]] = {
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """The weights that are left for one class, and what they cost. Equal if all of that is.
+    """The weights that one class needs, with the loss and accuracy before and after the others are removed.
+
+    Two circuits are equal if all attributes are.
 
     Attributes:
         label: the class.
-        masks: name of each layer, from the first to the last, to a bool tensor on the CPU in the shape of
-            its weight: True where the weight is kept. A weight that was zero already is not.
-        criterion: ``"loss"``, ``"loss_and_accuracy"`` or ``"balanced"``; see
+        masks: layer name, from the first layer to the last, to a bool tensor on the CPU in the shape of the
+            layer's weight: True where the weight is kept. A weight that was zero already is not kept.
+        criterion: ``"loss"``, ``"loss_and_accuracy"`` or ``"balanced"``, as in
             :func:`modfast.find_circuit`.
         tolerance: by how much the loss was allowed to rise, in nats.
-        num_inputs: how many inputs it was found on.
-        loss_before: mean loss over them of the whole model, in nats.
-        loss_after: that of the circuit alone.
-        accuracy_before: the share of the inputs that the whole model takes for what they are: those of the
-            class, by answering it. With ``"balanced"`` an input is taken for one of the class if that is more
-            probable than all other classes together.
-        accuracy_after: that of the circuit alone.
+        num_inputs: the number of inputs that the circuit was found on.
+        loss_before: the mean loss of the whole model on these inputs, in nats.
+        loss_after: the mean loss of the circuit alone.
+        accuracy_before: the share of these inputs that the whole model classifies correctly. They are all of
+            the class, except with ``"balanced"``: there an input counts as classified as the class if that is
+            more probable than all other classes together.
+        accuracy_after: the share that the circuit alone classifies correctly.
     """
 
     label: int
@@ -83,7 +85,7 @@ class Circuit:
                 )
             if not mask.numel():
                 raise ValueError(f"masks must not be empty, got {name!r} of shape {tuple(mask.shape)}")
-        # Its own, so that the caller's may change.
+        # Copies, so that the caller may change the given masks.
         masks = {name: mask.detach().to("cpu", copy=True) for name, mask in self.masks.items()}
         object.__setattr__(self, "masks", masks)
 
@@ -106,7 +108,7 @@ class Circuit:
 
     @property
     def sizes(self) -> dict[str, float]:
-        """The same for each layer."""
+        """The share of weights that it keeps in each layer."""
         return {name: _count(mask) / mask.numel() for name, mask in self.masks.items()}
 
     @property
@@ -115,7 +117,7 @@ class Circuit:
         return sum(_count(mask) for mask in self.masks.values())
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A copy of the model in which all other weights of the circuit's layers are zero.
+        """Return a copy of the model in which all other weights of the circuit's layers are zero.
 
         Args:
             model: the one that the circuit was found in, or one like it. It is not changed. The copy is in
@@ -123,7 +125,7 @@ class Circuit:
                 weights that the model computes (parametrised, pruned) are parameters.
 
         Raises:
-            ValueError: it lacks a layer, or its weight has another shape or cannot be read.
+            ValueError: the model lacks a layer, or a weight has another shape or cannot be read.
             TypeError: it is no ``nn.Module``, a weight is spread over processes (``DTensor``), or FSDP keeps
                 the weights.
         """
@@ -160,7 +162,7 @@ class Circuit:
 
 
 def _count(mask: Tensor) -> int:
-    # On a busy machine PyTorch's threads wait for each other for longer than NumPy's one counts.
+    # NumPy counts in one thread. On a busy machine PyTorch's threads wait for each other longer than that.
     return int(np.count_nonzero(mask.numpy()))
 
 
@@ -212,7 +214,7 @@ def _read_circuit(index: int, entry: Mapping[str, Any], arrays: Mapping[str, Any
 def pack_masks(
     masks: Mapping[str, Tensor], arrays: dict[str, np.ndarray[Any, Any]], prefix: str
 ) -> list[dict[str, Any]]:
-    """Add masks to the arrays of a file, eight weights to a byte; returns what describes them."""
+    """Add masks to the arrays of a file, eight weights to a byte; return their names and shapes."""
     for place, mask in enumerate(masks.values()):
         arrays[f"{prefix}_{place}"] = np.packbits(mask.numpy())
     return [{"name": name, "shape": list(mask.shape)} for name, mask in masks.items()]

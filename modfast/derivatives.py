@@ -1,4 +1,4 @@
-"""What the derivatives of all families have in common: where PyTorch loses them, and batches one by one."""
+"""Helpers for the derivatives of all families: where PyTorch would lose them, and a batching rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 def in_forward_mode() -> bool:
     """Whether tensors may carry tangents: within ``torch.func.jvp``, ``jacfwd``, ``hessian`` or a dual level.
 
-    PyTorch keeps this number for the whole process, and torch.compile has a guard on it.
+    PyTorch keeps the level of nesting for the whole process, and torch.compile has a guard on it.
     """
     return forward_ad._current_level >= 0
 
@@ -21,7 +21,7 @@ def in_forward_mode() -> bool:
 def compiles_a_transform() -> bool:
     """Whether ``torch.compile`` traces a transform of ``torch.func``.
 
-    It then takes of an autograd.Function the forward pass only: the gradient would be 0, without a word.
+    It then uses only the forward pass of an autograd.Function, whose gradient would silently be 0.
     """
     return torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 

@@ -19,13 +19,13 @@ import numpy as np
 
 
 class Target(os.PathLike[str]):
-    """A file that is to be written: where it lies, and where its contents are until they are whole.
+    """A file that is to be written: its path, and the temporary path of its contents until they are complete.
 
-    Any path is one; :class:`modfast.run_folder.RunFile` is one that a manifest answers for.
+    :class:`modfast.run_folder.RunFile` is a target that is listed in a manifest.
 
     Args:
         path: the file.
-        temporary: in the same folder; by default a new name that nobody else has.
+        temporary: a path in the same folder; by default one with a new random name.
 
     Example:
         >>> Target("out/note.txt").temporary.suffix
@@ -42,10 +42,10 @@ class Target(os.PathLike[str]):
         return os.fspath(self.path)
 
     def approve(self, contents: Path) -> None:
-        """Called when the contents are whole, before they take the place of the file; may raise.
+        """Called when the contents are complete, before they replace the file; may raise to prevent that.
 
         Args:
-            contents: the file that they are in.
+            contents: the file that holds them.
         """
 
 
@@ -67,7 +67,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = path if isinstance(path, Target) else Target(path)
     target.path.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.temporary
-    # As readable as any other new file, where the tempfile module's are private.
+    # With the permissions of any other new file; those of the tempfile module's files are private.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
@@ -76,7 +76,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.approve(temporary)
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # as of a full disk
+        if error.errno is not None and error.filename is None:  # for example, the disk is full
             error.filename = os.fspath(target)
         raise
     finally:
@@ -100,7 +100,7 @@ def kind_of(status: os.stat_result) -> str:
 
 
 def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file, or one that a symbolic link leads to. A named pipe would be waited for, perhaps for ever.
+    """Open a regular file, also through a symbolic link; a named pipe, which may block for ever, is refused.
 
     Raises:
         OSError: it cannot be opened, or is a folder.
@@ -111,7 +111,7 @@ def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
         Traceback (most recent call last):
         IsADirectoryError: / is a folder, not a file
     """
-    # Without O_NONBLOCK to open a pipe is what waits; on a file it has no effect.
+    # Without O_NONBLOCK the opening of a pipe itself blocks; on a file the flag has no effect.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -122,7 +122,7 @@ def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of what a file holds, in hexadecimal digits.
+    """The SHA-256 of a file's contents, in hexadecimal digits.
 
     Raises:
         OSError, ValueError: as :func:`open_to_read` does.
@@ -138,10 +138,11 @@ _HARMLESS = re.compile(r"[A-Za-z0-9_.\[\]-]{1,100}")
 
 
 def file_name(name: str) -> str:
-    """``name`` as a part of a file's name, another one for each name.
+    """Turn a name into a part of a file's name, a different one for each name.
 
-    A name of at most 100 letters, digits and ``_.-[]`` is left as it is. Of any other one the harmless
-    characters come first, then ``~``, which the others do not have, and a digest.
+    A name of at most 100 letters, digits and ``_.-[]`` is left as it is. In any other one all but
+    letters, digits and ``_.-`` is replaced by ``_``; it is cut to 60 characters, and ends in ``~``, which no
+    unchanged name has, and a digest.
 
     Example:
         >>> file_name("blocks.0.fc1")
@@ -175,7 +176,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds.
+    """Return the value in a JSON file.
 
     Raises:
         OSError: it cannot be read.
@@ -192,13 +193,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def write_arrays(
     path: str | os.PathLike[str], file_format: str, entries: Any, arrays: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Write arrays and what describes them as a NumPy ``.npz`` archive without pickled objects.
+    """Write arrays and their description as a NumPy ``.npz`` archive without pickled objects.
 
     Args:
         path: the file; it is replaced if it exists.
-        file_format: what :func:`read_arrays` must find.
-        entries: anything that JSON can hold.
-        arrays: by names without meaning: a name within a zip archive may not be any text.
+        file_format: the name of the format, which :func:`read_arrays` checks.
+        entries: the description; anything that JSON can hold.
+        arrays: by technical names: users' names belong in ``entries``, since a zip archive does not allow any
+            text as a name.
     """
     contents = json.dumps({"format": file_format, "entries": entries}).encode()
     header = np.frombuffer(contents, dtype=np.uint8)
@@ -212,19 +214,20 @@ def read_arrays(
 ) -> Iterator[tuple[Any, Mapping[str, np.ndarray[Any, Any]]]]:
     """Yield the entries and the arrays of a file that :func:`write_arrays` wrote. Runs no code from it.
 
-    Whatever is raised while it is open, since a damaged file may hold anything, is said of the file.
+    Any exception raised within the context becomes a ValueError that names the file, since reading a damaged
+    file may raise anything.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
-        ValueError: the file is truncated, damaged or not of this format, or there is something else.
+        ValueError: the file is truncated, damaged or not of this format, or is no regular file.
     """
     with open_to_read(path) as file:
         data = io.BytesIO(file.read())
-    # A damaged archive makes zipfile, zlib, NumPy and json raise whatever they come upon.
+    # For a damaged archive zipfile, zlib, NumPy and json raise many kinds of exceptions.
     try:
         with zipfile.ZipFile(data) as archive:
-            # NumPy may stop short of an array's end, where its checksum would be looked at.
+            # NumPy may stop reading before the end of an array, where its checksum would be compared.
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"{damaged} is damaged")

@@ -28,7 +28,7 @@ def labelled_batches(data: Batches) -> Iterator[tuple[Any, Tensor]]:
         Inputs, as a model is called with them, and labels: int64 ``(n,)``, on the CPU.
 
     Raises:
-        TypeError: it is of another kind, or labels are no integers.
+        TypeError: ``data`` is of another kind, or labels are no integers.
         ValueError: labels are not 1-D, or there are not as many as inputs.
     """
     if isinstance(data, Mapping):
@@ -47,14 +47,14 @@ def labelled_batches(data: Batches) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _can_be_labels(values: object) -> bool:
-    """Whether the second of two is labels of the first; else both are batches."""
+    """Whether the second item of a pair can be the labels of the first; else both are batches."""
     if isinstance(values, Tensor) or hasattr(values, "__array__"):
         return True
-    return isinstance(values, Sequence) and all(isinstance(each, Number) for each in values)
+    return isinstance(values, Sequence) and all(isinstance(value, Number) for value in values)
 
 
 def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
-    """Batches of tensors, of several beside each other too."""
+    """Batches of labels with the same rows of one input tensor, or of several."""
     targets = _labels(labels)
     parts: Mapping[Any, Any]
     if isinstance(inputs, Mapping):
@@ -74,21 +74,21 @@ def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
         rows = slice(start, start + _BATCH_SIZE)
         batch = {name: part[rows] for name, part in parts.items()}
         if isinstance(inputs, Mapping):
-            given: Any = batch
+            batch_inputs: Any = batch
         else:
-            given = tuple(batch.values()) if isinstance(inputs, (tuple, list)) else batch[0]
-        yield given, targets[rows]
+            batch_inputs = tuple(batch.values()) if isinstance(inputs, (tuple, list)) else batch[0]
+        yield batch_inputs, targets[rows]
 
 
 def _labels(values: Any) -> Tensor:
-    given = as_tensor("data: labels", values)
-    require_numbers("data: labels", given)
-    if given.dim() != 1 or given.layout != torch.strided:
+    labels = as_tensor("data: labels", values)
+    require_numbers("data: labels", labels)
+    if labels.dim() != 1 or labels.layout != torch.strided:
         raise ValueError(
             "data: labels must have shape (n,), one class for each input, "
-            f"got shape {tuple(given.shape)}, {given.layout}"
+            f"got shape {tuple(labels.shape)}, {labels.layout}"
         )
-    integers = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    if not integers and given.numel() > 0:  # an empty list has no dtype of its own
-        raise TypeError(f"data: labels must be integers, got {given.dtype}")
-    return to_int64("data: labels", given.cpu())
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not integers and labels.numel() > 0:  # an empty list has no dtype of its own
+        raise TypeError(f"data: labels must be integers, got {labels.dtype}")
+    return to_int64("data: labels", labels.cpu())

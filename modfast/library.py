@@ -1,6 +1,6 @@
 """Loads the compiled libraries, which register the operators ``torch.ops.modfast.*``.
 
-One serves the CPU; the other, where it was built and PyTorch has CUDA, GPUs.
+One has the CPU kernels; the other has the GPU kernels, and is loaded if it was built and PyTorch has CUDA.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _load() -> Any:
             "Run: pip install -U 'torch>=2.11'"
         )
     _C = _import("modfast._C", "compiled")
-    # A forced instruction set that this processor lacks is better said now than at the first call.
+    # A forced instruction set that this processor lacks is reported now, not at the first call.
     try:
         _C.instruction_set_in_use()
     except RuntimeError as error:
@@ -43,7 +43,7 @@ def _load() -> Any:
 
 
 def _load_cuda() -> Any | None:
-    # The library asks for functions that only a PyTorch with CUDA has; not every build contains it.
+    # The library needs functions that only a PyTorch with CUDA has; not every build contains it.
     if torch.version.cuda is None or find_spec("modfast._cuda") is None:
         return None
     return _import("modfast._cuda", "CUDA")
@@ -62,7 +62,7 @@ BACKEND = _choose_backend()
 
 
 def backend() -> dict[str, Any]:
-    """What is compiled in, and what is in use.
+    """Return what this build contains, and what is in use.
 
     Returns:
         ``backend``: "compiled", or "reference" when ``MODFAST_BACKEND=reference`` is set; ``version``;

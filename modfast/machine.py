@@ -1,4 +1,4 @@
-"""The machine: which device computes, with how many threads, what it is made of, what it was told to do."""
+"""The machine: its device, threads and hardware, and the command line of this program."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .version import __version__
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where this build has kernels for one, else the CPU.
+    """The device of that name; "auto" is CUDA if it is available and this build has kernels for it, else CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: there is no such device, or this build has no kernels for it.
     """
     serves_cuda = backend()["cuda"] or backend()["backend"] == "reference"
     if name == "auto":
@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Set the number of PyTorch's threads on the CPU while in the context; None leaves it."""
+    """Set the number of PyTorch's threads on the CPU within the context; None leaves it unchanged."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -87,7 +87,7 @@ def _processor() -> str:
 def command_line() -> str:
     """The command that started this program, as it can be typed again.
 
-    What ``python -m`` started knows itself only as a file, which is no command.
+    For a program started by ``python -m``, ``sys.argv`` holds the path of a file, which is no command.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:

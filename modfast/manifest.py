@@ -1,4 +1,4 @@
-"""Manifests: which files a command has written directly in a folder, in a file of that folder."""
+"""Manifests: files in a folder that list what a command has written directly in it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NAME = re.compile(rf"manifest-({'|'.join(COMMANDS)})(-\d+)?\.json")
 
 
 class Written(NamedTuple):
-    """What a file held when it was written, by which it is told from another one at the same name.
+    """The size and digest of a file when it was written, which identify it among files of the same name.
 
-    Not by its times, which are other ones in a copy of the folder.
+    The file's times are not used: a copy of the folder has other ones.
 
     Attributes:
         size: in bytes.
@@ -35,14 +35,14 @@ class Written(NamedTuple):
 
     @classmethod
     def now(cls, path: Path) -> Written:
-        """What a file holds now."""
+        """The size and digest of a file now."""
         return cls(os.lstat(path).st_size, sha256_of(path))
 
 
 def holds_any(path: Path, known: Iterable[Written]) -> bool:
-    """Whether a file holds one of these. It is read only if that may be so by its size."""
+    """Whether a file has one of these contents. It is read only if the size of one matches."""
     size = os.lstat(path).st_size
-    digests = {each.sha256 for each in known if each.size == size}
+    digests = {written.sha256 for written in known if written.size == size}
     return None in digests or (bool(digests) and sha256_of(path) in digests)
 
 
@@ -51,7 +51,7 @@ class Contents(NamedTuple):
 
     Attributes:
         token: random digits that the names of temporary files begin with.
-        files: the name of each file to what it may hold; none if it is yet to be written.
+        files: the name of each file to the contents that it may have; none if it is not written yet.
         processes: how many processes write in the folder, each with a manifest of its own.
     """
 
@@ -64,17 +64,17 @@ class Manifest:
     """The manifest of one command in one folder, such as ``manifest-train.json``.
 
     Several processes that write in one folder would lose each other's entries in one file. So each has a
-    manifest of its own, and the first process takes them together. Nothing is read before :meth:`read`, and
+    manifest of its own, and the first process merges them. Nothing is read before :meth:`read`, and
     nothing written before :meth:`open`.
 
     Args:
-        folder: where it lies.
+        folder: the folder that holds the manifest.
         command: one of :data:`COMMANDS`.
         process: the number of this process, from 0.
 
     Attributes:
-        files: the files that are in this manifest, as :class:`Contents` has them.
-        processes: as there.
+        files: the files that are in this manifest, as in :class:`Contents`.
+        processes: as in :class:`Contents`.
     """
 
     def __init__(self, folder: Path, command: str, process: int = 0) -> None:
@@ -88,7 +88,7 @@ class Manifest:
         self.processes = 1
 
     def read(self) -> None:
-        """Know what the manifests of this command say, if there are any.
+        """Read the manifests of this command, if there are any.
 
         Raises:
             ValueError: one is damaged.
@@ -98,18 +98,18 @@ class Manifest:
         own = read_manifest(self._folder, self._command, self._process)
         if own is not None:
             self._token, self.files, self.processes = own
-        # The first process knows of all; the others know what was there before they began.
+        # The first process reads the manifests of all; the others read the first one's, for earlier files.
         self._elsewhere = {}
         for process in [0] if self._process else range(1, self.processes):
             other = read_manifest(self._folder, self._command, process)
             _add(self._elsewhere, {} if other is None else other.files)
 
     def written(self, name: str) -> list[Written]:
-        """What a file may hold, according to the manifests of all processes."""
+        """The contents that a file may have, according to the manifests of all processes."""
         return [*self.files.get(name, ()), *self._elsewhere.get(name, ())]
 
     def open(self) -> None:
-        """Have a manifest, and no temporary files of a process that was killed.
+        """Create the manifest if there is none, and remove temporary files of a process that was killed.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -127,11 +127,11 @@ class Manifest:
             self.gather()
 
     def write(self) -> None:
-        """Write it, whole or not at all."""
+        """Write the manifest, whole or not at all."""
         write_json(Target(self._path, self.temporary(self._path.name)), self._contents())
 
     def gather(self) -> None:
-        """Take the manifests of all processes into this one, when none of them writes any more."""
+        """Merge the manifests of all processes into this one, when none of them writes any more."""
         gathered = []
         for process in range(1, self.processes):
             other = read_manifest(self._folder, self._command, process)
@@ -147,7 +147,7 @@ class Manifest:
             path.unlink()
 
     def temporary(self, name: str) -> Path:
-        """Where a file's contents are until they are whole. The manifest names the file before that."""
+        """The path of a file's contents until they are complete. The manifest names the file before that."""
         return self._temporary(self._token, name)
 
     @property
@@ -155,15 +155,15 @@ class Manifest:
         return manifest_path(self._folder, self._command, self._process)
 
     def _contents(self) -> dict[str, Any]:
-        said = Contents(self._token, self.files, self.processes)
-        return {"format": _FORMAT, "command": self._command, **said._asdict()}
+        contents = Contents(self._token, self.files, self.processes)
+        return {"format": _FORMAT, "command": self._command, **contents._asdict()}
 
     def _create(self) -> None:
         if os.path.lexists(self._path):
             self._path.unlink()  # empty: its process was killed before the first byte
         self._token = secrets.token_hex(8)
-        # In place, since a temporary file could not be found by a token that is written nowhere yet. It is so
-        # short that it is written at once.
+        # Written in place: a temporary file is found by its token, which is recorded nowhere yet. The text is
+        # so short that it is written at once.
         with open(self._path, "x", encoding="utf-8") as file:
             try:
                 json.dump(self._contents(), file)
@@ -190,7 +190,7 @@ def _add(files: dict[str, list[Written]], others: dict[str, list[Written]]) -> N
 
 
 def manifest_path(folder: Path, command: str, process: int = 0) -> Path:
-    """Where a manifest lies.
+    """The path of a manifest.
 
     Example:
         >>> manifest_path(Path("out"), "train").name, manifest_path(Path("out"), "circuits", 2).name
@@ -200,7 +200,7 @@ def manifest_path(folder: Path, command: str, process: int = 0) -> Path:
 
 
 def is_plain(name: object) -> bool:
-    """Whether a name is that of a file directly in a folder, and of no manifest.
+    """Whether a name can be that of a file directly in a folder, and is not a manifest's.
 
     Example:
         >>> [is_plain(name) for name in ("checkpoint.pt", "../x", "a/b", "..", "", "manifest-train.json", 3)]
@@ -216,10 +216,10 @@ def is_plain(name: object) -> bool:
 
 
 def read_manifest(folder: Path, command: str, process: int = 0) -> Contents | None:
-    """What a manifest says; None if there is none, or an empty one, whose process was killed as it began.
+    """The contents of a manifest; None if there is none, or it is empty: its process was killed at once.
 
     Raises:
-        ValueError: it is damaged, of another command, or names something that is not directly in the folder.
+        ValueError: the manifest is damaged, of another command, or lists a file outside the folder.
     """
     path = manifest_path(folder, command, process)
     try:
@@ -238,13 +238,13 @@ def read_manifest(folder: Path, command: str, process: int = 0) -> Contents | No
         ) from error
 
 
-def _parse(said: Any, command: str) -> Contents:
-    """The contents, checked: whoever may write to the folder may have changed them."""
-    if not isinstance(said, dict) or said.get("format") not in (_FORMAT, _OLDER_FORMAT):
+def _parse(document: Any, command: str) -> Contents:
+    """Check a manifest's JSON, which anyone who can write to the folder may have changed."""
+    if not isinstance(document, dict) or document.get("format") not in (_FORMAT, _OLDER_FORMAT):
         raise ValueError(f"it does not have the format {_FORMAT!r}")
-    if said.get("command") != command:
-        raise ValueError(f"it is of the command {said.get('command')!r}")
-    token, files, processes = (said.get(name) for name in Contents._fields)
+    if document.get("command") != command:
+        raise ValueError(f"it is of the command {document.get('command')!r}")
+    token, files, processes = (document.get(name) for name in Contents._fields)
     if not isinstance(token, str) or re.fullmatch("[0-9a-f]{16}", token) is None:
         raise ValueError(f"its token is {token!r}")
     if type(processes) is not int or not 1 <= processes <= _MOST_PROCESSES:
@@ -252,23 +252,23 @@ def _parse(said: Any, command: str) -> Contents:
     if not isinstance(files, dict):
         raise ValueError("it lists no files")
     written = {}
-    for name, each in files.items():
+    for name, entries in files.items():
         if not is_plain(name):
             raise ValueError(f"it lists {name!r}, which is no file directly in the folder")
-        if not isinstance(each, list):
-            raise ValueError(f"it lists {name!r} with {each!r}")
-        if said["format"] == _OLDER_FORMAT:
-            each = [[size, None] for size in each]
-        if not all(map(_is_written, each)):
-            raise ValueError(f"it lists {name!r} with the sizes and digests {each!r}")
-        written[name] = [Written(size, digest) for size, digest in each]
+        if not isinstance(entries, list):
+            raise ValueError(f"it lists {name!r} with {entries!r}")
+        if document["format"] == _OLDER_FORMAT:
+            entries = [[size, None] for size in entries]
+        if not all(map(_is_written, entries)):
+            raise ValueError(f"it lists {name!r} with the sizes and digests {entries!r}")
+        written[name] = [Written(size, digest) for size, digest in entries]
     return Contents(token, written, processes)
 
 
-def _is_written(said: Any) -> bool:
-    """Whether JSON holds a size and a digest, or None for the latter."""
-    if not isinstance(said, list) or len(said) != 2:
+def _is_written(entry: Any) -> bool:
+    """Whether a manifest's entry is a size with a digest, or with None."""
+    if not isinstance(entry, list) or len(entry) != 2:
         return False
-    size, digest = said
+    size, digest = entry
     known = digest is None or (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None)
     return type(size) is int and size >= 0 and known

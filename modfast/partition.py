@@ -24,20 +24,20 @@ _INTEGER_DTYPES = frozenset(
 
 
 def read_labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
-    """A private, contiguous int64 copy of ``labels``, checked."""
+    """Check labels, and return a contiguous int64 copy."""
     require_whole(name, labels)
     try:
-        given = as_tensor(name, labels)
+        tensor = as_tensor(name, labels)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {type(labels).__name__}") from error
-    if given.dim() != 1 or given.layout != torch.strided:
-        raise ValueError(f"{name} must be 1-D and dense, got shape {tuple(given.shape)}, {given.layout}")
-    # An empty list has no dtype of its own; there is nothing in it that could be wrong.
-    if given.dtype not in _INTEGER_DTYPES and given.numel() > 0:
-        raise ValueError(f"{name} must hold integers, got dtype {given.dtype}")
+    if tensor.dim() != 1 or tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be 1-D and dense, got shape {tuple(tensor.shape)}, {tensor.layout}")
+    # An empty list has no dtype of its own, and holds nothing that could be wrong.
+    if tensor.dtype not in _INTEGER_DTYPES and tensor.numel() > 0:
+        raise ValueError(f"{name} must hold integers, got dtype {tensor.dtype}")
     # Made in inference mode, the labels could never be saved for a backward pass.
     with torch.inference_mode(False):
-        result = to_int64(name, given, f"in [-1, {num_clusters - 1}]")
+        result = to_int64(name, tensor, f"in [-1, {num_clusters - 1}]")
         result = result.clone(memory_format=torch.contiguous_format)
     if result.numel() > 0 and not result.is_meta:
         low, high = (int(value) for value in torch.aminmax(result))
@@ -91,10 +91,10 @@ class Partition:
         object.__setattr__(self, "col_labels", cols)
 
     def _like(self, rows: Tensor, cols: Tensor) -> Partition:
-        """With labels made from its own, which need no check: that would wait for the device."""
-        made = Partition.__new__(Partition)
-        made._set(rows, cols, self.num_clusters)
-        return made
+        """A partition with labels made from its own, unchecked: a check would wait for the device."""
+        partition = Partition.__new__(Partition)
+        partition._set(rows, cols, self.num_clusters)
+        return partition
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Partition is immutable: cannot set {name}")
@@ -184,7 +184,7 @@ class Partition:
         return torch.stack(counted, dim=1)
 
     def to(self, device: torch.device | str | int) -> Partition:
-        """This partition with its labels on ``device``; itself when they are there."""
+        """This partition with its labels on ``device``; itself if they already are."""
         rows = self.row_labels.to(device=device)
         if rows is self.row_labels:
             return self
@@ -199,7 +199,7 @@ class Partition:
         return self._order(self.row_labels)
 
     def col_order(self) -> Tensor:
-        """The same for the columns."""
+        """The stable permutation that brings the columns of a cluster together; unassigned ones come last."""
         return self._order(self.col_labels)
 
     def _order(self, labels: Tensor) -> Tensor:
@@ -214,9 +214,9 @@ _PACKED_FORMAT = 1
 
 
 def pack_partitions(mapping: Mapping[str, Partition]) -> Tensor:
-    """Partitions by name as one int64 tensor on the CPU, of a length that names and shapes decide.
+    """Pack partitions by name into one int64 tensor on the CPU, of a length set by names and shapes.
 
-    So it is part of a ``state_dict`` that any format for tensors can hold.
+    A ``state_dict`` with this tensor can be saved in any format for tensors.
 
     Example:
         >>> unpack_partitions(pack_partitions({"fc2": Partition.blocks((64, 64), 4)}))
@@ -236,7 +236,7 @@ def unpack_partitions(packed: Tensor) -> dict[str, Partition]:
     """The inverse of :func:`pack_partitions`.
 
     Raises:
-        ValueError: ``packed`` is something else.
+        ValueError: ``packed`` does not hold packed partitions.
     """
     problem = "packed must be partitions as modfast packs them"
     if not isinstance(packed, Tensor) or packed.dtype != torch.int64 or packed.dim() != 1 or len(packed) < 2:

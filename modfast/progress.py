@@ -1,4 +1,4 @@
-"""A bar that shows how far long work is, and the time left."""
+"""A progress bar for long work, with the time left."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rich_progress(shown: bool) -> Any:
 def progress_bar(
     description: str, unit: str = "", *, shown: bool = True
 ) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, for functions that take a ``progress``; it appears when it is first called.
+    """Yield a function to give as ``progress``: it shows a bar on the terminal from its first call on.
 
     Args:
         description: what is being done.

@@ -1,4 +1,4 @@
-"""The results of a run: the files that hold them, and how numbers stand in JSON."""
+"""The results of a run: the files that hold them, and how numbers are written in JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = ("plain", "modular")
 
 
 def run_name(kind: str, seed: int) -> str:
-    """The folder of one run within a comparison."""
+    """The name of one run's folder within a comparison."""
     return f"{kind}-seed{seed}"
 
 
@@ -70,7 +70,7 @@ def results_with(key: str) -> Planned:
     return Planned(read)
 
 
-# The width of what modfast.report.pictures.style draws, which takes a second to import.
+# The width of the images of modfast.report.pictures.style, which is not imported: that takes a second.
 _PNG_SIGNATURE, _PNG_WIDTH = b"\x89PNG\r\n\x1a\n", 1440
 
 
@@ -82,4 +82,4 @@ def _read_picture(path: Path) -> None:
 
 
 PICTURE = Planned(_read_picture, drawn_from=RESULTS)
-"""A picture of the results beside it."""
+"""An image that shows the results in the same folder."""

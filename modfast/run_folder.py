@@ -1,12 +1,12 @@
-"""A command's folder: which files in it are the command's own.
+"""The folder of a command, and which files in it are the command's own.
 
 A file is a command's own if the command's manifest names it, if it is a regular file, and if it holds what
 the manifest says, by size and SHA-256. Only such files are replaced or removed, and only by the same command.
 Anything else at a name that the command would write is an error, before any work is done. Files at other
 names never matter.
 
-A process may be killed at any moment: a name is in the manifest before its temporary file is made, and what
-the temporary file holds, beside what the old one does, before it takes the place of the old one.
+A process may be killed at any moment. So the manifest lists a name before its temporary file is made, and the
+contents of both the temporary and the old file before the one replaces the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 from .files import Target, kind_of
 from .manifest import COMMANDS, Manifest, Written, holds_any, is_plain, read_manifest
 
-# `report` draws the pictures of other commands again, which then are its own as well as theirs.
+# `report` draws the images of other commands again; they are then its own as well as theirs.
 _REPORT = "report"
 _DRAWN = (".png", ".html")
 
@@ -35,9 +35,9 @@ class Planned(NamedTuple):
     """A file that a command is about to write.
 
     Attributes:
-        read: reads such a file, and raises if it is none. So the files of an older version are known, which
-            kept no manifest.
-        drawn_from: the name of the file that this one shows, without which it proves nothing.
+        read: reads such a file, and raises if it is another kind of file. It identifies files of an older
+            version, which kept no manifest.
+        drawn_from: the name of the file that this image shows, without which the image is not identified.
     """
 
     read: Callable[[Path], object]
@@ -45,37 +45,37 @@ class Planned(NamedTuple):
 
 
 Plan: TypeAlias = Mapping[str, Planned]
-"""The files that a command is about to write directly in a folder, by name. The first are removed first."""
+"""The files that a command is about to write directly in a folder, by name, in the order of removal."""
 
 
 class RunFile(Target):
-    """A file of a :class:`RunFolder`, which is asked before the file is replaced."""
+    """A file of a :class:`RunFolder`, which must approve before the file is replaced."""
 
     def __init__(self, folder: RunFolder, name: str, temporary: Path) -> None:
         super().__init__(folder.path / name, temporary)
         self._folder = folder
 
     def approve(self, contents: Path) -> None:
-        """As :meth:`RunFolder.approve` does."""
+        """Ask the folder: see :meth:`RunFolder.approve`."""
         self._folder.approve(self.path.name, contents)
 
 
 class RunFolder(os.PathLike[str]):
-    """What one command writes directly in one folder, and what of it may be replaced or removed.
+    """The files that a command writes directly in a folder, and which of them it may replace or remove.
 
     Nothing is read or written before it is needed, and the folder is made when it is first written to.
 
     Args:
-        path: the folder that a user has named.
+        path: the folder that a user has named; it may be a symbolic link.
         command: one of :data:`modfast.manifest.COMMANDS`.
-        inner: the folder within it that is meant, such as ``"layers"``; by default itself. Unlike the first,
-            which may be a symbolic link, it is refused if a link leads to it: what it holds lies elsewhere.
+        inner: a folder within it to write in instead, such as ``"layers"``; by default none. It is refused if
+            it is a symbolic link, since its files lie elsewhere.
         process: the number of this process, of several that write here.
 
     Attributes:
-        path: where the folder is.
+        path: the folder that is written in.
         command: as given.
-        left: what :meth:`draw` left as it was, and why.
+        left: messages that say which files :meth:`draw` left as they were, and why.
 
     Example:
         >>> import tempfile
@@ -99,7 +99,7 @@ class RunFolder(os.PathLike[str]):
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str], command: str) -> RunFolder:
-        """``folder`` itself if it is one, whatever its command; else that of the path."""
+        """Return ``folder`` itself if it is a :class:`RunFolder`, of any command; else one for the path."""
         return folder if isinstance(folder, RunFolder) else cls(folder, command)
 
     def __fspath__(self) -> str:
@@ -107,7 +107,7 @@ class RunFolder(os.PathLike[str]):
 
     __str__ = __fspath__
 
-    # --- What is the command's own.
+    # --- Which files are the command's own.
 
     def refusal(self, name: str) -> str | None:
         """Why the file of that name may be neither replaced nor removed; None if it may, or if there is none.
@@ -143,12 +143,12 @@ class RunFolder(os.PathLike[str]):
         return listed and os.path.lexists(self.path / name)
 
     def _drawn(self, name: str) -> list[Written]:
-        """What a picture holds that `report` has drawn; for `report`, one that other commands have."""
+        """The contents of an image that `report` has drawn; for `report`, of one that other commands have."""
         if not name.endswith(_DRAWN):
             return []
-        commands = [each for each in COMMANDS if (each == _REPORT) != (self.command == _REPORT)]
+        commands = [command for command in COMMANDS if (command == _REPORT) != (self.command == _REPORT)]
         manifests = [read_manifest(self.path, command) for command in commands]
-        return [written for each in manifests if each is not None for written in each.files.get(name, ())]
+        return [written for m in manifests if m is not None for written in m.files.get(name, ())]
 
     def _other_owner(self, name: str) -> str | None:
         for command in COMMANDS:
@@ -160,10 +160,10 @@ class RunFolder(os.PathLike[str]):
     # --- Before the work.
 
     def check(self, plan: Plan, *, resume: bool, overwrite: bool) -> dict[str, Written]:
-        """See that all files of the plan may be written; changes nothing. As :func:`claim` does.
+        """Check that all files of the plan may be written, changing nothing; raises as :func:`claim` does.
 
         Returns:
-            The files of a version without manifests that are to be continued, by name, with what they hold.
+            The files of a version without manifests that are to be continued, by name, with their contents.
         """
         self._check_folders()
         continued: dict[str, Written] = {}
@@ -193,7 +193,7 @@ class RunFolder(os.PathLike[str]):
         return continued
 
     def _check_folders(self) -> None:
-        """See that there is, or can be made, a folder to write to."""
+        """Check that the folder can be written to, if it is there."""
         for folder in self._inner:
             if os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
                 raise OutputExistsError(
@@ -208,7 +208,7 @@ class RunFolder(os.PathLike[str]):
     def _is_older(
         self, name: str, planned: Planned, continued: Mapping[str, Written], *, resume: bool
     ) -> bool:
-        """Whether a file that is not the command's own is one of a version without manifests.
+        """Whether a file that is not the command's own was written by a version without manifests.
 
         Raises:
             Exception: what ``planned.read`` raises for a file that is to be continued.
@@ -224,17 +224,17 @@ class RunFolder(os.PathLike[str]):
             if resume:
                 raise
             return False
-        # What a manifest lists is of no older version.
+        # A file that a manifest lists is not of an older version.
         return name not in self._manifest.files and self._other_owner(name) is None
 
     def _held(self, name: str) -> str:
-        """That the folder holds such a file already, in words."""
+        """A message that the folder holds such a file already."""
         return f"{self.path} holds {'circuits' if self.command == 'circuits' else 'a run'} already ({name})"
 
     def begin(
         self, plan: Plan, continued: Mapping[str, Written], *, overwrite: bool, processes: int = 1
     ) -> None:
-        """Say in the manifest what will be written, after removing what is to be replaced.
+        """Remove what is to be replaced, then list in the manifest what will be written.
 
         Args:
             plan: as given to :meth:`check`.
@@ -247,8 +247,8 @@ class RunFolder(os.PathLike[str]):
             names = dict.fromkeys([*plan, *self._manifest.files])
             if overwrite:
                 self.remove(*names)
-            kept = [name for name in names if name in plan or self.owns(name)]
-            self._manifest.files = {name: self._manifest.files.get(name, []) for name in kept}
+            listed = [name for name in names if name in plan or self.owns(name)]
+            self._manifest.files = {name: self._manifest.files.get(name, []) for name in listed}
             self._manifest.files |= {name: [written] for name, written in continued.items()}
             self._manifest.processes = max(self._manifest.processes, processes)
             self._manifest.write()
@@ -256,7 +256,7 @@ class RunFolder(os.PathLike[str]):
     # --- During the work.
 
     def file(self, name: str) -> RunFile:
-        """The file of that name, for whatever writes by way of :func:`modfast.files.atomic_write`.
+        """The file of that name, to be written by :func:`modfast.files.atomic_write`.
 
         Raises:
             ValueError: ``name`` is not that of a file directly in the folder, or a manifest is damaged.
@@ -271,10 +271,10 @@ class RunFolder(os.PathLike[str]):
             return RunFile(self, name, self._manifest.temporary(name))
 
     def approve(self, name: str, contents: Path) -> None:
-        """Note in the manifest that a file is about to be replaced by one that holds what another one does.
+        """Note in the manifest that a file is about to be replaced by the contents of another one.
 
         Raises:
-            OutputExistsError: what lies there by now is not the command's own.
+            OutputExistsError: the file that is there by now is not the command's own.
         """
         with self._lock:
             refusal = self.refusal(name)
@@ -306,10 +306,10 @@ class RunFolder(os.PathLike[str]):
             self.remove(*self._manifest.files)
 
     def draw(self, pictures: Mapping[str, Callable[[RunFile], object]]) -> list[Path]:
-        """Draw pictures, by file name.
+        """Draw images, by file name.
 
-        `report`, which has more to show than these, leaves files that might be a user's own, and all of them
-        where they cannot be written; see ``left``.
+        `report` has more to show than these: instead of raising, it leaves files that might be a user's own,
+        and all further images once one cannot be written; see ``left``.
 
         Returns:
             The files that were drawn.
@@ -331,18 +331,18 @@ class RunFolder(os.PathLike[str]):
         return drawn
 
     def gather(self) -> None:
-        """Take the manifests of all processes into one, when none of the others writes any more."""
+        """Merge the manifests of all processes into one, when none of the others writes any more."""
         with self._lock:
             self._manifest.open()
             self._manifest.gather()
 
 
 class Claim(NamedTuple):
-    """Leave to write in folders: all that would refuse it has been asked, and nothing has been changed yet.
+    """Permission to write in folders: all checks have passed, and nothing has been changed yet.
 
     Attributes:
-        plans: each folder, with what is to be written there.
-        continued: for each, what :meth:`RunFolder.check` returned.
+        plans: each folder, with the files to be written there.
+        continued: for each folder, what :meth:`RunFolder.check` returned.
         overwrite: remove what is the command's own.
     """
 
@@ -351,20 +351,20 @@ class Claim(NamedTuple):
     overwrite: bool
 
     def take(self, processes: int = 1) -> None:
-        """Remove what is to be replaced, and say in the manifests what so many processes will write."""
+        """Remove what is to be replaced, and list in the manifests what this many processes will write."""
         for (folder, plan), continued in zip(self.plans, self.continued, strict=True):
             folder.begin(plan, continued, overwrite=self.overwrite, processes=processes)
 
 
 def claim(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: bool) -> Claim:
-    """See that all of the plans may be written; changes nothing before :meth:`Claim.take`.
+    """Check that all of the plans may be written; nothing changes before :meth:`Claim.take`.
 
-    To take it makes files the command's own, also those of a version without manifests, and the next command
-    may remove them. So a command takes it last, when everything else has had its chance to fail, such as what
-    is to be continued being another run's.
+    Taking the claim makes files the command's own, also those of a version without manifests, and the next
+    command may remove them. So a command takes it last, after everything else that can fail, such as the
+    check that the run to be continued is the same one.
 
     Args:
-        plans: each folder, with what is to be written there.
+        plans: each folder, with the files to be written there.
         resume: continue what is the command's own, also if a version without manifests wrote it.
         overwrite: remove what is the command's own.
 
@@ -372,9 +372,9 @@ def claim(plans: Sequence[tuple[RunFolder, Plan]], *, resume: bool, overwrite: b
         OutputExistsError: a planned file is there; it is not the command's own, or neither ``resume`` nor
             ``overwrite`` is given.
         ValueError: both are given, a path is no folder, or a manifest is damaged.
-        Exception: what a plan's ``read`` raises for a file that is to be continued, and is damaged.
+        Exception: a file to be continued is damaged; raised by its plan's ``read``.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
-    found = [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
-    return Claim(plans, found, overwrite)
+    continued = [folder.check(plan, resume=resume, overwrite=overwrite) for folder, plan in plans]
+    return Claim(plans, continued, overwrite)

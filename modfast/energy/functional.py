@@ -3,7 +3,7 @@
 They have derivatives of every order in reverse and in forward mode. In forward mode (``torch.func.jvp``,
 ``jacfwd``, ``hessian``, dual numbers), and in a transform of ``torch.func`` that ``torch.compile`` traces,
 they run in plain PyTorch: with the same results, more slowly, and with float64 copies of the weight. For a
-Hessian-vector product of a large weight reverse mode twice is the faster way.
+Hessian-vector product of a large weight, reverse mode twice is faster.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def check_weight(weight: object, partition: object, name: str = "weight") -> Non
 
 
 def _inner_blocks(weight: Tensor, other: Tensor | None, partition: Partition) -> Tensor:
-    """Sums by block, the last row and column for "in no cluster", over all processes that share a weight."""
+    """Sums by block over all processes that share a weight; the last row and column are for no cluster."""
     k = partition.num_clusters
     sums: Tensor
     if is_sharded(weight):
@@ -56,11 +56,11 @@ def _sum_dtype(weight: Tensor) -> torch.dtype:
 
 
 def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
-    """Sums of ``weight * other`` over each pair of clusters.
+    """Return the sums of ``weight * other`` over each pair of clusters.
 
     Args:
         weight: dense float32, float64, float16 or bfloat16, ``(out, in, *kernel)``, in any memory layout.
-        other: shape, dtype and device of ``weight``.
+        other: a tensor of the same shape, dtype and device as ``weight``.
         partition: fits ``(out, in)``.
 
     Returns:
@@ -92,7 +92,7 @@ def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
 
 
 def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor:
-    """Each weight times the factor of its block.
+    """Multiply each weight by the factor of its block.
 
     Args:
         weight: as for :func:`block_inner`.

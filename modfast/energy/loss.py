@@ -37,18 +37,20 @@ class EnmeshmentLoss(nn.Module):
     Args:
         module: the model. Its weights are looked up at each call, so it may be moved, sharded or
             changed afterwards. It does not become a child of the loss. Wrap it first (``torch.compile``, DDP,
-            FSDP, peft): a layer that is exchanged for another one later on is not noticed.
+            FSDP, peft): the loss does not notice if a layer is replaced by another one later.
         partitions: the number of clusters (contiguous blocks for each layer, :meth:`Partition.blocks`), or
             a mapping from layer name (``"fc2"``) or parameter name (``"fc2.weight"``) to
             :class:`Partition`. A partition fits the weight as ``(out, in)``, however it is stored.
-        layers: which layers, by one or any iterable of: names of layers or parameters, or globs of them
-            (``"*.mlp.c_fc"``); modules of the model, which stand for all layers in them; functions that get a
-            layer's name and its weight's shape and return whether it is meant. By default the mapping's
-            layers, or, with a number of clusters, every linear layer (``nn.Linear`` and ``transformers``'
-            ``Conv1D``), but none whose weight is also an embedding's. Layers without a name of their own (a
-            bare ``nn.Linear`` as the model) have the name ``""``.
+        layers: the layers to train for modularity, given as one or any iterable of: names of layers or
+            parameters, or globs of them (``"*.mlp.c_fc"``); modules of the model, for all layers in them;
+            functions of a layer's name and its weight's shape that return whether to take it. By default the
+            mapping's layers, or, with a number of clusters, every linear layer (``nn.Linear`` and
+            ``transformers``' ``Conv1D``) whose weight is not also an embedding's. A model that is itself a
+            layer, such as a bare ``nn.Linear``, has the layer name ``""``.
         exclude: layers to leave out of these, chosen in the same ways.
-        reduction: ``"mean"`` or ``"sum"`` over layers, or ``"none"`` for one value each.
+        reduction: ``"mean"`` over layers, which keeps the loss in [0, 1] for any number of layers; ``"sum"``,
+            where a layer's gradient does not depend on how many there are; ``"none"`` for one value each,
+            to weight the layers yourself.
 
     Raises:
         ValueError: an unknown layer, a shape that does not fit, no layer selected, a layer without a
@@ -62,15 +64,15 @@ class EnmeshmentLoss(nn.Module):
     convolution's is a stack of matrices, each a layer: ``"experts.up_proj[3]"`` is one, ``"experts.up_proj"``
     means all.
 
-    Names are the same whatever the model is wrapped in: those of wrappers (``module.``, ``_orig_mod.``,
-    ``base_model.model.`` and so on) are left out, and accepted where they are given. Convolutions
+    Names do not depend on what the model is wrapped in: the parts that wrappers add (``module.``,
+    ``_orig_mod.``, ``base_model.model.`` and so on) are left out, and accepted if you give them. Convolutions
     (transposed ones too) and any parameter of two dimensions, such as ``in_proj_weight`` of
     ``nn.MultiheadAttention``, can be chosen by name. The loss and the gradient of ``DTensor`` parameters are
     those of the whole weight on every process (partitions are of the whole weight; all processes call
     together).
 
     ``state_dict()`` holds the partitions, and ``load_state_dict`` restores them. A pickled loss holds its
-    partitions, but no weights and no model: :meth:`attach` gives it one.
+    partitions, but no weights and no model: :meth:`attach` gives it a model.
 
     Source: arXiv 2409.15747, where 0.7 times this is added to the cross-entropy.
 
@@ -109,11 +111,11 @@ class EnmeshmentLoss(nn.Module):
         # In a list, since a registered child would put the model's weights into this loss's parameters.
         self._attached: list[Layer] | None = [layer for layer, _ in chosen]
         self._names = [layer.name for layer, _ in chosen]
-        self._partitions = [placed_partition(*each) for each in chosen]
+        self._partitions = [placed_partition(layer, partition) for layer, partition in chosen]
         self._pieces: dict[int, tuple[object, sharded.Piece]] = {}
 
     def attach(self, module: nn.Module) -> EnmeshmentLoss:
-        """Give the loss the layers of the same names of another model, and return it.
+        """Attach the loss to the layers of the same names in another model, and return the loss.
 
         Args:
             module: the model, wrapped or not. A pickled loss needs this before it can be used.
@@ -128,7 +130,7 @@ class EnmeshmentLoss(nn.Module):
             >>> list(loss.partitions)
             ['']
         """
-        chosen = {layer.name: (layer, each) for layer, each in partitioned_layers(module, self.partitions)}
+        chosen = {layer.name: (layer, own) for layer, own in partitioned_layers(module, self.partitions)}
         self._set_layers([chosen[name] for name in self._names])
         return self
 
@@ -144,8 +146,8 @@ class EnmeshmentLoss(nn.Module):
     def partitions(self) -> dict[str, Partition]:
         """Each chosen layer's partition, by canonical name.
 
-        Looking one up, any other name of the layer will do, and that of a stack whose matrices all have the
-        same.
+        Any other name of a layer can be looked up too, and that of a stack if all its matrices have the same
+        partition.
         """
         return PartitionsByName(zip(self._names, self._partitions, strict=True))
 
@@ -159,18 +161,18 @@ class EnmeshmentLoss(nn.Module):
         Raises:
             ValueError: they are of other layers or shapes, or ``state`` is no packed partitions.
         """
-        found, own = unpack_partitions(state), self.partitions
-        if set(found) != set(own):
+        restored, own = unpack_partitions(state), self.partitions
+        if set(restored) != set(own):
             raise ValueError(
-                f"state: the partitions are of the layers {sorted(found)}, the loss has {sorted(own)}"
+                f"state: the partitions are of the layers {sorted(restored)}, the loss has {sorted(own)}"
             )
-        for name, partition in found.items():
+        for name, partition in restored.items():
             if partition.shape != own[name].shape:
                 raise ValueError(
                     f"state: the partition of layer {name!r} has shape {partition.shape}, "
                     f"not {own[name].shape}"
                 )
-        self._partitions = [found[name].to(own[name].device) for name in self._names]
+        self._partitions = [restored[name].to(own[name].device) for name in self._names]
         self._pieces = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class EnmeshmentLoss(nn.Module):
         return {layer.name: layer.weight().detach() for layer in self._layers}
 
     def _reduce(self, losses: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """In float64 if any weight is, else in float32, as for a single weight."""
+        """The reduced losses, in float64 if any weight is float64, else in float32."""
         any_double = any(weight.dtype == torch.float64 for weight in weights)
         dtype = torch.float64 if any_double else torch.float32
         if self.reduction == "none":
@@ -218,15 +220,15 @@ class EnmeshmentLoss(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], list[int]]:
         """The row labels, the column labels and the numbers of clusters of some layers, on a device."""
         chosen = [self._partitions[i] for i in members]
-        placed = [each if each.device == device else each.to(device) for each in chosen]
+        placed = [own if own.device == device else own.to(device) for own in chosen]
         return (
-            [each.row_labels for each in placed],
-            [each.col_labels for each in placed],
-            [each.num_clusters for each in placed],
+            [own.row_labels for own in placed],
+            [own.col_labels for own in placed],
+            [own.num_clusters for own in placed],
         )
 
     def _piece(self, index: int, stored: Any) -> sharded.Piece:
-        """What this process holds of a ``DTensor``, as (out, in); kept, since placements seldom change."""
+        """What this process holds of a ``DTensor``, as (out, in); cached, since placements seldom change."""
         if self._layers[index].place is not None:
             raise TypeError(
                 f"layer {self._names[index]!r} is one of a stack that is spread over processes "
@@ -235,7 +237,7 @@ class EnmeshmentLoss(nn.Module):
         key = (stored.device_mesh, stored.placements, stored.device)
         if index not in self._pieces or self._pieces[index][0] != key:
             partition, transposed = self._partitions[index], self._layers[index].stored_transposed
-            with torch.inference_mode(False):  # kept, and used again where gradients are recorded
+            with torch.inference_mode(False):  # cached, and used again where gradients are recorded
                 piece = sharded.piece_of(stored, partition.transpose() if transposed else partition)
             if transposed:
                 piece = sharded.Piece(piece.col_labels, piece.row_labels, piece.group)
@@ -252,9 +254,9 @@ class EnmeshmentLoss(nn.Module):
         )
 
     def _sharded(self, stored: Sequence[Tensor], members: Sequence[int]) -> Tensor:
-        """The losses of some layers, each process having summed the energies of its own pieces."""
+        """The losses of some layers, from the energies that each process sums over its own pieces."""
         pieces = [self._piece(i, stored[i]) for i in members]
-        # Turned after it was cut: not every PyTorch keeps a DTensor's placements when it is turned.
+        # The piece is transposed, not the DTensor: not every PyTorch keeps a DTensor's placements then.
         own = [self._layers[i].oriented(sharded.local(stored[i])) for i in members]
         groups = tuple(piece.group for piece in pieces)
         return enmeshments(own, *self._piece_labels(pieces, members), groups)
@@ -263,10 +265,10 @@ class EnmeshmentLoss(nn.Module):
         """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
 
         One fused pass over all layers, in place of ``(scale * loss()).backward()``, with the same result
-        up to rounding. A ``.grad`` that is absent is made, of the weight's ``grad_dtype``; weights that do
-        not require a gradient count in the loss and get none. Where a weight is computed, its gradient is
-        carried on by autograd to the parameters that it is computed from. With ``reduction="none"`` the
-        gradient is that of the sum.
+        up to rounding. A missing ``.grad`` is created with the weight's ``grad_dtype``; weights that do not
+        require a gradient count in the loss and get none. If a weight is computed, autograd passes its
+        gradient on to the parameters that it is computed from. With ``reduction="none"`` the gradient is that
+        of the sum.
 
         Call it once per optimiser step, not once per micro-batch: right before ``optimizer.step()``, after
         gradients were unscaled and clipped. (Clipping afterwards would clip this gradient as well.) Gradients
@@ -274,8 +276,8 @@ class EnmeshmentLoss(nn.Module):
 
         Args:
             scale: the factor of the loss, lambda in the paper.
-            scaler: the ``GradScaler`` by which the gradients are scaled now; this one is scaled along, at the
-                price of waiting for the device once. None after ``scaler.unscale_(optimizer)``.
+            scaler: the ``GradScaler`` by which the gradients are scaled now; this gradient is scaled as well,
+                which waits for the device once. None after ``scaler.unscale_(optimizer)``.
 
         Returns:
             The loss itself (not times ``scale``), as :meth:`forward` gives it, detached.
@@ -292,22 +294,22 @@ class EnmeshmentLoss(nn.Module):
             >>> model.weight.grad.shape
             torch.Size([8, 8])
         """
-        given: object = scale
-        if not isinstance(given, (float, int, Real, Tensor)):  # the usual first: Real takes longer to ask
-            raise TypeError(f"scale must be a real number, got {type(given).__name__}")
-        factor = float(given)
+        value: object = scale
+        if not isinstance(value, (float, int, Real, Tensor)):  # usual types first: Real is slow to check
+            raise TypeError(f"scale must be a real number, got {type(value).__name__}")
+        factor = float(value)
         if scaler is not None:
             factor *= _scale_of(scaler)
         if self.reduction == "mean":
             factor /= len(self._layers)
-        # A gradient that is made in inference mode could not be changed outside, nor one of a computed weight
-        # be made there.
+        # A gradient made in inference mode cannot be changed outside it, and that of a computed weight cannot
+        # be made there at all.
         with torch.inference_mode(False):
             return self._accumulate_all(factor)
 
     def _accumulate_all(self, factor: float) -> Tensor:
         """One pass over all layers, and one by autograd over those whose weights are computed."""
-        with torch.enable_grad():  # without it a computed weight would pass for a frozen one
+        with torch.enable_grad():  # without it a computed weight would look frozen
             stored = [layer.stored() for layer in self._layers]
         wanted: list[int] = []
         computed: list[int] = []
@@ -330,20 +332,20 @@ class EnmeshmentLoss(nn.Module):
             return self._reduce(_in_order(parts, places), stored)
 
     def _accumulate_computed(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
-        """The same for computed weights, by autograd: float64, (members,)."""
+        """Accumulate gradients of computed weights by autograd; return their losses: float64, (members,)."""
         with torch.enable_grad():
             losses = self._losses(stored, members)
         leaves = leaves_of(losses)
         # Not by backward(), which would run the hooks of DistributedDataParallel out of turn.
-        found = torch.autograd.grad(losses, leaves, torch.full_like(losses, factor), allow_unused=True)
+        grads = torch.autograd.grad(losses, leaves, torch.full_like(losses, factor), allow_unused=True)
         with torch.no_grad():
-            for leaf, grad in zip(leaves, found, strict=True):
+            for leaf, grad in zip(leaves, grads, strict=True):
                 if grad is not None:
                     _grad_of(leaf).add_(grad)
         return losses.detach()
 
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
-        """One pass over the weights of the layers ``members``, all of one group: float64, (members,)."""
+        """Accumulate gradients of one group of layers in one pass; return losses: float64, (members,)."""
         grads = [_grad_of(weight) for weight in stored]
         weights, targets = list(stored), list(grads)
         for place, (weight, grad) in enumerate(zip(stored, grads, strict=True)):
@@ -405,7 +407,7 @@ class EnmeshmentLoss(nn.Module):
 
 
 def _scale_of(scaler: torch.amp.GradScaler) -> float:
-    """By how much a ``GradScaler`` has scaled the gradients."""
+    """The factor by which a ``GradScaler`` has scaled the gradients."""
     if not isinstance(scaler, torch.amp.GradScaler):
         raise TypeError(f"scaler must be a torch.amp.GradScaler or None, got {type(scaler).__name__}")
     if not scaler.is_enabled():
@@ -418,10 +420,10 @@ def _scale_of(scaler: torch.amp.GradScaler) -> float:
 
 
 def _grad_of(weight: Tensor) -> Tensor:
-    """The weight's ``.grad``, dense, made of zeros if it is absent."""
+    """The weight's ``.grad``, made dense, or made of zeros if it is missing."""
     grad = weight.grad
     if grad is not None and grad.layout != torch.strided:
-        # As autograd does when it adds to the gradient that an embedding with sparse=True has left.
+        # Autograd does the same when it adds to the sparse gradient of an embedding with sparse=True.
         grad = weight.grad = grad.to_dense()
     if grad is None:
         # A grad_dtype of None stands for a gradient of any dtype.
@@ -431,7 +433,7 @@ def _grad_of(weight: Tensor) -> Tensor:
 
 
 def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
-    """The weights that one pass can take together: those of a device, whole or spread over processes."""
+    """Group the weights that one pass can take: on one device, all whole or all spread over processes."""
     groups: dict[tuple[torch.device, bool], list[int]] = {}
     for index in indices:
         groups.setdefault((weights[index].device, is_sharded(weights[index])), []).append(index)
@@ -439,7 +441,7 @@ def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]
 
 
 def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-    """The parts as one vector, whose elements were made for these places."""
+    """Join the parts to one vector, in which each element stands at its place."""
     if len(parts) == 1:
         return parts[0]
     together = torch.cat([part.to(parts[0].device) for part in parts])

@@ -1,4 +1,4 @@
-"""Which layers an enmeshment loss is of, and the partition of each."""
+"""Choose the layers of an enmeshment loss, and the partition of each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def chosen_layers(
     layers: Choices | None,
     exclude: Choices | None,
 ) -> list[tuple[Layer, Partition]]:
-    """The layers that the arguments of :class:`modfast.EnmeshmentLoss` ask for, each with its partition.
+    """The layers that the arguments of :class:`modfast.EnmeshmentLoss` choose, each with its partition.
 
     Raises:
         ValueError, TypeError: as that class does.
     """
-    given = dict(partitioned_layers(module, partitions)) if isinstance(partitions, Mapping) else None
-    chosen = _choose(module, None if given is None else list(given), layers, exclude)
+    partition_of = dict(partitioned_layers(module, partitions)) if isinstance(partitions, Mapping) else None
+    chosen = _choose(module, None if partition_of is None else list(partition_of), layers, exclude)
     if not chosen:
         raise ValueError(_nothing_selected(module, partitions, layers, exclude))
     seen: dict[object, str] = {}
@@ -32,21 +32,21 @@ def chosen_layers(
         if layer.identity in seen:
             raise ValueError(f"layers: {layer.name!r} and {seen[layer.identity]!r} are one tied weight")
         seen[layer.identity] = layer.name
-    return [(layer, _partition_of(layer, partitions, given)) for layer in chosen]
+    return [(layer, _partition_of(layer, partitions, partition_of)) for layer in chosen]
 
 
 def _choose(
     module: nn.Module,
-    given: Sequence[Layer] | None,
+    partitioned: Sequence[Layer] | None,
     layers: Choices | None,
     exclude: Choices | None,
 ) -> list[Layer]:
-    """The layers that are meant, if ``given`` are those with a partition of their own."""
+    """The chosen layers; ``partitioned`` are those to which a mapping gives a partition, if there is one."""
     known = find_layers(module)
     if layers is not None:
         chosen = choose_layers(known, layers, "layers")
     else:
-        chosen = linear_layers(module) if given is None else list(given)
+        chosen = linear_layers(module) if partitioned is None else list(partitioned)
     left_out = [] if exclude is None else choose_layers(known, exclude, "exclude")
     return [layer for layer in chosen if layer not in left_out]
 
@@ -66,17 +66,17 @@ def _nothing_selected(module: nn.Module, partitions: object, layers: object, exc
 
 
 def _partition_of(
-    layer: Layer, partitions: int | Mapping[str, Partition], given: Mapping[Layer, Partition] | None
+    layer: Layer, partitions: int | Mapping[str, Partition], partition_of: Mapping[Layer, Partition] | None
 ) -> Partition:
-    if given is None:
+    if partition_of is None:
         shape = layer.shape
         try:
             return Partition.blocks(shape, partitions)  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(f"partitions: layer {layer.name!r}: {error}") from error
-    if layer not in given:
+    if layer not in partition_of:
         raise ValueError(f"partitions: no partition for layer {layer.name!r}")
-    return given[layer]
+    return partition_of[layer]
 
 
 def placed_partition(layer: Layer, partition: Partition) -> Partition:

@@ -1,12 +1,12 @@
-"""The compiled operators, and what PyTorch has to know of them: shapes, derivatives, batching.
+"""The compiled operators for energies, with what PyTorch needs for them: shapes, derivatives, batching.
 
-Two operators carry the block energies, and the derivatives of each are the other: ``block_inner(W, V)`` sums
-``W * V`` over each pair of clusters, ``block_scale(W, G)`` multiplies each weight by its block's number.
+Two operators compute with block energies, and each gives the derivatives of the other: ``block_inner(W, V)``
+sums ``W * V`` over each pair of clusters, ``block_scale(W, G)`` multiplies each weight by its block's factor.
 Labels of -1 stand for one more cluster, whose row and column come last in the operators' matrices.
 
-The other operators are for the loss of a whole model, in one pass over all of its weights: ``enmeshment``
-and its gradient, fresh (``enmeshment_grad``) or added to one that is there (``add_enmeshment_grad_``), and
-both in one (``accumulate_enmeshment_grad_``).
+The other operators compute the loss of a whole model in one pass over all of its weights: ``enmeshment``, its
+gradient as new tensors (``enmeshment_grad``) or added to existing ones (``add_enmeshment_grad_``), and loss
+and gradient at once (``accumulate_enmeshment_grad_``).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 # whoever calls torch.ops.modfast. The package reaches them through autograd.Function, with the same formulas,
 # because torch.func's transforms do not see through torch.library.register_autograd.
 #
-# Where PyTorch does not ask an autograd.Function for its derivative, the specification runs in its place: in
-# forward mode, where a jvp of its own would not do (PyTorch silently takes the derivative of a jvp for 0, and
+# Where PyTorch does not use the derivative of an autograd.Function, the specification runs in its place: in
+# forward mode, where defining a jvp would not help (PyTorch silently takes the derivative of a jvp for 0, and
 # torch.compile breaks at one), and in a transform that torch.compile traces.
 
 
 def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
-    """What all fake kernels ask of a weight and its labels."""
+    """Check a weight and its labels, as all fake kernels do."""
     if not isinstance(weight, Tensor) or weight.dim() < 2:
-        given = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise RuntimeError(f"modfast: weight must have shape (out, in, *kernel), got {given}")
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise RuntimeError(f"modfast: weight must have shape (out, in, *kernel), got {got}")
     check_shaped("weight", weight, FLOATS, weight.shape)
     check_shaped("row_labels", row_labels, torch.int64, (weight.shape[0],))
     check_shaped("col_labels", col_labels, torch.int64, (weight.shape[1],))
@@ -65,7 +65,7 @@ def _check_all_labelled(
 
 
 # --- block_inner(weight, other, row_labels, col_labels, num_clusters) -> float64 (k + 1, k + 1)
-# Without other it is the weight itself, the block energies: one tensor to read and one derivative.
+# Without other the weight takes its place (block energies): one tensor to read and one derivative.
 
 
 @torch.library.register_fake("modfast::block_inner")
@@ -214,7 +214,7 @@ def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 class _Enmeshment(torch.autograd.Function):
     """``apply(row_labels, col_labels, num_clusters, groups, *weights)``: losses, and constant energies.
 
-    ``groups``: for each weight, of which this process holds a piece, who holds the others; or nothing.
+    ``groups``: for each weight the processes that hold its pieces; empty if the weights are whole.
     """
 
     generate_vmap_rule = True
@@ -241,44 +241,44 @@ class _Enmeshment(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         if slopes is None:
             return (None,) * (4 + len(weights))
-        # Asked for with create_graph or in forward mode: the gradient is to be differentiated again.
+        # With create_graph, or in forward mode, the gradient is differentiated again.
         if torch.is_grad_enabled() or in_forward_mode():
             grads = [
                 _differentiable_grad(
                     weights[i], slopes[i], rows[i], cols[i], counts[i], ctx.groups[i] if ctx.groups else ALONE
                 )
-                for i, each in enumerate(needed)
-                if each
+                for i, is_needed in enumerate(needed)
+                if is_needed
             ]
         else:
             if not all(needed):
                 weights, rows, cols, counts = (
-                    list(compress(each, needed)) for each in (weights, rows, cols, counts)
+                    list(compress(values, needed)) for values in (weights, rows, cols, counts)
                 )
-                wanted = [i for i, each in enumerate(needed) if each]
+                wanted = [i for i, is_needed in enumerate(needed) if is_needed]
                 energies, slopes = energies[wanted], slopes[wanted]
             grads = torch.ops.modfast.enmeshment_grad(
                 weights, energies, slopes.contiguous(), rows, cols, counts
             )
-        made = iter(grads)
-        return (None, None, None, None, *(next(made) if each else None for each in needed))
+        next_grad = iter(grads)
+        return (None, None, None, None, *(next(next_grad) if is_needed else None for is_needed in needed))
 
 
-# Torch asks for the signature at each call; to make it anew takes longer than the arithmetic on two sums.
+# PyTorch asks for the signature at each call, and making it takes longer than the arithmetic on two sums.
 _Enmeshment.forward.__signature__ = inspect.signature(_Enmeshment.forward)  # type: ignore[attr-defined]
 
 
 def _differentiable_grad(
     weight: Tensor, slope: Tensor, rows: Tensor, cols: Tensor, count: int, group: Group
 ) -> Tensor:
-    """``slope * dE/dW``, made of operators that can be differentiated in their turn."""
+    """``slope * dE/dW``, computed by operators that are differentiable themselves."""
     energies = reference.split_energies(inner_blocks(weight, None, rows, cols, count))
     factors = reference.enmeshment_factors(sum_over(energies, group), slope, count)
     scaled: Tensor = scale_blocks(weight, spread_over(factors, group), rows, cols)
     return scaled
 
 
-# A batch of whole models is not one pass over memory: the batching rules make do with one weight at a time.
+# One pass over memory cannot serve a batch of whole models, so the batching rules take one weight at a time.
 
 
 def _enmeshment_batched(

@@ -1,6 +1,6 @@
 """Weights that are spread over processes, as ``DTensor``: each process works on its own piece.
 
-What crosses the network is a sum of block energies, ``k x k`` numbers or two for each layer, never weights.
+Processes exchange sums of block energies, ``k x k`` numbers or two for each layer, never weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    """The processes that hold the pieces of a weight: some dimensions of a mesh."""
+    """The processes that hold the pieces of a weight, as some dimensions of a mesh."""
 
     mesh: Any
     dims: tuple[int, ...]
@@ -28,7 +28,7 @@ ALONE = Group(None, ())
 
 
 class Piece(NamedTuple):
-    """What this process holds of a weight's rows and columns: their labels, and who holds the rest."""
+    """The labels of the rows and columns that this process holds of a weight, and who holds the rest."""
 
     row_labels: Tensor
     col_labels: Tensor
@@ -39,7 +39,7 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
     """The labels of this process's piece of a ``DTensor``.
 
     Raises:
-        TypeError: this is within a transform of ``torch.func``.
+        TypeError: it is called within a transform of ``torch.func``.
         ValueError: the weight is a pending sum (``Partial``), whose squares cannot be summed piece by piece.
     """
     from torch.distributed.tensor import Replicate, distribute_tensor
@@ -52,10 +52,10 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
             f"weight must be sharded or replicated, got the placements {placements}: redistribute it first"
         )
     labels = []
-    # As a column and as a row, so that they are cut by the weight's own placements, whatever kind these are.
+    # Labels as a column and as a row can be sharded by the weight's own placements, whatever kind these are.
     for dim, whole in enumerate((partition.row_labels[:, None], partition.col_labels[None, :])):
-        # By its dimension: what FSDP makes of a weight cut by tensor parallelism is not "is_shard".
-        cut = [each if getattr(each, "dim", None) == dim else Replicate() for each in placements]
+        # By the dimension: the placement by FSDP of a weight under tensor parallelism is not "is_shard".
+        cut = [p if getattr(p, "dim", None) == dim else Replicate() for p in placements]
         # Every process has all labels already: nothing is sent.
         piece = distribute_tensor(whole.to(weight.device), mesh, cut, src_data_rank=None).to_local()
         labels.append(piece.flatten().contiguous())
@@ -70,7 +70,7 @@ def piece_of(weight: Any, partition: Partition) -> Piece:
 
 
 class _Local(torch.autograd.Function):
-    """The piece; its gradient is laid out as the weight is, which ``to_local``'s is not in every PyTorch."""
+    """The piece. Its gradient has the weight's layout, which ``to_local`` does not give in every PyTorch."""
 
     @staticmethod
     def forward(weight: Any) -> Tensor:
@@ -90,7 +90,7 @@ class _Local(torch.autograd.Function):
 def local(weight: Any) -> Tensor:
     """This process's piece of a ``DTensor``, differentiable any number of times.
 
-    In reverse mode: PyTorch gives no ``DTensor`` a tangent.
+    In reverse mode only: PyTorch gives no ``DTensor`` a tangent.
     """
     piece: Tensor = _Local.apply(weight)
     return piece
@@ -104,8 +104,8 @@ def like(piece: Tensor, weight: Any) -> Tensor:
 def _assembled(piece: Tensor, mesh: Any, placements: Any, shape: Any, stride: Any) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    made: Tensor = DTensor.from_local(piece, mesh, placements, run_check=False, shape=shape, stride=stride)
-    return made
+    whole: Tensor = DTensor.from_local(piece, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return whole
 
 
 def _all_reduce(tensor: Tensor, group: Group) -> Tensor:
@@ -115,12 +115,12 @@ def _all_reduce(tensor: Tensor, group: Group) -> Tensor:
     return result
 
 
-# A value that all processes share has a derivative that all share; the derivative of what each has made of
-# it from its own piece is the sum over all. So each of these is the other's derivative.
+# The gradient of a sum that all processes share is the same on all of them. The gradient of a value that each
+# process uses with its own piece is the sum over all processes. So each of these is the other's derivative.
 
 
 class _Sum(torch.autograd.Function):
-    """What all processes' tensors add up to."""
+    """The sum of all processes' tensors."""
 
     @staticmethod
     def forward(tensor: Tensor, group: Group) -> Tensor:
@@ -164,7 +164,7 @@ def spread_over(tensor: Tensor, group: Group) -> Tensor:
 
 
 def sum_all_over(rows: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Each row of a tensor summed over its group: one exchange for all rows of a group."""
+    """Sum each row of a tensor over its group, in one exchange for all rows of a group."""
     members: dict[Group, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)

@@ -1,4 +1,4 @@
-"""What PyTorch records for gradients, as a graph: operations, and the parameters that they come from."""
+"""Read the autograd graph that PyTorch records: its operations, and the parameters that they read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# An operation with its inputs: PyTorch gives its kinds no useful type.
+# An operation in the graph. PyTorch gives the kinds of operations no useful type.
 Node: TypeAlias = Any
 
 
@@ -21,12 +21,12 @@ def operation_name(node: Node) -> str:
 
 
 def parameter_of(node: Node) -> Tensor | None:
-    """The parameter, if it is one that a node stands for."""
+    """The parameter that a node stands for; None if it stands for none."""
     return node.variable if node is not None and operation_name(node) == "AccumulateGrad" else None
 
 
 def nodes_before(start: Node) -> Iterator[Node]:
-    """An operation and all that lead to it, the nearest first."""
+    """An operation and all operations that lead to it, the nearest first."""
     waiting = deque([] if start is None else [start])
     seen = set(waiting)
     while waiting:
@@ -48,12 +48,12 @@ def leaves_of(tensor: Tensor) -> list[Tensor]:
     """The parameters that a tensor is computed from and that require a gradient."""
     if tensor.grad_fn is None:
         return [tensor] if tensor.requires_grad else []
-    found = map(parameter_of, nodes_before(tensor.grad_fn))
-    return [parameter for parameter in found if parameter is not None]
+    parameters = map(parameter_of, nodes_before(tensor.grad_fn))
+    return [parameter for parameter in parameters if parameter is not None]
 
 
 class Unhidden(TorchFunctionMode):
-    """Inside, PyTorch records also what a model hides by ``detach`` or ``no_grad``. No value changes."""
+    """Inside, autograd ignores a model's ``detach`` and ``no_grad`` and records all. No value changes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

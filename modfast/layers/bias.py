@@ -1,4 +1,4 @@
-"""Which bias is added to what a weight gives, so that a neuron can be switched off with it."""
+"""Find the bias that belongs to a weight, so that a neuron is switched off together with its bias."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Bias(NamedTuple):
     """The bias of a layer's outputs.
 
     Attributes:
-        source: where it comes from; of a stack of matrices the biases of all.
-        place: which row of it belongs to the layer; None if all of it does.
+        source: where the bias comes from; for a stack of matrices it holds the biases of all.
+        place: the row of the source's tensor that belongs to the layer; None if all of it does.
     """
 
     source: Source
     place: int | None
 
     def replaced_in(self, stored: Tensor, keep: Tensor) -> Tensor:
-        """The stored tensor with zeros where this bias is not to be kept, ``(out,)``."""
+        """A copy of the stored tensor with this bias set to zero where ``keep``, ``(out,)``, is False."""
         if self.place is None:
             return stored.where(keep, 0.0)
         changed = stored.clone()
@@ -35,12 +35,12 @@ class Bias(NamedTuple):
 def bias_of(layer: Layer) -> Bias | None:
     """The bias of a layer, or of one matrix of a stack; None if it has none.
 
-    It is known by its name: ``in_proj_bias`` belongs to ``in_proj_weight``, ``bias_hh_l0`` to
+    It is identified by its name: ``in_proj_bias`` belongs to ``in_proj_weight``, ``bias_hh_l0`` to
     ``weight_hh_l0``, ``up_proj_bias`` to ``up_proj``.
 
     Raises:
-        ValueError: none has such a name and fits, but something that may be it is there.
-        UnsupportedWeightError: it cannot be read.
+        ValueError: no tensor of that name fits, but the module has another one that may be the bias.
+        UnsupportedWeightError: the bias cannot be read.
     """
     inner = operation(layer.module)
     outputs = layer.shape[0]
@@ -49,12 +49,12 @@ def bias_of(layer: Layer) -> Bias | None:
     name = _bias_name(layer.attribute)
     if own.get(name) == fitting:
         return Bias(source_of(layer.module, name), layer.place)
-    of_others = {_bias_name(each) for each in own if each != layer.attribute}
-    # What is called a bias may be that of several weights in one; what is not is no bias unless it fits.
+    of_others = {_bias_name(other) for other in own if other != layer.attribute}
+    # One tensor called a bias may hold those of several weights; one of another name must fit to be a bias.
     doubtful = [
-        each
-        for each, shape in own.items()
-        if each not in of_others and (shape == fitting or ("bias" in each and math.prod(shape) > 1))
+        other
+        for other, shape in own.items()
+        if other not in of_others and (shape == fitting or ("bias" in other and math.prod(shape) > 1))
     ]
     if doubtful:
         which = f"layer {layer.name!r} ({type(inner).__name__})"
@@ -71,13 +71,13 @@ def _bias_name(attribute: str) -> str:
 
 
 def _own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a module keeps or computes itself, but for that from which it computes."""
+    """The shapes of a module's parameters, bias buffers and computed tensors, but not of their pieces."""
     computed = computed_tensors(module)
     pieces = {piece for names in computed.values() for piece in names}
-    kept = {**module._parameters, **{name: b for name, b in module._buffers.items() if "bias" in name}}
+    stored = {**module._parameters, **{name: b for name, b in module._buffers.items() if "bias" in name}}
     shapes = {
-        name: tuple(each.shape)
-        for name, each in kept.items()
-        if each is not None and name not in pieces and not name.endswith("_mask")
+        name: tuple(tensor.shape)
+        for name, tensor in stored.items()
+        if tensor is not None and name not in pieces and not name.endswith("_mask")
     }
     return shapes | {name: tuple(source_of(module, name).shape) for name in computed}

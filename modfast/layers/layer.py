@@ -1,4 +1,4 @@
-"""The weight matrices of a model, by name: which there are, and which of them are meant."""
+"""Find the weight matrices of a model, and select some by name, glob, module or function."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Choice: TypeAlias = str | nn.Module | Callable[[str, tuple[int, ...]], bool]
 Choices: TypeAlias = Iterable[Choice] | Choice
 """One choice, or several of them."""
 
-# Of transformers, where not told by ``is_transposed``.
+# Classes of transformers that store stacks as (in, out), for versions without ``is_transposed``.
 _TRANSPOSED_STACKS = ("GptOssExperts", "Llama4TextExperts", "Qwen3VLMoeTextExperts", "CsmCodebooksHead")
 
 
 class Layer(NamedTuple):
-    """A matrix that a module multiplies by, and in which form the module keeps it.
+    """A matrix that a module multiplies by, and how the module stores it.
 
     The weight is looked up each time, since FSDP, parametrisations and ``.to`` may replace it.
 
     Attributes:
-        name: the module's canonical name; or the parameter's, where it is not called ``weight``, with the
-            place in brackets if it is one of a stack: ``"experts.up_proj[3]"``.
-        module: the module that multiplies by it. With an adapter it is peft's.
-        attribute: the weight's name there.
-        stored_transposed: whether it is kept as (in, out, ...).
-        place: which matrix of a stack it is; None if the parameter is no stack.
+        name: the canonical name of the module; or of the parameter, if that is not called ``weight``. A
+            matrix of a stack has the parameter's name and its place there: ``"experts.up_proj[3]"``.
+        module: the module that multiplies by the weight; for a layer with an adapter, peft's module.
+        attribute: the weight's name in the module.
+        stored_transposed: whether the weight is stored as (in, out, ...).
+        place: the index of the matrix in its stack; None if the parameter is no stack.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Layer(NamedTuple):
 
     @property
     def source(self) -> Source:
-        """Where the tensor comes from that holds the weight.
+        """The source of the tensor that holds the weight.
 
         Raises:
             UnsupportedWeightError: it cannot be read; the message names the layer and its type.
@@ -67,12 +67,12 @@ class Layer(NamedTuple):
         return own.get(self.attribute) if isinstance(own, dict) else None  # TorchScript has no dict
 
     def stored(self) -> Tensor:
-        """The tensor that holds the weight, as the forward pass would use it now, with its record.
+        """The tensor that holds the weight, as the forward pass would use it now, with its autograd graph.
 
         Raises:
             UnsupportedWeightError: it cannot be read; the message names the layer and its type.
         """
-        # The usual case first: to ask for the source takes longer.
+        # The usual case first: finding the source takes longer.
         parameter = self.parameter
         try:
             if parameter is None:
@@ -83,7 +83,7 @@ class Layer(NamedTuple):
         return parameter
 
     def whole(self) -> Tensor:
-        """The same where all of its numbers are needed, in this process and now.
+        """The tensor of :meth:`stored`, checked to have all its numbers in this process.
 
         Raises:
             UnsupportedWeightError: it cannot be read, or is on the meta device.
@@ -102,12 +102,12 @@ class Layer(NamedTuple):
         return stored.transpose(0, 1) if self.stored_transposed else stored
 
     def weight(self) -> Tensor:
-        """The weight as ``(out, in, *kernel)``, with its record for gradients."""
+        """The weight as ``(out, in, *kernel)``, with its autograd graph."""
         return self.oriented(self.stored())
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight, ``(out, in, *kernel)``."""
+        """The weight's shape, ``(out, in, *kernel)``."""
         try:
             whole = source_of(self.module, self.attribute).shape
         except UnsupportedWeightError as error:
@@ -117,18 +117,18 @@ class Layer(NamedTuple):
 
     @property
     def is_computed(self) -> bool:
-        """Whether the weight is no parameter, but made from others at each look-up."""
+        """Whether the weight is no parameter, but computed from others at each look-up."""
         return self.parameter is None
 
     @property
     def identity(self) -> object:
-        """Equal for two layers that have one weight: one parameter, or the same computed from the same."""
+        """A key that is equal for layers with the same weight, whether stored or computed."""
         parameter = self.parameter
         return _Computed(self) if parameter is None else (id(parameter), self.place)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names that it goes by, the canonical one first."""
+        """All names of the layer, the canonical one first."""
         if self.place is not None:
             stack = self.name.rpartition("[")[0]
             return (self.name,) if self.is_ambiguous else (self.name, stack)
@@ -141,7 +141,7 @@ class Layer(NamedTuple):
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether it is not known if it is one matrix of a stack, or its parameter is a convolution's."""
+        """Whether its parameter may be either a stack of matrices or the kernel of an unknown convolution."""
         return self.place is not None and self.attribute == "weight"
 
     @property
@@ -156,7 +156,7 @@ class Layer(NamedTuple):
 
 
 class _Computed:
-    """A computed weight. Two are one if they are made of the same parameters, and have the same values."""
+    """A computed weight: equal to one that is computed from the same parameters with the same values."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer, self.leaves = layer, frozenset(map(id, _leaves(layer.module, layer.attribute)))
@@ -181,7 +181,7 @@ class _Computed:
 
 
 def _leaves(module: nn.Module, attribute: str) -> list[Tensor]:
-    """The parameters that a module's tensor is, or is computed from, as far as it is known."""
+    """The parameters that a module's tensor is computed from, as far as known; a stored tensor itself."""
     try:
         return source_of(module, attribute).leaves()
     except UnsupportedWeightError:
@@ -191,7 +191,7 @@ def _leaves(module: nn.Module, attribute: str) -> list[Tensor]:
 
 
 def operation(module: nn.Module) -> Any:
-    """The layer itself, where a module is an adapter around it."""
+    """The layer inside an adapter; a module that is no adapter itself."""
     while is_adapter(module):
         module = module.base_layer  # type: ignore[assignment]
     return module
@@ -210,11 +210,11 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _is_packed_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer whose weight shows in packed integers or a method only."""
+    """Whether a module is a linear layer that shows its weight only as packed integers or a method."""
     if not re.search(r"Linear(\d|_|$)", type(module).__name__) or "weight" in module._parameters:
         return False
     own = [*module._parameters.values(), *module._buffers.values()]
-    packed = any(each is not None and each.dim() >= 2 and not each.is_floating_point() for each in own)
+    packed = any(t is not None and t.dim() >= 2 and not t.is_floating_point() for t in own)
     return packed or callable(getattr(module, "weight", None))
 
 
@@ -225,8 +225,8 @@ def _is_embedding(module: nn.Module) -> bool:
 def find_layers(model: nn.Module) -> list[Layer]:
     """Every weight of ``model`` with at least two dimensions, in the model's order.
 
-    A weight that cannot be read is among them, and raises when it is looked up. A parameter of three
-    dimensions that belongs to no convolution is a stack of matrices.
+    A weight that cannot be read is included; looking it up raises. A parameter of three dimensions that
+    belongs to no convolution is a stack of matrices.
     """
     return [layer for name, module in named_modules(model) for layer in _layers_of(name, module)]
 
@@ -238,7 +238,7 @@ def _layers_of(prefix: str, module: nn.Module) -> Iterator[Layer]:
         try:
             shape = source_of(module, attribute).shape
         except UnsupportedWeightError:
-            # What may be a matrix is not left out in silence: it raises where it is asked for.
+            # What may be a matrix is not left out silently: looking it up raises.
             if is_weight or any(_may_be_matrix(leaf) for leaf in _leaves(module, attribute)):
                 yield Layer(name, module, attribute, False)
             continue
@@ -257,28 +257,28 @@ def _may_be_matrix(tensor: Tensor) -> bool:
 
 
 def _attributes(module: nn.Module) -> list[str]:
-    """The names of the tensors that a module multiplies by, and of some that it does not."""
+    """The names of a module's tensors that may be weights; their shapes are not checked here."""
     if is_adapter(module):
         inner = operation(module)
         is_one_layer = is_linear(inner) or isinstance(inner, (_ConvNd, nn.Embedding))
         return ["weight"] if is_one_layer else _attributes(inner)
     if isinstance(module, torch.jit.ScriptModule):
-        return ["weight"] if any(each.dim() > 1 for each in module.parameters(recurse=False)) else []
+        return ["weight"] if any(p.dim() > 1 for p in module.parameters(recurse=False)) else []
     computed = computed_tensors(module)
     pieces = {piece for names in computed.values() for piece in names}
-    own = [name for name, each in module._parameters.items() if each is not None and name not in pieces]
+    own = [name for name, p in module._parameters.items() if p is not None and name not in pieces]
     always = ["weight"] if is_linear(module) or isinstance(module, _ConvNd) else []
     return list(dict.fromkeys([*own, *computed, *always]))
 
 
 def _is_transposed_stack(module: nn.Module) -> bool:
-    """Whether the matrices of a stack are kept as (in, out)."""
-    told = getattr(module, "is_transposed", None)
-    return told if isinstance(told, bool) else is_of(module, "transformers", *_TRANSPOSED_STACKS)
+    """Whether the matrices of a stack are stored as (in, out)."""
+    declared = getattr(module, "is_transposed", None)
+    return declared if isinstance(declared, bool) else is_of(module, "transformers", *_TRANSPOSED_STACKS)
 
 
 def linear_layers(model: nn.Module) -> list[Layer]:
-    """The weight of every linear layer, tied ones once; none that an embedding shares."""
+    """Every linear layer whose weight no embedding shares; only the first of those with a tied weight."""
     embeddings = {
         id(leaf)
         for _, module in named_modules(model)
@@ -299,10 +299,10 @@ def choose_layers(
     *,
     in_given_order: bool = False,
 ) -> list[Layer]:
-    """The layers that any of the choices takes, in the model's order or that of the choices.
+    """Return the layers that match any of the choices, in the model's order or in that of the choices.
 
     Raises:
-        ValueError: a choice takes none, or a matrix that may not be one.
+        ValueError: a choice matches no layer, or one that is ambiguous (:attr:`Layer.is_ambiguous`).
         TypeError: a choice is of another kind.
     """
     listed = listed_choices(choices, argument, in_given_order=in_given_order)
@@ -311,12 +311,12 @@ def choose_layers(
 
 
 def listed_choices(choices: Choices, argument: str, *, in_given_order: bool = False) -> list[Choice]:
-    """One or several choices as a list, which can be gone through more than once.
+    """Return one or several choices as a list, which can be iterated more than once.
 
     Raises:
-        TypeError: their order matters, and a set has none.
+        TypeError: the order of the choices matters, and they are a set, which has none.
     """
-    # A module that holds others is no list of choices, nor is a class.
+    # A module is one choice even if it can be iterated, such as an nn.Sequential; so is a class.
     if isinstance(choices, (str, nn.Module)) or callable(choices) or not isinstance(choices, Iterable):
         return [choices]
     if in_given_order and isinstance(choices, (set, frozenset)):
@@ -331,35 +331,35 @@ def _chosen(layers: Sequence[Layer], choice: Choice, argument: str) -> list[int]
             f"got the class {choice.__name__}: give modules of it"
         )
     if isinstance(choice, str):
-        found = match_names([layer.names for layer in layers], choice, argument)
+        matched = match_names([layer.names for layer in layers], choice, argument)
         explicit = choice.endswith("]")
     elif isinstance(choice, nn.Module):
         within = set(choice.modules())
-        found = [i for i, layer in enumerate(layers) if layer.module in within]
-        # A layer with an adapter may be named by what the adapter wraps.
-        found = found or [i for i, layer in enumerate(layers) if operation(layer.module) is choice]
+        matched = [i for i, layer in enumerate(layers) if layer.module in within]
+        # A layer with an adapter may be chosen by the module that the adapter wraps.
+        matched = matched or [i for i, layer in enumerate(layers) if operation(layer.module) is choice]
         explicit = False
-        if not found:
+        if not matched:
             raise ValueError(
                 f"{argument}: the module {type(choice).__name__} holds no layer of the model with a weight "
                 f"matrix; there are: {layer_names(layers)}"
             )
     elif callable(choice):
-        found = [i for i, layer in enumerate(layers) if choice(layer.name, _shape_to_show(layer))]
+        matched = [i for i, layer in enumerate(layers) if choice(layer.name, _shape_to_show(layer))]
         explicit = True
     else:
         raise TypeError(
             f"{argument} must hold names, globs, modules or functions of name and shape, "
             f"got {type(choice).__name__}"
         )
-    for index in found:
+    for index in matched:
         if layers[index].is_ambiguous and not explicit:
             _raise_ambiguous(layers[index], argument)
-    return found
+    return matched
 
 
 def _shape_to_show(layer: Layer) -> tuple[int, ...]:
-    """The shape, also of a weight that cannot be read, as far as the layer tells it."""
+    """The layer's shape; if the weight cannot be read, its module's sizes, or () if it has none."""
     try:
         return layer.shape
     except UnsupportedWeightError:
@@ -379,33 +379,33 @@ def _raise_ambiguous(layer: Layer, argument: str) -> None:
 
 
 def layer_names(layers: Sequence[Layer]) -> str:
-    """Their canonical names, for a message."""
+    """The layers' canonical names, for a message."""
     return known_names([layer.names for layer in layers])
 
 
 def match_layers(model: nn.Module, layers: Choices, *, in_given_order: bool = False) -> list[Layer]:
-    """The layers of a model that the argument ``layers`` asks for; raises as :func:`choose_layers`."""
+    """The layers of a model that the argument ``layers`` selects; raises as :func:`choose_layers` does."""
     return choose_layers(find_layers(model), layers, "layers", in_given_order=in_given_order)
 
 
 def find_layer(model: nn.Module, name: str, argument: str) -> Layer:
-    """The layer of this name, or whose weight has it.
+    """The layer that a name stands for, whether its own name or its weight's.
 
     Raises:
-        ValueError: there is none, or a stack of several; the message names ``argument``.
+        ValueError: there is none, or the name is that of a stack; the message names ``argument``.
     """
     layers = find_layers(model)
-    found = named_layers(layers, name)
-    if not found:
+    matched = named_layers(layers, name)
+    if not matched:
         raise ValueError(
             f"{argument}: {name!r} is no layer with a weight matrix; there are: {layer_names(layers)}"
         )
-    if len(found) > 1:
+    if len(matched) > 1:
         raise ValueError(
-            f"{argument}: {name!r} is a stack of {len(found)} matrices, name one of them: "
-            f"{layer_names(found)}"
+            f"{argument}: {name!r} is a stack of {len(matched)} matrices, name one of them: "
+            f"{layer_names(matched)}"
         )
-    return found[0]
+    return matched[0]
 
 
 def named_layers(layers: Sequence[Layer], name: object) -> list[Layer]:

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel
 
-# Children that only these wrappers have, by which they are known without an import.
+# Names of children that only these wrappers have, which identify a wrapper without importing its class.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# What they and adapters put into a name, and what some wrappers put before every name of a model.
+# Parts that these wrappers and adapters insert into a name, and prefixes that other wrappers add.
 ADAPTED_PART = "base_layer"
 WRAPPING_PARTS = (*_WRAPPED, ADAPTED_PART)
 WRAPPING_PREFIXES = ("module.", "base_model.model.")
@@ -26,7 +26,7 @@ WRAPPING_PREFIXES = ("module.", "base_model.model.")
 def is_of(module: nn.Module, package: str, *class_names: str) -> bool:
     """Whether a module's class, or one that it is derived from, has one of these names in a package.
 
-    By name, so that the package need not be installed. Without names any class of the package counts.
+    Names are compared, so the package need not be installed. Without names any class of the package counts.
     """
     return any(
         (kind.__module__ == package or kind.__module__.startswith(package + "."))
@@ -36,7 +36,7 @@ def is_of(module: nn.Module, package: str, *class_names: str) -> bool:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module that a wrapper runs, through any number of them; a module that is no wrapper itself."""
+    """The module inside any number of wrappers; a module that is no wrapper itself."""
     while (inner := _wrapped(module)) is not None:
         module = inner
     return module
@@ -59,7 +59,7 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def _trained_copy(module: Any) -> nn.Module | None:
-    """The copy of a module that peft trains for the active adapter, or the original without one."""
+    """The copy of a module that peft trains for the active adapter; the original if there is none."""
     active = [] if module.disable_adapters else module.active_adapters
     trained: nn.Module = module.original_module
     if active and active[0] in module.modules_to_save:
@@ -68,15 +68,15 @@ def _trained_copy(module: Any) -> nn.Module | None:
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether a module is peft's, wraps a layer and adds an adapter to it."""
+    """Whether a module is one of peft's that wrap a layer and add an adapter to it."""
     return is_of(module, "peft.tuners.tuners_utils", "BaseTunerLayer")
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module of a model once, by its canonical name, in the model's order.
 
-    A module with an adapter is one module, and the adapter's pieces are not shown; nor is what computes a
-    parametrised weight.
+    A module with an adapter counts as one module. The adapter's own modules are left out, and so are those
+    that compute a parametrised weight.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -91,7 +91,7 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             return
         seen.add(module)
         yield name, module
-        # What an adapter wraps is no module of its own, but may hold some.
+        # The module that an adapter wraps is not listed again, but its children are.
         while is_adapter(module):
             module = unwrapped(module.base_layer)  # type: ignore[arg-type]
             seen.add(module)
@@ -110,69 +110,69 @@ def _holds_parametrizations(module: nn.Module) -> bool:
 
 
 def join(prefix: str, name: str) -> str:
-    """The name of something within a module."""
+    """The full name of a module's parameter or child."""
     return f"{prefix}.{name}" if prefix else name
 
 
 def spellings(name: str) -> list[str]:
-    """A name or glob as given, then with ever more of what wrappers add to names left out.
+    """A name or glob as given, then with more and more of the parts that wrappers add left out.
 
     Example:
         >>> spellings("module._orig_mod.fc1")
         ['module._orig_mod.fc1', 'module.fc1', 'fc1']
     """
-    found = [name]
+    spelled = [name]
     parts = name.split(".")
     plain = ".".join(part for part in parts if part not in WRAPPING_PARTS)
-    found.append(plain)
+    spelled.append(plain)
     while (
         prefix := next((prefix for prefix in WRAPPING_PREFIXES if plain.startswith(prefix)), None)
     ) is not None:
         plain = plain.removeprefix(prefix)
-        found.append(plain)
-    return list(dict.fromkeys(found))
+        spelled.append(plain)
+    return list(dict.fromkeys(spelled))
 
 
 def bare(name: str) -> str:
-    """A name or glob without anything in it that a wrapper may have put there.
+    """A name or glob without any part that a wrapper may have added.
 
-    A plain model may call its own modules so, and lose their names here: see :func:`_matching_bare`.
+    A plain model's own modules may have such names, which are left out too: see :func:`_matching_bare`.
 
     Example:
         >>> bare("net.module.base_model.model.fc1.base_layer")
         'net.fc1'
     """
-    kept: list[str] = []
+    parts: list[str] = []
     for part in name.split("."):
-        if part == "model" and kept[-1:] == ["base_model"]:
-            kept.pop()
+        if part == "model" and parts[-1:] == ["base_model"]:
+            parts.pop()
         elif part not in (*WRAPPING_PARTS, "module"):
-            kept.append(part)
-    return ".".join(kept)
+            parts.append(part)
+    return ".".join(parts)
 
 
 def find_named(names: Sequence[Sequence[str]], name: str) -> list[int]:
     """The indices of the layers that a name stands for: one, or all matrices of a stack; empty if none.
 
     Args:
-        names: of each layer all names that it goes by, the canonical one first.
-        name: what is given comes before what is left of it without wrappers, and that before a comparison
-            without wrappers on both sides.
+        names: for each layer all its names, the canonical one first.
+        name: compared as given, then without the parts that wrappers add, and last with those parts left
+            out on both sides.
     """
     for spelling in spellings(name):
-        found = [i for i, own in enumerate(names) if spelling in own]
-        if found:
-            return found
+        matched = [i for i, own in enumerate(names) if spelling in own]
+        if matched:
+            return matched
     return _matching_bare(names, name, str.__eq__)
 
 
 def _matching_bare(
     names: Sequence[Sequence[str]], pattern: str, matches: Callable[[str, str], bool]
 ) -> list[int]:
-    """The layers that match without wrappers' parts on both sides; none where that leaves two layers alike.
+    """The layers that match without wrappers' parts on both sides; none if two of them become alike.
 
-    A file may have a name with more of a wrapper than the model (a ``DataParallel`` somewhere within it), or
-    with less (a module of the model's own that is called ``module``).
+    A name in a file may have more wrapper parts than the model's (from a ``DataParallel`` somewhere within
+    it), or fewer (if the model calls a module of its own ``module``).
     """
     spelling = bare(pattern)
     matched = [i for i, own in enumerate(names) if any(matches(bare(name), spelling) for name in own)]
@@ -181,7 +181,7 @@ def _matching_bare(
 
 
 def known_name(known: Container[str], name: object) -> str | None:
-    """The name of a layer among some, by its own name or its weight's, with or without what wrappers add.
+    """The known name of the layer that a name stands for, its own or its weight's, wrapped or not; or None.
 
     Example:
         >>> known_name({"fc1", "fc2"}, "module.fc1.weight")
@@ -189,23 +189,23 @@ def known_name(known: Container[str], name: object) -> str | None:
     """
     for spelling in spellings(name) if isinstance(name, str) else []:
         plain = "" if spelling == "weight" else spelling.removesuffix(".weight")
-        for each in (plain, spelling):
-            if each in known:
-                return each
+        for candidate in (plain, spelling):
+            if candidate in known:
+                return candidate
     return None
 
 
 def match_names(names: Sequence[Sequence[str]], pattern: str, argument: str) -> list[int]:
-    """The indices of the layers of which ``pattern``, a name or a glob, matches one of the names.
+    """The indices of the layers with a name that ``pattern``, a name or a glob, matches.
 
     Args:
-        names: of each layer all names that it goes by, the canonical one first.
-        pattern: a name comes before a glob, and what is given before what is left of it without wrappers,
-            on its side and at last on both sides.
-        argument: what the message calls it.
+        names: for each layer all its names, the canonical one first.
+        pattern: compared as given, then without the parts that wrappers add, and last with those parts left
+            out on both sides; each time first as a name, then as a glob.
+        argument: the argument's name, for the message.
 
     Raises:
-        ValueError: it matches none.
+        ValueError: it matches no layer.
     """
     for spelling in spellings(pattern):
         # A name may hold brackets, so it is compared before it is read as a glob.
@@ -229,7 +229,7 @@ def _matches_place(name: str, pattern: str) -> bool:
 
 
 def known_names(names: Sequence[Sequence[str]]) -> str:
-    """The canonical names, for a message; of very many the first."""
+    """The canonical names, for a message; only the first ones of very many."""
     known = [repr(own[0]) for own in names]
     if len(known) > _MOST_NAMES:
         known[_MOST_NAMES:] = [f"and {len(known) - _MOST_NAMES} more"]

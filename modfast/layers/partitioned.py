@@ -1,4 +1,4 @@
-"""Which partition belongs to which layer, by all the names that a layer goes by."""
+"""Find the layer that each partition belongs to, by any of the layer's names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .names import known_name, spellings
 def partitioned_layers(
     model: nn.Module, partitions: Mapping[str, Partition]
 ) -> list[tuple[Layer, Partition]]:
-    """The layers that a mapping of layer or parameter names to partitions names, in the model's order.
+    """The layers to which a mapping gives partitions by layer or parameter name, in the model's order.
 
     Raises:
-        ValueError: a name is unknown, two names are one weight, or a partition does not fit.
+        ValueError: a name is unknown, two names stand for one weight, or a partition does not fit.
         TypeError: a value is no :class:`Partition`.
     """
     layers = find_layers(model)
@@ -28,12 +28,12 @@ def partitioned_layers(
     for name, partition in partitions.items():
         if not isinstance(partition, Partition):
             raise TypeError(f"partitions[{name!r}] must be a Partition, got {type(partition).__name__}")
-        found = named_layers(layers, name)
-        if not found:
+        matched = named_layers(layers, name)
+        if not matched:
             raise ValueError(
                 f"partitions: {name!r} is no layer with a weight matrix; there are: {layer_names(layers)}"
             )
-        for layer in found:
+        for layer in matched:
             if layer.name in chosen:
                 raise ValueError(f"partitions: {name!r} is named twice")
             check_fit(layer, partition)
@@ -44,13 +44,14 @@ def partitioned_layers(
 class PartitionsByName(dict[str, Partition]):
     """Partitions by the canonical names of their layers, which can be looked up by other names as well.
 
-    ``[name]``, ``get`` and ``in`` take any name of a layer, or of a stack whose matrices all have the same.
+    ``[name]``, ``get`` and ``in`` take any name of a layer, or that of a stack if all its matrices have the
+    same partition.
     """
 
     def __missing__(self, name: object) -> Partition:
-        found = known_name(self.keys(), name)
-        if found is not None:
-            return self[found]
+        canonical = known_name(self.keys(), name)
+        if canonical is not None:
+            return self[canonical]
         for spelling in spellings(name) if isinstance(name, str) else []:
             stack = [self[key] for key in self if key.rpartition("[")[0] == spelling]
             if stack and all(partition == stack[0] for partition in stack):
@@ -71,7 +72,7 @@ class PartitionsByName(dict[str, Partition]):
         return PartitionsByName, (dict(self),)
 
 
-# As Partition itself, it may be part of a checkpoint that torch.load(weights_only=True) loads.
+# Like Partition itself, it may be part of a checkpoint that torch.load(weights_only=True) loads.
 torch.serialization.add_safe_globals([PartitionsByName])
 
 

@@ -20,12 +20,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy of a model without wrappers, whose weights are parameters wherever they can be read.
 
     Parametrised and pruned weights and those with LoRA adapters become parameters, with the values that the
-    forward pass in evaluation mode multiplies by. So its modules have their canonical names, and a record for
-    gradients shows its weights. The model itself is not changed.
+    forward pass in evaluation mode multiplies by. So its modules have their canonical names, and an autograd
+    graph shows its weights. The model itself is not changed.
 
     Raises:
         TypeError: a parameter or buffer is spread over processes (``DTensor``), or FSDP keeps it.
-        ValueError: one has no shape yet.
+        ValueError: a parameter or buffer has no shape yet.
 
     Example:
         >>> model = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
@@ -37,16 +37,15 @@ def plain_copy(model: nn.Module) -> nn.Module:
         require_whole(f"model: {name!r}", tensor)
         require_shape(f"model: {name!r}", tensor)
     inner = unwrapped(model)
-    # PyTorch refuses to copy tensors with a record for gradients; what modules keep of them is copied
-    # without.
-    kept = (value for module in inner.modules() for value in vars(module).values())
-    recorded = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
-    copied = copy.deepcopy(inner, {id(tensor): tensor.detach().clone() for tensor in recorded})
+    # PyTorch refuses to copy tensors with an autograd graph; those that modules keep are copied without it.
+    attributes = (value for module in inner.modules() for value in vars(module).values())
+    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+    copied = copy.deepcopy(inner, {id(tensor): tensor.detach().clone() for tensor in computed})
     return _plain(copied, {})
 
 
 def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module without wrappers, changed in place but for these."""
+    """The module without wrappers, with plain parameters; changed in place."""
     inner = unwrapped(module)
     if inner in done:
         return done[inner]
@@ -54,7 +53,7 @@ def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
         try:
             weight = source_of(inner, "weight").tensor().detach().clone()
         except UnsupportedWeightError:
-            done[inner] = inner  # it goes on as it is; whoever needs its weight is told why not
+            done[inner] = inner  # left as it is; reading its weight raises with the reason
             return inner
         layer: nn.Module = operation(inner)
         _make_plain(layer)

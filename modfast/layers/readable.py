@@ -1,4 +1,4 @@
-"""Which tensors can be read as the numbers that a layer multiplies by, and what is said of the others."""
+"""Check that a tensor holds the numbers that a layer multiplies by, and say why others cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .names import is_of
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# What holds the weight's fake quantisation, of torch.ao and of torchao.
+# The attributes in which torch.ao and torchao keep the fake quantiser of a weight.
 _QUANTISERS = ("weight_fake_quant", "weight_fake_quantizer")
 
 SUMMON = "read it within FullyShardedDataParallel.summon_full_params"
@@ -35,30 +35,30 @@ class UnsupportedWeightError(ValueError):
         self.module, self.reason = module, reason
 
     def of(self, name: str) -> UnsupportedWeightError:
-        """The same, with the layer's name."""
+        """The same error with the layer's name in its message."""
         named = UnsupportedWeightError(self.module, self.reason, name)
         named.__cause__ = self.__cause__
         return named
 
 
 def has_no_shape(tensor: object) -> bool:
-    """Whether a tensor is one of a lazy module that was not called yet."""
-    # Not by is_lazy, which torch.compile cannot look into.
+    """Whether a tensor belongs to a lazy module that was not called yet."""
+    # torch.compile cannot trace PyTorch's is_lazy.
     return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
 def check_readable(module: nn.Module, attribute: str, tensor: Tensor) -> None:
-    """Raises unless a tensor is made of the numbers that it stands for.
+    """Raises unless a tensor holds its numbers in plain form.
 
     Args:
-        module: whose forward pass uses it.
-        attribute: its name there.
-        tensor: a parameter, a buffer, or what is computed from some.
+        module: the module whose forward pass uses the tensor.
+        attribute: the tensor's name in the module.
+        tensor: a parameter, a buffer, or a tensor computed from some.
 
     Raises:
         UnsupportedWeightError: it is packed, quantised, sparse, a flat piece, or has no shape yet.
     """
-    # The usual types first: this is asked at every look-up of a weight.
+    # The usual types first: this runs at every look-up of a weight.
     unusual = type(tensor) not in (nn.Parameter, Tensor)
     if unusual and has_no_shape(tensor):
         raise UnsupportedWeightError(module, "has no shape yet: call the model once")
@@ -66,7 +66,7 @@ def check_readable(module: nn.Module, attribute: str, tensor: Tensor) -> None:
         raise UnsupportedWeightError(module, f"is packed or quantised ({tensor.dtype})")
     if tensor.layout != torch.strided:
         raise UnsupportedWeightError(module, f"is not dense ({tensor.layout})")
-    # A subclass may hold anything behind the shape and dtype that it shows. DTensor is known.
+    # A subclass may store its numbers in any form behind its shape and dtype. DTensor is supported.
     dispatches = unusual and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
     if dispatches and not is_sharded(tensor):
         raise UnsupportedWeightError(
@@ -84,11 +84,11 @@ def require_shape(name: str, tensor: Tensor) -> None:
     """Raises for a parameter or buffer of a lazy module that was not called yet.
 
     Args:
-        name: of it, for the message.
-        tensor: any.
+        name: the tensor's name, for the message.
+        tensor: any tensor.
 
     Raises:
-        ValueError: it has no shape.
+        ValueError: the tensor has no shape.
     """
     if has_no_shape(tensor):
         raise ValueError(f"{name} has no shape yet: call the model once")
@@ -98,7 +98,7 @@ def check_used_as_stored(module: nn.Module) -> None:
     """Raises where a module's forward pass rounds its weight before it multiplies by it.
 
     Raises:
-        UnsupportedWeightError: the weight that it keeps is another one than it multiplies by.
+        UnsupportedWeightError: the module multiplies by another weight than the stored one.
     """
     rounds = any(getattr(module, name, None) is not None for name in _QUANTISERS)
     if rounds or is_of(module, "transformers", "AutoBitLinear"):
@@ -106,6 +106,6 @@ def check_used_as_stored(module: nn.Module) -> None:
 
 
 def is_managed_by_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP, of either kind, wraps a module, or keeps the parameters of one."""
+    """Whether FSDP (``FullyShardedDataParallel`` or ``fully_shard``) wraps a module or has its parameters."""
     managed = getattr(module, "_is_fsdp_managed_module", False) is True
     return managed or is_of(module, "torch.distributed", "FullyShardedDataParallel", "FSDPModule")

@@ -1,4 +1,4 @@
-"""Other tensors in the place of a model's own, for as long as a context lasts."""
+"""Replace tensors of a model within a context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def replaced_weights(model: nn.Module, weights: Mapping[Layer, Tensor]) -> Itera
     """Inside, the model multiplies by other weights; afterwards it is as it was.
 
     Args:
-        model: whose layers these are. It must not be used by another thread meanwhile.
+        model: the model that has these layers. Another thread must not use it meanwhile.
         weights: for each layer a tensor of its weight's shape, ``(out, in, *kernel)``.
 
     Raises:
@@ -31,7 +31,7 @@ def replaced_weights(model: nn.Module, weights: Mapping[Layer, Tensor]) -> Itera
     whole: dict[tuple[nn.Module, str], Tensor] = {}
     for layer, weight in weights.items():
         key = (layer.module, layer.attribute)
-        # A view of the given tensor, laid out as the layer keeps it: gradients flow into what was given.
+        # A view of the given tensor, laid out as the layer stores it: gradients flow into the given tensor.
         laid_out = weight.transpose(0, 1) if layer.stored_transposed else weight
         if layer.place is None:
             whole[key] = laid_out
@@ -53,29 +53,30 @@ def replaced_weights(model: nn.Module, weights: Mapping[Layer, Tensor]) -> Itera
 
 @contextmanager
 def replaced_parameters(model: nn.Module, tensors: Mapping[str, Tensor], argument: str) -> Iterator[None]:
-    """Inside, the model uses other parameters or buffers, by their names in it; tied ones together.
+    """Inside, the model uses other tensors for its parameters or buffers of these names, and for tied ones.
 
     Args:
-        model: as above.
+        model: as for :func:`replaced_weights`.
         tensors: by their names in the model as it is wrapped, or by their canonical names.
-        argument: what messages call them.
+        argument: the name of the argument that holds ``tensors``, for messages.
 
     Raises:
-        ValueError: a name is unknown, or two are of one tensor; the message names ``argument``.
+        ValueError: a name is unknown, or the names of one tensor get two values; the message names
+            ``argument``.
         TypeError: FSDP keeps the model's parameters; nothing was touched.
     """
     if tensors:
         require_own_parameters(model)
     held = _held_tensors(model, tensors)
-    given: dict[int, str] = {}
+    name_of: dict[int, str] = {}
     for name in tensors:
         if name not in held:
             raise ValueError(f"{argument}: {name!r} is no parameter or buffer of the model")
-        other = given.setdefault(id(held[name]), name)
+        other = name_of.setdefault(id(held[name]), name)
         if other != name and not _are_same(tensors[other], tensors[name]):
             raise ValueError(f"{argument}: {other!r} and {name!r} are one tensor of the model, but given two")
     with ExitStack() as stack:
-        for name in given.values():
+        for name in name_of.values():
             _replace(stack, model, held[name], tensors[name])
         yield
 
@@ -86,15 +87,16 @@ def _held_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     own.update(model.named_parameters(remove_duplicate=False))
     if all(name in own for name in names):
         return own
-    # By the names without wrappers. What an adapter wraps is not what the layer of that name multiplies by.
+    # Names without wrappers. A tensor that an adapter wraps is left out: the layer of that name multiplies by
+    # another one.
     spelled = [spellings(name) for name in own if ADAPTED_PART not in name.split(".")]
     plain = dict(own)
     for depth in range(max(map(len, spelled), default=0)):
-        for each in spelled:
-            if depth < len(each):
-                plain.setdefault(each[depth], own[each[0]])
-    found = {name: next((s for s in spellings(name) if s in plain), None) for name in names}
-    return {name: plain[spelling] for name, spelling in found.items() if spelling is not None}
+        for forms in spelled:
+            if depth < len(forms):
+                plain.setdefault(forms[depth], own[forms[0]])
+    spelling_of = {name: next((s for s in spellings(name) if s in plain), None) for name in names}
+    return {name: plain[spelling] for name, spelling in spelling_of.items() if spelling is not None}
 
 
 def _are_same(one: Tensor, other: Tensor) -> bool:
@@ -106,11 +108,11 @@ def _are_same(one: Tensor, other: Tensor) -> bool:
 def require_own_parameters(model: nn.Module) -> None:
     """Raises where FSDP keeps the parameters of a model, or of a part of it.
 
-    It copies between them and a tensor of its own, before and after it runs the model: what was put in their
-    place would overwrite the weights, or be lost with them.
+    FSDP copies between the parameters and a tensor of its own, before and after it runs the model: tensors in
+    their place would overwrite the weights, or be lost.
 
     Raises:
-        TypeError: it does; the message says how to come by a plain model.
+        TypeError: FSDP keeps them; the message says how to get a plain model.
     """
     for name, module in model.named_modules():
         if is_managed_by_fsdp(module):

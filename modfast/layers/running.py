@@ -1,4 +1,4 @@
-"""Runs a model without changing it: what it is called with, what it returns, what it writes to meanwhile."""
+"""Run a model without changing it: copy its inputs, read its outputs, and protect its buffers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def preserved(model: nn.Module) -> Iterator[None]:
         0
     """
     copies: dict[int, Tensor] = {}
-    kept: list[tuple[dict[str, Any], str, Any]] = []
+    originals: list[tuple[dict[str, Any], str, Any]] = []
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            kept.append((module._buffers, name, buffer))
+            originals.append((module._buffers, name, buffer))
             if buffer is not None:
                 if id(buffer) not in copies:
                     copies[id(buffer)] = buffer.detach().clone()
                 module._buffers[name] = copies[id(buffer)]
-        # What the hooks of torch.nn.utils compute before each forward pass is kept there as well.
-        kept += [
+        # The hooks of torch.nn.utils store in __dict__ what they compute before each forward pass.
+        originals += [
             (module.__dict__, name, module.__dict__[name])
             for name in computed_tensors(module)
             if name in module.__dict__
@@ -43,7 +43,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for home, name, value in kept:
+        for home, name, value in originals:
             home[name] = value
 
 
@@ -69,27 +69,26 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """What the model returns for a tensor, a tuple of positional or a mapping of keyword arguments.
+    """Call the model with a tensor, a tuple of positional arguments or a mapping of keyword arguments.
 
-    It is called with copies: many a model writes to its inputs, which are the caller's, and which the model
-    may be called with again.
+    The model gets copies: many models write to their inputs, which the caller owns and may use again.
 
     Raises:
         TypeError: the inputs cannot be copied.
     """
-    given = copied(inputs)
-    if isinstance(given, Mapping):
-        return model(**given)
-    if isinstance(given, (tuple, list)):
-        return model(*given)
-    return model(given)
+    arguments = copied(inputs)
+    if isinstance(arguments, Mapping):
+        return model(**arguments)
+    if isinstance(arguments, (tuple, list)):
+        return model(*arguments)
+    return model(arguments)
 
 
 def copied(inputs: Any) -> Any:
-    """A copy of inputs of any form, whose tensors have the same record for gradients.
+    """A copy of inputs of any form, whose tensors keep their autograd graph.
 
     Raises:
-        TypeError: they cannot be copied.
+        TypeError: the inputs cannot be copied.
     """
     try:
         with _CopiesAreClones():
@@ -101,7 +100,7 @@ def copied(inputs: Any) -> Any:
 
 
 class _CopiesAreClones(TorchFunctionMode):
-    """Inside, a deep copy of a tensor is a clone, also of one that is computed, which has else no copy."""
+    """Inside, a deep copy of a tensor is a clone, so that computed (non-leaf) tensors can be copied too."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -121,10 +120,10 @@ def moved(inputs: Any, device: torch.device) -> Any:
 
 
 def split_batch(batch: Any, argument: str) -> tuple[Any, Any]:
-    """The inputs and the labels of a batch: of a pair, or of a mapping with the key ``"labels"``.
+    """Split a batch, which is a pair or a mapping with the key ``"labels"``, into inputs and labels.
 
     Raises:
-        TypeError: it is neither; the message names ``argument``.
+        TypeError: the batch is neither; the message names ``argument``.
     """
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
@@ -137,12 +136,12 @@ def split_batch(batch: Any, argument: str) -> tuple[Any, Any]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits of what a model returns: a tensor, or an object or mapping with ``logits`` (transformers).
+    """The logits in a model's output: a tensor, or an object or mapping with ``logits`` (transformers).
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the output is neither.
     """
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
         raise TypeError(f"model must return a tensor of logits, got {type(output).__name__} without .logits")
-    return found
+    return logits

@@ -1,7 +1,7 @@
-"""The ways in which a module comes by a tensor: it keeps it, or it computes it from others.
+"""Where a module's tensor comes from: the module stores it, or computes it from other tensors.
 
-Each kind reads the tensor without changing the module, puts another one in its place, and makes a parameter
-of it.
+Each kind of source can read the tensor without changing the module, put another one in its place for a while,
+and turn it into a parameter.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Source(ABC):
     """Where a module's tensor comes from.
 
     Attributes:
-        module: whose forward pass uses it.
-        attribute: its name there, such as ``"weight"``.
+        module: the module whose forward pass uses the tensor.
+        attribute: the tensor's name in the module, such as ``"weight"``.
     """
 
     module: Any
     attribute: str
 
     def tensor(self) -> Tensor:
-        """The tensor that the forward pass uses, with its record for gradients.
+        """The tensor that the forward pass uses, with its autograd graph.
 
-        It is what evaluation mode would compute from the buffers as they are. Nothing of the module changes,
-        where the forward pass in training mode would go on with a power iteration, for example.
+        It is what evaluation mode would compute from the buffers as they are. The module does not change,
+        whereas its forward pass in training mode may run a power iteration, for example.
 
         Raises:
             UnsupportedWeightError: it cannot be computed, or is not made of plain numbers.
@@ -63,13 +63,13 @@ class Source(ABC):
         """What :meth:`tensor` returns, before it is checked."""
 
     def _why_not_computed(self, error: Exception) -> str:
-        said = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         if any(map(is_sharded, self.leaves())):
-            return f"is computed from parameters spread over processes (DTensor), which fails: {said}"
-        return f"cannot be computed: {said}"
+            return f"is computed from parameters spread over processes (DTensor), which fails: {reason}"
+        return f"cannot be computed: {reason}"
 
     def _check_differentiable(self, tensor: Tensor) -> None:
-        """Raises for a weight under FSDP2 or tensor parallelism whose ``backward()`` is bound to fail."""
+        """Raises for a weight under FSDP2 or tensor parallelism whose ``backward()`` would fail."""
         if any(operation_name(node) == "WeightNormInterface" for node in nodes_before(tensor.grad_fn)):
             raise UnsupportedWeightError(
                 self.module,
@@ -79,7 +79,7 @@ class Source(ABC):
 
     @abstractmethod
     def leaves(self) -> list[Tensor]:
-        """The parameters that it is computed from; the tensor itself if it is stored."""
+        """The parameters that the tensor is computed from; the tensor itself if it is stored."""
 
     @property
     def shape(self) -> torch.Size:
@@ -93,7 +93,7 @@ class Source(ABC):
 
     @abstractmethod
     def make_plain(self) -> None:
-        """Change the module: the tensor becomes a parameter of its own, whatever it was computed from."""
+        """Change the module: a computed tensor becomes a parameter that depends on no other."""
 
 
 class Stored(Source):
@@ -126,7 +126,7 @@ class Stored(Source):
 
     def _put(self, tensor: Tensor) -> None:
         self._home[self.attribute] = tensor
-        if isinstance(self.module, nn.RNNBase):  # which computes with a list of its own
+        if isinstance(self.module, nn.RNNBase):  # it computes with a list of its own
             self.module._flat_weights = [
                 getattr(self.module, name) for name in self.module._flat_weights_names
             ]
@@ -149,7 +149,7 @@ class Parametrized(Source):
         computes = self._lists[self.attribute]
         buffers = {name: buffer.clone() for name, buffer in computes.named_buffers()}
         with in_evaluation_mode(computes):
-            # Buffers of spectral_norm are written to in training mode; those of others may be at any time.
+            # spectral_norm writes to its buffers in training mode; others may do so at any time.
             tensor: Tensor = functional_call(computes, buffers) if buffers else computes()
         return tensor
 
@@ -175,7 +175,7 @@ class Parametrized(Source):
     @override
     def make_plain(self) -> None:
         # parametrize.remove_parametrizations changes the class, which a copy of a module shares with it. So
-        # the class stays as it is, and the module no longer belongs to it, with all that it computes.
+        # the class stays as it is, and the module gets its original class back, for all tensors at once.
         module = self.module
         tensors = {name: Parametrized(module, name).tensor().detach() for name in self._lists}
         module.__class__ = parametrize.type_before_parametrizations(module)
@@ -185,11 +185,11 @@ class Parametrized(Source):
 
 
 class _Constant(nn.Module):
-    """Stands in for what computes a parametrised tensor."""
+    """Stands in for the module that computes a parametrised tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
-        self.__dict__["tensor"] = tensor  # whether it is a parameter or not, it is none of this module
+        self.__dict__["tensor"] = tensor  # not registered here, even if it is a parameter
 
     def forward(self) -> Tensor:
         tensor: Tensor = self.__dict__["tensor"]
@@ -204,7 +204,7 @@ class _ConstantHook:
     tensor: Tensor
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
-        module.__dict__[self.name] = self.tensor  # setattr would make a parameter of one
+        module.__dict__[self.name] = self.tensor  # setattr would register a parameter
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Hooked(Source):
     """Computed before each forward pass by a hook of ``torch.nn.utils``.
 
     Attributes:
-        key: the hook's among the module's hooks.
+        key: the hook's key among the module's forward pre-hooks.
         hook: the hook.
     """
 
@@ -223,8 +223,8 @@ class Hooked(Source):
     def _tensor(self) -> Tensor:
         tensor: Tensor
         if isinstance(self.hook, SpectralNorm):
-            # The next forward pass writes to the two vectors, which this one's record for gradients must not
-            # notice.
+            # The next forward pass writes to the two vectors in place; the autograd graph of this one
+            # needs their present values.
             u, v = (getattr(self.module, f"{self.attribute}_{side}").clone() for side in "uv")
             original = getattr(self.module, f"{self.attribute}_orig")
             tensor = original / torch.dot(u, torch.mv(self.hook.reshape_weight_to_matrix(original), v))
@@ -243,7 +243,7 @@ class Hooked(Source):
     @property
     @override
     def shape(self) -> torch.Size:
-        # That of the last piece, so that nothing is computed for it.
+        # The last piece has the tensor's shape, so nothing is computed.
         return self.hook.tensor.shape if isinstance(self.hook, _ConstantHook) else self.leaves()[-1].shape
 
     @override
@@ -287,13 +287,13 @@ def pieces_of(hook: object) -> list[str]:
 
 
 def computed_tensors(module: nn.Module) -> dict[str, list[str]]:
-    """The tensors that a module computes, and from which of its own parameters hooks compute them."""
-    found: dict[str, list[str]] = {name: [] for name in parametrized_tensors(module)}
+    """The tensors that a module computes, each with those of its parameters from which a hook computes it."""
+    pieces: dict[str, list[str]] = {name: [] for name in parametrized_tensors(module)}
     for hook in module._forward_pre_hooks.values():
         name = computed_by(hook)
         if name is not None:
-            found[name] = pieces_of(hook)
-    return found
+            pieces[name] = pieces_of(hook)
+    return pieces
 
 
 def parametrized_tensors(module: nn.Module) -> list[str]:
@@ -303,7 +303,7 @@ def parametrized_tensors(module: nn.Module) -> list[str]:
 
 @contextmanager
 def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each submodule's own mode again afterwards.
+    """Put a module into evaluation mode inside; afterwards each submodule has its own mode again.
 
     Example:
         >>> model = nn.Dropout()
@@ -313,10 +313,10 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    modes = [(each, each.training) for each in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for submodule, training in modes:
+            submodule.training = training

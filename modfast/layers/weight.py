@@ -1,9 +1,9 @@
-"""The tensors that a module computes with: read, and put others in their place, without changing the module.
+"""Find where a module's tensor comes from, to read or replace it without changing the module.
 
 A weight is a parameter, or it is computed from parameters: by a parametrization, by the hooks of
 ``torch.nn.utils.weight_norm``, ``spectral_norm`` and ``prune``, by a LoRA adapter of peft. This module is the
-one place that knows the difference. :func:`source_of` finds where a module's tensor comes from, and raises
-where it cannot tell.
+one place that knows the difference. :func:`source_of` returns the source of a module's tensor, and raises
+if it is not known.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .names import is_adapter, is_of
 from .readable import SUMMON, UnsupportedWeightError, check_readable, check_used_as_stored, is_managed_by_fsdp
 from .source import Hooked, Parametrized, Source, Stored, computed_by, parametrized_tensors, pieces_of
 
-# Of a LoRA adapter, in the order in which a forward pass applies them.
+# The factors of a LoRA adapter, in the order in which a forward pass applies them.
 _FACTORS = ("lora_A", "lora_B")
 
 
 class Adapted(Source):
-    """A layer's own tensor and what peft's LoRA adapters add to it."""
+    """A layer's own tensor plus what peft's LoRA adapters add to it."""
 
     @property
     def base(self) -> Source:
-        """The layer's own."""
+        """The source of the layer's own tensor."""
         return source_of(self.module.base_layer, self.attribute)
 
     @property
@@ -41,7 +41,7 @@ class Adapted(Source):
     @override
     def _tensor(self) -> Tensor:
         tensor = self.base.tensor()
-        # The factors are multiplied in their own dtype, where autocast would take another.
+        # Without autocast the factors are multiplied in their own dtype.
         with torch.autocast(tensor.device.type, enabled=False):
             for name in _active(self.module):
                 tensor = tensor + self._change(name).to(tensor.device)
@@ -52,7 +52,7 @@ class Adapted(Source):
         module = self.module
         down, up = (getattr(module, side)[name].weight for side in _FACTORS)
         if down.dim() > 2:
-            # The first convolution has the layer's kernel, the second one of size 1.
+            # The first factor is a convolution with the layer's kernel, the second one a kernel of size 1.
             change = torch.tensordot(up.flatten(1), down, dims=1)
         else:
             change = up @ down
@@ -63,7 +63,7 @@ class Adapted(Source):
     @override
     def leaves(self) -> list[Tensor]:
         factors = (getattr(self.module, side)[name] for name in _active(self.module) for side in _FACTORS)
-        return self.base.leaves() + [each for factor in factors for each in factor.parameters()]
+        return self.base.leaves() + [parameter for factor in factors for parameter in factor.parameters()]
 
     @override
     @contextmanager
@@ -78,14 +78,14 @@ class Adapted(Source):
 
     @override
     def make_plain(self) -> None:
-        raise NotImplementedError("a layer takes the place of its adapter; see modfast.plain_model")
+        raise NotImplementedError("a layer takes the place of its adapter; see modfast.layers.plain_copy")
 
 
 def source_of(module: nn.Module, attribute: str) -> Source:
-    """Where a module's tensor comes from.
+    """Return the source of a module's tensor.
 
     Raises:
-        UnsupportedWeightError: it is packed or quantised, or computed in a way that is not known.
+        UnsupportedWeightError: the tensor is packed or quantised, or computed in a way that is not known.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedWeightError(module, "belongs to TorchScript, which does not show it")

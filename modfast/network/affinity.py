@@ -20,11 +20,12 @@ def gradient_affinity(
     batches: Iterable[Any],
     loss: Callable[[Any, Any], Tensor],
 ) -> Tensor:
-    """How much a loss, over batches, depends on each weight of a layer: ``|sum of dL/dW|``.
+    """Return how much a loss over batches depends on each weight of a layer: ``|sum of dL/dW|``.
 
-    A similarity of rows and columns for ``spectral_cocluster(..., affinity="given")``, in place of ``|W|``.
+    Give it to ``spectral_cocluster(..., affinity="given")`` in place of ``|W|`` to cluster rows and columns
+    by the weights that matter to a loss on your data, rather than by the large ones.
 
-    The model runs as it is, in training or evaluation mode, and is left as it was: no ``.grad``, no
+    The model runs in its present mode, training or evaluation, and is left as it was: no ``.grad``, no
     ``requires_grad`` and no buffer (running statistics, for example) changes. The weight may be frozen, and
     it may be computed: it is what the layer's forward pass multiplies by. Nothing is moved to another device.
 
@@ -46,7 +47,7 @@ def gradient_affinity(
         ValueError: no such layer, or one whose weight cannot be read; no batches; the loss is no scalar, does
             not depend on the layer, or its gradient is NaN or infinite.
         TypeError: ``model`` is no ``nn.Module``; an element of ``batches`` is of another kind; the weight is
-            spread over processes (``DTensor``), or FSDP keeps the model's.
+            spread over processes (``DTensor``), or FSDP keeps the model's weights.
 
     Source: arXiv 2409.15747 and 2502.02470, whose similarities are this one and ``|W|``.
 
@@ -62,7 +63,7 @@ def gradient_affinity(
     chosen = find_layer(model, layer, "layer")
     with torch.inference_mode(False):
         stored = chosen.whole()
-        # It takes the weight's place, so that a frozen one has a gradient too, and no .grad is touched.
+        # This tensor replaces the weight, so that a frozen one has a gradient too, and no .grad is touched.
         weight = chosen.oriented(stored.detach()).requires_grad_()
         total = torch.zeros_like(
             weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
@@ -79,12 +80,12 @@ def gradient_affinity(
             outputs = call_model(model, inputs)
             value = loss(logits_of(outputs) if _is_loss_of_pytorch(loss) else outputs, copied(targets))
             if not isinstance(value, Tensor) or value.dim() != 0:
-                given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"loss must return a scalar tensor, got {given}")
-            found = torch.autograd.grad(value, weight, allow_unused=True)[0] if value.requires_grad else None
-        if found is None:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"loss must return a scalar tensor, got {got}")
+            grad = torch.autograd.grad(value, weight, allow_unused=True)[0] if value.requires_grad else None
+        if grad is None:
             raise ValueError(f"loss does not depend on the weight of layer {layer!r}")
-        total += found
+        total += grad
         count += 1
     if count == 0:
         raise ValueError("batches holds no batch")
@@ -94,7 +95,7 @@ def gradient_affinity(
 
 
 def _is_loss_of_pytorch(loss: object) -> bool:
-    """Whether it is a loss that can take nothing but tensors."""
+    """Whether a loss is one of PyTorch's own, which take tensors only."""
     while isinstance(loss, functools.partial):
         loss = loss.func
     return isinstance(loss, nn.modules.loss._Loss) or getattr(loss, "__module__", "") == "torch.nn.functional"

@@ -1,4 +1,4 @@
-"""The layers of a network as a chain, each tied to the next: what a network's graph is made of."""
+"""The layers of a network as a chain, each feeding the next, and the graph made of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _INPUT = ".input"
 
 
 class Link(NamedTuple):
-    """A layer as what ties the nodes that it reads to those that it feeds.
+    """A layer of the chain, whose weights are the edges from the nodes that it reads to those that it feeds.
 
     Attributes:
-        layer: which one.
-        weight: detached, ``(out, in / groups, *kernel)``.
-        inputs: how many nodes it reads. After a flatten each of them stands for several columns in a row.
-        groups: of a grouped convolution; else 1.
+        layer: the layer.
+        weight: its weight, detached, ``(out, in / groups, *kernel)``.
+        inputs: how many nodes it reads. After a flatten each node has several adjacent columns of the weight.
+        groups: the number of groups of a convolution; else 1.
         norm: the batch norm that scales its rows, if any.
     """
 
@@ -47,7 +47,7 @@ def find_chain(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if layers is not None:
         named = named_order(model, layers)
-        # Which of them a batch norm follows is not in their names.
+        # The names do not show which of the layers a batch norm follows.
         if example_inputs is None:
             ordered = norms_in_sequences(model, named)
         else:
@@ -77,23 +77,23 @@ def _link(layer: Layer, norm: BatchNorm | None, previous: Link | None) -> Link:
 
 
 def graph_of(chain: Sequence[Link]) -> Tensor:
-    """The graph of a network's layers, in CSR."""
+    """The graph of a network's layers, as a sparse CSR matrix."""
     _take_warnings()
     blocks = [_block(link).to(chain[0].weight.device) for link in chain]
     sizes = [link.inputs for link in chain] + [len(blocks[-1])]
     starts = [0, *accumulate(sizes)]
-    # Every layer's nodes are tied to the nodes before them and to those after: with nothing before the first
-    # and nothing after the last, the rows of the graph are two blocks side by side, the columns in order.
-    nothing = blocks[0].new_empty
-    columns, values, counts = [], [], [nothing(1, dtype=torch.int64).zero_()]
-    for place, (before, after) in enumerate(pairwise([nothing(sizes[0], 0), *blocks, nothing(0, sizes[-1])])):
+    # A layer's nodes have edges to the nodes before and after them, so its rows are two blocks side by side,
+    # with the columns in order. The block before the first layer and that after the last are empty.
+    empty = blocks[0].new_empty
+    columns, values, counts = [], [], [empty(1, dtype=torch.int64).zero_()]
+    for place, (before, after) in enumerate(pairwise([empty(sizes[0], 0), *blocks, empty(0, sizes[-1])])):
         rows = torch.cat([before, after.T], dim=1)
-        tied = rows != 0
+        is_edge = rows != 0
         column = torch.arange(rows.shape[1], device=rows.device) + starts[max(place - 1, 0)]
         column[before.shape[1] :] += sizes[place]
-        columns.append(column.expand_as(rows)[tied])
-        values.append(rows[tied])
-        counts.append(tied.sum(1))
+        columns.append(column.expand_as(rows)[is_edge])
+        values.append(rows[is_edge])
+        counts.append(is_edge.sum(1))
     return torch.sparse_csr_tensor(
         torch.cat(counts).cumsum(0),
         torch.cat(columns),
@@ -106,20 +106,20 @@ def graph_of(chain: Sequence[Link]) -> Tensor:
 
 @functools.cache
 def _take_warnings() -> None:
-    """Takes what PyTorch says once in a process of CSR tensors, that they are in beta and not checked."""
-    # It says nothing to users who did not choose how a graph is stored. Threads share the filters of
-    # warnings, so the first graph is to be made before any are started.
+    """Swallow the warnings that PyTorch gives once per process: CSR tensors are in beta and not checked."""
+    # They are of no use to users, who did not choose how a graph is stored. Threads share the filters of
+    # warnings, so the first graph must be made before any thread is started.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)
 
 
 def _block(link: Link) -> Tensor:
-    """What ties the nodes that a layer feeds to those that it reads: ``(out, inputs)``, not negative."""
-    strengths = link.weight.abs()
-    strengths = strengths.to(torch.promote_types(strengths.dtype, torch.float32))
-    # Both a kernel's positions and those of a flattened channel follow their channel.
-    block = strengths.reshape(len(strengths), link.inputs // link.groups, -1).sum(2)
+    """The edge weights between the nodes that a layer feeds and those it reads: ``(out, inputs)``, >= 0."""
+    magnitudes = link.weight.abs()
+    magnitudes = magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32))
+    # The positions of a kernel, and those of a flattened channel, are adjacent within their channel.
+    block = magnitudes.reshape(len(magnitudes), link.inputs // link.groups, -1).sum(2)
     if link.groups > 1:
         block = torch.block_diag(*block.chunk(link.groups))
     if link.norm is not None:
@@ -132,7 +132,7 @@ def _block(link: Link) -> Tensor:
 
 
 def _scale(norm: BatchNorm, like: Tensor) -> Tensor:
-    """By how much a batch norm in evaluation mode multiplies each of its features."""
+    """The magnitude of the factor by which a batch norm in evaluation mode multiplies each feature."""
     scale = like.new_ones(len(like)) if norm.weight is None else norm.weight.detach().to(like).abs()
     if norm.running_var is None:
         return scale
@@ -144,8 +144,8 @@ def _nodes_read(previous: Link | None, layer: Layer, size: int) -> int:
     if previous is None:
         return size
     outputs = len(previous.weight)
-    # Channels come first, so a flattened channel's positions lie together. What a linear layer gives has its
-    # features last: flattened, they would be interleaved.
+    # A convolution's channels come first, so a flattened channel's positions are adjacent. A linear layer's
+    # features come last: flattened, they would be interleaved.
     flattened = previous.layer.is_convolution and not layer.is_convolution
     if size != outputs and not (flattened and size % outputs == 0):
         raise ValueError(
@@ -156,7 +156,7 @@ def _nodes_read(previous: Link | None, layer: Layer, size: int) -> int:
 
 
 def nodes_of(chain: Sequence[Link]) -> dict[str, slice]:
-    """Where in the graph the inputs and each layer's outputs lie."""
+    """The nodes of the graph that are the inputs, and those that are each layer's outputs."""
     names = [_INPUT, *(link.layer.name for link in chain)]
     ends = accumulate([chain[0].inputs, *(len(link.weight) for link in chain)])
     return {name: slice(start, stop) for name, (start, stop) in zip(names, pairwise([0, *ends]), strict=True)}

@@ -16,25 +16,28 @@ from .chain import find_chain, graph_of, nodes_of
 def network_graph(
     model: nn.Module, layers: Iterable[str] | str | None = None, example_inputs: Any = None
 ) -> Tensor:
-    """The whole network as one sparse undirected graph.
+    """Return the whole network as one sparse undirected graph.
 
     The nodes are the inputs of the first layer, then the outputs of each layer in order: the neurons of a
-    linear layer, the channels of a convolution. Each layer ties its outputs to its inputs by ``|W|``; a
-    kernel's positions are summed. Where a convolution's channels are flattened for a linear layer, a
-    channel's positions are summed as well. Zero weights tie nothing and are not stored.
+    linear layer, the channels of a convolution. The edge weight between an output and an input of a layer is
+    ``|W|``, summed over a kernel's positions. Where a convolution's channels are flattened for a linear
+    layer, it is summed over a channel's positions as well. Zero weights are no edges and are not stored.
 
-    The layers have to be a chain, each reading what the one before puts out, and PyTorch does not say how a
-    model joins its layers. So a model is taken without more where its order is beyond doubt: if it is an
-    ``nn.Sequential`` of layers and of modules that keep units in their places (activations, pooling, dropout,
-    normalisation; ``nn.Flatten``, which a convolution before a linear layer needs), all with PyTorch's own
-    forward passes and without hooks of yours. For any other give ``example_inputs``: the model is run once,
-    and has to be such a chain, without skip connections, branches or layers that are used twice. Or give
-    ``layers``: the chain that is meant is then your word, whatever else the model does.
+    The layers must form a chain in which each reads the output of the one before. PyTorch does not record how
+    a model joins its layers, so what to give depends on the model:
 
-    A batch norm that follows a layer before the next, with as many features as the layer has outputs, is
-    folded in: it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. With ``layers`` it is
-    known to follow where both are in one ``nn.Sequential``, or from ``example_inputs``. Biases, activations
-    and other normalisations are left out.
+    - An ``nn.Sequential`` of layers and of modules that keep units in their places (activations, pooling,
+      dropout, normalisation; ``nn.Flatten``, which a convolution before a linear layer needs), all with
+      PyTorch's own forward passes and without hooks of yours: the model alone.
+    - Any other model that is such a chain, without skip connections, branches or layers that are used twice:
+      ``example_inputs``, with which the model is run once.
+    - A model that does more than the chain: ``layers``, which are then taken as the chain without a check
+      against the model's forward pass.
+
+    A batch norm between a layer and the next, with as many features as the layer has outputs, is folded in:
+    it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. With ``layers`` it is recognised
+    if both are in one ``nn.Sequential``, or from ``example_inputs``. Biases, activations and other
+    normalisations are left out.
 
     Args:
         model: the network. ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` (grouped ones too)
@@ -46,7 +49,7 @@ def network_graph(
 
     Returns:
         ``torch.sparse_csr``, ``(n, n)``, symmetric, not negative; float64 if a weight is, else float32;
-        int64 indices; on the device of the first layer. :func:`network_nodes` tells which node is which.
+        int64 indices; on the device of the first layer. :func:`network_nodes` says which node is which.
 
     Raises:
         ValueError: the model has no layer, or it is not known in which order its layers run (the message says
@@ -76,19 +79,19 @@ def network_graph(
 def network_nodes(
     model: nn.Module, layers: Iterable[str] | str | None = None, example_inputs: Any = None
 ) -> dict[str, slice]:
-    """Where in :func:`network_graph` each layer's outputs lie.
+    """Return the range of nodes in :func:`network_graph` that are each layer's outputs.
 
     Args:
-        model: as there.
-        layers: as there.
-        example_inputs: as there.
+        model: as for :func:`network_graph`.
+        layers: as for :func:`network_graph`.
+        example_inputs: as for :func:`network_graph`.
 
     Returns:
-        Layer name to nodes, in the graph's order; first of all ``".input"``, the inputs of the first layer
-        (no layer can have that name).
+        Layer name to nodes, in the graph's order; the first name is ``".input"``, for the inputs of the first
+        layer (no layer can have that name).
 
     Raises:
-        ValueError, TypeError: as there.
+        ValueError, TypeError: as for :func:`network_graph`.
 
     Example:
         >>> network_nodes(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
@@ -103,7 +106,7 @@ def network_partitions(
     layers: Iterable[str] | str | None = None,
     example_inputs: Any = None,
 ) -> dict[str, Partition]:
-    """The partition of each layer's weight, from clusters of the whole network.
+    """Turn clusters of the whole network into a partition of each layer's weight.
 
     Args:
         model: as for :func:`network_graph`.
@@ -115,10 +118,11 @@ def network_partitions(
     Returns:
         Layer name to :class:`Partition`, as :class:`EnmeshmentLoss` and :func:`save_partitions` take it. All
         have the same number of clusters, the largest label + 1. After a flatten a channel's positions share
-        its label. Grouped convolutions are left out: a column of theirs is another channel in each group.
+        its label. Grouped convolutions are left out: a column of theirs stands for another channel in each
+        group.
 
     Raises:
-        ValueError: as for :func:`network_graph`; labels of another number or kind, or below -1.
+        ValueError: as for :func:`network_graph`; ``labels`` are not one integer, -1 or above, for each node.
         TypeError: as for :func:`network_graph`.
 
     Example:
@@ -130,15 +134,15 @@ def network_partitions(
     chain = find_chain(model, layers, example_inputs)
     nodes = nodes_of(chain)
     total = list(nodes.values())[-1].stop
-    given = read_labels("labels", labels, 2**31 - 2)
-    if len(given) != total:
-        raise ValueError(f"labels must be {total}, one for each node of the network, got {len(given)}")
-    count = max(int(given.max()) + 1, 1)
+    node_labels = read_labels("labels", labels, 2**31 - 2)
+    if len(node_labels) != total:
+        raise ValueError(f"labels must be {total}, one for each node of the network, got {len(node_labels)}")
+    count = max(int(node_labels.max()) + 1, 1)
     partitions = {}
     for link, (before, after) in zip(chain, pairwise(nodes.values()), strict=True):
         if link.groups == 1:
             positions = link.weight.shape[1] // link.inputs
             partitions[link.layer.name] = Partition(
-                given[after], given[before].repeat_interleave(positions), count
+                node_labels[after], node_labels[before].repeat_interleave(positions), count
             )
     return partitions

@@ -1,4 +1,4 @@
-"""In which order a model runs its layers, as far as that is beyond doubt without running it."""
+"""The order in which a model runs its layers, where it is certain without running the model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ADVICE = "give example_inputs, so that it can be seen, or layers: their names, 
 
 
 class OrderedLayer(NamedTuple):
-    """A layer in its place.
+    """A layer in a chain.
 
     Attributes:
-        layer: which one.
+        layer: the layer.
         norm: the batch norm that scales its outputs, if any.
     """
 
@@ -31,25 +31,25 @@ def sequence_order(model: nn.Module) -> list[OrderedLayer]:
     """The layers of an ``nn.Sequential``, or of sequences within it, or of a model that is a layer itself.
 
     Raises:
-        ValueError: the model is something else, or holds something whose part in it is not known.
+        ValueError: the model is something else, or holds a module whose effect on the units is not known.
     """
     layers = {layer.module: layer for layer in find_layers(model) if joins_units(layer)}
     if not layers:
         raise ValueError(
             f"model must have an nn.Linear or a convolution, got a {type(model).__name__} without"
         )
-    found: list[Layer] = []
+    chain: list[Layer] = []
     norms: list[list[BatchNorm]] = []
-    axes_behind: int | None = None  # how many follow the axis of the units, which none do before a layer
+    axes_behind: int | None = None  # how many axes follow that of the units; None before the first layer
     for name, outer in _parts(model):
         module = unwrapped(outer)
         if module in layers:
             layer = layers[module]
-            if layer in found:
+            if layer in chain:
                 raise ValueError(f"model: layer {name!r} is used twice, so that the layers are no chain")
-            before, axes_behind = axes_behind, _axes_behind(layer)  # which raises where it cannot be read
+            before, axes_behind = axes_behind, _axes_behind(layer)  # raises if the weight cannot be read
             problem = what_changes(outer) or _what_it_misses(layer, before)
-            found.append(layer)
+            chain.append(layer)
             norms.append([])
         else:
             problem = what_moves(outer, axes_behind)
@@ -60,11 +60,11 @@ def sequence_order(model: nn.Module) -> list[OrderedLayer]:
         if problem is not None:
             which = f"the {type(module).__name__}" + (f" ({name!r})" if name else "")
             raise ValueError(f"model: how {which} joins layers is not known: {_ADVICE} (it {problem})")
-    return [OrderedLayer(layer, following_norm(layer, own)) for layer, own in zip(found, norms, strict=True)]
+    return [OrderedLayer(layer, following_norm(layer, own)) for layer, own in zip(chain, norms, strict=True)]
 
 
 def named_order(model: nn.Module, names: Iterable[str] | str) -> list[Layer]:
-    """The layers of these names, in this order, which is the caller's word.
+    """The layers of these names, in the order that the caller gives.
 
     Raises:
         ValueError: a name matches nothing, or a glob several layers whose order is not known.
@@ -94,7 +94,7 @@ def norms_in_sequences(model: nn.Module, layers: Sequence[Layer]) -> list[Ordere
 
 
 def joins_units(layer: Layer) -> bool:
-    """Whether it is the weight of a linear layer or a convolution, which a network's graph is made of."""
+    """Whether a layer is linear or a convolution, transposed ones excluded: the layers of network graphs."""
     transposed = isinstance(
         operation(layer.module), (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     )
@@ -102,7 +102,7 @@ def joins_units(layer: Layer) -> bool:
 
 
 def following_norm(layer: Layer, norms: Sequence[BatchNorm]) -> BatchNorm | None:
-    """The one of the batch norms between a layer and the next that scales the layer's outputs, if any."""
+    """The batch norm that scales a layer's outputs, if any, of those between the layer and the next."""
     if len(norms) > 1:
         raise ValueError(
             f"model: {len(norms)} batch norms follow layer {layer.name!r} before the next; a graph can be "
@@ -112,12 +112,12 @@ def following_norm(layer: Layer, norms: Sequence[BatchNorm]) -> BatchNorm | None
 
 
 def _axes_behind(layer: Layer) -> int:
-    """How many axes follow that of the units in what a layer reads and puts out."""
+    """How many axes follow that of the units in a layer's inputs and outputs."""
     return len(layer.shape) - 2
 
 
 def _what_it_misses(layer: Layer, axes_behind: int | None) -> str | None:
-    """Why a layer may not read the units of the one before."""
+    """Why a layer may not read the units of the one before, in words; None if it does."""
     if axes_behind is None or axes_behind == _axes_behind(layer):
         return None
     if layer.is_convolution:
@@ -126,9 +126,9 @@ def _what_it_misses(layer: Layer, axes_behind: int | None) -> str | None:
 
 
 def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """What runs one after the other: a module, or the parts of a sequence, of sequences within it too.
+    """The modules that run one after the other: a module itself, or the parts of a sequence, nested ones too.
 
-    A wrapper is given as it is, and looked into where it wraps a sequence.
+    A wrapper around a sequence yields the parts of the sequence; any other wrapper is yielded as it is.
     """
     inner = unwrapped(module)
     if what_changes(module) is not None or not is_plain_sequence(inner):
@@ -151,10 +151,10 @@ def _is_run_of(sequence: Sequence[nn.Module], layers: Sequence[Layer]) -> bool:
 
 
 def _norm_after(model: nn.Module, layer: Layer) -> BatchNorm | None:
-    """The batch norm after a layer: known within a sequence; elsewhere none must come into question."""
-    with_weights = {each.module for each in find_layers(model)}
+    """The batch norm after a layer in a sequence. Outside one, raises if any could scale the layer."""
+    with_weights = {other.module for other in find_layers(model)}
     for sequence in _sequences(model):
-        inner = [unwrapped(each) for each in sequence]
+        inner = [unwrapped(part) for part in sequence]
         if layer.module not in inner:
             continue
         norms: list[BatchNorm] = []

@@ -1,4 +1,4 @@
-"""What a module does with units, as far as its class tells: only PyTorch's own forward passes are known."""
+"""Whether a module keeps units in their places, by its class: only PyTorch's own forward passes are known."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from modfast.layers.names import is_adapter, unwrapped
 
 BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
-# Their outputs are their inputs' units in the same order, each by itself or beside the others.
+# Files of PyTorch whose modules keep units in their order, whether computed alone or from several.
 _PASSING = (activation, batchnorm, dropout, instancenorm, normalization)
-# These work along the last axes: units keep their places where they lie along an earlier one.
+# Files whose modules work along the last axes: units along an earlier axis keep their places.
 _ALONG_LAST_AXES = (padding, pooling, upsampling)
 _MIXING = (nn.MultiheadAttention, nn.GLU)
 
@@ -44,20 +44,20 @@ def what_changes(module: nn.Module) -> str | None:
     """Why a module, or one that wraps it, may do something else than its class does in PyTorch.
 
     Args:
-        module: a layer or any other. Of a module with an adapter the layer inside is asked as well.
+        module: any module. Inside an adapter the layer is checked as well.
 
     Returns:
-        Words that follow "since it"; None if it is as its class.
+        Words that follow "it"; None if it does what its class does.
     """
     inner = unwrapped(module)
     around = set(module.modules()) - set(inner.modules())
-    if any(_foreign_hooks(each) for each in {*around, inner}):
+    if any(_foreign_hooks(part) for part in {*around, inner}):
         return "has hooks, which may change what it reads or puts out"
     if is_adapter(inner):
         own = "forward" in vars(inner) or not type(inner).__module__.startswith("peft.")
         return _OWN_FORWARD if own else what_changes(operation(inner))
     kinds = type(inner).__mro__
-    kind = next(each for each in kinds if "forward" in vars(each))
+    kind = next(base for base in kinds if "forward" in vars(base))
     known = kind.__module__.startswith("torch.nn.") or (
         kind.__module__.startswith("transformers.") and kind.__name__ == "Conv1D"
     )
@@ -68,11 +68,11 @@ def what_changes(module: nn.Module) -> str | None:
     return None if known and not replaced else _OWN_FORWARD
 
 
-def _foreign_hooks(each: nn.Module) -> bool:
-    """Whether something runs before or after its forward pass that PyTorch did not put there."""
+def _foreign_hooks(hooked: nn.Module) -> bool:
+    """Whether hooks other than PyTorch's own run before or after a module's forward pass."""
     hooks = (
-        each._forward_pre_hooks,
-        each._forward_hooks,
+        hooked._forward_pre_hooks,
+        hooked._forward_hooks,
         module._global_forward_pre_hooks,
         module._global_forward_hooks,
     )
@@ -80,7 +80,7 @@ def _foreign_hooks(each: nn.Module) -> bool:
 
 
 def _moves_no_unit(hook: Any) -> bool:
-    """Whether a hook is PyTorch's own: of weight_norm, pruning or FSDP, for example."""
+    """Whether a hook is PyTorch's own, which moves no unit: of weight_norm, pruning or FSDP, for example."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     owner = getattr(hook, "__self__", hook)
@@ -89,15 +89,15 @@ def _moves_no_unit(hook: Any) -> bool:
 
 
 def what_moves(module: nn.Module, axes_behind: int | None) -> str | None:
-    """Why a module that is no layer may put units in other places, or read others than those before it.
+    """Why a module that is no layer may move units, or may read others than the module before puts out.
 
     Args:
-        module: any.
-        axes_behind: how many axes follow that of the units in what it reads: a convolution's are its
-            kernel's. None before the first layer, where there are no units yet.
+        module: any module.
+        axes_behind: how many axes follow that of the units in its input: after a convolution, those of the
+            kernel. None before the first layer, where there are no units yet.
 
     Returns:
-        Words that follow "since it"; None if units keep their order.
+        Words that follow "it"; None if units keep their order.
     """
     inner = unwrapped(module)
     changed = what_changes(module)
@@ -118,14 +118,14 @@ def what_moves(module: nn.Module, axes_behind: int | None) -> str | None:
     return changed or "is of a kind that may move units"
 
 
-def _is_in(module: nn.Module, rooms: Iterable[Any]) -> bool:
-    """Whether a module's class, or one that it is derived from, is one of PyTorch's in these files."""
-    names = {room.__name__ for room in rooms}
+def _is_in(module: nn.Module, files: Iterable[Any]) -> bool:
+    """Whether a module's class, or one that it is derived from, is defined in these files of PyTorch."""
+    names = {file.__name__ for file in files}
     return any(kind.__module__ in names for kind in type(module).__mro__)
 
 
 def _fits(module: nn.Module, dims: int) -> bool:
-    """Whether a class is for so many axes behind the units', as its name says; some are for any number."""
+    """Whether a module's class, by its name, takes so many axes behind the units'; some take any number."""
     named = [re.search(r"(\d)d$", kind.__name__) for kind in type(module).__mro__]
-    found = next((match for match in named if match), None)
-    return found is None or int(found[1]) == dims
+    suffix = next((match for match in named if match), None)
+    return suffix is None or int(suffix[1]) == dims

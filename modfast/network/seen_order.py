@@ -1,4 +1,4 @@
-"""In which order a model runs its layers, seen in what PyTorch records for gradients while it runs."""
+"""The order in which a model runs its layers, read from the autograd graph of one run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from modfast.layers.source import in_evaluation_mode
 from .layer_order import OrderedLayer, following_norm, joins_units
 from .plain_modules import BatchNorm
 
-# Operations by PyTorch's names, and which of their inputs holds the units: these keep each unit in its place.
+# Names of PyTorch's operations in an autograd graph. These keep each unit in its place.
 _PASSING = frozenset(
     [
         "Relu",
@@ -107,7 +107,7 @@ _PASSING = frozenset(
         "ReplicationPad2D",
     ]
 )
-# Of these, all that read or write neighbours: along so many of the last axes as the name says.
+# Those of them that read or write neighbouring positions, along as many last axes as the name says.
 _NEIGHBOURS = re.compile(r"(?:Pool|Pad|Upsample\w*?)(\d)D")
 _RESHAPING = frozenset({"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"})
 _PRODUCTS = frozenset({"Addmm", "Mm", "Convolution"})
@@ -117,13 +117,13 @@ _ADVICE = "layers=, the names of layers in the order in which they run, leaves o
 
 
 class _Record(NamedTuple):
-    """A run of a model, as PyTorch recorded it.
+    """A run of a model, as autograd recorded it.
 
     Attributes:
-        output: the model's.
-        layers: by the ``id`` of the tensor that stood for the layer's weight.
+        output: the model's logits.
+        layers: the layers, by the ``id`` of the tensor that stood for the layer's weight.
         parameters: the ``id`` of every tensor that stood for a parameter.
-        norms: the batch norms, by the operation that each is.
+        norms: the batch norms, by their operations in the graph.
     """
 
     output: Tensor
@@ -132,7 +132,7 @@ class _Record(NamedTuple):
     norms: dict[Node, BatchNorm]
 
     def weight_of(self, node: Node) -> Tensor | None:
-        """The weight that an operation multiplies by, if it is a layer's and read as the layer reads it."""
+        """The layer's weight that an operation multiplies by, in the layer's own orientation; else None."""
         operation = operation_name(node)
         if operation not in _PRODUCTS:
             return None
@@ -147,7 +147,7 @@ class _Record(NamedTuple):
         if is_convolution:
             fits = turns == 0 and not node._saved_transposed
         else:
-            # What stands for a computed weight is (out, in), however the layer keeps it.
+            # The tensor that stands for a computed weight is (out, in), however the layer stores it.
             kept_as_read = layer.stored_transposed and not layer.is_computed
             fits = turns % 2 == (0 if kept_as_read else 1)
         return weight if fits else None
@@ -158,28 +158,28 @@ class _Record(NamedTuple):
         return None if weight is None else self.layers[id(weight)]
 
     def data_edge(self, node: Node) -> tuple[Node, int] | None:
-        """From where an operation has its units, if that is one place; the other inputs are parameters."""
+        """The one input of an operation that is no parameter, so that it holds the units; else None."""
         edges = list(node.next_functions)
         if operation_name(node) in _PRODUCTS:
-            # What is multiplied comes first, but for what is added; which is no bias if it has units itself.
+            # Drop the weight. A bias is dropped below as a parameter, but an addend that holds units is not.
             edges.pop(1 if operation_name(node) == "Convolution" else -1)
         edges = [edge for edge in edges if not self._is_parameter(*edge)]
         return edges[0] if len(edges) == 1 else None
 
     def _is_parameter(self, node: Node, index: int) -> bool:
-        """Whether it is a parameter in any shape, or a vector that is made of parameters alone."""
+        """Whether an input is a parameter in any shape, or a vector computed from parameters alone."""
         if node is None:
             return True
         if not node.next_functions:
             return id(parameter_of(node)) in self.parameters
         if operation_name(node) in _RESHAPING:
             return self._is_parameter(*node.next_functions[0])
-        leaves = (each for each in nodes_before(node) if not each.next_functions)
+        leaves = (ancestor for ancestor in nodes_before(node) if not ancestor.next_functions)
         return len(_shape(node, index)) == 1 and all(self._is_parameter(leaf, 0) for leaf in leaves)
 
 
 def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
-    """The layers of a model that runs them one after the other and nothing beside them.
+    """Return the layers of a model that runs them one after the other, without anything beside them.
 
     Args:
         model: is run once, in evaluation mode, and left as it was.
@@ -187,8 +187,8 @@ def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
             keyword arguments.
 
     Raises:
-        ValueError: its computation is no such chain; the message names what it meets, and where.
-        TypeError: it returns no tensor.
+        ValueError: the model is no such chain; the message names the operation or layer that prevents it.
+        TypeError: the model returns no tensor.
     """
     with _recorded(model, example_inputs) as record:
         path = _path(record)
@@ -219,10 +219,10 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
     """The given layers, each with the batch norm that follows it directly in a run, if there is one.
 
     Raises:
-        ValueError: several follow a layer.
+        ValueError: several batch norms follow a layer.
         TypeError: as :func:`seen_order`.
     """
-    found: dict[Layer, list[BatchNorm]] = {layer: [] for layer in layers}
+    norms_of: dict[Layer, list[BatchNorm]] = {layer: [] for layer in layers}
     with _recorded(model, example_inputs) as record:
         for node, norm in record.norms.items():
             path, edge = [node], record.data_edge(node)
@@ -230,18 +230,18 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
                 path.append(edge[0])
                 edge = None if edge[0] in record.norms else record.data_edge(edge[0])
             layer = None if edge is None else record.layer_of(edge[0])
-            if edge is not None and layer in found:
+            if edge is not None and layer in norms_of:
                 place: _Place | None = _AS_PUT_OUT
                 for before, after in pairwise([edge[0], *reversed(path)]):
                     place = None if place is None else _moved(place, before, after)
                 if place is not None and _is_normalised(place):
-                    found[layer].append(norm)
-    return [OrderedLayer(layer, following_norm(layer, norms)) for layer, norms in found.items()]
+                    norms_of[layer].append(norm)
+    return [OrderedLayer(layer, following_norm(layer, norms)) for layer, norms in norms_of.items()]
 
 
 @contextmanager
 def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
-    """Run a model, all of whose numbers are recorded: also frozen ones, and the inputs."""
+    """Run a model such that autograd records all its parameters, frozen ones too, and the inputs."""
     require_own_parameters(model)
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
@@ -259,7 +259,7 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
         norms[output.grad_fn] = module  # type: ignore[assignment]
 
-    hooks = [each.register_forward_hook(note) for each in model.modules() if isinstance(each, BatchNorm)]
+    hooks = [norm.register_forward_hook(note) for norm in model.modules() if isinstance(norm, BatchNorm)]
     try:
         with (
             torch.inference_mode(False),
@@ -283,7 +283,7 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
 
 
 def _recording(inputs: Any) -> Any:
-    """The inputs, recorded as well. The model gets copies, since it may write to them."""
+    """Copies of the inputs, recorded by autograd. The model may write to these."""
     if isinstance(inputs, Tensor):
         return inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
@@ -295,7 +295,7 @@ def _path(record: _Record) -> list[Node]:
     """The operations from the first layer to the output, each of which reads the one before and no other."""
     path: list[Node] = []
     node = record.output.grad_fn
-    while node is not None and any(record.layer_of(each) is not None for each in nodes_before(node)):
+    while node is not None and any(record.layer_of(ancestor) is not None for ancestor in nodes_before(node)):
         edge = record.data_edge(node)
         product = operation_name(node) in _PRODUCTS and record.layer_of(node) is not None
         if edge is None or not (product or operation_name(node) in _FOLLOWED):
@@ -308,7 +308,7 @@ def _path(record: _Record) -> list[Node]:
 
 
 def _what_is_met(node: Node, joins: bool, record: _Record) -> str:
-    places = (record.layer_of(each) for each in nodes_before(node))
+    places = (record.layer_of(ancestor) for ancestor in nodes_before(node))
     place = next((f" after layer {layer.name!r}" for layer in places if layer is not None), "")
     reason = "joins several paths" if joins else "may put units in other places"
     return (
@@ -318,7 +318,7 @@ def _what_is_met(node: Node, joins: bool, record: _Record) -> str:
 
 
 class _Place(NamedTuple):
-    """Where in a tensor units lie: along which axis, and how many positions in a row each has there."""
+    """Where units lie in a tensor: along which axis, and how many adjacent positions each has there."""
 
     axis: int
     positions: int
@@ -339,16 +339,16 @@ def _check_units(path: Sequence[Node], record: _Record) -> None:
 
 
 def _is_normalised(place: _Place) -> bool:
-    """Whether a batch norm, which scales what lies along the second axis, scales the units there."""
+    """Whether units lie along the second axis, which a batch norm scales."""
     return place.axis == _AS_PUT_OUT.axis
 
 
 def _moved(place: _Place, before: Node, node: Node) -> _Place | None:
-    """Where units lie after an operation that reads what another gives; None if they are not in order."""
+    """Where units lie after ``node``, which reads the output of ``before``; None if their order is lost."""
     shape, after = _shape(before), _shape(node)
     operation = operation_name(node)
     if operation in _PRODUCTS:
-        # A linear layer reads also several positions of a channel.
+        # A linear layer, unlike a convolution, may read several positions of a channel.
         fits = place.axis == _AS_PUT_OUT.axis and (place.positions == 1 or operation != "Convolution")
         return _AS_PUT_OUT if fits else None
     if operation in _RESHAPING:
@@ -361,17 +361,17 @@ def _moved(place: _Place, before: Node, node: Node) -> _Place | None:
 
 
 def _last_axes_used(node: Node) -> int:
-    """Along how many of the last axes an operation puts numbers together or in other places."""
+    """Along how many of the last axes an operation combines or moves numbers."""
     operation = operation_name(node)
     if operation == "ConstantPadNd":
         used = [place // 2 + 1 for place, size in enumerate(node._saved_pad) if size != 0]
         return max(used, default=0)
-    found = _NEIGHBOURS.search(operation)
-    return int(found[1]) if found else 0
+    match = _NEIGHBOURS.search(operation)
+    return int(match[1]) if match else 0
 
 
 def _is_turn(node: Node) -> bool:
-    """Whether an operation on the axes of a matrix exchanges them; the other one leaves them as they are."""
+    """Whether an operation on the axes of a matrix swaps them, rather than leaving them as they are."""
     operation = operation_name(node)
     if operation == "Permute":
         return _axis(node._saved_dims[0], 2) == 1
@@ -379,13 +379,13 @@ def _is_turn(node: Node) -> bool:
 
 
 def _axis(axis: int, dims: int) -> int:
-    """PyTorch keeps a negative axis as an unsigned number."""
+    """An axis as a number from 0 on: PyTorch stores a negative axis as an unsigned number."""
     signed = axis - 2**64 if axis >= 2**63 else axis
     return signed % dims
 
 
 def _shape(node: Node, index: int = 0) -> tuple[int, ...]:
-    """Of what an operation gives."""
+    """The shape of an operation's output."""
     return tuple(node._input_metadata[index].shape)
 
 
