@@ -1,4 +1,4 @@
-"""What the tests of circuits share."""
+"""Fixtures that the tests of circuits share."""
 
 import pytest
 import torch
