@@ -8,7 +8,7 @@ INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
 SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*/*)
 MATRIX := 2.11.0 2.13.0 newest
-# Of these interpreters the matrix takes those that run here; PyTorch has to have wheels for them.
+# The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
 .PHONY: help setup demo test check bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
@@ -41,13 +41,13 @@ demo: setup ## train a plain and a modular network on real digits, into out/demo
 # Each file's tests run in one process, so that what they share is made once.
 PYTEST = -m pytest --numprocesses auto --dist loadfile --benchmark-disable
 
-test: setup ## run the tests (and the examples in the docstrings), but for the slow ones
+test: setup ## run the tests and the examples in docstrings, except the slow ones
 	$(BIN)/python $(PYTEST) -m "not slow"
 
 check: setup ## run all tests
 	$(BIN)/python $(PYTEST)
 
-bench: setup ## time each family against its peers and the floor, as tables
+bench: setup ## time each family beside other implementations and the least possible time, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
 	$(BIN)/python -m benchmarks.energy.table --json out/bench/energy.json
 	$(BIN)/python -m benchmarks.spectral.table --json out/bench/spectral.json
@@ -57,21 +57,21 @@ bench: setup ## time each family against its peers and the floor, as tables
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 test-cuda bench-cuda: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-test-cuda: ## build with the packages that PYTHON has, and run the tests that need a GPU
+test-cuda: ## build with the packages that PYTHON has, then run the tests that need a GPU
 	$(CUDA_BUILD)
 	$(PYTHON) -m pytest -m cuda tests
 
-bench-cuda: ## the same for the table of times
+bench-cuda: ## build in the same way, then time the energy operations on a GPU
 	$(CUDA_BUILD)
 	$(PYTHON) -m benchmarks.energy.table --device cuda --json out/bench/energy-cuda.json
 
-soak: setup ## call the loss a million times and watch the memory
+soak: setup ## call the loss a million times and check that memory does not grow
 	$(BIN)/python -m benchmarks.energy.soak
 
 SANITIZERS = address,undefined
 SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc
 HEADERS := $(wildcard csrc/*/*.h csrc/*/*.inl tests/cpp/*/*.h)
-# All but what knows PyTorch.
+# The sources that include no PyTorch header.
 KERNELS := $(filter-out %/ops.cpp %/ops_cuda.cpp %/binding.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
@@ -85,7 +85,7 @@ build/sanitize/%: tests/cpp/%.cpp $(SANITIZED) $(HEADERS)
 	mkdir -p $(@D)
 	$(SANITIZE) $< $(SANITIZED) -o $@
 
-# What CUDA's threads do needs headers alone.
+# The tests of CUDA's threads need only headers.
 HEADERS_ALONE := energy/test_threads spectral/test_spectral_threads circuits/test_circuits_races
 $(HEADERS_ALONE:%=build/sanitize/%): build/sanitize/%: tests/cpp/%.cpp $(HEADERS)
 	mkdir -p $(@D)
@@ -102,7 +102,7 @@ sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.c
 	build/sanitize/circuits/test_circuits_threads
 	build/sanitize/circuits/test_circuits_races
 
-lint: setup ## check formatting, style, types, and who may import whom
+lint: setup ## check formatting, style, types, and which modules import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -115,7 +115,7 @@ format: setup ## format everything
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*/* tests/cpp/*/*
 
-test-matrix: setup ## one wheel on the oldest, a middle and the newest PyTorch, then other versions of Python
+test-matrix: setup ## test one wheel with the oldest, a middle and the newest PyTorch, then other versions of Python
 	rm -rf build/matrix
 	mkdir -p build/matrix/checkout
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/matrix .
@@ -137,7 +137,7 @@ matrix-one:
 	cd build/matrix/checkout && $(abspath $(MATRIX_VENV))/bin/python $(PYTEST) tests \
 	  --ignore tests/test_packaging.py --ignore tests/test_build.py
 
-clean: ## remove everything that was made, but for results in out/
+clean: ## remove everything that was made, except results in out/
 	rm -rf $(VENV) $(VENV)-torch-* $(VENV)-python* build dist *.egg-info modfast/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

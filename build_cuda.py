@@ -29,19 +29,19 @@ class Toolkit(NamedTuple):
 
 
 class NoToolkitError(Exception):
-    """Why there is nothing to build the CUDA library with."""
+    """The CUDA library cannot be built; the message says why."""
 
 
 def choose_toolkit(setting: str, torch_cuda: str | None) -> Toolkit | None:
-    """The toolkit to build the CUDA library with, or None to build without that library.
+    """Return the toolkit to build the CUDA library with, or None to build without that library.
 
     Args:
-        setting: what ``MODFAST_CUDA`` says: "1" builds it, "0" does not, "auto" builds it where that is
-            possible and says so where it is not.
+        setting: the value of ``MODFAST_CUDA``: "1" builds the library, "0" does not, "auto" builds it if
+            that is possible, and else prints why not.
         torch_cuda: the release of CUDA that PyTorch was built with, None for a PyTorch without CUDA.
 
     Raises:
-        SystemExit: for another setting, and for "1" where the library cannot be built.
+        SystemExit: the setting is another one, or is "1" and the library cannot be built.
     """
     if setting not in ("0", "1", "auto"):
         raise SystemExit(f"MODFAST_CUDA must be '0', '1' or 'auto', got {setting!r}")
@@ -59,13 +59,13 @@ def choose_toolkit(setting: str, torch_cuda: str | None) -> Toolkit | None:
 
 
 def find_toolkit(torch_cuda: str) -> Toolkit:
-    """The first toolkit of PyTorch's major release of CUDA; PyTorch builds with no other.
+    """Return the first toolkit of PyTorch's major release of CUDA; PyTorch builds with no other.
 
-    ``CUDA_HOME`` or ``CUDA_PATH`` names it; else it is that of the ``nvcc`` on the ``PATH``, or one of
-    ``/usr/local/cuda`` and ``/usr/local/cuda-*``, the newest first.
+    ``CUDA_HOME`` or ``CUDA_PATH`` names the toolkit. Without them, the ``nvcc`` on the ``PATH`` is tried,
+    then ``/usr/local/cuda``, then ``/usr/local/cuda-*``, the newest first.
 
     Raises:
-        NoToolkitError: if there is none; the message names all that was looked at.
+        NoToolkitError: there is none; the message names all places that were tried.
     """
     major = torch_cuda.split(".")[0]
     looked_at = []
@@ -98,13 +98,14 @@ def _compilers() -> list[Path]:
 
 
 def read_toolkit(nvcc: Path) -> Toolkit:
-    """The toolkit of a compiler.
+    """Return the toolkit of a compiler.
 
     The compiler itself is asked where its toolkit lies: ``nvcc`` on the ``PATH`` may be a script that
-    starts another, and not every toolkit keeps its headers and libraries in the same folders.
+    starts another, and not every toolkit has its headers and libraries in the same folders.
 
     Raises:
-        NoToolkitError: if it does not run, does not tell, or lacks the static runtime library.
+        NoToolkitError: the compiler does not run, does not say where its toolkit is, or lacks the static
+            runtime library.
     """
     plan = _run(nvcc, "--dryrun", "-x", "cu", "-E", os.devnull)
     home = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
@@ -139,15 +140,15 @@ def _run(nvcc: Path, *options: str) -> str:
 
 
 def choose_architectures(toolkit: Toolkit, setting: str) -> list[str]:
-    """The architectures to compile for, in PyTorch's way of writing them: "9.0", "12.0+PTX".
+    """Return the architectures to compile for, as PyTorch writes them: "9.0", "12.0+PTX".
 
     Args:
-        toolkit: what is compiled with.
-        setting: what ``TORCH_CUDA_ARCH_LIST`` says: architectures between spaces or semicolons. Empty, it
-            stands for one of each generation of GPUs, with PTX for those to come.
+        toolkit: the toolkit to compile with.
+        setting: the value of ``TORCH_CUDA_ARCH_LIST``: architectures, separated by spaces or semicolons. An
+            empty value takes one of each generation of GPUs, with PTX for later ones.
 
     Raises:
-        SystemExit: for anything else, and for an architecture that the toolkit does not compile for.
+        SystemExit: the setting is anything else, or names an architecture that the toolkit does not support.
     """
     chosen = list(dict.fromkeys(re.split(r"[;\s]+", setting.strip("; \t\n"))))
     if chosen == [""]:
@@ -169,7 +170,7 @@ def choose_architectures(toolkit: Toolkit, setting: str) -> list[str]:
 
 
 def architecture_flags(architectures: Iterable[str]) -> list[str]:
-    """The options that make nvcc compile for them: a program for each, and PTX where that is asked for."""
+    """Return nvcc's options for these architectures: a program for each, and PTX for those with "+PTX"."""
     flags = []
     for name in architectures:
         number = name.removesuffix("+PTX").replace(".", "")

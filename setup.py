@@ -1,7 +1,7 @@
-"""Builds the compiled libraries. Everything else about the package stands in pyproject.toml.
+"""Builds the compiled libraries. Everything else about the package is in pyproject.toml.
 
-``MODFAST_CUDA`` says whether that of the CUDA kernels is built: 1, 0, or auto (where PyTorch has CUDA and a
-toolkit is found); ``TORCH_CUDA_ARCH_LIST`` for which GPUs, as in "8.0;9.0+PTX".
+``MODFAST_CUDA`` says whether to build the library of CUDA kernels: 1, 0, or auto (if PyTorch has CUDA and a
+toolkit is found). ``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as in "8.0;9.0+PTX".
 """
 
 import os
@@ -24,7 +24,7 @@ try:
 
     PYBIND11 = [pybind11.get_include()]
 except ImportError:
-    # PyTorch brings a copy of its headers, among its own.
+    # PyTorch's headers include a copy of pybind11's.
     PYBIND11 = []
 
 ROOT = Path(__file__).parent
@@ -32,7 +32,7 @@ INCLUDE = [str(ROOT / "csrc")]  # includes name the folder: "energy/lines.h"
 VERSION_FILE = (ROOT / "modfast/version.py").read_text(encoding="utf-8")
 VERSION = re.findall(r'^__version__ = "(.+)"$', VERSION_FILE, re.MULTILINE)[0]
 
-# The oldest PyTorch whose stable ABI carries what we use: the binary serves it and all later ones.
+# The oldest PyTorch whose stable ABI has what we use: the binary works with it and all later ones.
 OLDEST_TORCH = (2, 11)
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(
@@ -55,24 +55,24 @@ HOST_FLAGS = [
 
 
 def sources(pattern: str) -> set[str]:
-    """The files below csrc/ of that pattern."""
+    """Return the files below csrc/ that match a pattern."""
     return {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern)}
 
 
 def library(name: str, files: set[str], **options: Any) -> Extension:
-    """A library that needs no more of PyTorch than the stable C functions of libtorch."""
-    made = cpp_extension.CppExtension(name, sorted(files), **options)
-    made.libraries = [needed for needed in made.libraries if needed != "torch_python"]
-    return made
+    """Return a library that needs only the stable C functions of libtorch, not PyTorch's Python binding."""
+    extension = cpp_extension.CppExtension(name, sorted(files), **options)
+    extension.libraries = [needed for needed in extension.libraries if needed != "torch_python"]
+    return extension
 
 
 def cuda_library(toolkit: Toolkit) -> Extension:
-    """The kernels that run on a GPU, and their binding.
+    """Return the library of the kernels that run on a GPU, and their binding.
 
-    No CUDAExtension: that would tie the library to the runtime of the toolkit at hand and to the C++
-    interface of PyTorch. With the static runtime it loads beside whatever runtime PyTorch brought.
+    It is no CUDAExtension, which would need the runtime of the toolkit at hand and the C++ interface of
+    PyTorch. With the static runtime the library loads beside any runtime that PyTorch brings.
     """
-    # PyTorch would take the nvcc on the PATH to lie in the toolkit's own folder.
+    # Otherwise PyTorch assumes that the nvcc on the PATH lies in the toolkit's own folder.
     cpp_extension.CUDA_HOME = str(toolkit.home)
     architectures = choose_architectures(toolkit, os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
     listed = ",".join(f'"{name}"' for name in architectures)
@@ -83,7 +83,7 @@ def cuda_library(toolkit: Toolkit) -> Extension:
         | sources("common/binding.cpp")
         | sources("energy/binding.cpp"),
         include_dirs=[*INCLUDE, *PYBIND11, str(toolkit.include)],
-        # USE_CUDA: the stable interface then declares the function that tells PyTorch's current stream.
+        # With USE_CUDA the stable interface declares the function that returns PyTorch's current stream.
         define_macros=[*MACROS, ("USE_CUDA", None)],
         library_dirs=[str(toolkit.libraries)],
         # That function lives in libtorch_cuda, which every PyTorch with CUDA has loaded already.
@@ -93,11 +93,11 @@ def cuda_library(toolkit: Toolkit) -> Extension:
             "nvcc": [
                 "-std=c++17",
                 "-O3",
-                # As on the CPU, no product and sum are rounded as one.
+                # As on the CPU, a product and a sum are rounded one after the other.
                 "-fmad=false",
                 "-Xcompiler=-ffp-contract=off,-fvisibility=hidden,-Wall,-Wextra",
                 *architecture_flags(architectures),
-                # The architectures are compiled side by side.
+                # Compile for the architectures in parallel.
                 f"--threads={os.environ.get('MAX_JOBS') or 0}",
             ],
         },

@@ -27,7 +27,7 @@ def circuit(label: int = 0, **masks: Tensor) -> Circuit:
 
 def kept(text: str) -> Tensor:
     """A mask as rows of ``x`` for a weight that is kept and ``.`` for one that is not."""
-    return torch.tensor([[each == "x" for each in row] for row in text.split()])
+    return torch.tensor([[letter == "x" for letter in row] for row in text.split()])
 
 
 HALVES = {"fc": Partition([0, 0, 1, 1], [0, 0, 1, 1], 2)}
@@ -61,7 +61,7 @@ MODULAR = [
 
 
 def train_pair(out: Path, seeds: int = 1) -> Path:
-    """Plain and modular models in a folder, without the pictures that take longer than they do."""
+    """Train plain and modular models into a folder, without drawing pictures, which takes longer."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("draw_run", "draw_reproduction"):
             patch.setattr(f"modfast.experiment.runs.{name}", lambda folder: [])
@@ -74,8 +74,8 @@ def numbers(folder: Path) -> dict[str, Any]:
     results = read_circuits(folder)
     del results["environment"], results["config"]["command"], results["config"]["processes"]
     for run in results["runs"]:
-        for found in run["criteria"].values():
-            del found["seconds"]
+        for measures in run["criteria"].values():
+            del measures["seconds"]
     return results
 
 

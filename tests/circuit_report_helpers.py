@@ -23,7 +23,7 @@ CLASSES = ("cat", "dog", "<b>cow & calf</b>")
 def random_circuit(
     label: int, criterion: str, partitions: Mapping[str, Partition], shapes: Any, modular: bool, seed: int
 ) -> Circuit:
-    """Keeps few weights; in a modular model most of them inside the clusters."""
+    """A circuit that keeps few weights, in a modular model most of them inside the clusters."""
     generator = torch.Generator().manual_seed(1000 * seed + 10 * label + len(criterion) + modular)
     masks = {}
     for name, shape in shapes.items():
@@ -35,10 +35,11 @@ def random_circuit(
 
 
 def measure(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) -> dict[str, Any]:
-    """What circuits.json holds of one run and criterion; the numbers by chance are made up."""
+    """What circuits.json holds for one run and criterion; the numbers by chance are made up."""
     layers = list(circuits[0].masks)
     flat = {
-        layer: torch.stack([each.masks[layer].flatten() for each in circuits]).double() for layer in layers
+        layer: torch.stack([circuit.masks[layer].flatten() for circuit in circuits]).double()
+        for layer in layers
     }
     flat["all"] = torch.cat(list(flat.values()), dim=1)
 
@@ -55,17 +56,17 @@ def measure(circuits: Sequence[Circuit], partitions: Mapping[str, Partition]) ->
 
     clustered = [layer for layer in layers if layer in partitions]
     return {
-        "size": [each.size for each in circuits],
-        "sizes": {layer: [each.sizes[layer] for each in circuits] for layer in layers},
-        "num_inputs": [each.num_inputs for each in circuits],
-        "loss_before": [each.loss_before for each in circuits],
-        "loss_after": [each.loss_after for each in circuits],
-        "accuracy_before": [each.accuracy_before for each in circuits],
-        "accuracy_after": [each.accuracy_after for each in circuits],
+        "size": [circuit.size for circuit in circuits],
+        "sizes": {layer: [circuit.sizes[layer] for circuit in circuits] for layer in layers},
+        "num_inputs": [circuit.num_inputs for circuit in circuits],
+        "loss_before": [circuit.loss_before for circuit in circuits],
+        "loss_after": [circuit.loss_after for circuit in circuits],
+        "accuracy_before": [circuit.accuracy_before for circuit in circuits],
+        "accuracy_after": [circuit.accuracy_after for circuit in circuits],
         "seconds": [1.5 for _ in circuits],
         "overlap": {key: overlap(masks) for key, masks in flat.items()},
         "random_overlap": {key: float(masks.mean()) / 2 for key, masks in flat.items()},
-        "inside": {layer: [inside(layer, each) for each in circuits] for layer in clustered},
+        "inside": {layer: [inside(layer, circuit) for circuit in circuits] for layer in clustered},
         "random_inside": {
             layer: (partitions[layer].sizes().prod(1) / circuits[0].masks[layer].numel()).tolist()
             for layer in clustered
@@ -100,19 +101,19 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
         name = f"clusterability:{layer}"
         readers["model"][name] = lambda run, layer=layer: run["clusterability"][layer]
     for criterion in results["config"]["criteria"]:
-        found = lambda run, criterion=criterion: run["criteria"][criterion]  # noqa: E731
+        measures_of = lambda run, criterion=criterion: run["criteria"][criterion]  # noqa: E731
         readers[criterion] = {
-            "size": lambda run, found=found: mean(found(run)["size"]),
-            "overlap": lambda run, found=found: pairs(found(run)["overlap"]["all"]),
-            "information": lambda run, found=found: found(run)["information"]["all"],
+            "size": lambda run, measures_of=measures_of: mean(measures_of(run)["size"]),
+            "overlap": lambda run, measures_of=measures_of: pairs(measures_of(run)["overlap"]["all"]),
+            "information": lambda run, measures_of=measures_of: measures_of(run)["information"]["all"],
         }
         for layer in layers:
-            readers[criterion][f"size:{layer}"] = lambda run, found=found, layer=layer: mean(
-                found(run)["sizes"][layer]
+            readers[criterion][f"size:{layer}"] = lambda run, measures_of=measures_of, layer=layer: mean(
+                measures_of(run)["sizes"][layer]
             )
-        for layer in found(results["runs"][0])["inside"]:
-            readers[criterion][f"inside:{layer}"] = lambda run, found=found, layer=layer: mean(
-                [sum(row) for row in found(run)["inside"][layer]]
+        for layer in measures_of(results["runs"][0])["inside"]:
+            readers[criterion][f"inside:{layer}"] = lambda run, measures_of=measures_of, layer=layer: mean(
+                [sum(row) for row in measures_of(run)["inside"][layer]]
             )
     summary: dict[str, Any] = {}
     for group, measures in readers.items():
@@ -131,10 +132,10 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def claims(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One of each verdict, as long as real ones; their numbers are the summary's."""
+    """One claim of each verdict, with texts as long as real ones and the numbers of the summary."""
     if len(results["config"]["kinds"]) < 2:
         return []
-    made = []
+    listed = []
     for criterion in results["config"]["criteria"]:
         for claim, measure_name, verdict, statement in (
             ("different", "overlap", "supported", "Circuits of different classes differ"),
@@ -144,7 +145,7 @@ def claims(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             entry = results["summary"][criterion][measure_name]
             plain, modular = (entry[kind]["mean"] for kind in ("plain", "modular"))
             difference = entry["difference"]
-            made.append(
+            listed.append(
                 {
                     "claim": claim,
                     "criterion": criterion,
@@ -156,7 +157,7 @@ def claims(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "effect_size": difference["effect_size"],
                 }
             )
-    return made
+    return listed
 
 
 def write_run(
@@ -170,7 +171,7 @@ def write_run(
     clusters: int = 3,
     unclustered: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write circuits.json, the partitions and the circuits' files; returns the first."""
+    """Write circuits.json, the partitions and the circuits' files; return what circuits.json holds."""
     partitions = {
         name: Partition.blocks(shape, clusters) for name, shape in shapes.items() if name not in unclustered
     }
@@ -180,7 +181,7 @@ def write_run(
             name = f"{kind}-seed{seed}"
             where = "." if len(kinds) * len(seeds) == 1 else name
             save_partitions(folder / where / "partitions.npz", partitions)
-            found = {}
+            measured = {}
             for criterion in criteria:
                 circuits = [
                     random_circuit(label, criterion, partitions, shapes, kind == "modular", seed)
@@ -188,10 +189,10 @@ def write_run(
                 ]
                 for circuit in circuits:
                     circuit.save(folder / where / "circuits" / criterion / f"label-{circuit.label}.npz")
-                found[criterion] = measure(circuits, partitions)
+                measured[criterion] = measure(circuits, partitions)
             shares = {
-                layer: cluster_shares(each, len(classes), seed + index)
-                for index, (layer, each) in enumerate(partitions.items())
+                layer: cluster_shares(partition, len(classes), seed + index)
+                for index, (layer, partition) in enumerate(partitions.items())
             }
             runs.append(
                 {
@@ -203,7 +204,7 @@ def write_run(
                     "clusterability": dict.fromkeys(shapes, 0.3 if kind == "plain" else 0.9),
                     "class_accuracy": [0.5 + 0.4 * label / len(classes) for label in range(len(classes))],
                     "cluster_accuracy": shares,
-                    "criteria": found,
+                    "criteria": measured,
                 }
             )
     return finish(folder, runs, kinds, seeds, classes, criteria, list(shapes))
@@ -218,7 +219,7 @@ def finish(
     criteria: Sequence[str],
     layers: Sequence[str],
 ) -> dict[str, Any]:
-    """Summarise the runs, and write circuits.json."""
+    """Summarise the runs, and write circuits.json; return what it holds."""
     results: dict[str, Any] = {
         "config": {
             "data": "digits",

@@ -1,4 +1,4 @@
-"""Small networks one of whose weights is not a plain parameter, in every way that people make it so."""
+"""Small networks in which one weight is computed, in each of the usual ways."""
 
 import warnings
 
@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-NAME = "1"  # of the layer in question: 8 inputs, 8 outputs
+NAME = "1"  # the layer whose weight is computed: 8 inputs, 8 outputs
 
 
 def network(layer=None):
-    """Three linear layers, the second as given."""
+    """Three linear layers, of which ``layer`` is the second."""
     return nn.Sequential(nn.Linear(6, 8), layer or nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
@@ -35,7 +35,7 @@ class Counting(nn.Module):
 
 
 class LowRank(nn.Module):
-    """A sum of a parameter and a product of two that are nobody's but this module's."""
+    """Adds the product of two parameters of this module to the weight."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ def _pruned_twice():
 
 
 def _loaded_after_pruning():
-    """The attribute that the hook computes is that of other weights, until the next forward pass."""
+    """A model whose attribute ``weight`` is that of other parameters, until the next forward pass."""
     model = _pruned_twice()
     model[1].weight_orig.data.normal_()
     return model
@@ -99,12 +99,12 @@ MAKERS = {
 PEFT_MAKERS = {}
 try:
     import peft
-except ImportError:  # an optional test dependency of the minimal PyTorch runs
+except ImportError:  # an optional dependency of the tests
     peft = None
 
 
 def lora(model, target, **options):
-    """With a LoRA adapter whose factors are not zero, as after training."""
+    """Wrap a model in a LoRA adapter whose factors are not zero, as after training."""
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=target, **options)
     wrapped = peft.get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
@@ -153,7 +153,7 @@ def make(kind):
 
 
 def multiplied_by(model, layer):
-    """The matrix that a layer's forward pass multiplies by, found by asking it."""
+    """The matrix that a layer's forward pass multiplies by, from the outputs for an identity matrix."""
     inside = dict(model.named_modules())[layer] if isinstance(layer, str) else layer
     with torch.no_grad():
         return (inside(torch.eye(8)) - inside(torch.zeros(8, 8))).T

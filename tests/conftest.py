@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures that all tests share."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell ignores Ctrl-C for what it runs in the background, and Python leaves it so; tests press it.
+# A shell makes what it runs in the background ignore Ctrl-C, and Python keeps that; some tests send Ctrl-C.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same numbers, alone or among others."""
+    """Seed PyTorch, so that a test draws the same numbers alone and among others."""
     torch.manual_seed(0)
 
 
@@ -60,21 +60,21 @@ def run_python_fixture():
 
 @pytest.fixture
 def pool_shut_down(monkeypatch):
-    """An event that is set once a pool of threads has been told to drop what it has not begun."""
-    told, real = threading.Event(), ThreadPoolExecutor.shutdown
+    """An event that is set once a pool of threads is shut down and has dropped the jobs that wait."""
+    is_shut_down, real = threading.Event(), ThreadPoolExecutor.shutdown
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         real(self, wait=False, cancel_futures=cancel_futures)
-        told.set()
+        is_shut_down.set()
         real(self, wait=wait)
 
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
-    return told
+    return is_shut_down
 
 
 @pytest.fixture(scope="module")
 def processes():
-    """``processes(n)`` are n processes for :meth:`Processes.run`, started once for the tests of a module."""
+    """A function: ``processes(n)`` gives n processes for :meth:`Processes.run`, started once for a module."""
     started = {}
 
     def get(size):
@@ -85,8 +85,8 @@ def processes():
         return started[size]
 
     yield get
-    for each in started.values():
-        each.close()
+    for group in started.values():
+        group.close()
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ FLAGS = [[], ["--overwrite"], ["--resume"]]
 
 
 def picture(path, *_, **__):
-    """Begins as a real one; drawing those takes seconds."""
+    """Write a file that begins as a real picture does; drawing one takes seconds."""
     with atomic_write(path) as temporary:
         start = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1440).to_bytes(4, "big")
         temporary.write_bytes(start + os.path.basename(path).encode())
@@ -45,14 +45,14 @@ def call(command, out, *options):
 
 def tree(folder):
     """Everything below a folder: what files hold, where links lead, None for folders."""
-    found = {}
+    contents = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
+            contents[name] = f"-> {os.readlink(path)}"
         else:
-            found[name] = path.read_bytes() if path.is_file() else None
-    return found
+            contents[name] = path.read_bytes() if path.is_file() else None
+    return contents
 
 
 def written(empty, made):
@@ -66,6 +66,7 @@ def written(empty, made):
 
 
 def older(folder):
+    """Remove manifests, which older versions did not write."""
     for path in folder.rglob("manifest-*.json"):
         path.unlink()
 
@@ -74,7 +75,7 @@ def older(folder):
 
 
 def read_note(path):
-    """Notes are this test's own kind of file."""
+    """Raise if a file is no note, which is these tests' own kind of file."""
     if not path.read_text().startswith("note"):
         raise ValueError(f"{path} is no note")
 
@@ -92,7 +93,7 @@ def write(folder, name, text):
 
 
 def write_notes(path, command="train", text="note", names=NOTES, **flags):
-    """What a command does: see that it may write, then write."""
+    """Write notes as a command does: claim the files first."""
     folder = RunFolder(path, command)
     plan = {name: NOTES.get(name, Planned(read_note)) for name in names}
     claim([(folder, plan)], **{"resume": False, "overwrite": False, **flags}).take()

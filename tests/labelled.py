@@ -1,4 +1,4 @@
-"""Weights in every layout, labels without order, and how far results may be from the specification."""
+"""Weights in every layout, labels in random order, and the tolerances of results."""
 
 import torch
 
@@ -8,19 +8,20 @@ OPS = torch.ops.modfast
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-# Sums are made in float64 whatever the dtype. Products of narrower numbers are exact there, and a sum passes
-# through at most some thousands of additions (128 rows of a chunk, 1,024 columns of a tile, the tiles), each
-# good to 1.1e-16 of the sum of absolute values.
+# Sums are computed in float64 for every dtype. Products of narrower numbers are exact there, and a sum takes
+# at most some thousands of additions (128 rows of a chunk, 1,024 columns of a tile, the tiles), each exact to
+# 1.1e-16 of the sum of absolute values.
 SUM_TOLERANCE = 1e-12
 
 
 def product_tolerance(dtype):
     """How far a weight times a factor may be from the exact product: relative, and absolute near zero.
 
-    In float64 the one rounding is the specification's own. Elsewhere the factor is rounded to float32, the
-    product to float32, and for half types once more to the dtype: with eps the distance from 1 to the next
-    number, half an eps each. Half types round eps/2 and twice 6e-8, which is less than an eps as well.
-    Below the normal numbers results are spaced evenly, by the smallest positive number: off by one at most.
+    In float64 the product is rounded once, as in the specification. In other dtypes the factor and the
+    product are rounded to float32, and for half types the product once more to the dtype. Each rounding errs
+    by at most half an eps, the distance from 1 to the next number: together an eps in float32, and in half
+    types eps/2 and twice 6e-8, which is less than an eps as well. Below the normal numbers results are spaced
+    evenly, by the smallest positive number, and are off by at most one such step.
     """
     if dtype == torch.float64:
         return {"rtol": 0.0, "atol": 0.0}
@@ -29,7 +30,7 @@ def product_tolerance(dtype):
 
 
 def random_labels(size, k):
-    """Labels in no order, one in five of them -1."""
+    """Labels in random order, one in five of them -1."""
     labels = torch.randint(0, k, (size,))
     return torch.where(torch.rand(size) < 0.2, -1, labels)
 
@@ -55,7 +56,7 @@ LAYOUTS = {
     "channels last": lambda shape, dtype: torch.randn(shape[0], *shape[2:], shape[1], dtype=dtype).movedim(
         -1, 1
     ),
-    # In memory neither the columns with the kernel nor the kernel with the columns make one line.
+    # In memory the columns and the kernel do not make one line, whichever comes first.
     "kernel permuted": lambda shape, dtype: torch.randn(shape[-1], *shape[:-1], dtype=dtype).movedim(0, -1),
     "kernel cut": lambda shape, dtype: torch.randn(*shape[:-1], shape[-1] + 2, dtype=dtype)[..., 1:-1],
 }
@@ -96,7 +97,7 @@ def labels_of(partition):
 
 
 def assert_sums(found, weight, other, partition):
-    """The operator's sums, within the tolerance of the sums of absolute values."""
+    """Check the operator's sums, within the tolerance relative to the sums of absolute values."""
     expected = reference.labelled_block_inner(weight, other, *labels_of(partition), partition.num_clusters)
     size = reference.labelled_block_inner(
         weight.abs(), None if other is None else other.abs(), *labels_of(partition), partition.num_clusters
@@ -107,7 +108,7 @@ def assert_sums(found, weight, other, partition):
 
 
 def assert_split(energies, weights, partitions):
-    """The energies inside and across, within the tolerance of sums; none is negative."""
+    """Check the energies inside and across clusters, within the tolerance of sums."""
     for found, weight, partition in zip(energies, weights, partitions, strict=True):
         blocks = reference.labelled_block_inner(weight, None, *labels_of(partition), partition.num_clusters)
         expected = reference.split_energies(blocks)

@@ -1,7 +1,8 @@
 """Other processes for tests: fresh interpreters, and several that talk through gloo on this machine.
 
-All but torchrun's are forked from a server that has imported PyTorch already: importing it takes seconds, and
-forking none. None has a time to finish in, for a busy machine takes any; only what never answers is ended.
+All but torchrun's are forked from a server that has imported PyTorch already: importing it takes seconds,
+forking takes none. None has a short time limit, since a busy machine may be slow; only processes that never
+answer are ended.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-# Seconds after which what has not happened is taken to never happen, wherever a test must wait for something.
-# It is a hundred times what any test takes, so that no machine is too slow.
+# How many seconds a test waits for anything before it fails: a hundred times what any test takes, so that no
+# machine is too slow.
 PATIENCE = 600.0
 
 FORKED = multiprocessing.get_context("forkserver")
@@ -36,7 +37,7 @@ FORKED.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distrib
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds, and fails if it does not within ``PATIENCE``."""
+    """Return once the condition holds; fail if it does not within ``PATIENCE``."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -45,22 +46,22 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in an interpreter that has imported PyTorch and nothing of modfast.
+    """Run code in an interpreter that has imported PyTorch and nothing of modfast.
 
-    It has none of this one's settings of modfast but those given.
+    It has this process's environment without the variables of modfast, and those given.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MODFAST_")}
     with tempfile.TemporaryDirectory() as folder:
-        written = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = FORKED.Process(target=_execute, args=(code, {**inherited, **environment}, written))
+        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = FORKED.Process(target=_execute, args=(code, {**inherited, **environment}, outputs))
         process.start()
         process.join()
         assert process.exitcode is not None
-        return subprocess.CompletedProcess(code, process.exitcode, *(path.read_text() for path in written))
+        return subprocess.CompletedProcess(code, process.exitcode, *(path.read_text() for path in outputs))
 
 
-def _execute(code: str, environment: dict[str, str], written: list[Path]) -> None:
-    for descriptor, path in enumerate(written, 1):
+def _execute(code: str, environment: dict[str, str], outputs: list[Path]) -> None:
+    for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(environment)
@@ -68,11 +69,11 @@ def _execute(code: str, environment: dict[str, str], written: list[Path]) -> Non
 
 
 def torchrun(size: int, *arguments: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """``modfast`` with these arguments in ``size`` processes, in a folder that holds the model they name."""
+    """Run ``modfast`` with arguments in ``size`` processes, in a folder that holds the model they name."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return subprocess.run(
         [*launcher, "-m", "modfast", *arguments],
-        # Without a number of threads torchrun chooses one, and says so.
+        # Without a number of threads torchrun chooses one, and prints that.
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more},
         cwd=folder,
         capture_output=True,
@@ -81,9 +82,9 @@ def torchrun(size: int, *arguments: str, folder: Path, **more: str) -> subproces
 
 
 def signal_at_call(number: int, sent: signal.Signals = signal.SIGKILL) -> None:
-    """Sends this process a signal at its ``number``-th call of a function from now on.
+    """Send this process a signal at its ``number``-th call of a function from now on.
 
-    That is somewhere in the middle of its work, and at the same place on every machine.
+    This is in the middle of its work, and at the same place on every machine.
     """
     calls = itertools.count(1)
 
@@ -95,7 +96,7 @@ def signal_at_call(number: int, sent: signal.Signals = signal.SIGKILL) -> None:
 
 
 class Processes:
-    """``size`` processes that run functions given to them, each in a new process group of all."""
+    """``size`` processes that all run the same function, each time in a new process group."""
 
     patience = PATIENCE
 
@@ -123,11 +124,11 @@ class Processes:
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(*args)`` in every process, where ``torch.distributed`` is ready; the results by rank.
 
-        ``function`` is a module's own, which the processes import. If it fails or hangs, so does this test,
-        with what every process that failed has to say.
+        ``function`` is defined at the top of a module, which the processes import. If it fails or hangs, the
+        test fails, with the error of every process that failed.
         """
         self._send((function, args))
-        # All have joined the group before one begins: it may end, and leave the group, at once.
+        # Wait until all have joined the group before one begins: it may finish and leave the group at once.
         self._receive()
         self._send(None)
         return self._receive()
@@ -172,7 +173,7 @@ def _serve(connection: Connection, rank: int, size: int, store: Path, stack: Pat
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = dist.FileStore(str(store), size)
     with stack.open("w") as file:
-        # Whoever is ended from outside leaves word of where it was.
+        # A process that is ended from outside writes where it was.
         faulthandler.register(signal.SIGTERM, file, chain=True)
         for job in itertools.count():
             try:
@@ -194,6 +195,6 @@ def _serve(connection: Connection, rank: int, size: int, store: Path, stack: Pat
             except BaseException:
                 answer = False, traceback.format_exc()
             finally:
-                # Those who wait for a rank that failed find their connection closed, and fail too.
+                # Ranks that wait for one that failed find their connection closed, and fail too.
                 dist.destroy_process_group()
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""Models that end in linear layers, and whether a tail is what they are."""
+"""Models that end in linear layers, and a check that a tail computes what they do."""
 
 import copy
 
@@ -49,7 +49,7 @@ def names(tail):
 
 
 def check_exact(model, inputs, tail):
-    """The tail alone gives what the model does, as it is and with a random half of its weights at zero."""
+    """Check that the tail gives the model's logits, whole and with a random half of its weights at zero."""
     plain = copy.deepcopy(model).to("cpu", torch.float64).eval()
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     state = {}
@@ -57,8 +57,8 @@ def check_exact(model, inputs, tail):
         values = tail.features
         for layer in tail.layers:
             assert torch.equal(layer.weight, plain.state_dict()[layer.parameter])
-            kept = torch.rand(layer.weight.shape) < (share if layer.pruned else 1.0)
-            state[layer.parameter] = torch.where(kept, layer.weight, 0.0)
+            mask = torch.rand(layer.weight.shape) < (share if layer.pruned else 1.0)
+            state[layer.parameter] = torch.where(mask, layer.weight, 0.0)
             bias = 0.0 if layer.bias is None else layer.bias
             values = BY_HAND[layer.activation](values @ state[layer.parameter].T + bias, layer.slope)
         with torch.no_grad():

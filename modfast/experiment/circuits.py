@@ -1,4 +1,4 @@
-"""The circuits of a finished run, or of every model of a comparison, in the run's folder."""
+"""Finds the circuits of a finished run, or of every model of a comparison, and saves them in its folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .trained_models import (
 
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
 
-_Walk: TypeAlias = tuple[int, str, int]  # a model's index, criterion and label
+_Walk: TypeAlias = tuple[int, str, int]  # one circuit to find: model index, criterion, label
 
 
 def find_run_circuits(
@@ -59,34 +59,36 @@ def find_run_circuits(
     end come ``circuits.json`` and ``circuits.html`` in ``folder``. Circuits are found on the test images.
 
     Args:
-        folder: what ``modfast train`` or ``modfast reproduce`` wrote.
+        folder: the folder that ``modfast train`` or ``modfast reproduce`` wrote.
         dataset: the images that the models were trained on.
-        config: everything else.
+        config: how circuits are found.
         resume: keep the circuits that are there, if they were found with the same settings in the same
             weights.
-        overwrite: remove those that ``modfast circuits`` found before, by whatever criterion.
-        on_step: called with a model's name, the criterion, and the numbers of weights decided so far and in
-            all; of several processes on the first one, about its own part.
-        on_circuits: called with a model's name, the criterion, its circuits and the seconds that they took.
-        group: processes that share the models and labels among them, all of which see ``folder``. The first
-            one writes the table.
+        overwrite: remove the circuits that ``modfast circuits`` found before, by any criterion.
+        on_step: called with a model's name, the criterion, the number of weights decided so far and their
+            total. With several processes only the first calls it, for its own part of the work.
+        on_circuits: called with a model's name, the criterion, its circuits and the seconds that they took;
+            with several processes as ``on_step`` is.
+        group: processes that divide the circuits among them; all must see ``folder``. The first one writes
+            the table.
 
     Returns:
         What ``circuits.json`` holds: ``config``, ``environment``, ``runs``, ``summary``
         (of :func:`modfast.report.circuits.summary.summarize_circuits`), ``claims`` (of
         :func:`modfast.report.circuits.claims.paper_claims`; none without plain and modular models) and
-        ``note``, how far to trust them together. A run has what :func:`modfast.experiment.runs.evaluate`
-        measured and, by criterion, what :func:`modfast.report.circuits.summary.describe_circuits`
-        gives and ``seconds``: of each circuit, since its
-        process had the one before; None if it was there already.
+        ``note`` (how far to trust the claims together). Each run has what
+        :func:`modfast.experiment.runs.evaluate` measured and, by criterion, what
+        :func:`modfast.report.circuits.summary.describe_circuits` returns and ``seconds``: for each circuit
+        the time since its process found the one before; None if the circuit was there already.
 
     Raises:
         FileNotFoundError: no run has finished there.
-        OutputExistsError: there are circuits, and neither ``resume`` nor ``overwrite`` is given; or a file
-            that ``modfast circuits`` did not write, at a name that it would write. Nothing is changed then.
-        ValueError: ``folder`` holds something else; the data, the model or the circuits that are there are
-            others; or a value of ``config`` does not fit. Nothing has been written then.
-        RankError: of several processes, instead of those above, on every one of them.
+        OutputExistsError: ``folder`` holds circuits, and neither ``resume`` nor ``overwrite`` is given; or a
+            file that ``modfast circuits`` would write is there and is not its own. Nothing is changed then.
+        ValueError: ``folder`` holds something else, or models that were trained on other data or trained on
+            since their results; the circuits that are there were found with other settings or weights; or a
+            value of ``config`` does not fit. Nothing has been written then.
+        RankError: raised on every process instead of the errors above, if the group has several.
     """
     ranks = Ranks(group)
     table = RunFolder(folder, "circuits")
@@ -101,14 +103,14 @@ def find_run_circuits(
         if ranks.is_first:
             walks.on_step, walks.on_circuits = on_step, on_circuits
         for index, run in enumerate(runs):
-            # After each model, so that one process is not noticed to have failed only when all are done.
+            # After each model, so that the failure of one process is noticed before all are done.
             ranks.every(functools.partial(walks.find, index, run))
-        seconds = {key: value for each in ranks.gather(walks.seconds) for key, value in each.items()}
+        seconds = {walk: taken for by_walk in ranks.gather(walks.seconds) for walk, taken in by_walk.items()}
 
         def write() -> dict[str, Any]:
             for run in runs:
-                for kept in run.kept.values():
-                    kept.gather()
+                for circuit_folder in run.kept.values():
+                    circuit_folder.gather()
             results = _table(runs, labels, config, seconds)
             results["config"] |= _provenance(table.path, dataset, config, labels, ranks.size)
             write_json(table.file(CIRCUITS), results)
@@ -119,19 +121,19 @@ def find_run_circuits(
 
 
 def draw_circuits(folder: str | os.PathLike[str]) -> Path:
-    """Write ``circuits.html`` from ``circuits.json`` and the circuits' files; returns its path."""
-    # Not at the top: drawing takes a second to import, which finding circuits need not wait for.
+    """Write ``circuits.html`` from ``circuits.json`` and the circuits' files; return its path."""
+    # Imported here because it takes a second, for which finding circuits need not wait.
     from modfast.report.circuits.report import write_circuit_report
 
     return write_circuit_report(folder)
 
 
 def trained_since(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> list[str]:
-    """The names of the models that have changed since their circuits were found, or that are gone.
+    """Return the names of the models that have changed since their circuits were found, or that are gone.
 
     Args:
-        folder: what :func:`find_run_circuits` wrote to.
-        results: its ``circuits.json``.
+        folder: the folder that :func:`find_run_circuits` wrote to.
+        results: the contents of its ``circuits.json``.
     """
 
     def is_same(run: Mapping[str, Any]) -> bool:
@@ -153,28 +155,30 @@ def check_circuit_files(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """See that the circuits of a comparison may be written, before its models are trained; changes nothing.
+    """Raise if the circuits of a comparison cannot be written, before its models are trained.
+
+    Nothing is changed.
 
     Args:
-        folder: of the comparison.
-        seeds: of its models.
+        folder: the folder of the comparison.
+        seeds: the seeds of its models.
         dataset: the images.
         config: how the circuits will be found.
         resume: as for :func:`find_run_circuits`.
-        overwrite: as there.
+        overwrite: as for :func:`find_run_circuits`.
 
     Raises:
         OutputExistsError, ValueError: as :func:`find_run_circuits` does.
     """
     labels = occurring_labels(dataset) if config.labels is None else config.labels
-    given = circuit_settings(config, dataset.fingerprint())
-    kept = [
-        CircuitFolder(Path(folder) / run_name(kind, seed), given | {"criterion": criterion})
+    settings = circuit_settings(config, dataset.fingerprint())
+    circuit_folders = [
+        CircuitFolder(Path(folder) / run_name(kind, seed), settings | {"criterion": criterion})
         for seed in seeds
         for kind in KINDS
         for criterion in config.criteria
     ]
-    _claim(RunFolder(folder, "circuits"), kept, labels, resume=resume, overwrite=overwrite)
+    _claim(RunFolder(folder, "circuits"), circuit_folders, labels, resume=resume, overwrite=overwrite)
 
 
 def _prepare(
@@ -186,44 +190,52 @@ def _prepare(
     overwrite: bool,
     processes: int,
 ) -> None:
-    """See that circuits may be written, and remove what is to be replaced."""
-    kept = [each for run in runs for each in run.kept.values()]
-    _claim(table, kept, labels, resume=resume, overwrite=overwrite).take(processes)
+    """Claim the files that circuits are written to, and remove those that are to be replaced."""
+    circuit_folders = [circuit_folder for run in runs for circuit_folder in run.kept.values()]
+    _claim(table, circuit_folders, labels, resume=resume, overwrite=overwrite).take(processes)
     if overwrite:
         for run in runs:
             for criterion in CRITERIA:
                 if criterion not in run.kept:
                     CircuitFolder(run.folder, {"criterion": criterion}).clear()
-    for each in kept:
-        each.begin()
+    for circuit_folder in circuit_folders:
+        circuit_folder.begin()
 
 
 def _claim(
-    table: RunFolder, kept: Sequence[CircuitFolder], labels: Sequence[int], *, resume: bool, overwrite: bool
+    table: RunFolder,
+    circuit_folders: Sequence[CircuitFolder],
+    labels: Sequence[int],
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> Claim:
-    """See that circuits may be written, and that those that are to be kept can be used."""
-    for each in kept if resume and not overwrite else ():
-        each.check(labels)
-    plans = [(table, TABLE_PLAN), *(plan for each in kept for plan in each.plans(labels))]
+    """Return a claim to the files of circuits, after checking that circuits to be kept can be used."""
+    for circuit_folder in circuit_folders if resume and not overwrite else ():
+        circuit_folder.check(labels)
+    plans = [
+        (table, TABLE_PLAN),
+        *(plan for circuit_folder in circuit_folders for plan in circuit_folder.plans(labels)),
+    ]
     return claim(plans, resume=resume, overwrite=overwrite)
 
 
 def _pending(runs: Sequence[TrainedModel], labels: Sequence[int]) -> list[_Walk]:
-    """The walks that are still to be made."""
+    """Return the walks whose circuits are not there yet."""
     return [
         (index, criterion, label)
         for index, run in enumerate(runs)
-        for criterion, kept in run.kept.items()
+        for criterion, circuit_folder in run.kept.items()
         for label in labels
-        if not kept.holds(label)
+        if not circuit_folder.holds(label)
     ]
 
 
-# --- What is found.
+# --- Finding.
 
 
 class _Walks:
-    """This process's walks, and how far they are."""
+    """The walks of this process, and their progress."""
 
     def __init__(self, dataset: Dataset, config: CircuitConfig, walks: Sequence[_Walk]) -> None:
         self.config, self.walks = config, walks
@@ -233,32 +245,32 @@ class _Walks:
         self.on_circuits: Callable[[str, str, Sequence[Circuit], float], None] | None = None
 
     def find(self, index: int, run: TrainedModel) -> None:
-        """Find and keep the circuits of one model that are this process's."""
-        for criterion, kept in run.kept.items():
+        """Find and save this process's circuits of one model."""
+        for criterion, circuit_folder in run.kept.items():
             labels = [label for which, name, label in self.walks if (which, name) == (index, criterion)]
             if labels:
-                self._find(index, run, criterion, labels, kept)
+                self._find(index, run, criterion, labels, circuit_folder)
 
     def _find(
-        self, index: int, run: TrainedModel, criterion: str, labels: list[int], kept: CircuitFolder
+        self, index: int, run: TrainedModel, criterion: str, labels: list[int], circuit_folder: CircuitFolder
     ) -> None:
         began = last = time.perf_counter()
         before = len(self.seconds)
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             if self.on_step is not None:
-                each = total // len(labels)  # all walks are of as many weights
-                self.on_step(run.name, criterion, before * each + done, len(self.walks) * each)
+                per_walk = total // len(labels)  # all walks decide the same number of weights
+                self.on_step(run.name, criterion, before * per_walk + done, len(self.walks) * per_walk)
 
-        def keep(circuit: Circuit) -> None:
+        def save(circuit: Circuit) -> None:
             nonlocal last
-            kept.save(circuit)
+            circuit_folder.save(circuit)
             now = time.perf_counter()
             self.seconds[index, criterion, circuit.label] = now - last
             last = now
 
         device = next((parameter.device for parameter in run.model.parameters()), torch.device("cpu"))
-        found = find_circuits(
+        circuits = find_circuits(
             run.model,
             self.images.to(device),
             self.labels.to(device),
@@ -267,16 +279,16 @@ class _Walks:
             criterion=criterion,
             tolerance=self.config.tolerance,
             seed=self.config.seed,
-            checkpoint=kept.begin(),
-            progress=tell,
-            on_circuit=keep,
+            checkpoint=circuit_folder.begin(),
+            progress=report,
+            on_circuit=save,
         )
         if self.on_circuits is not None:
-            self.on_circuits(run.name, criterion, found, time.perf_counter() - began)
+            self.on_circuits(run.name, criterion, circuits, time.perf_counter() - began)
 
 
 def _first_images(dataset: Dataset, count: int | None) -> tuple[Tensor, Tensor]:
-    """The test images, or the first ones of each class, and their labels."""
+    """Return the test images, or the first ``count`` of each class, and their labels."""
     labels = dataset.test_labels
     if count is None:
         return dataset.normalize(dataset.test_images), labels
@@ -285,7 +297,7 @@ def _first_images(dataset: Dataset, count: int | None) -> tuple[Tensor, Tensor]:
     return dataset.normalize(dataset.test_images[chosen]), labels[chosen]
 
 
-# --- What it comes to.
+# --- The table.
 
 
 def _table(
@@ -298,8 +310,8 @@ def _table(
     layers: list[str] = []
     for index, run in enumerate(runs):
         criteria = {}
-        for criterion, kept in run.kept.items():
-            circuits = [kept.load(label) for label in labels]
+        for criterion, circuit_folder in run.kept.items():
+            circuits = [circuit_folder.load(label) for label in labels]
             layers = list(circuits[0].masks)
             criteria[criterion] = describe_circuits(circuits, _partitions(run, layers), config.seed)
             criteria[criterion]["seconds"] = [seconds.get((index, criterion, label)) for label in labels]
@@ -329,26 +341,29 @@ def _table(
 
 
 def _partitions(run: TrainedModel, layers: Sequence[str]) -> dict[str, Partition]:
-    """The clusters of the circuits' layers, laid out as the masks are: as the weight is kept."""
+    """Return the clusters of the circuits' layers, oriented as masks are: as the weight is stored."""
     transposed = {layer.name for layer in find_layers(run.model) if layer.stored_transposed}
-    found = {name: run.partitions[name] for name in layers if name in run.partitions}
-    return {name: each.transpose() if name in transposed else each for name, each in found.items()}
+    return {
+        name: run.partitions[name].transpose() if name in transposed else run.partitions[name]
+        for name in layers
+        if name in run.partitions
+    }
 
 
 def _provenance(
     folder: Path, dataset: Dataset, config: CircuitConfig, labels: Sequence[int], processes: int
 ) -> dict[str, Any]:
-    """What the numbers depend on, of the models and of the circuits."""
-    given = read_results(folder)["config"]
+    """Return the settings of the models and of the circuits that the numbers depend on."""
+    trained = read_results(folder)["config"]
     return {
-        **{name: given[name] for name in ("model", "enmeshment_weight", "num_clusters", "epochs")},
+        **{name: trained[name] for name in ("model", "enmeshment_weight", "num_clusters", "epochs")},
         **{name: getattr(config, name) for name in ("tolerance", "images", "seed")},
         "criteria": list(config.criteria),
         "data": dataset.name,
-        "data_fingerprint": given["data_fingerprint"],
+        "data_fingerprint": trained["data_fingerprint"],
         "classes": list(dataset.classes),
         "labels": list(labels),
-        "seeds": given["seeds"] if "seeds" in given else [given["seed"]],
+        "seeds": trained["seeds"] if "seeds" in trained else [trained["seed"]],
         "draws": DRAWS,
         "processes": processes,
         "command": command_line(),

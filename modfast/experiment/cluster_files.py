@@ -29,10 +29,10 @@ _CURVES, _MATRICES = "clusterability.png", "matrices.png"
 
 
 def clustering_plan(weights: Mapping[str, Tensor], config: ClusterConfig) -> Plan:
-    """The files of a clustering."""
+    """Return the files that a clustering writes, except those of ``layers/``."""
     counts = {name: possible_counts(weight, config) for name, weight in weights.items()}
-    clustered = [name for name, each in counts.items() if each]
-    by_count = [_count_file(k) for k in sorted({k for each in counts.values() for k in each})]
+    clustered = [name for name, possible in counts.items() if possible]
+    by_count = [_count_file(k) for k in sorted({k for possible in counts.values() for k in possible})]
     return {
         RESULTS: results_with("clustering"),
         **dict.fromkeys([PARTITIONS, *by_count], Planned(load_partitions, drawn_from=RESULTS)),
@@ -41,10 +41,10 @@ def clustering_plan(weights: Mapping[str, Tensor], config: ClusterConfig) -> Pla
 
 
 def layers_plan(weights: Mapping[str, Tensor]) -> Plan:
-    """The files of its layers, in a folder within."""
+    """Return the files that a clustering writes into ``layers/``."""
 
     def read(path: Path) -> None:
-        # Anybody may have partitions in a file; these belong to a clustering.
+        # Partitions may be anybody's; these must lie in the folder of a clustering.
         results = path.parent.parent / RESULTS
         if not results.exists():
             raise ValueError(f"{path} belongs to no clustering, without {results}: move it away")
@@ -60,7 +60,7 @@ def clustering_settings(
     model: str | None,
     sizes: tuple[Sequence[int], int] | None,
 ) -> dict[str, Any]:
-    """What ``results.json`` says of how it was made."""
+    """Return the settings that ``results.json`` records."""
     checkpoint = None if model is None else find_checkpoint(model)
     return {
         **asdict(config),
@@ -76,17 +76,17 @@ def clustering_settings(
 def _fingerprint(weight: Tensor) -> str:
     """The first 16 hexadecimal digits of a SHA-256 over shape, dtype and values."""
     digest = hashlib.sha256(json.dumps([list(weight.shape), str(weight.dtype)]).encode())
-    # NumPy knows no bfloat16; bytes it does.
+    # As bytes, since NumPy has no bfloat16.
     digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record]:
-    """The layers that need not be clustered again.
+    """Return the records of the layers that need not be clustered again.
 
     Raises:
-        ValueError: they are of other weights or settings, or the file of one's clusters is damaged.
-        FileNotFoundError: the file of one's clusters is missing.
+        ValueError: they belong to other weights or settings, or a file with a layer's clusters is damaged.
+        FileNotFoundError: a file with a layer's clusters is missing.
     """
     saved = read_results(folder)
     if "clustering" not in saved:
@@ -98,13 +98,13 @@ def finished_layers(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Record
             raise ValueError(
                 f"{folder} was made with another {part}: {saved['config'][part]!r}, not {wanted[part]!r}"
             )
-    _load_layers(folder, saved)  # all of which the end of the work needs
+    _load_layers(folder, saved)  # a check: the end of the work needs all of them
     finished: dict[str, Record] = saved["clustering"]
     return finished
 
 
 def layer_file(index: int) -> str:
-    """The name of a layer's partitions."""
+    """Return the name of the file with a layer's partitions."""
     return f"{index:03}.npz"
 
 
@@ -113,16 +113,18 @@ def _count_file(k: int) -> str:
 
 
 def _load_layers(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[int, Partition]]:
-    """Every finished layer's partitions by number of clusters."""
+    """Return every finished layer's partitions by number of clusters."""
     return {
-        name: {int(k): each for k, each in load_partitions(folder / LAYERS / layer_file(index)).items()}
+        name: {
+            int(k): partition for k, partition in load_partitions(folder / LAYERS / layer_file(index)).items()
+        }
         for index, name in enumerate(results["config"]["weights"])
         if name in results["clustering"]
     }
 
 
 def save_by_count(folder: RunFolder, results: Mapping[str, Any]) -> None:
-    """Write each layer's chosen clusters, and every layer's for each number of clusters."""
+    """Write a file with the layers' chosen clusters, and one for each number of clusters."""
     layers = _load_layers(folder.path, results)
     save_partitions(folder.file(PARTITIONS), _chosen(results, layers))
     for k in results["config"]["num_clusters"]:
@@ -145,7 +147,7 @@ def _chosen(
 def draw_clustering(
     folder: RunFolder, results: Mapping[str, Any], weights: Mapping[str, Tensor] | None
 ) -> list[Path]:
-    """Draw a clustering's pictures beside its files; returns their paths. Without weights no matrices."""
+    """Draw a clustering's pictures beside its files, matrices only if weights are given; return the paths."""
     chosen = _chosen(results, _load_layers(folder.path, results))
     records = {name: results["clustering"][name] for name in chosen}
     pictures = clusterability_pictures(_CURVES, records)
@@ -155,13 +157,14 @@ def draw_clustering(
 
 
 def redraw_clustering(folder: str | os.PathLike[str]) -> str | None:
-    """Draw a folder's pictures again, the weights being read from where they were.
+    """Draw a clustering's pictures again, with the weights read from where they were.
 
     Args:
-        folder: the clustering's; given a path, pictures that might be a user's own are left as they are.
+        folder: the folder of the clustering. If it is a path, pictures that might be a user's own are left
+            alone.
 
     Returns:
-        Why the matrices could not be drawn again, or None.
+        The reason why the matrices could not be drawn again, or None.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`modfast.results.read_results` does.

@@ -1,4 +1,4 @@
-"""The clusters of every layer of a network, in a folder: the work of ``modfast cluster``."""
+"""Clusters every layer of a network into a folder, as ``modfast cluster`` does."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from .eigengap import ClusterConfig, cluster_layer
 
 
 def check_weights(weights: Mapping[str, Tensor], num_clusters: Sequence[int]) -> None:
-    """Raises unless every weight is finite and at least one of them can be divided into so many clusters.
+    """Raise unless every weight is finite and at least one can be divided into the fewest clusters asked for.
 
     Raises:
-        ValueError: naming the layer, or the numbers of clusters.
+        ValueError: otherwise; the message names the layer, or the number of clusters.
     """
     sides, not_zero = {}, []
-    for name, weight in weights.items():  # once: they may be read from a file as they are asked for
+    for name, weight in weights.items():  # once: looking a weight up may read it from a file
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"layer {name!r} must have finite weights, got NaN or infinity")
         sides[name] = min(weight.shape[:2])
@@ -56,16 +56,16 @@ def check_weights(weights: Mapping[str, Tensor], num_clusters: Sequence[int]) ->
 
 
 def check_out(model: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Raises if results in ``out`` would be taken for those of the model that is there.
+    """Raise if a run's checkpoint is in ``out``, where the clusters would be taken for the run's results.
 
-    A model in a folder below it is in nobody's way.
+    A model in a folder below ``out`` is allowed.
 
     Raises:
-        ValueError: the model lies directly in that folder.
+        ValueError: the model lies directly in ``out``.
     """
     checkpoint = find_checkpoint(model)
     if checkpoint is None or checkpoint.name != CHECKPOINT:
-        return  # no file that a command would write or remove
+        return  # a file that no command writes or removes
     if Path(out).resolve() in (checkpoint.parent.resolve(), checkpoint.resolve().parent):
         raise ValueError(f"out must be another folder than the model's, {model} lies in {out}")
 
@@ -90,13 +90,14 @@ def cluster_model(
 
     Args:
         weights: layer name to weight, as :func:`modfast.weights.read_weights` gives them.
-        config: how.
+        config: the settings of the clustering.
         out: the folder; made if absent.
-        model: where the weights are from, to find them again for ``modfast report``.
+        model: where the weights were read from, so that ``modfast report`` can read them again.
         sizes: image shape and number of classes, if the model was made with them.
         resume: keep the layers that ``out`` has already.
         overwrite: remove what ``modfast cluster`` wrote to ``out`` before.
-        on_step: called with layer, number of clusters, clusterings done and their total, before each.
+        on_step: called before each clustering with the layer, the number of clusters, the clusterings done
+            and their total.
         on_layer: called with each finished layer's name and record.
 
     Returns:
@@ -104,10 +105,10 @@ def cluster_model(
         ``finished``, ``config`` and ``environment``.
 
     Raises:
-        ValueError: as :func:`check_weights` does; or the results in ``out`` are of other weights or settings.
+        ValueError: as :func:`check_weights` does; or the results in ``out`` belong to other weights or
+            settings.
         OutputExistsError: ``out`` holds clusters, and neither ``resume`` nor ``overwrite`` is given; or a
-            file that ``modfast cluster`` did not write, at a name that it would write. Nothing is changed
-            then.
+            file that ``modfast cluster`` would write is there and is not its own. Nothing is changed then.
     """
     check_weights(weights, config.num_clusters)
     device, folder = choose_device(config.device), RunFolder(out, "cluster")
@@ -135,7 +136,7 @@ def cluster_model(
                     on_step(name, k, before + config.num_clusters.index(k), sum(fitting.values()))
 
             record, partitions = cluster_layer(weight.to(device), config, step)
-            by_count = {str(k): each for k, each in partitions.items()}
+            by_count = {str(k): partition for k, partition in partitions.items()}
             save_partitions(by_layer.file(layer_file(index)), by_count)
             results["clustering"][name] = record
             write_json(folder.file(RESULTS), results)

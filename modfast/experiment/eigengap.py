@@ -1,16 +1,16 @@
-"""The clusters of one layer, for many numbers of them, and which number its weights speak for.
+"""Clusters one layer into several numbers of clusters, and chooses the number that its weights support most.
 
 The number of clusters of a layer is chosen by its *eigengap*, the largest ``s_k - s_(k+1)`` of the singular
 values ``s_1 = 1 >= s_2 >= ...`` of ``D_row^-1/2 A D_col^-1/2``, where ``A`` is the similarity and the ``D``
-hold its row and column sums. ``k`` clusters without ties between them have ``s_k = 1`` and, as long as none
-of them falls apart, ``s_(k+1) < 1``. The difference is absolute, not relative to ``s_k``: the first value is
-1 whatever the scale of the weights, and a change of the matrix of size ``e`` turns the ``k`` singular
-vectors, of which the clusters are made, by at most about ``e / (s_k - s_(k+1))`` (Davis and Kahan 1970, Wedin
-1972). A ratio would be largest among the last values, where noise is divided by smaller noise.
+hold its row and column sums. ``k`` clusters with no edges between them have ``s_k = 1`` and, if each is
+connected, ``s_(k+1) < 1``. The difference is absolute, not relative to ``s_k``: the first value is 1 for any
+scale of the weights, and a change of the matrix of size ``e`` turns the ``k`` singular vectors, from which
+the clusters are computed, by at most about ``e / (s_k - s_(k+1))`` (Davis and Kahan 1970, Wedin 1972). A
+ratio would be largest among the last values, where noise is divided by smaller noise.
 
-Some gap is always the largest, and in any weights the search finds clusters better than chance. So the
-evidence is shown beside what the same search finds in the same weights shuffled. Without structure, a gap
-above all those of ``n`` shuffles has a probability of ``1 / (n + 1)``; a gap below one of them says nothing.
+Some gap is always the largest, and the search finds clusters better than chance in any weights. So the gap is
+compared with those that the same search finds in the same weights shuffled. Without structure, a gap exceeds
+those of all ``n`` shuffles with a probability of ``1 / (n + 1)``; a gap below one of them is no evidence.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ AFFINITIES = ("abs", "square")
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """All that decides which clusters are found.
+    """The settings of a clustering.
 
     Attributes:
         num_clusters: the numbers of clusters to try.
+        layers: names or globs of the layers; None takes every weight matrix. Name some to cluster only those,
+            or weights that are no layer's ``weight``.
+        affinity: the similarity: "abs", ``|weight|``, or "square", ``weight^2``. Use "square" to weigh
+            entries as clusterability and the enmeshment loss do; "abs" lets small weights count for more.
+        n_init: the number of starts of k-means, of which the best is kept. Raise it if clusters change with
+            the seed.
         shuffles: how many times the weights are shuffled, to see what gap arises without structure.
-        layers: names or globs of the layers; None is every weight matrix.
-        affinity: the similarity, "abs" or "square"; see :func:`modfast.spectral_cocluster`.
-        n_init: starts of k-means, of which the best is kept.
-        tol: when a singular vector counts as found.
-        seed: of these starts, of the shuffling, and of a model that is made rather than read.
-        device: "auto" takes a CUDA device if there is one that this build has kernels for.
-        threads: of PyTorch on the CPU; None leaves them.
+        tol: the residual below which a singular vector has converged; see :func:`modfast.spectral_cocluster`.
+            The default suits clustering; lower it for more exact singular values.
+        seed: the seed of k-means, of the shuffles, and of a model that a callable makes.
+        device: "auto" takes a CUDA device that this build has kernels for, if there is one, else the CPU.
+        threads: PyTorch's number of threads on the CPU; None leaves it unchanged.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -85,18 +89,18 @@ class ClusterConfig:
 
 
 def possible_counts(weight: Tensor, config: ClusterConfig) -> list[int]:
-    """The numbers of clusters that a weight can be divided into."""
+    """Return the numbers of clusters that a weight can be divided into."""
     return [k for k in config.num_clusters if k <= min(weight.shape[:2])] if bool(weight.any()) else []
 
 
 def eigengaps(singular_values: Sequence[float], num_clusters: Sequence[int]) -> dict[int, float | None]:
-    """``s_k - s_(k+1)`` for each ``k``; None where the matrix has no further value to compare with.
+    """Return ``s_k - s_(k+1)`` for each ``k``; None if the matrix has no ``s_(k+1)``.
 
     Example:
         >>> eigengaps([1.0, 0.75, 0.25], [1, 2, 3])
         {1: 0.25, 2: 0.5, 3: None}
     """
-    # Beyond the smaller side a value would be 0 for any matrix, and the gap before it no finding.
+    # Any matrix has only zeros beyond its smaller side, so a gap to them would mean nothing.
     return {
         k: singular_values[k - 1] - singular_values[k] if k < len(singular_values) else None
         for k in num_clusters
@@ -104,7 +108,7 @@ def eigengaps(singular_values: Sequence[float], num_clusters: Sequence[int]) -> 
 
 
 def choose_count(gaps: Mapping[int, float | None]) -> int:
-    """The ``k`` with the largest gap, the smallest such one; the first ``k`` if none has a gap.
+    """Return the ``k`` with the largest gap, the smallest if several do; the first ``k`` if none has a gap.
 
     Example:
         >>> choose_count({2: 0.1, 3: 0.5, 4: None})
@@ -120,18 +124,18 @@ def cluster_layer(
 
     Args:
         weight: ``(out, in, *kernel)``, dense float32, float64, float16 or bfloat16, finite.
-        config: how; a number of clusters above the weight's smaller side is left out.
-        on_step: called with each number of clusters before its turn.
+        config: the settings; a number of clusters above the weight's smaller side is left out.
+        on_step: called with each number of clusters before the weight is divided into so many.
 
     Returns:
         A record that JSON can hold, and the partition for each number of clusters. The record has ``shape``,
         ``left_out`` (numbers of clusters), ``chosen`` (one of them, or None for a weight of zeros or one
         with too few neurons), ``singular_values`` (one more than the largest number of clusters, where there
         is one more), ``shuffled`` (what the same search finds in the same weights shuffled:
-        ``largest_gaps``, one for each shuffle, and of the first one ``singular_values``, ``clusterability``
-        and ``normalized_cut``, these for the chosen number) and ``clusters``, a list with for each number
-        ``num_clusters``, ``clusterability``, ``normalized_cut``, ``by_chance`` (these two in expectation,
-        for weights without structure in clusters of these sizes), ``gap`` (None where there is no further
+        ``largest_gaps``, one for each shuffle, and ``singular_values``, ``clusterability`` and
+        ``normalized_cut`` of the first shuffle, the last two for the chosen number) and ``clusters``, a list
+        that has for each number ``num_clusters``, ``clusterability``, ``normalized_cut``, ``by_chance``
+        (the expected values of these two, see :func:`by_chance`), ``gap`` (None where there is no further
         singular value), ``sizes`` (rows and columns), ``converged`` and ``seconds``.
 
     Example:
@@ -185,37 +189,37 @@ def cluster_layer(
                 "seconds": time.perf_counter() - began,
             }
         )
-    # The last gap needs one value more than there are clusters.
+    # The last gap needs one singular value more than there are clusters.
     most = min(counts[-1] + 1, side)
     if most > counts[-1]:
         _, info = cocluster(weight, most, 1)
     record["singular_values"] = info["singular_values"].tolist()
     gaps = eigengaps(record["singular_values"], counts)
-    for each in record["clusters"]:
-        each["gap"] = gaps[each["num_clusters"]]
+    for clustering in record["clusters"]:
+        clustering["gap"] = gaps[clustering["num_clusters"]]
     record["chosen"] = choose_count(gaps)
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     shuffled = _shuffled(weight, generator)
-    found, _ = cocluster(shuffled, record["chosen"], config.n_init)
+    shuffled_partition, _ = cocluster(shuffled, record["chosen"], config.n_init)
     spectra = []
-    for again in range(config.shuffles):
-        _, info = cocluster(_shuffled(weight, generator) if again else shuffled, most, 1)
+    for index in range(config.shuffles):
+        _, info = cocluster(_shuffled(weight, generator) if index else shuffled, most, 1)
         spectra.append(info["singular_values"].tolist())
     largest = [
-        max((gap for gap in eigengaps(each, counts).values() if gap is not None), default=None)
-        for each in spectra
+        max((gap for gap in eigengaps(spectrum, counts).values() if gap is not None), default=None)
+        for spectrum in spectra
     ]
     record["shuffled"] = {
         "largest_gaps": [gap for gap in largest if gap is not None],
         "singular_values": spectra[0],
-        **measures(shuffled, found),
+        **measures(shuffled, shuffled_partition),
     }
     return record, partitions
 
 
 def by_chance(partition: Partition) -> dict[str, float]:
-    """What weights without structure would have, in expectation, in clusters of these sizes.
+    """Return the expected clusterability and cut of weights without structure, in clusters of these sizes.
 
     Clusterability is the share of the matrix that lies inside clusters, ``1/k`` for ``k`` equal ones; the
     normalised cut is that of a constant matrix, ``k - 1`` for equal ones. Rows and columns in no cluster
@@ -236,6 +240,6 @@ def by_chance(partition: Partition) -> dict[str, float]:
 
 
 def _shuffled(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """The same weights in a random order, a kernel's together."""
+    """Return the same weights in a random order, those of a kernel together."""
     order = torch.randperm(weight.shape[0] * weight.shape[1], generator=generator, device="cpu")
     return weight.flatten(0, 1)[order.to(weight.device)].view(weight.shape)

@@ -41,7 +41,7 @@ from modfast.train.loop import train_in_folder
 
 @dataclass(frozen=True)
 class Progress:
-    """Whom to tell how far the work is. Each is called as :func:`modfast.train.train` does.
+    """Callbacks that report progress, called as :func:`modfast.train.train` calls its own.
 
     Attributes:
         on_run: called with a run's name and its number of epochs before it starts.
@@ -55,7 +55,7 @@ class Progress:
 
 
 def run_plan(layers: Iterable[str]) -> Plan:
-    """The files of a run with these regularised layers."""
+    """Return the files that a run with these regularised layers writes."""
     pictures = ["weights.png", "curves.png", *map(_class_picture, layers)]
     return {
         RESULTS: Planned(_read_continued),
@@ -103,9 +103,9 @@ def train_run(
         partitions: layer name to clusters; by default contiguous blocks.
         resume: continue from the checkpoint in ``out``, if there is one.
         overwrite: remove what ``modfast train`` wrote to ``out`` before.
-        progress: whom to tell how far the work is; of several processes the first one's.
+        progress: callbacks that report progress; with several processes only the first calls them.
         group: processes that train the model together, as for :func:`modfast.train.train`. Each calls this
-            and returns the results; the first one writes.
+            function and returns the results; the first one writes the files.
 
     Returns:
         What ``results.json`` holds: ``accuracy``, ``clusterability`` (of each linear layer),
@@ -115,7 +115,7 @@ def train_run(
     Raises:
         ValueError, TrainingError, RankError: as :func:`modfast.train.train` does.
         OutputExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given; or a file
-            that ``modfast train`` did not write, at a name that it would write. Nothing is changed then.
+            that ``modfast train`` would write is there and is not its own. Nothing is changed then.
     """
     folder = RunFolder(out, "train")
 
@@ -148,7 +148,7 @@ def _train_run(
     progress: Progress | None,
     group: dist.ProcessGroup | None,
 ) -> dict[str, Any]:
-    """As :func:`train_run`, in a folder that may belong to a comparison."""
+    """Train as :func:`train_run` does, into a folder that may belong to a comparison."""
     ranks = Ranks(group)
     progress = progress or Progress()
     seed_generators(config.seed)
@@ -193,14 +193,14 @@ def _train_run(
 
 
 def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """A finished run's measures on the test images; shares, None where a class has no image."""
+    """Return a finished run's measures on the test images: shares, or None for a class without images."""
     data = (dataset.normalize(dataset.test_images), dataset.test_labels)
     by_layer = {
         name: {
-            mode: as_lists(cluster_accuracy(run.model, data, {name: each}, mode))
+            mode: as_lists(cluster_accuracy(run.model, data, {name: partition}, mode))
             for mode in ("only", "without")
         }
-        for name, each in run.partitions.items()
+        for name, partition in run.partitions.items()
     }
     return {
         "accuracy": run.history[-1]["test_accuracy"],
@@ -211,11 +211,11 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
 
 
 def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results and the checkpoint of a finished run, if they are of the same training.
+    """Return the results and the checkpoint of a finished run, if both belong to the same training.
 
     Raises:
         FileNotFoundError: no run has finished there.
-        ValueError: the folder holds something else, or the model was trained on since.
+        ValueError: the folder holds something else, or the model was trained further since its results.
         TrainingError: the checkpoint is damaged.
     """
     results, state = read_results(folder), read_checkpoint(Path(folder) / CHECKPOINT)
@@ -239,7 +239,7 @@ def draw_run(folder: str | os.PathLike[str]) -> list[Path]:
     """Draw a finished run's pictures from its files, beside them.
 
     Args:
-        folder: the run's; given a path, pictures that might be a user's own are left as they are.
+        folder: the folder of the run. If it is a path, pictures that might be a user's own are left alone.
 
     Returns:
         The files that were drawn.
@@ -286,18 +286,18 @@ def reproduce(
     progress: Progress | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Any]:
-    """The paper's comparison: a plain and a modular model for each seed, side by side.
+    """Run the paper's comparison: train a plain and a modular model for each seed, and compare them.
 
     Args:
         dataset: the images.
         model: a name for :func:`modfast.models.build_model`.
-        config: how the modular model is trained; the plain one differs in ``enmeshment_weight`` 0.
+        config: how the modular model is trained; the plain one has an ``enmeshment_weight`` of 0 instead.
         out: the folder; each run has its own within it, ``plain-seed0`` and so on.
-        seeds: one pair of models for each; the two of a pair start from the same weights.
+        seeds: the seeds; each gives a pair of models that start from the same weights.
         plain_epochs: for the plain model; by default as many as for the modular one.
         resume: keep finished runs and continue unfinished ones.
         overwrite: remove what ``modfast reproduce`` wrote to ``out`` and to the folders of these runs before.
-        progress: whom to tell how far the work is.
+        progress: callbacks that report progress.
         group: as for :func:`train_run`.
 
     Returns:
@@ -313,7 +313,7 @@ def reproduce(
     folder = RunFolder(out, "reproduce")
     epochs = {"plain": plain_epochs or config.epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
-    each_run = [
+    planned_runs = [
         (
             kind,
             replace(config, seed=seed, epochs=epochs[kind], enmeshment_weight=weight[kind]),
@@ -324,23 +324,23 @@ def reproduce(
     ]
 
     def claimed(run: Run) -> Claim:
-        """See to the folders of all runs before the first one, from which the others differ in settings."""
-        if run.config != each_run[0][1]:
+        """Claim the folders of all runs before the first one; the runs differ only in their settings."""
+        if run.config != planned_runs[0][1]:
             return claim([], resume=resume, overwrite=overwrite)
-        plans = [(within, run_plan(run.partitions)) for _, _, within in each_run]
-        found = claim([(folder, _COMPARISON_PLAN), *plans], resume=resume, overwrite=overwrite)
-        for _, settings, within in each_run if resume else ():
-            check_continued(replace(run, config=settings), dataset, within)
-        return found
+        plans = [(run_folder, run_plan(run.partitions)) for _, _, run_folder in planned_runs]
+        for_all = claim([(folder, _COMPARISON_PLAN), *plans], resume=resume, overwrite=overwrite)
+        for _, settings, run_folder in planned_runs if resume else ():
+            check_continued(replace(run, config=settings), dataset, run_folder)
+        return for_all
 
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-    for kind, settings, within in each_run:
+    for kind, settings, run_folder in planned_runs:
         runs[kind].append(
             _train_run(
                 dataset,
                 model,
                 settings,
-                within,
+                run_folder,
                 claimed,
                 comparison=folder,
                 resume=resume,
@@ -383,7 +383,7 @@ def draw_reproduction(folder: str | os.PathLike[str]) -> list[Path]:
     """Draw a finished comparison's pictures from its files, beside them; as :func:`draw_run` does.
 
     Raises:
-        ValueError: a model was trained on since.
+        ValueError: a model was trained further since the comparison.
     """
     folder = RunFolder.of(folder, "report")
     results = read_results(folder)
@@ -391,7 +391,7 @@ def draw_reproduction(folder: str | os.PathLike[str]) -> list[Path]:
     runs = {kind: [_read_compared(folder.path, kind, seed) for seed in seeds] for kind in KINDS}
     for kind, of_kind in runs.items():
         for index, (seed, run) in enumerate(zip(seeds, of_kind, strict=True)):
-            shares = {layer: each[index] for layer, each in results[kind]["clusterabilities"].items()}
+            shares = {layer: values[index] for layer, values in results[kind]["clusterabilities"].items()}
             if (run["accuracy"], run["clusterability"]) != (results[kind]["accuracies"][index], shares):
                 raise ValueError(
                     f"{folder.path / run_name(kind, seed)} holds another model than {folder.path / RESULTS} "
@@ -407,6 +407,6 @@ def draw_reproduction(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _read_compared(folder: Path, kind: str, seed: int) -> dict[str, Any]:
-    """The results of one run, which may have been kept without its checkpoint."""
-    within = folder / run_name(kind, seed)
-    return read_run(within)[0] if (within / CHECKPOINT).exists() else read_results(within)
+    """Return the results of one run of a comparison, whose checkpoint may have been removed."""
+    run_folder = folder / run_name(kind, seed)
+    return read_run(run_folder)[0] if (run_folder / CHECKPOINT).exists() else read_results(run_folder)

@@ -1,4 +1,4 @@
-"""The models whose circuits are to be found: read from where they were trained, and checked."""
+"""Reads and checks the trained models whose circuits are to be found."""
 
 from __future__ import annotations
 
@@ -32,17 +32,21 @@ _FEW_IMAGES = 16
 
 @dataclass(frozen=True)
 class CircuitConfig:
-    """How circuits are found.
+    """The settings for finding circuits.
 
     Attributes:
-        criteria: each gives a circuit for each label; see :func:`modfast.find_circuit`.
+        criteria: one or more criteria of :func:`modfast.find_circuit`; each gives a circuit for each label.
+            ``"loss"`` is the paper's, which a circuit that always gives one answer passes;
+            ``"loss_and_accuracy"`` also keeps the accuracy. Use ``"balanced"`` for circuits that distinguish
+            the class from others.
         tolerance: by how much the loss may rise, in nats.
-        labels: whose circuits; None takes every class that has a test image.
-        images: at most so many test images of each class, the first ones; None takes all.
-        layers: names or globs; None leaves the choice to :func:`modfast.find_circuits`.
-        seed: of the other classes' images that ``"balanced"`` draws, and of the random circuits.
-        device: "auto" takes a CUDA device if there is one that this build has kernels for.
-        threads: of PyTorch on the CPU; None leaves them.
+        labels: the classes whose circuits are found; None takes every class that has a test image.
+        images: at most this many test images of each class are used, the first ones; None takes all.
+        layers: names or globs of the layers to prune. None suits most models: it leaves the choice to
+            :func:`modfast.find_circuits`, which takes all linear layers at the model's end.
+        seed: the seed of the other classes' images that ``"balanced"`` draws, and of the random circuits.
+        device: "auto" takes a CUDA device that this build has kernels for, if there is one, else the CPU.
+        threads: PyTorch's number of threads on the CPU; None leaves it unchanged.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -78,16 +82,16 @@ class CircuitConfig:
 
 
 class TrainedModel(NamedTuple):
-    """A model that was trained, and where its circuits are kept.
+    """A trained model, and the folders of its circuits.
 
     Attributes:
-        name: such as ``"plain-seed42"``.
+        name: the name of its run, such as ``"plain-seed42"``.
         kind: ``"plain"`` or ``"modular"``.
-        folder: where it was trained.
-        results: its ``results.json``.
-        model: in evaluation mode, on the device asked for.
-        partitions: layer name to clusters, those of its ``partitions.npz``.
-        kept: its circuits by criterion.
+        folder: the folder of its run.
+        results: the contents of its ``results.json``.
+        model: the network in evaluation mode, on the device asked for.
+        partitions: layer name to clusters, from its ``partitions.npz``.
+        kept: the folder of its circuits, by criterion.
     """
 
     name: str
@@ -100,18 +104,19 @@ class TrainedModel(NamedTuple):
 
 
 def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) -> list[int]:
-    """The labels whose circuits are to be found, if the model, the images and the machine allow it.
+    """Check model, images and machine, and return the labels whose circuits are to be found.
 
     Raises:
-        ValueError: a label is out of range or has no test image, a layer is unknown, or there is none, or no
-            such device; or the model does not end in these layers as :func:`modfast.find_circuit` asks.
+        ValueError: a label is out of range or has no test image; a layer is unknown, or the model has no
+            linear layer; there is no such device; or the model does not end in these layers as
+            :func:`modfast.find_circuit` requires.
     """
     choose_device(config.device)
     if config.layers is not None:
         match_layers(model, config.layers)
     elif not linear_layers(model):
         raise ValueError("layers: the model has no linear layer to find circuits in")
-    if BACKEND != "reference":  # which takes any model
+    if BACKEND != "reference":  # the reference takes any model
         read_tail(model, dataset.normalize(dataset.test_images[:_FEW_IMAGES]), config.layers)
     occurring = occurring_labels(dataset)
     if config.labels is None:
@@ -125,17 +130,17 @@ def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) ->
 
 
 def occurring_labels(dataset: Dataset) -> list[int]:
-    """The labels that have a test image."""
+    """Return the labels that have a test image."""
     labels: list[int] = dataset.test_labels.unique().tolist()
     return labels
 
 
 def trained_on(folder: str | os.PathLike[str]) -> str:
-    """The data that a folder's models were trained on, as :func:`modfast.data.load_dataset` takes it.
+    """Return the data that a folder's models were trained on, as :func:`modfast.data.load_dataset` takes it.
 
     Raises:
         FileNotFoundError: no run has finished there.
-        ValueError: it holds something else.
+        ValueError: the folder holds something else.
     """
     results = read_results(folder)
     if "clustering" in results:
@@ -146,18 +151,18 @@ def trained_on(folder: str | os.PathLike[str]) -> str:
 def open_models(
     folder: str | os.PathLike[str], dataset: Dataset, config: CircuitConfig, process: int = 0
 ) -> list[TrainedModel]:
-    """Every model of a folder: the one of a run, or the plain and modular ones of a comparison, seed by seed.
+    """Open every model of a folder: a run's, or a comparison's plain and modular ones, seed by seed.
 
     Args:
-        folder: what train or reproduce wrote.
-        dataset: the images that they were trained on.
+        folder: the folder that ``modfast train`` or ``modfast reproduce`` wrote.
+        dataset: the images that the models were trained on.
         config: how their circuits are to be found.
-        process: the number of this process, of several that find circuits.
+        process: the number of this process among those that find circuits.
 
     Raises:
         FileNotFoundError: no run has finished there.
-        ValueError: it holds something else, or was trained on other data; a model is not the one that was
-            trained, or was trained on since.
+        ValueError: the folder holds something else, or its models were trained on other data; a checkpoint
+            does not fit its model, or has been trained further since the results.
         TrainingError: a checkpoint is damaged.
     """
     folder = Path(folder)
@@ -169,29 +174,29 @@ def open_models(
         paths = [folder / run_name(kind, seed) for seed in results["config"]["seeds"] for kind in KINDS]
     runs = []
     for path in paths:
-        each, state = read_run(path)
-        given = each["config"]
-        if given["data_fingerprint"] != data_fingerprint:
+        run_results, state = read_run(path)
+        trained = run_results["config"]
+        if trained["data_fingerprint"] != data_fingerprint:
             raise ValueError(
-                f"data: {dataset.name} is not what {path} was trained on, {given['data']} "
-                f"(fingerprint {data_fingerprint}, not {given['data_fingerprint']}): "
+                f"data: {dataset.name} is not what {path} was trained on, {trained['data']} "
+                f"(fingerprint {data_fingerprint}, not {trained['data_fingerprint']}): "
                 "--data says where that is now"
             )
-        model = _load_model(path, each, state, dataset).to(device)
-        kind = "modular" if given["enmeshment_weight"] > 0 else "plain"
+        model = _load_model(path, run_results, state, dataset).to(device)
+        kind = "modular" if trained["enmeshment_weight"] > 0 else "plain"
         settings = {"weights": fingerprint(model, {}, {})[:16], **circuit_settings(config, data_fingerprint)}
-        kept = {
+        circuit_folders = {
             criterion: CircuitFolder(path, settings | {"criterion": criterion}, process)
             for criterion in config.criteria
         }
         partitions = load_partitions(path / PARTITIONS)
-        name = run_name(kind, given["seed"])
-        runs.append(TrainedModel(name, kind, path, each, model, partitions, kept))
+        name = run_name(kind, trained["seed"])
+        runs.append(TrainedModel(name, kind, path, run_results, model, partitions, circuit_folders))
     return runs
 
 
 def circuit_settings(config: CircuitConfig, data_fingerprint: str) -> dict[str, Any]:
-    """What decides which circuits are found, besides the criterion and the model's weights."""
+    """Return the settings that decide the circuits, besides the criterion and the model's weights."""
     return {
         "data_fingerprint": data_fingerprint,
         "images": config.images,
@@ -205,7 +210,7 @@ def _load_model(
     folder: Path, results: Mapping[str, Any], state: Mapping[str, Any], dataset: Dataset
 ) -> nn.Module:
     name = results["config"]["model"]
-    seed_generators(results["config"]["seed"])  # as for training: not all that is drawn need be a weight
+    seed_generators(results["config"]["seed"])  # as for training: what is drawn need not be in the state_dict
     model = build_model(name, dataset.image_shape, dataset.num_classes)
     try:
         model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""Batches that a model cannot be trained or tested on, known before the first step."""
+"""Checks before the first step that a model can be trained and tested on every batch."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _MOST_ADVISED = 3
 def check_batches(
     model: nn.Module, num_images: int, batch_size: int, processes: int, attempt: Callable[[Call, int], object]
 ) -> None:
-    """Raise if the model cannot be trained on what a process gets of the smallest batch.
+    """Raise if the model cannot be trained on a process's share of the smallest batch.
 
-    Of a single image BatchNorm after a linear layer cannot learn, having one value for each neuron; after a
-    convolution it can. So the model is tried. It is left as it was.
+    BatchNorm after a linear layer cannot learn from a single image, which gives one value for each neuron;
+    after a convolution it can. So the model is tried out. It is left as it was.
 
     Args:
         model: what is to be trained.
         num_images: the number of training images.
         batch_size: the number of images for each step, but for the last one of an epoch.
         processes: how many processes share each batch.
-        attempt: computes the gradient of so many images, calling what it is given in place of the model.
+        attempt: ``attempt(call, count)`` computes the gradient for ``count`` images, using ``call`` in place
+            of the model.
 
     Raises:
         ValueError: a process gets a single image, and the model needs more; the message names the layer, and
             batch sizes that work.
-        Exception: what the model raises whatever the batch.
+        Exception: what the model raises with more images as well.
     """
     smallest = _smallest_batch(num_images, batch_size)
     with _left_as_it_was(model, training=True) as (call, entered):
@@ -50,7 +51,7 @@ def check_batches(
         except Exception as error:  # the model may raise anything
             failure, name = error, entered[-1] if entered else ""
         entered.clear()
-        attempt(call, 2)  # what this raises is not for want of images
+        attempt(call, 2)  # an error here has another cause than too few images
     layer = f"layer {name!r} ({type(model.get_submodule(name)).__name__})" if name else "the model"
     shared = f", which {processes} processes share" if processes > 1 else ""
     working = _batch_sizes(num_images, batch_size, processes)
@@ -62,11 +63,11 @@ def check_batches(
 
 
 def check_evaluation(model: nn.Module, attempt: Callable[[Call], object]) -> None:
-    """Raise what the model raises in evaluation mode, in which training only sees it after an epoch.
+    """Raise what the model raises in evaluation mode, which training enters only after an epoch.
 
     Args:
         model: what is to be trained; it is left as it was.
-        attempt: computes the logits of a batch, calling what it is given in place of the model.
+        attempt: ``attempt(call)`` computes the logits of a batch, using ``call`` in place of the model.
 
     Raises:
         Exception: what ``attempt`` raises.
@@ -76,7 +77,7 @@ def check_evaluation(model: nn.Module, attempt: Callable[[Call], object]) -> Non
 
 
 def _smallest_batch(num_images: int, batch_size: int) -> int:
-    """The number of images in an epoch's smallest batch.
+    """Return the number of images in an epoch's smallest batch.
 
     Example:
         >>> _smallest_batch(1442, 131), _smallest_batch(10, 5), _smallest_batch(3, 5)
@@ -86,7 +87,7 @@ def _smallest_batch(num_images: int, batch_size: int) -> int:
 
 
 def _batch_sizes(num_images: int, batch_size: int, processes: int) -> str:
-    """A few batch sizes near one, with which each process has at least two images of each batch.
+    """Return a few sizes near ``batch_size`` that give each process at least two images of each batch.
 
     Example:
         >>> _batch_sizes(1442, 131, 1), _batch_sizes(3, 1, 2)
@@ -103,9 +104,9 @@ def _batch_sizes(num_images: int, batch_size: int, processes: int) -> str:
 
 @contextmanager
 def _left_as_it_was(model: nn.Module, *, training: bool) -> Iterator[tuple[Call, list[str]]]:
-    """Yield a function that runs the model in this mode, and the names of the layers that it is in.
+    """Yield the model in this mode, and a list of the layers whose forward pass is running.
 
-    Afterwards buffers, modes and random numbers are as before.
+    Afterwards buffers, modes and random states are as before.
     """
     modes = {module: module.training for module in model.modules()}
     python, numpy = random.getstate(), np.random.get_state()

@@ -40,14 +40,15 @@ class TrainingError(RuntimeError):
 
 
 def identity(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that was killed."""
+    """Return what a resumed run must have in common with the interrupted one."""
     config = asdict(run.config)
-    # More epochs may be asked for; device and threads change how fast, and at most the rounding.
+    # A resumed run may have more epochs; device and threads change only speed and rounding.
     for name in ("epochs", "device", "threads"):
         del config[name]
     config["layers"] = None if run.config.layers is None else list(run.config.layers)
     clusters = {
-        name: [each.row_labels.tolist(), each.col_labels.tolist()] for name, each in run.partitions.items()
+        name: [partition.row_labels.tolist(), partition.col_labels.tolist()]
+        for name, partition in run.partitions.items()
     }
     shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
     return {"config": config, "partitions": clusters, "parameters": shapes, "data": dataset.fingerprint()}
@@ -59,7 +60,7 @@ def measured_weights(run: Run) -> dict[str, Tensor]:
 
 
 def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """Keep all that training needs to go on, whole or not at all.
+    """Write all that training needs to continue, whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
@@ -70,7 +71,7 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "initial": run.initial,
-        # As (out, in, *kernel), which the state_dict does not tell. Shared memory is written once.
+        # As (out, in, *kernel), which the state_dict need not be. Shared memory is written once.
         "weights": measured_weights(run),
         "history": run.history,
         "random_state": torch.get_rng_state(),
@@ -82,28 +83,28 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
         try:
             torch.save(state, file)
         except RuntimeError as error:
-            # PyTorch says of a full disk that its own place in the file is not as expected.
+            # For a full disk PyTorch's own message names only an unexpected position in the file.
             if isinstance(error.__context__, OSError):
                 raise OSError(error.__context__.errno, error.__context__.strerror, os.fspath(path)) from error
             raise
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint's contents: ``model`` (a state_dict), ``initial`` and ``weights`` (of the measured layers,
-    before training and now), ``history``, and what resuming needs.
+    """Return a checkpoint's contents: ``model`` (a state_dict), ``initial`` and ``weights`` (those of the
+    measured layers, before training and now), ``history``, and what resuming needs.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: there is something else than a file.
+        ValueError: ``path`` is no regular file.
         TrainingError: the file is damaged or no checkpoint of modfast.
     """
-    open_to_read(path).close()  # PyTorch would wait for a pipe
+    open_to_read(path).close()  # refuses a pipe, which torch.load would wait for
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        # Without the advice that follows: to load the file in a way that may run code from it.
+    except Exception as error:  # torch.load raises many types for a damaged file
+        # Without PyTorch's advice, which is to load the file in a way that may run code from it.
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
@@ -115,10 +116,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
-    """Bring a run to where its checkpoint is.
+    """Restore a run to the state in its checkpoint.
 
     Raises:
-        TrainingError: the checkpoint is damaged or of another run.
+        TrainingError: the checkpoint is damaged or belongs to another run.
     """
     state = _read_own(run, dataset, path)
     run.model.load_state_dict(state["model"])
@@ -135,11 +136,11 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
 
 
 def check_continued(run: Run, dataset: Dataset, folder: RunFolder) -> None:
-    """Raises unless what was left in a folder, if anything, is of this run and can be continued.
+    """Raise unless the folder holds nothing of a run, or a checkpoint that this run can continue.
 
     Raises:
-        TrainingError: the checkpoint is damaged, of another run, or has more epochs; or there are results
-            without one, which a run that begins anew would replace.
+        TrainingError: the checkpoint is damaged, belongs to another run, or has more epochs; or there are
+            results without a checkpoint, which a new run would replace.
     """
     path = folder.path / CHECKPOINT
     if path.exists():
@@ -157,7 +158,7 @@ def check_continued(run: Run, dataset: Dataset, folder: RunFolder) -> None:
 
 
 def _read_own(run: Run, dataset: Dataset, path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, if they are of this run."""
+    """Return a checkpoint's contents after checking that it belongs to this run."""
     state = read_checkpoint(path)
     saved, wanted = state["identity"], identity(run, dataset)
     for part in wanted:
@@ -189,14 +190,14 @@ def seed_generators(seed: int) -> None:
 
 
 def _with_tensors(state: Any) -> Any:
-    """The same with tensors for arrays, which loading without running code does not know."""
+    """Replace NumPy arrays by tensors, since ``torch.load(weights_only=True)`` refuses arrays."""
     if isinstance(state, dict):
-        return {name: _with_tensors(each) for name, each in state.items()}
+        return {name: _with_tensors(value) for name, value in state.items()}
     return torch.from_numpy(state.astype(np.int64)) if isinstance(state, np.ndarray) else state
 
 
 def _with_arrays(state: Any) -> Any:
-    """The inverse."""
+    """Replace tensors by NumPy arrays, as the inverse of :func:`_with_tensors`."""
     if isinstance(state, dict):
-        return {name: _with_arrays(each) for name, each in state.items()}
+        return {name: _with_arrays(value) for name, value in state.items()}
     return state.numpy().astype(np.uint32) if isinstance(state, Tensor) else state

@@ -18,20 +18,24 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All that decides what a run trains. The defaults are the paper's (arXiv 2409.15747).
+    """The settings of a training run. The defaults are the paper's (arXiv 2409.15747).
 
     Attributes:
         enmeshment_weight: lambda; 0 trains a plain model.
-        layers: the regularised layers, by name or glob; None is every ``nn.Linear``.
-        num_clusters: contiguous blocks for each layer, unless partitions are given.
+        layers: names or globs of the layers to regularise. The default is the hidden layer that the paper
+            regularises; name the layers of your own model that are to become modular, or give None for every
+            ``nn.Linear``.
+        num_clusters: the number of contiguous blocks in each layer for which no partition is given.
         epochs: passes over the training images.
         batch_size: images for each step; the last step of an epoch may have fewer.
-        learning_rate: Adam's.
-        seed: of the order of the images and of all random numbers that training draws. (The model is seeded
-            by who makes it.)
-        device: "auto" takes a CUDA device if there is one that this build has kernels for.
-        threads: of PyTorch on the CPU; None leaves them. The same number repeats a run bit for bit.
-        precision: of the forward pass: "float32", or "bfloat16" by autocast, weights staying float32.
+        learning_rate: Adam's learning rate.
+        seed: the seed of the image order and of all random numbers that training draws. (The caller seeds
+            the model's initial weights.)
+        device: "auto" takes a CUDA device that this build has kernels for, if there is one, else the CPU.
+        threads: PyTorch's number of threads on the CPU; None leaves it unchanged. A run with the same number
+            repeats bit for bit.
+        precision: the dtype of the forward pass: "float32", or "bfloat16" by autocast, in which the weights
+            stay float32.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -72,15 +76,16 @@ class TrainConfig:
 
 @dataclass
 class Run:
-    """A model in training, and all that is needed to go on with it.
+    """A model in training, with all that is needed to continue.
 
     Attributes:
         model: the network, on its device.
         optimizer: Adam over its parameters.
         config: what was asked for.
-        partitions: the regularised layers' clusters.
-        measured: the clusters of every linear layer, for the record.
-        initial: the measured layers' weights before training.
+        partitions: the clusters of the regularised layers.
+        measured: the clusters of every layer whose clusterability is recorded: the regularised layers, and
+            other linear layers with at least ``num_clusters`` rows and columns.
+        initial: the weights of the measured layers before training.
         history: one record for each finished epoch; see :func:`train`.
     """
 

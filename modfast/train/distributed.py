@@ -1,13 +1,13 @@
 """Several processes that train one model: what each of them does, and how they fail together.
 
 Training is data parallel. Every process (a *rank*) holds the whole model and computes the gradient of its
-share of each batch; the gradients are summed, so that all ranks make the same step. What only one process
-may do, such as writing files, the first rank does.
+share of each batch; the gradients are summed, so that all ranks make the same step. The first rank does what
+only one process may do, such as writing files.
 
 A rank that fails alone would leave the others waiting for it. So whatever may fail for a reason that a user
-can mend (files, options, data) goes through :meth:`Ranks.every` or :meth:`Ranks.first`, after which all
-ranks fail if one did, with :class:`RankError`. A defect anywhere else ends its process, upon which torchrun
-ends the others.
+can mend (files, options, data) goes through :meth:`Ranks.every` or :meth:`Ranks.first`, which raise
+:class:`RankError` on all ranks if one fails. A defect anywhere else ends its process, and torchrun then ends
+the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LONGEST_WAIT = timedelta(seconds=60)
 class RankError(RuntimeError):
     """Raised on every rank when something failed on at least one of them.
 
-    On the rank that failed (the first one, if several did) the error's ``__cause__`` is what happened there.
+    On the rank that failed (the first one, if several did) ``__cause__`` is the exception raised there.
 
     Attributes:
         rank: the rank that failed.
@@ -50,7 +50,7 @@ class Ranks:
     """The processes that work on one model together, as seen from one of them.
 
     Every method but :meth:`share` is collective: all ranks call it, in the same order. With one process
-    none communicates or changes anything.
+    no method communicates or changes anything.
 
     Args:
         group: the process group; None for this process alone.
@@ -78,17 +78,17 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes, prints and shows."""
+        """Whether this is the first process, which writes files and prints."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This rank's rows of ``batch``: as many as others have, or one less, or none of a small batch."""
+        """Return this rank's rows of ``batch``: at most one fewer than others have, perhaps none."""
         return batch.tensor_split(self.size)[self.rank]
 
-    # --- What is computed.
+    # --- Tensors.
 
     def copy_first_(self, model: nn.Module) -> None:
-        """Make parameters and buffers those of the first rank."""
+        """Copy the first rank's parameters and buffers to all ranks."""
         if self.size == 1:
             return
         for tensor in (*model.parameters(), *model.buffers()):
@@ -97,7 +97,7 @@ class Ranks:
             tensor.detach().copy_(first)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of ``values`` over the ranks, the same bits on each."""
+        """Return the sum of ``values`` over the ranks, the same bits on each."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values, group=self.group)
@@ -106,8 +106,8 @@ class Ranks:
     def sum_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every ``.grad`` by its sum over the ranks, the same bits on each.
 
-        One message for all parameters of a dtype. An absent gradient counts as zero, since a rank without
-        images has none at all.
+        All parameters of a dtype travel in one message. An absent gradient counts as zero, since a rank
+        without images has no gradients.
         """
         if self.size == 1:
             return
@@ -122,10 +122,10 @@ class Ranks:
             for grad, part in zip(grads, sums.split([grad.numel() for grad in grads]), strict=True):
                 grad.copy_(part.view(grad.shape))
 
-    # --- What is said.
+    # --- Results and failures.
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's ``value``, in order; small, since it is pickled."""
+        """Return every rank's ``value``, by rank. Values should be small: they are pickled."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.group)
@@ -135,7 +135,8 @@ class Ranks:
         """Call ``function``, which does not communicate, and return its result, if no rank failed.
 
         Raises:
-            RankError: it raised an exception on some rank. Of one process, that exception itself.
+            RankError: ``function`` raised an exception on some rank. A single process raises that exception
+                itself.
         """
         if self.size == 1:
             return function()
@@ -148,27 +149,28 @@ class Ranks:
         return result
 
     def _fail_together(self, error: Exception | None) -> None:
-        """Raise on every rank if any has an error."""
+        """Raise on every rank if any rank has an error."""
         message = None if error is None else str(error) or type(error).__name__
-        for rank, each in enumerate(self.gather(message)):
-            if each is not None:
-                raise RankError(rank, each) from (error if rank == self.rank else None)
+        for rank, failure in enumerate(self.gather(message)):
+            if failure is not None:
+                raise RankError(rank, failure) from (error if rank == self.rank else None)
 
     def first(self, function: Callable[[], T]) -> T:
-        """Call ``function`` on the first rank; every rank returns what it returned there, which is small.
+        """Call ``function`` on the first rank and return its result, which should be small, on every rank.
 
         Raises:
-            RankError: it raised an exception. Of one process, that exception itself.
+            RankError: ``function`` raised an exception. A single process raises that exception itself.
         """
         result: Any = self.every(lambda: function() if self.is_first else None)
-        found: T = self.gather(result)[0]
-        return found
+        first_result: T = self.gather(result)[0]
+        return first_result
 
     def first_of_each_machine(self, function: Callable[[], T]) -> T:
-        """Call ``function`` on one rank of each machine and then on the others, which find its files made.
+        """Call ``function`` on one rank of each machine, then on the others, which find the files it made.
 
         Raises:
-            RankError: it raised an exception on some rank. Of one process, that exception itself.
+            RankError: ``function`` raised an exception on some rank. A single process raises that exception
+                itself.
         """
         if self.size == 1:
             return function()
@@ -179,9 +181,9 @@ class Ranks:
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
-    """The processes that torchrun started, connected while the context lasts; else this process alone.
+    """Yield the processes that torchrun started, connected while the context lasts; else this process alone.
 
-    Numbers on the CPU go through gloo, those on GPUs through NCCL.
+    Tensors on the CPU go through gloo, those on GPUs through NCCL.
 
     Example:
         >>> with launched() as ranks:
@@ -195,17 +197,17 @@ def launched() -> Iterator[Ranks]:
     ranks = Ranks(dist.group.WORLD)
     yield ranks
     # Not after an exception: that would wait for ranks which may themselves be waiting for this one. The end
-    # of the process closes its connections without asking anyone.
+    # of the process closes its connections without waiting.
     dist.destroy_process_group()
-    # The last reference. A group that outlives Python has threads that do, too, and now and then they abort.
+    # Drop the last reference: the threads of a group that outlives the interpreter now and then abort.
     ranks.group = None
 
 
 def print_once(show: Callable[[], None] | None) -> None:
     """Call ``show`` in the first of torchrun's processes that gets here; the others wait for it to return.
 
-    So an error that occurs in all processes is printed once. No process ends before it is printed, upon which
-    torchrun would end the others. Processes that do not get here are not waited for.
+    So an error that occurs in all processes is printed once. No process ends before that, as torchrun would
+    then end the others. Processes that do not get here are not waited for.
 
     Args:
         show: prints the error; None in a process that knows of it from another one.
@@ -218,7 +220,7 @@ def print_once(show: Callable[[], None] | None) -> None:
         if show is not None:
             show()
         return
-    # A restarted run meets at the same store.
+    # A restarted run uses the same store, so the key has the number of restarts.
     key = f"modfast {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -229,7 +231,7 @@ def print_once(show: Callable[[], None] | None) -> None:
             store.wait([f"{key} has printed"])
             return
     except RuntimeError:
-        # There is no store any more, or nobody has printed: better twice than never.
+        # The store is gone, or nobody has printed in time: better twice than never.
         if show is not None:
             show()
         return
@@ -238,10 +240,10 @@ def print_once(show: Callable[[], None] | None) -> None:
 
 
 def take_gpu(device: str) -> None:
-    """Make ``"cuda"`` mean the GPU that is this process's own among torchrun's: that of its ``LOCAL_RANK``.
+    """Make ``"cuda"`` mean this process's own GPU, that of the ``LOCAL_RANK`` which torchrun has set.
 
     Raises:
-        ValueError: ``device`` is one GPU for all, or there are fewer GPUs than processes.
+        ValueError: ``device`` is not ``"cuda"``, or there are fewer GPUs than processes.
 
     Example:
         >>> take_gpu("cuda:1")

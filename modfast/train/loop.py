@@ -62,23 +62,23 @@ def train(
     and resumed.
 
     Args:
-        model: images ``(n, channels, height, width)`` to logits ``(n, classes)``; moved to the device and
-            trained in place.
+        model: maps images ``(n, channels, height, width)`` to logits ``(n, classes)``; it is moved to the
+            device and trained in place.
         dataset: the images.
-        config: everything else.
+        config: the settings of the training.
         partitions: layer name to clusters; by default contiguous blocks of ``config.layers``.
-        out: a folder for a checkpoint after each epoch, written whole or not at all, loadable with
-            ``torch.load(..., weights_only=True)``. None keeps none.
+        out: the folder that gets a checkpoint after each epoch, written whole or not at all, and loadable
+            with ``torch.load(..., weights_only=True)``. None writes none.
         resume: continue from the checkpoint in ``out``, if there is one. The ``results.json`` of a run that
             is trained further is removed, since it describes a model of fewer epochs.
         overwrite: remove what this function or ``modfast train`` wrote to ``out`` before.
         on_step: called as ``on_step(epoch, step, steps)`` after each step, all counted from 1.
         on_epoch: called with each finished epoch's record.
         group: processes that train this model together, such as ``torch.distributed.group.WORLD``; see below.
-            By default this process trains alone, also where a process group exists.
+            By default this process trains alone, even where a process group exists.
 
     Returns:
-        The finished run. A record of its ``history`` holds ``epoch`` (from 1), ``loss`` and
+        The finished run. Each record of its ``history`` holds ``epoch`` (from 1), ``loss`` and
         ``cross_entropy`` (means over the epoch's steps, in nats), ``enmeshment`` (of the regularised
         layers, at the end), ``train_accuracy`` (while training), ``test_accuracy``,
         ``clusterability`` (of each linear layer, at the end) and ``seconds`` (training and testing).
@@ -89,13 +89,14 @@ def train(
             epochs.
         OutputExistsError: ``out`` holds a checkpoint, and neither ``resume`` nor ``overwrite`` is given; or
             one that this function did not write.
-        RankError: of several processes, instead of those above, on every one of them.
+        RankError: raised on every process instead of the errors above, if the group has several.
 
-    With a ``group`` every process calls this with the same arguments; each computes on its share of each
-    batch. All end with the same weights and records (but for ``seconds``), those of one process up to
-    rounding; layers that look across the batch, as BatchNorm does, see a share of it and keep the first
-    process's statistics, and dropout draws other numbers. Only the first process writes the checkpoint and
-    calls ``on_step`` and ``on_epoch``; all read the checkpoint to resume, also with another number of them.
+    With a ``group``, every process calls this function with the same arguments, and computes on its share of
+    each batch. All end with the same weights and, but for ``seconds``, the same records: up to rounding,
+    those of a single process. Exceptions are layers that look across the batch, such as BatchNorm, which see
+    one share of it and keep the first process's statistics, and dropout, which draws other numbers. Only the
+    first process writes the checkpoint and calls ``on_step`` and ``on_epoch``. All processes read the
+    checkpoint to resume; their number may have changed since.
 
     Example:
         >>> from modfast.data import load_dataset
@@ -139,31 +140,32 @@ def train_in_folder(
     on_epoch: Callable[[Record], None] | None,
     group: dist.ProcessGroup | None,
 ) -> Run:
-    """As :func:`train`, in a folder that others write to as well.
+    """Train as :func:`train` does, into a folder that other functions write to as well.
 
     Args:
-        model: as there.
-        dataset: as there.
-        config: as there.
-        folder: for the checkpoint; None keeps none.
-        claimed: called by the first process once it is known that the run can begin; returns what is to be
-            taken before anything is written, once what is to be continued is read.
-        comparison: the folder whose results also describe this model.
-        partitions: as there.
-        resume: as there.
-        on_step: as there.
-        on_epoch: as there.
-        group: as there.
+        model: as for :func:`train`.
+        dataset: as for :func:`train`.
+        config: as for :func:`train`.
+        folder: gets the checkpoint; None writes none.
+        claimed: called by the first process once the run is known to be able to start; returns the claim to
+            the folder's files, which is taken after the checkpoint to continue has been read and before
+            anything is written.
+        comparison: the folder of a comparison whose results also describe this model; None without one.
+        partitions: as for :func:`train`.
+        resume: as for :func:`train`.
+        on_step: as for :func:`train`.
+        on_epoch: as for :func:`train`.
+        group: as for :func:`train`.
     """
     ranks = Ranks(group)
     with using_threads(config.threads):
         run = ranks.every(lambda: _start(model, dataset, config, partitions))
         if ranks.size > 1:
             _check_alike(ranks, run, dataset, out=folder is not None, resume=resume)
-            # Who made the models may have drawn other weights on each rank.
+            # Each rank may have initialised its model with other weights.
             ranks.copy_first_(run.model)
         ranks.every(lambda: _check_batches(run, dataset, ranks))
-        claims: list[Claim] = []  # of the first process
+        claims: list[Claim] = []  # filled on the first process only
 
         def check_folder() -> None:
             claims.append(claimed(run))
@@ -171,14 +173,14 @@ def train_in_folder(
                 check_continued(run, dataset, folder)
 
         def take() -> None:
-            for each in claims:
-                each.take()
+            for made in claims:
+                made.take()
 
         ranks.first(check_folder)
         run.initial = {name: weight.cpu().clone() for name, weight in measured_weights(run).items()}
 
         def keep() -> None:
-            """Write the checkpoint. No results of an older one may lie beside it."""
+            """Write the checkpoint, after removing the results of an older one."""
             if folder is None:
                 return
             if comparison is not None and (folder.path / RESULTS).exists():
@@ -200,9 +202,9 @@ def train_in_folder(
             began = time.perf_counter()
             run.model.train()
             if ranks.size > 1:
-                # Not the same dropout on every rank, and in a resumed epoch that of a run never stopped.
+                # Dropout differs between ranks, and a resumed epoch repeats that of an uninterrupted run.
                 seed_generators(_seed(config.seed, epoch, ranks.rank))
-            # The sum of cross-entropy, and how many images were classified as labelled.
+            # The sum of the cross-entropy, and the number of images classified correctly.
             totals = torch.zeros(2, dtype=torch.float64, device=run.device)
             enmeshment_sum = torch.zeros_like(totals[0])
             for step, batch in enumerate(
@@ -213,13 +215,13 @@ def train_in_folder(
                     totals += _backward(run, dataset, share, len(batch))
                 ranks.sum_gradients_(run.model.parameters())
                 if config.enmeshment_weight:
-                    # After the sum: it is a function of the weights alone, which are the same on every rank.
+                    # After the sum: enmeshment depends on the weights alone, which all ranks have in common.
                     enmeshment_sum += loss.accumulate_grad_(config.enmeshment_weight)
                 run.optimizer.step()
                 if on_step is not None and ranks.is_first:
                     on_step(epoch, step, steps)
 
-            # Their buffers went apart, and are to be the same in what is measured and kept.
+            # Buffers differ between ranks by now; the first rank's are measured and saved.
             ranks.copy_first_(run.model)
             count = len(dataset.train_images)
             entropy, correct = (ranks.sum(totals) / count).tolist()
@@ -237,7 +239,7 @@ def train_in_folder(
 
 
 def _check_batches(run: Run, dataset: Dataset, ranks: Ranks) -> None:
-    """Raises if the model cannot be trained, or tested, on a share of some batch."""
+    """Raise if the model cannot be trained or tested on some rank's share of a batch."""
 
     def attempt(call: Call, count: int) -> None:
         _, _, entropy = _forward(run, dataset, torch.zeros(count, dtype=torch.int64, device="cpu"), call)
@@ -257,7 +259,7 @@ def _check_batches(run: Run, dataset: Dataset, ranks: Ranks) -> None:
 
 
 def _forward(run: Run, dataset: Dataset, share: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits of training images, their labels, and the mean cross-entropy."""
+    """Return the logits of training images, their labels, and the mean cross-entropy."""
     images = dataset.normalize(dataset.train_images[share].to(run.device))
     labels = dataset.train_labels[share].to(run.device)
     precision = PRECISIONS[run.config.precision]
@@ -267,10 +269,10 @@ def _forward(run: Run, dataset: Dataset, share: Tensor, call: Call) -> tuple[Ten
 
 
 def _backward(run: Run, dataset: Dataset, share: Tensor, batch_size: int) -> Tensor:
-    """Compute the gradient of a share of a batch; returns its summed cross-entropy and correct answers.
+    """Accumulate the gradient of a share of a batch; return its summed cross-entropy and correct answers.
 
-    A share's mean is weighted with its part of the batch. So the sum of the gradients over shares of any
-    sizes is the gradient of the batch's mean, where an average would favour the images of smaller shares.
+    The share's mean is weighted by its part of the batch, so that the gradients of shares of any sizes sum to
+    the gradient of the batch's mean. An average would favour the images of smaller shares.
     """
     logits, labels, entropy = _forward(run, dataset, share, run.model)
     (entropy * (len(share) / batch_size)).backward()
@@ -279,7 +281,11 @@ def _backward(run: Run, dataset: Dataset, share: Tensor, batch_size: int) -> Ten
 
 
 def _finish_epoch(run: Run, keep: Callable[[], None], on_epoch: Callable[[Record], None] | None) -> None:
-    """Keep and tell what the epoch gave, unless it went astray."""
+    """Save the checkpoint and report the epoch's record.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
     record = run.history[-1]
     if not math.isfinite(record["loss"] + record["enmeshment"]):
         raise TrainingError(
@@ -292,13 +298,13 @@ def _finish_epoch(run: Run, keep: Callable[[], None], on_epoch: Callable[[Record
 
 
 def _order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
-    """The order of the images, a function of seed and epoch alone, so that a resumed epoch has it too."""
+    """Return the order of the images, which seed and epoch decide: a resumed epoch repeats it."""
     generator = torch.Generator("cpu").manual_seed(_seed(seed, epoch))
     return torch.randperm(len(dataset.train_images), generator=generator, device="cpu")
 
 
 def _seed(*numbers: int) -> int:
-    """A seed that is another one for other numbers."""
+    """Combine numbers into one seed, different for different numbers."""
     return functools.reduce(lambda seed, number: seed * 1_000_003 + number, numbers) % 2**63
 
 
@@ -316,17 +322,17 @@ def _start(
             measured[layer.name] = Partition.blocks(shape, config.num_clusters)
     return Run(
         model=model,
-        # One pass over the parameters; PyTorch's default makes a dozen, a tenth of this step on two cores.
+        # Fused makes one pass over the parameters; the default's dozen take a tenth of a step on two cores.
         optimizer=torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
         config=config,
         partitions=chosen.partitions,
         measured=EnmeshmentLoss(model, measured).partitions,
-        initial={},  # once all ranks have the same weights
+        initial={},  # set once all ranks have the same weights
     )
 
 
 def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None:
-    """Raises on every rank unless all were asked for the same: they would wait for each other, or diverge."""
+    """Raise on every rank unless all train the same; else they would wait for each other, or diverge."""
     parts = identity(run, dataset) | {"epochs": run.config.epochs} | more
     digests = ranks.gather(
         {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
@@ -341,7 +347,7 @@ def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None
 
 
 def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> Record:
-    """What is recorded at the end of an epoch."""
+    """Return the measures that are recorded at the end of an epoch."""
     with evaluating(run.model):
         right = 0
         for images, labels in zip(

@@ -1,4 +1,4 @@
-"""Weights that a file does not hold as such: by what they are computed shows in the names of their pieces."""
+"""Computes weights that a file holds in pieces; the names of the pieces show how."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class UnknownWeightError(Exception):
-    """A file does not tell how a weight is computed; the message follows "the weight of the layer"."""
+    """A file does not show how a weight is computed; the message follows "the weight of layer ..."."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Pieces:
     """What a layer's weight is computed from.
 
     Attributes:
-        tensors: by their names in the layer.
+        tensors: the tensors, by their names within the layer.
         adapter: the ``adapter_config.json`` beside the file.
-        is_transposed: whether the layer keeps its weight as (in, out).
+        is_transposed: whether the layer stores its weight as (in, out).
     """
 
     tensors: Mapping[str, Tensor]
@@ -34,12 +34,12 @@ How = Callable[[Pieces], Tensor]
 
 
 def is_piece(rest: str) -> bool:
-    """Whether a parameter is one that a layer's weight may be computed from."""
+    """Whether a layer's weight may be computed from the parameter of this name."""
     return rest.startswith(("weight", "parametrizations.weight."))
 
 
 def how_computed(parameters: Mapping[str, object]) -> How | None:
-    """By what a layer's weight is computed, if it is."""
+    """Return the function that computes a layer's weight; None if the weight is stored as such."""
     if any(rest.startswith("parametrizations.weight.") for rest in parameters):
         return _parametrised
     if "weight_orig" in parameters:
@@ -50,18 +50,18 @@ def how_computed(parameters: Mapping[str, object]) -> How | None:
 
 
 def _pruned(pieces: Pieces) -> Tensor:
-    """As ``torch.nn.utils.prune`` computes it."""
+    """Compute a weight as ``torch.nn.utils.prune`` does."""
     original = pieces.tensors["weight_orig"]
     return pieces.tensors["weight_mask"].to(original.dtype) * original
 
 
 def _normed(pieces: Pieces) -> Tensor:
-    """As the hook of ``torch.nn.utils.weight_norm`` computes it."""
+    """Compute a weight as the hook of ``torch.nn.utils.weight_norm`` does."""
     return _weight_norm(pieces.tensors["weight_g"], pieces.tensors["weight_v"])
 
 
 def _weight_norm(lengths: Tensor, directions: Tensor) -> Tensor:
-    """``g v / |v|``: the one dimension of g that is not 1 tells which are summed over."""
+    """Return ``g v / |v|``, the norm being over all dimensions except the one in which g is not 1."""
     alike = lengths.dim() in (0, directions.dim())
     if not alike or any(
         size not in (1, whole) for size, whole in zip(lengths.shape, directions.shape, strict=False)
@@ -69,18 +69,18 @@ def _weight_norm(lengths: Tensor, directions: Tensor) -> Tensor:
         raise UnknownWeightError(
             f"is computed from {tuple(lengths.shape)} and {tuple(directions.shape)}, which is no weight_norm"
         )
-    kept = [dim for dim, size in enumerate(lengths.shape) if size > 1]
-    if len(kept) > 1:
+    not_summed = [dim for dim, size in enumerate(lengths.shape) if size > 1]
+    if len(not_summed) > 1:
         raise UnknownWeightError(
             f"is computed from lengths of shape {tuple(lengths.shape)}, which is no weight_norm"
         )
-    # One row only: its length is that of the whole.
-    dim = kept[0] if kept else (0 if lengths.dim() and directions.shape[0] == 1 else -1)
+    # The norm of a single row is that of the whole.
+    dim = not_summed[0] if not_summed else (0 if lengths.dim() and directions.shape[0] == 1 else -1)
     return torch._weight_norm(directions, lengths, dim)
 
 
 def _spectral(pieces: Pieces) -> Tensor:
-    """As the hook of ``torch.nn.utils.spectral_norm`` computes it."""
+    """Compute a weight as the hook of ``torch.nn.utils.spectral_norm`` does."""
     tensors = pieces.tensors
     missing = [name for name in ("weight_u", "weight_v") if name not in tensors]
     if missing:
@@ -91,7 +91,7 @@ def _spectral(pieces: Pieces) -> Tensor:
 
 
 def _over_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """``W / u^T W v``, W being flattened to a matrix from its first dimension, or from its second."""
+    """Return ``W / u^T W v``, W being a matrix with W's first dimension as rows, or its second."""
     best: tuple[float, Tensor] | None = None
     for dim in (0, 1) if weight.dim() > 2 else (0,):
         matrix = weight.transpose(0, dim).flatten(1)
@@ -99,7 +99,7 @@ def _over_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
             continue
         product = matrix @ v
         sigma = torch.dot(u, product)
-        # Of the right one u is nearly the direction of W v: a step of the power iteration made it that.
+        # With the right rows u nearly has the direction of W v, from the last step of the power iteration.
         closeness = float(sigma.abs() / product.norm().clamp(min=1e-30))
         if best is None or closeness > best[0]:
             best = closeness, sigma
@@ -111,9 +111,9 @@ def _over_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _parametrised(pieces: Pieces) -> Tensor:
-    """As the parametrizations of PyTorch compute it, which are known by the names of their tensors."""
+    """Compute a weight as PyTorch's own parametrizations do, known by the names of their tensors."""
     start = "parametrizations.weight."
-    own = {name.removeprefix(start): each for name, each in pieces.tensors.items() if name.startswith(start)}
+    own = {name.removeprefix(start): part for name, part in pieces.tensors.items() if name.startswith(start)}
     if set(own) == {"original0", "original1"}:
         return _weight_norm(own["original0"], own["original1"])
     if set(own) == {"original", "0._u", "0._v"}:
@@ -124,7 +124,7 @@ def _parametrised(pieces: Pieces) -> Tensor:
     )
 
 
-# Settings of peft's LoRA with which the change is no longer the scaled product of the two factors.
+# Settings of peft's LoRA under which the change is no longer the scaled product of the two factors.
 _OTHER_LORA = (
     "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens",
     "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "layer_replication",
@@ -132,7 +132,7 @@ _OTHER_LORA = (
 
 
 def adapted(pieces: Pieces) -> Tensor:
-    """The layer's own weight plus what peft's LoRA adds to it."""
+    """Return a layer's own weight plus what peft's LoRA adds to it."""
     tensors, adapter = pieces.tensors, pieces.adapter
     own = [name for name in tensors if name.startswith(("lora_A.", "lora_B.")) and name.endswith("weight")]
     names = sorted({name.split(".")[1] for name in own if name.startswith("lora_A.")} - {"weight"})
@@ -162,7 +162,7 @@ def adapted(pieces: Pieces) -> Tensor:
             f"has an adapter with other settings than plain LoRA's ({', '.join(others)}): merge it first"
         )
     rank, alpha = adapter["r"], adapter["lora_alpha"]
-    if not all(isinstance(each, (int, float)) for each in (rank, alpha)) or rank <= 0:
+    if not all(isinstance(number, (int, float)) for number in (rank, alpha)) or rank <= 0:
         raise UnknownWeightError(
             f"has an adapter whose r, {rank!r}, and lora_alpha, {alpha!r}, give no scaling"
         )
@@ -172,10 +172,12 @@ def adapted(pieces: Pieces) -> Tensor:
     if change is not None and pieces.is_transposed:
         change = change.transpose(0, 1)
     if change is None or change.shape != base.shape:
-        given = ", ".join(
-            f"{name} {tuple(each.shape)} {each.dtype}" for name, each in sorted(tensors.items())
+        shown_tensors = ", ".join(
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(tensors.items())
         )
-        raise UnknownWeightError(f"has an adapter of rank {rank} that does not fit ({given}): merge it first")
+        raise UnknownWeightError(
+            f"has an adapter of rank {rank} that does not fit ({shown_tensors}): merge it first"
+        )
     weight: Tensor = base + change * (alpha / (math.sqrt(rank) if adapter.get("use_rslora") else rank))
     return weight
 
@@ -184,8 +186,8 @@ _MOST_KEYS = 8
 
 
 def _product(down: Tensor | None, up: Tensor | None, rank: float) -> Tensor | None:
-    """LoRA's ``B A`` as (out, in, *kernel); None for factors that are not of that rank or of one dtype."""
+    """Return LoRA's ``B A`` as (out, in, *kernel); None for factors of another rank or of two dtypes."""
     if down is None or up is None or min(down.dim(), up.dim()) < 2 or down.dtype != up.dtype:
         return None
-    up = up.flatten(1)  # of a convolution it has a kernel of size 1
+    up = up.flatten(1)  # that of a convolution has a kernel of size 1
     return torch.tensordot(up, down, dims=1) if up.shape[1] == down.shape[0] == rank else None

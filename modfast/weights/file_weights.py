@@ -1,8 +1,8 @@
-"""The weights of layers in a file of tensors: by the names of parameters, without the model.
+"""Finds the weights of layers in a file of tensors by the names of parameters, without the model.
 
-A file tells less than a model. Whether a matrix is kept as (in, out) shows in the length of its bias, in the
-factors of an adapter, or in the ``config.json`` of transformers; by what a weight is computed shows in the
-names that PyTorch and peft give. What the file cannot tell is an error, or is said: not a guess.
+A file says less than a model. The length of a bias, the factors of an adapter or the ``config.json`` of
+transformers show whether a matrix is stored as (in, out); the names that PyTorch and peft give to tensors
+show how a weight is computed. What the file does not show is an error or is reported: it is not guessed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .transformers_model import KnownModel, UnknownModelError, known_model
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# Parameters of packages that quantise, and what they put in the place of a weight.
+# What packages that quantise call the tensor that replaces a weight.
 _PACKED = ("qweight", "weight_packed", "W_q", "_weight_qdata")
-# Numbers that are no weights: positions, indices, masks.
+# Dtypes of tensors that are no weights: positions, indices, masks.
 _NO_WEIGHTS = (torch.int64, torch.bool)
-# MXFP4 keeps a stack as two tensors of these endings.
+# MXFP4 stores a stack as two tensors, whose names end in these.
 _BLOCKS, _SCALES = "_blocks", "_scales"
 
 
@@ -42,14 +42,14 @@ class FoundWeight:
     Attributes:
         name: the layer's canonical name.
         parameter_name: the canonical name of the weight itself.
-        shape: ``(out, in, *kernel)``, or as it is kept where that cannot be read.
-        is_default: whether it is meant where none is named: biases of two dimensions and stacks are not.
-        read: gives the weight, as ``(out, in, *kernel)``, or raises.
-        memory: the same for weights that are tied; None for one that shares its memory with no other.
-        other_names: what it may be called as well: its names in the file, where the model has others.
-        is_assumed: whether nothing but custom says that it is kept as (out, in).
-        why_unmatched: of a model of transformers, why the name is the file's and perhaps not the model's;
-            None where the name is the model's, or no such model is known of.
+        shape: ``(out, in, *kernel)``; the stored shape if the weight cannot be read.
+        is_default: whether it is chosen if no layers are named: biases of two dimensions and stacks are not.
+        read: returns the weight as ``(out, in, *kernel)``, or raises.
+        memory: equal for weights that share their memory; None for a weight that shares it with no other.
+        other_names: further names that choose it: those in the file, if the model has others.
+        is_assumed: whether it is only usual, but not shown by the file, that it is stored as (out, in).
+        why_unmatched: why the name is the file's and may differ from that in the transformers model; None if
+            the name is the model's, or if no such model belongs to the file.
     """
 
     name: str
@@ -64,17 +64,17 @@ class FoundWeight:
 
 
 def file_weights(file: TensorFile) -> list[FoundWeight]:
-    """Every weight of at least two dimensions in a file, in its order.
+    """Return every weight of at least two dimensions in a file, in the file's order.
 
     Raises:
-        ValueError: two tensors claim one place, the file has adapters other than LoRA, or a file beside it is
-            damaged.
+        ValueError: two tensors could be the same weight, the file has adapters other than LoRA, or a file
+            beside it is damaged.
     """
     return _Reader(file).weights()
 
 
 class _Reader:
-    """The parameters of a file by layer."""
+    """Reads the weights of one file, layer by layer."""
 
     def __init__(self, file: TensorFile) -> None:
         self.file = file
@@ -85,14 +85,14 @@ class _Reader:
         self.model, self.why_unmatched = self.find_model(config)
 
     def find_model(self, config: Mapping[str, Any]) -> tuple[KnownModel | None, str | None]:
-        """The model of transformers that this is the file of, or why it is not known."""
+        """Return the file's transformers model, if known, and why a weight may not be matched to it."""
         if not {"model_type", "architectures"} & set(config):
             return None, None
         shapes = {}
         for layer, names in self.layers.items():
             largest = _largest(names, self.file)
-            kept = {"weight": largest} if _how(names) and largest is not None else names.tensors
-            for rest, name in kept.items():
+            tensors = {"weight": largest} if _how(names) and largest is not None else names.tensors
+            for rest, name in tensors.items():
                 if len(self.file.shape(name)) >= 2 and self.file.dtype(name) in _FLOATS:
                     shapes[join(layer, rest)] = self.file.shape(name)
         try:
@@ -101,48 +101,48 @@ class _Reader:
             return None, str(error)
 
     def weights(self) -> list[FoundWeight]:
-        found: list[FoundWeight] = []
+        weights: list[FoundWeight] = []
         for layer, names in self.layers.items():
             how = _how(names)
             if how is not None:
-                found.append(self.computed_weight(layer, names, how))
+                weights.append(self.computed_weight(layer, names, how))
             for rest, name in names.tensors.items():
                 if how is None or not (names.is_adapted or is_piece(rest)):
-                    found += self.stored_weights(layer, rest, name)
-        for name, times in Counter(each.name for each in found).items():
+                    weights += self.stored_weights(layer, rest, name)
+        for name, times in Counter(weight.name for weight in weights).items():
             if times > 1:
                 raise ValueError(f"{self.file.path} holds two weights that can be {name!r}: take one out")
-        return found
+        return weights
 
     # --- tensors that are weights
 
     def stored_weights(self, layer: str, rest: str, name: str) -> list[FoundWeight]:
-        """What a tensor comes to: nothing, a weight, or a stack of them."""
+        """Return the weights that a tensor holds: none, one, or those of a stack."""
         shape = self.file.shape(name)
         reason = self.why_refused(layer, rest, name)
         if reason is not None:
-            # Integers of full length pack nothing: they are told, and in nobody's way.
+            # 64-bit integers and booleans pack nothing: they are listed, but not chosen by default.
             is_weight = rest == "weight" and self.file.dtype(name) not in _NO_WEIGHTS
             is_default = is_weight or rest in _PACKED or rest.startswith("_packed_params")
-            called = (
+            weight_name = (
                 (layer or rest) if is_default or rest == "weight" else join(layer, rest).removesuffix(_BLOCKS)
             )
-            read = self.refusal(called, reason)
-            return [FoundWeight(called, join(layer, rest), shape, is_default, read)]
+            read = self.refusal(weight_name, reason)
+            return [FoundWeight(weight_name, join(layer, rest), shape, is_default, read)]
         if len(shape) < 2 or 0 in shape or self.file.dtype(name) not in _FLOATS:
             return []
-        known = self.known(layer, rest)
-        if known:
-            return [self.known_weight(each, layer, rest, name) for each in known]
+        model_layers = self.known(layer, rest)
+        if model_layers:
+            return [self.known_weight(model_layer, layer, rest, name) for model_layer in model_layers]
         parameter_name = join(layer, rest)
         if rest != "weight" and len(shape) != 3:
             read, memory = (lambda: self.file.read(name)), self.file.memory(name)
-            found = FoundWeight(parameter_name, parameter_name, shape, False, read, memory)
-            return [replace(found, why_unmatched=self.why_unmatched)]
+            weight = FoundWeight(parameter_name, parameter_name, shape, False, read, memory)
+            return [replace(weight, why_unmatched=self.why_unmatched)]
         if rest == "weight":
-            called = layer or parameter_name
-            found = FoundWeight(called, parameter_name, shape, True, lambda: self.file.read(name))
-            return [replace(self.oriented(found, layer, rest), memory=self.file.memory(name))]
+            weight_name = layer or parameter_name
+            weight = FoundWeight(weight_name, parameter_name, shape, True, lambda: self.file.read(name))
+            return [replace(self.oriented(weight, layer, rest), memory=self.file.memory(name))]
         return [
             self.oriented(
                 FoundWeight(f"{parameter_name}[{i}]", parameter_name, shape[1:], False, self.one_of(name, i)),
@@ -153,7 +153,7 @@ class _Reader:
         ]
 
     def why_refused(self, layer: str, rest: str, name: str) -> str | None:
-        """Why a tensor that takes a weight's place cannot be read; None for others."""
+        """Return why a tensor that takes a weight's place cannot be read; None for other tensors."""
         shape, dtype = self.file.shape(name), self.file.dtype(name)
         unreadable = self.file.unreadable(name)
         if unreadable is not None:
@@ -165,7 +165,7 @@ class _Reader:
             return f"is packed or quantised ({dtype})"
         if len(shape) < 2 or dtype in _FLOATS or (dtype in _NO_WEIGHTS and rest != "weight"):
             return None
-        # What belongs to a packed weight is said with it.
+        # The other tensors of a packed weight are reported with it, not by themselves.
         is_scale = rest.endswith(_SCALES) and rest.removesuffix(_SCALES) + _BLOCKS in others
         belongs = is_scale or (rest != "weight" and set(_PACKED) & set(others))
         return None if belongs else f"is packed or quantised ({dtype})"
@@ -178,10 +178,10 @@ class _Reader:
         }
         largest = _largest(names, self.file)
         shape = () if largest is None else self.file.shape(largest)
-        found = FoundWeight(layer or "weight", join(layer, "weight"), shape, True, self.refusal(layer, ""))
+        weight = FoundWeight(layer or "weight", join(layer, "weight"), shape, True, self.refusal(layer, ""))
         base = names.tensors.get("weight")
         if base is not None and (reason := self.why_refused(layer, "weight", base)):
-            return replace(found, read=self.refusal(layer, reason))
+            return replace(weight, read=self.refusal(layer, reason))
 
         def read(is_transposed: bool) -> Tensor:
             pieces = {rest: self.file.read(name) for rest, name in tensors.items()}
@@ -191,62 +191,66 @@ class _Reader:
                 raise self.error(layer, str(error)) from None
 
         kept = self.kept(layer, "weight", shape)
-        found = replace(found, read=lambda: read(bool(kept.is_transposed)))
-        known = self.known(layer, "weight")
-        if known:
-            own = (known[0].name, known[0].parameter_name)
-            return self.turned(self.named(found, *own), kept)
-        return replace(self.turned(found, kept), why_unmatched=self.why_unmatched)
+        weight = replace(weight, read=lambda: read(bool(kept.is_transposed)))
+        model_layers = self.known(layer, "weight")
+        if model_layers:
+            names_in_model = (model_layers[0].name, model_layers[0].parameter_name)
+            return self.turned(self.named(weight, *names_in_model), kept)
+        return replace(self.turned(weight, kept), why_unmatched=self.why_unmatched)
 
-    # --- what the model tells
+    # --- what the model knows
 
     def known(self, layer: str, rest: str) -> list[Layer]:
         return [] if self.model is None else self.model.layers(join(layer, rest))
 
-    def known_weight(self, known: Layer, layer: str, rest: str, name: str) -> FoundWeight:
-        """A weight of which the model tells how it is kept."""
-        shape = self.file.shape(name)[0 if known.place is None else 1 :]
-        read = (lambda: self.file.read(name)) if known.place is None else self.one_of(name, known.place)
-        memory = self.file.memory(name) if known.place is None else None
-        is_default = known.attribute == "weight" and not known.is_ambiguous
+    def known_weight(self, model_layer: Layer, layer: str, rest: str, name: str) -> FoundWeight:
+        """Return a weight whose names and orientation the model knows."""
+        place = model_layer.place
+        shape = self.file.shape(name)[0 if place is None else 1 :]
+        read = (lambda: self.file.read(name)) if place is None else self.one_of(name, place)
+        memory = self.file.memory(name) if place is None else None
+        is_default = model_layer.attribute == "weight" and not model_layer.is_ambiguous
         stack = join(layer, rest)
-        called = layer if rest == "weight" and layer else stack
-        if known.place is not None:
-            called = f"{stack}[{known.place}]"
-        found = FoundWeight(called, stack, shape, is_default, read, memory)
-        of_model = known.parameter_name if known.place is None else known.name.rpartition("[")[0]
-        return self.turned(self.named(found, known.name or "weight", of_model), Kept(known.stored_transposed))
+        weight_name = layer if rest == "weight" and layer else stack
+        if place is not None:
+            weight_name = f"{stack}[{place}]"
+        weight = FoundWeight(weight_name, stack, shape, is_default, read, memory)
+        parameter_name = model_layer.parameter_name if place is None else model_layer.name.rpartition("[")[0]
+        weight = self.named(weight, model_layer.name or "weight", parameter_name)
+        return self.turned(weight, Kept(model_layer.stored_transposed))
 
-    def named(self, found: FoundWeight, name: str, parameter_name: str) -> FoundWeight:
-        """A weight under the names that the model has for it."""
-        others = (found.name, found.parameter_name)
-        return replace(found, name=name, parameter_name=parameter_name, other_names=others)
+    def named(self, weight: FoundWeight, name: str, parameter_name: str) -> FoundWeight:
+        """Return a weight under the model's names, with those in the file as ``other_names``."""
+        others = (weight.name, weight.parameter_name)
+        return replace(weight, name=name, parameter_name=parameter_name, other_names=others)
 
-    # --- how weights are kept
+    # --- how weights are stored
 
-    def oriented(self, found: FoundWeight, layer: str, rest: str) -> FoundWeight:
-        """A weight that may be kept as (in, out, ...), and that the model does not tell about."""
-        found = self.turned(found, self.kept(layer, rest, found.shape))
-        return replace(found, why_unmatched=self.why_unmatched)
+    def oriented(self, weight: FoundWeight, layer: str, rest: str) -> FoundWeight:
+        """Return as (out, in, ...) a weight that may be stored as (in, out, ...) and is not in the model."""
+        weight = self.turned(weight, self.kept(layer, rest, weight.shape))
+        return replace(weight, why_unmatched=self.why_unmatched)
 
-    def turned(self, found: FoundWeight, kept: Kept) -> FoundWeight:
-        """A weight as (out, in, *kernel), from one as it is kept."""
+    def turned(self, weight: FoundWeight, kept: Kept) -> FoundWeight:
+        """Return a weight as (out, in, *kernel), given how it is stored."""
         if kept.is_transposed is None:
             reason = (
-                f"has shape {found.shape}: whether it is kept as (out, in) or, as others are, as (in, out) "
+                f"has shape {weight.shape}: whether it is kept as (out, in) or, as others are, as (in, out) "
                 "does not show. Give the folder with the model's config.json, choose other layers, or give "
                 "package.module:callable"
             )
-            return replace(found, read=self.refusal(found.name, reason))
-        if not kept.is_transposed or len(found.shape) < 2:
-            return replace(found, is_assumed=kept.is_assumed)
-        shape, read = found.shape, found.read
-        turned = (shape[1], shape[0], *shape[2:])
-        return replace(found, shape=turned, read=lambda: read().transpose(0, 1).contiguous())
+            return replace(weight, read=self.refusal(weight.name, reason))
+        if not kept.is_transposed or len(weight.shape) < 2:
+            return replace(weight, is_assumed=kept.is_assumed)
+        (first, second, *kernel), read = weight.shape, weight.read
+        shape = (second, first, *kernel)
+        return replace(weight, shape=shape, read=lambda: read().transpose(0, 1).contiguous())
 
     def kept(self, layer: str, rest: str, shape: tuple[int, ...]) -> Kept:
-        known = self.known(layer, rest)
-        return Kept(known[0].stored_transposed) if known else self.orientation.kept(layer, rest, shape)
+        model_layers = self.known(layer, rest)
+        if model_layers:
+            return Kept(model_layers[0].stored_transposed)
+        return self.orientation.kept(layer, rest, shape)
 
     # --- reading
 
@@ -264,11 +268,11 @@ class _Reader:
 
 
 def _how(names: LayerNames) -> How | None:
-    """By what a layer's weight is computed, if it is."""
+    """Return the function that computes a layer's weight; None if the weight is stored as such."""
     return adapted if names.is_adapted else how_computed(names.tensors)
 
 
 def _largest(names: LayerNames, file: TensorFile) -> str | None:
-    """Of the pieces of a computed weight the one that has its shape."""
+    """Return the name of the largest piece of a computed weight, which has the weight's shape."""
     pieces = [name for rest, name in names.tensors.items() if is_piece(rest)]
     return max(pieces, key=lambda name: math.prod(file.shape(name)), default=None)

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: loaded without running their code, and which of their contents is the model."""
+"""Loads files of ``torch.save`` without running their code, and finds the state_dict in them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a module keeps under this name is its own affair, in any form: ``nn.Module.get_extra_state``.
+# Under this name modules save objects of any form; see ``nn.Module.get_extra_state``.
 _EXTRA_STATE = "_extra_state"
 
 
 def load_pickled(path: Path, *, mapped: bool = False) -> Any:
-    """What ``torch.save`` wrote, without running code from it.
+    """Load what ``torch.save`` wrote, without running code from it.
 
     Args:
         path: the file.
-        mapped: whether its tensors may lie in the file until they are used. Files of before PyTorch 1.6 are
-            read whole in any case.
+        mapped: whether its tensors may stay in the file until they are used. Files from before PyTorch 1.6
+            are read whole in any case.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or holds objects that only code could make.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, or holds objects that only code could make.
     """
     try:
         mapped = mapped and zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
-    except Exception as error:  # torch.load raises many kinds, with a page of advice
+    except Exception as error:  # torch.load raises many types, with a page of advice
         raise ValueError(f"{path} {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:
-    """Why a file cannot be loaded, and what helps."""
+    """Return why a file cannot be loaded, and what helps."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if any("TorchScript" in line for line in lines):
         return (
@@ -58,7 +58,7 @@ def _why(error: Exception) -> str:
 
 
 def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
-    """The one state_dict that a file holds: the whole of it, or one of its entries.
+    """Return the one state_dict that a file holds: the whole of it, or one of its entries.
 
     Returns:
         The tensors by name, and entries that hold tensors in another form, such as tuples.
@@ -71,7 +71,7 @@ def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
             f"{path} holds no state_dict, a mapping of names to tensors, but {type(contents).__name__}"
         )
     entries = {name: value for name, value in contents.items() if not _is_extra(name)}
-    # What has matrices is meant before what has only numbers, such as a scaler's.
+    # A mapping with matrices takes precedence over one with scalars only, such as a gradient scaler's.
     inside = [name for name, value in entries.items() if _matrices(value)]
     own = [name for name in _matrices(entries) if "." in name or name == "weight"]
     if own and inside:
@@ -94,7 +94,7 @@ def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
 
 
 def tensor_entries(state: Mapping[Any, Any]) -> dict[str, Any]:
-    """Of a state_dict the tensors, and the tuples and lists that packed ones are kept in."""
+    """Return the tensors of a state_dict, and the tuples and lists that hold packed tensors."""
     return {
         name: value
         for name, value in state.items()
@@ -112,34 +112,34 @@ _TAKE_ONE_OUT = 'Take one out: torch.save(torch.load(path)["..."], new_path)'
 
 
 def _matrices(value: object) -> list[str]:
-    """The names of the tensors of at least two dimensions in a mapping of names; empty for anything else."""
+    """Return the names of the tensors of at least two dimensions in a mapping; empty for anything else."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         return []
-    return [name for name, each in value.items() if isinstance(each, Tensor) and each.dim() >= 2]
+    return [name for name, entry in value.items() if isinstance(entry, Tensor) and entry.dim() >= 2]
 
 
 def _holds_tensors(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and all(isinstance(name, str) for name in value)
-        and any(isinstance(each, Tensor) for each in value.values())
+        and any(isinstance(entry, Tensor) for entry in value.values())
     )
 
 
 def _holds_matrix(value: object) -> bool:
-    """Whether a tuple or list holds a tensor of at least two dimensions, as packed weights are kept."""
+    """Whether this is a tuple or list with a tensor of at least two dimensions, such as a packed weight."""
     return isinstance(value, (tuple, list)) and any(
-        isinstance(each, Tensor) and each.dim() >= 2 for each in value
+        isinstance(entry, Tensor) and entry.dim() >= 2 for entry in value
     )
 
 
 def memory_of(tensor: Tensor) -> object:
-    """The same for two dense tensors that are the same numbers in the same memory."""
+    """Return a key that is equal for dense tensors with the same entries in the same memory."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def why_unreadable(value: object) -> str | None:
-    """Why an entry of a state_dict is no dense tensor with numbers of its own; None for one that is."""
+    """Return why an entry of a state_dict is no dense tensor with values; None for one that is."""
     if not isinstance(value, Tensor):
         return f"is packed: a {type(value).__name__} of tensors in the place of one"
     if value.is_nested:

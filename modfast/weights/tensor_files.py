@@ -1,4 +1,4 @@
-"""Files of named tensors, in one piece or in shards: what is in them is known before it is read."""
+"""Files of named tensors, single or in shards, whose names and shapes are known before tensors are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modfast.files import read_json
 
 from .pickled import load_pickled, memory_of, state_dict_in, tensor_entries, why_unreadable
 
-# What transformers calls the weights of a folder, in the order in which it looks for them.
+# The names of weight files in a folder of transformers, in the order in which it looks for them.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -33,7 +33,7 @@ class TensorFile(ABC):
 
     Attributes:
         path: the file, or the index of the shards.
-        names: of the tensors; those of a state_dict in its order.
+        names: the names of the tensors; those of a state_dict in its order.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
@@ -41,27 +41,27 @@ class TensorFile(ABC):
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without its numbers."""
+        """Return the shape of a tensor without reading its values."""
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype | str:
-        """The dtype of a tensor; the file's own word for one that PyTorch does not have."""
+        """Return the dtype of a tensor, or the file's own name for a dtype that PyTorch may lack."""
 
     @abstractmethod
     def read(self, name: str, place: int | None = None) -> Tensor:
-        """A tensor, or the one of that place along its first dimension; on the CPU."""
+        """Return a tensor, or only its entry at ``place`` along the first dimension, on the CPU."""
 
     def memory(self, name: str) -> object:
-        """The same for tensors that share their memory; None where none do."""
+        """Return a key that is equal for tensors in the same memory; None if no tensors share memory."""
         return None
 
     def unreadable(self, name: str) -> str | None:
-        """Why what has this name is no dense tensor, in words that follow its name; None for one that is."""
+        """Return why an entry is no dense tensor, in words that follow its name; None for a dense one."""
         return None
 
 
 class _Head(NamedTuple):
-    """What is known of an entry of a state_dict before it is used."""
+    """What is known of an entry of a file before its values are read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
@@ -71,15 +71,15 @@ class _Head(NamedTuple):
 
 def _head(value: object, file: Path | None = None) -> _Head:
     reason = why_unreadable(value)
-    if not isinstance(value, Tensor) or value.is_nested:  # without a shape
+    if not isinstance(value, Tensor) or value.is_nested:  # neither has a shape
         return _Head((), type(value).__name__, None, reason)
-    # Of files that are read in turn the same addresses may come again.
+    # Files that are read in turn may get the same addresses, so the file is part of the key.
     memory = None if reason else memory_of(value) if file is None else (file, memory_of(value))
     return _Head(tuple(value.shape), value.dtype, memory, reason)
 
 
 class _Headed(TensorFile):
-    """Tensors of which the heads are known."""
+    """Tensors whose heads are known."""
 
     _heads: dict[str, _Head]
 
@@ -96,14 +96,14 @@ class _Headed(TensorFile):
         return self._heads[name].unreadable
 
     def check_readable(self, name: str) -> None:
-        """Raises ``ValueError`` for what is no dense tensor."""
+        """Raise ``ValueError`` if the entry is no dense tensor."""
         reason = self.unreadable(name)
         if reason is not None:
             raise ValueError(f"{self.path}: {name!r} {reason}")
 
 
 class StateDict(_Headed):
-    """A state_dict in memory, of which nothing needs to be read."""
+    """A state_dict that is in memory already."""
 
     def __init__(self, path: Path, state: Mapping[str, Any]) -> None:
         super().__init__(path, list(state))
@@ -117,7 +117,7 @@ class StateDict(_Headed):
 
 
 class Shards(_Headed):
-    """Tensors in one or several files, of which one is open at a time."""
+    """Tensors in one or several files, one open at a time."""
 
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
         self._files = files
@@ -133,11 +133,11 @@ class Shards(_Headed):
 
     @abstractmethod
     def _read_heads(self, file: Path) -> Mapping[str, _Head | None]:
-        """What is known of every tensor of a file, in its order; None for what is no tensor."""
+        """Return the head of every entry of a file, in its order; None for entries that hold no tensor."""
 
 
 class SafetensorsShards(Shards):
-    """Files of safetensors, of which single tensors can be read; they keep no order of their own."""
+    """Files of safetensors. Single tensors can be read; names are sorted, since the files have no order."""
 
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
         super().__init__(path, files)
@@ -155,12 +155,12 @@ class SafetensorsShards(Shards):
     def read(self, name: str, place: int | None = None) -> Tensor:  # noqa: D102
         with _open_safetensors(self._files[name]) as opened:
             tensor: Tensor = opened.get_tensor(name) if place is None else opened.get_slice(name)[place]
-            # The file is mapped into memory, and may change or go.
+            # A copy, since the file is mapped into memory and may change or be deleted.
             return tensor.clone()
 
 
 class PickledShards(Shards):
-    """Files of ``torch.save``, read whole; the last one is kept. Their order is that of the state_dict."""
+    """Files of ``torch.save``, read whole; the last one stays in memory. Names keep the saved order."""
 
     _last: tuple[Path, Mapping[str, Any]] | None = None
 
@@ -192,16 +192,16 @@ def is_weights_folder(folder: Path) -> bool:
 
 
 def open_tensors(path: Path, contents: Any = None) -> TensorFile:
-    """The tensors of a file, of the index of several, or of a folder of transformers. Runs no code from it.
+    """Open the tensors of a file, of an index of shards, or of a folder of transformers, running no code.
 
     Args:
-        path: where they are.
-        contents: what :func:`load_pickled` gave of the file, if it has been read already.
+        path: the file, the index or the folder.
+        contents: what :func:`load_pickled` returned for the file, if it has been read already.
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: it is damaged, or holds something else.
-        ImportError: a ``.safetensors`` file without that package.
+        ValueError: a file is damaged, or holds something else.
+        ImportError: the file needs the package safetensors, which is not installed.
     """
     if path.is_dir():
         path = next(path / name for name in _WEIGHTS if (path / name).is_file())
@@ -217,20 +217,20 @@ def open_tensors(path: Path, contents: Any = None) -> TensorFile:
 
 
 def beside(path: Path, name: str) -> dict[str, Any]:
-    """The JSON file of that name in a folder, or in that of a file; empty if there is none.
+    """Return the contents of the JSON file ``name`` in a folder, or beside a file; empty if it is absent.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the JSON file is damaged.
     """
-    found = (path if path.is_dir() else path.parent) / name
-    contents = read_json(found) if found.is_file() else {}
+    file = (path if path.is_dir() else path.parent) / name
+    contents = read_json(file) if file.is_file() else {}
     if not isinstance(contents, dict):
-        raise ValueError(f"{found} is damaged: it must hold a JSON object")
+        raise ValueError(f"{file} is damaged: it must hold a JSON object")
     return contents
 
 
 def _shards(index: Path) -> dict[str, Path]:
-    """Of each tensor the file that holds it, as an index says."""
+    """Return the file that holds each tensor, according to an index."""
     contents = read_json(index)
     where = contents.get("weight_map") if isinstance(contents, dict) else None
     if not isinstance(where, dict) or not where:
@@ -255,16 +255,16 @@ def _open_safetensors(path: Path) -> Any:
         return library.safe_open(path, framework="pt")
     except OSError:
         raise
-    except Exception as error:  # the package's own kind
+    except Exception as error:  # the package raises a type of its own
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """For sorting: layer 2 before layer 10."""
+    """Return a key that sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-# For others the file's own word is told: PyTorch may lack them, and they are no weights as they stand.
+# Other dtypes are named as in the file: PyTorch may lack them, and they are no weights as they stand.
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

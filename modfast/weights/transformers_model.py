@@ -1,8 +1,9 @@
-"""What transformers knows of a folder: the layers of the model that its ``config.json`` names.
+"""Matches the tensors of a file to the layers of the transformers model that ``config.json`` names.
 
-Files of transformers may have other names than the model in memory, and experts in other pieces. The model is
-built without numbers, on the meta device, so that its names and shapes can be compared with the file's; names
-are changed as transformers itself does on loading. Code from the folder is never run.
+In a file of transformers parameters may have other names than in memory, and experts may be divided into
+other tensors. The model is built without values, on the meta device, so that its names and shapes can be
+compared with the file's; names are changed as transformers itself does on loading. Code from the folder is
+never run.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from modfast.layers.readable import UnsupportedWeightError
 
 
 class KnownModel:
-    """The layers that the tensors of a file are in the model.
+    """The layers of a model, looked up by the names of a file's tensors.
 
     Args:
-        model: the model, without numbers.
-        shapes: those of the file's tensors as they are kept, by canonical name.
+        model: the model, on the meta device.
+        shapes: the stored shapes of the file's tensors, by canonical name.
     """
 
     def __init__(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -36,7 +37,7 @@ class KnownModel:
         def fits(name: str, shape: tuple[int, ...]) -> bool:
             return name in by_parameter and _kept_shape(by_parameter[name][0]) == shape
 
-        # A file has the names of the model as a whole, or is to be read as transformers reads files.
+        # Either all names in a file are the model's, or all are renamed as transformers does on loading.
         if not all(fits(name, shape) for name, shape in shapes.items()):
             renamed = _as_transformers_loads(model, shapes)
         else:
@@ -49,41 +50,46 @@ class KnownModel:
         }
 
     def layers(self, name: str) -> list[Layer]:
-        """The layers, several for a stack, that a tensor of the file holds; none where that is not known."""
+        """Return the layers that a tensor of the file holds: several for a stack, none if unknown."""
         return self._layers.get(name, [])
 
 
 class UnknownModelError(Exception):
-    """The model of a ``config.json`` cannot be had; the message says why."""
+    """The model of a ``config.json`` cannot be built; the message says why."""
 
 
 def known_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> KnownModel:
-    """The model that a ``config.json`` names.
+    """Build the model that a ``config.json`` names.
 
     Raises:
-        UnknownModelError: it names none, or transformers is not there, does not have it or cannot build it.
+        UnknownModelError: it names no model, or transformers is not installed, lacks the model or cannot
+            build it.
     """
-    named = config.get("architectures")
-    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+    architectures = config.get("architectures")
+    if (
+        not isinstance(architectures, list)
+        or len(architectures) != 1
+        or not isinstance(architectures[0], str)
+    ):
         raise UnknownModelError("config.json names no architecture")
     try:
         library = importlib.import_module("transformers")
     except ImportError:
         raise UnknownModelError("transformers is not installed") from None
-    kind: Any = getattr(library, named[0], None)
+    kind: Any = getattr(library, architectures[0], None)
     if not (isinstance(kind, type) and issubclass(kind, library.PreTrainedModel)):
-        raise UnknownModelError(f"transformers has no {named[0]}")
+        raise UnknownModelError(f"transformers has no {architectures[0]}")
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = kind(kind.config_class.from_dict(dict(config)))  # type: ignore[attr-defined]
         return KnownModel(model, shapes)
-    except Exception as error:  # whatever a model may raise that is built from settings of another version
+    except Exception as error:  # a model built from another version's settings may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UnknownModelError(f"transformers cannot build {named[0]} ({reason})") from error
+        raise UnknownModelError(f"transformers cannot build {architectures[0]} ({reason})") from error
 
 
 def _kept_shape(layer: Layer) -> tuple[int, ...] | None:
-    """Of the tensor that holds a layer's weight, a stack as a whole."""
+    """Return the shape of the tensor that holds a layer's weight: of a whole stack; None if unreadable."""
     try:
         return tuple(layer.source.shape)
     except UnsupportedWeightError:
@@ -91,12 +97,12 @@ def _kept_shape(layer: Layer) -> tuple[int, ...] | None:
 
 
 def _as_transformers_loads(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | None]:
-    """The name in the model of each of a file; None for what transformers puts together from several."""
+    """Map the names in a file to those in the model; to None if transformers joins several tensors."""
     loading = importlib.import_module("transformers.core_model_loading")
     mapping = importlib.import_module("transformers.conversion_mapping")
     transforms = mapping.get_model_conversion_mapping(model)
-    renamings = [each for each in transforms if isinstance(each, loading.WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, loading.WeightConverter)]
+    renamings = [change for change in transforms if isinstance(change, loading.WeightRenaming)]
+    converters = [change for change in transforms if isinstance(change, loading.WeightConverter)]
     prefix, state = getattr(model, "base_model_prefix", None), model.state_dict()
     renamed: dict[str, str | None] = {}
     for name in shapes:

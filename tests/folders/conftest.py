@@ -1,4 +1,4 @@
-"""For each command a folder that it has written to, without the time that its pictures take."""
+"""Folders that each command has written to, made quickly: without drawing its pictures."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from modfast.data import load_dataset
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Data that is read once, and pictures that are not drawn."""
+    """Read the data once, and write placeholders instead of pictures."""
     digits = load_dataset("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("modfast.cli.machine.load_dataset", lambda *_, **__: digits)
@@ -26,7 +26,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """For each command a folder that it may be called on for the first time."""
+    """For each command, a folder on which it can be called for the first time."""
     folders = {command: tmp_path_factory.mktemp("empty") / command for command in COMMANDS}
     for command, folder in folders.items():
         if command == "circuits":
@@ -38,7 +38,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(empty, tmp_path_factory):
-    """For each command a folder that it has written to."""
+    """For each command, a folder that it has written to."""
     folders = {}
     for command, before in empty.items():
         folders[command] = shutil.copytree(before, tmp_path_factory.mktemp("made") / command)
@@ -53,7 +53,7 @@ def copy(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained_longer(made, tmp_path_factory):
-    """The same, with models of two epochs, which cannot be continued to one."""
+    """The folders of ``made``, with models trained for two epochs, which cannot be continued to one."""
     folders = dict(made)
     for command in ("train", "reproduce"):
         folders[command] = shutil.copytree(made[command], tmp_path_factory.mktemp("longer") / command)
