@@ -153,6 +153,11 @@ def choose_architectures(toolkit: Toolkit, setting: str) -> list[str]:
     chosen = list(dict.fromkeys(re.split(r"[;\s]+", setting.strip("; \t\n"))))
     if chosen == [""]:
         known = [name for name in DEFAULT_ARCHITECTURES if name in toolkit.architectures]
+        if not known:
+            raise SystemExit(
+                f"the toolkit in {toolkit.home} supports none of the architectures "
+                f"{', '.join(DEFAULT_ARCHITECTURES)}: set TORCH_CUDA_ARCH_LIST"
+            )
         return [*known[:-1], f"{known[-1]}+PTX"]
     for name in chosen:
         parts = re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", name)

@@ -224,7 +224,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     reported, done = results["history"], state["history"]
     if len(reported) != len(done):
         raise ValueError(
-            f"{os.fspath(folder)} was trained on for {len(done)} epochs since its results, which tell of "
+            f"{os.fspath(folder)} was trained for {len(done)} epochs, and its results describe "
             f"{len(reported)}: finish it with --resume"
         )
     if reported != done:
@@ -311,7 +311,7 @@ def reproduce(
     ranks = Ranks(group)
     ranks.every(lambda: _check_comparison(config, seeds))
     folder = RunFolder(out, "reproduce")
-    epochs = {"plain": plain_epochs or config.epochs, "modular": config.epochs}
+    epochs = {"plain": config.epochs if plain_epochs is None else plain_epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
     planned_runs = [
         (

@@ -162,6 +162,8 @@ def _read_own(run: Run, dataset: Dataset, path: Path) -> dict[str, Any]:
     state = read_checkpoint(path)
     saved, wanted = state["identity"], identity(run, dataset)
     for part in wanted:
+        if part not in saved:
+            raise TrainingError(f"{path} is damaged: it lacks {part!r} of its identity")
         if saved[part] != wanted[part]:
             names = [f.name for f in fields(run.config)] if part == "config" else []
             differing = [

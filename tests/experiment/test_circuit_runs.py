@@ -220,7 +220,7 @@ class TestMistakes:
         results["history"].pop()
         (plain_run / "results.json").write_text(json.dumps(results))
         assert main(["circuits", str(plain_run)]) == 1
-        assert "was trained on for 10 epochs since its results, which tell of 9" in capsys.readouterr().err
+        assert "was trained for 10 epochs, and its results describe 9" in capsys.readouterr().err
 
     def test_a_label_without_images(self, plain_run, capsys, monkeypatch):
         digits = load_dataset("digits")

@@ -131,7 +131,7 @@ def test_results_and_model_that_disagree_are_noticed(made, copy, capsys, with_ma
     if not with_manifest:
         older(out)
     for changed, message in (
-        (longer, "was trained on for 2 epochs since its results, which tell of 1"),
+        (longer, "was trained for 2 epochs, and its results describe 1"),
         (other, "holds the results of one training and the checkpoint of another"),
     ):
         torch.save(changed, out / "checkpoint.pt")
