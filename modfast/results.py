@@ -36,6 +36,12 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     known = ({"history"}, {"clustering"}, set(KINDS))
     if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
         raise ValueError(f"{path} is no result of modfast")
+    kinds = {"config": dict, "history": list, "clustering": dict, **dict.fromkeys(KINDS, dict)}
+    for key, kind in kinds.items():
+        if not isinstance(results.get(key, kind()), kind):
+            raise ValueError(f"{path} is damaged: {key!r} must hold a {kind.__name__}")
+    if "history" in results and not (results["history"] and "config" in results):
+        raise ValueError(f"{path} is damaged: it must hold an epoch at least, and 'config'")
     return results
 
 

@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from processes import Processes, run_python
 from walked_models import make_model
 
+# Before any test replaces a function: what is imported meanwhile for the first time would keep it.
+import modfast.cli.commands  # noqa: F401
+
 # Several workers, each with as many threads as there are cores, would spend most of their time waiting for
 # each other. Tests of threads set their number themselves; the variable is for processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:

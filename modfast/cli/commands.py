@@ -71,7 +71,8 @@ def _parse(arguments: Sequence[str] | None, ranks: Ranks) -> argparse.Namespace 
 def _print_error(error: BaseException) -> None:
     """Print one line for an error that users can mend; a defect of modfast keeps its traceback."""
     if _is_expected(error):
-        print(f"modfast: error: {error}", file=sys.stderr, flush=True)
+        lines = (line.strip() for line in str(error).splitlines())  # PyTorch's messages may have several
+        print(f"modfast: error: {'; '.join(filter(None, lines))}", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
 

@@ -57,7 +57,12 @@ def training_options() -> argparse.ArgumentParser:
             flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: %(default)s)"
         )
 
-    number("--clusters", TrainConfig.num_clusters, "K", "number of clusters")
+    options.add_argument(
+        "--clusters",
+        type=int,
+        metavar="K",
+        help=f"number of clusters, equal blocks of neurons (default: {TrainConfig.num_clusters})",
+    )
     number(
         "--enmeshment-weight",
         TrainConfig.enmeshment_weight,

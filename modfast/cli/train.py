@@ -92,7 +92,7 @@ def training_config(
     config = TrainConfig(
         enmeshment_weight=options.enmeshment_weight,
         layers=as_tuple(layers),
-        num_clusters=options.clusters,
+        num_clusters=_num_clusters(options, partitions),
         epochs=epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -105,3 +105,15 @@ def training_config(
     model = build_model(options.model, dataset.image_shape, dataset.num_classes)
     EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
     return config
+
+
+def _num_clusters(options: argparse.Namespace, partitions: Mapping[str, Partition] | None) -> int:
+    """Return the number of clusters; layers without a partition are measured by so many blocks, too."""
+    counts = sorted({partition.num_clusters for partition in (partitions or {}).values()})
+    if options.clusters is None:
+        return counts[0] if len(counts) == 1 else TrainConfig.num_clusters
+    if counts and counts != [options.clusters]:
+        raise ValueError(
+            f"clusters must be those of --partitions ({counts}) or left out, got {options.clusters}"
+        )
+    return int(options.clusters)

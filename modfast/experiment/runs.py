@@ -173,6 +173,7 @@ def _train_run(
         "classes": list(dataset.classes),
         "config": {
             **asdict(config),
+            "num_clusters": _num_clusters(run.partitions),
             "data": dataset.name,
             "data_fingerprint": dataset.fingerprint(),
             "model": model,
@@ -190,6 +191,12 @@ def _train_run(
 
     ranks.first(write)
     return results
+
+
+def _num_clusters(partitions: Mapping[str, Partition]) -> int | None:
+    """Return the number of clusters of all regularised layers; None if they differ."""
+    counts = {partition.num_clusters for partition in partitions.values()}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:

@@ -157,6 +157,10 @@ def check_continued(run: Run, dataset: Dataset, folder: RunFolder) -> None:
         )
 
 
+# "made with another ...": what a run and its checkpoint have in common.
+_WORDS = {"config": "config", "partitions": "partition", "parameters": "model", "data": "data"}
+
+
 def _read_own(run: Run, dataset: Dataset, path: Path) -> dict[str, Any]:
     """Return a checkpoint's contents after checking that it belongs to this run."""
     state = read_checkpoint(path)
@@ -172,7 +176,8 @@ def _read_own(run: Run, dataset: Dataset, path: Path) -> dict[str, Any]:
                 if saved[part].get(name) != wanted[part].get(name)
             ]
             raise TrainingError(
-                f"{path} was made with another {part}: {'; '.join(differing) or 'train into another folder'}"
+                f"{path} was made with another {_WORDS[part]}: "
+                f"{'; '.join(differing) or 'train into another folder'}"
             )
     return state
 

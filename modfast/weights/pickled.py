@@ -54,7 +54,8 @@ def _why(error: Exception) -> str:
             ".state_dict() or a mapping with the state_dict under one of its keys; then "
             "torch.save(state_dict, new_path)"
         )
-    return f"is damaged, or nothing that torch.save wrote ({lines[0]})"
+    # Without what PyTorch advises next: to load the file in a way that may run code from it.
+    return f"is damaged, or nothing that torch.save wrote ({lines[0].split('. ')[0]})"
 
 
 def state_dict_in(contents: Any, path: Path) -> dict[str, Any]:
