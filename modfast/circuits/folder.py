@@ -169,8 +169,15 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read_table(path: Path) -> dict[str, Any]:
     results = read_json(path)
-    if not isinstance(results, dict) or not {"config", "runs", "summary", "claims", "note"} <= set(results):
-        raise ValueError(f"{path} is no table of circuits")
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} is no table of circuits: it must hold a JSON object")
+    missing = [key for key in ("config", "runs", "summary", "claims", "note") if key not in results]
+    if not missing:
+        config = results["config"]
+        if not isinstance(config, dict) or not isinstance(config.get("layers"), list):
+            missing = ["a list of the layers in config"]
+    if missing:
+        raise ValueError(f"{path} is no table of circuits: it lacks {', '.join(missing)}")
     return results
 
 

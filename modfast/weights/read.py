@@ -135,7 +135,7 @@ def find_checkpoint(model: str | os.PathLike[str]) -> Path | None:
             return path / CHECKPOINT
         if is_weights_folder(path):
             return path
-        runs = sorted(str(folder) for folder in path.iterdir() if (folder / CHECKPOINT).is_file())
+        runs = sorted(str(folder) for folder in path.iterdir() if (folder / CHECKPOINT).exists())
         if runs:
             raise ValueError(f"{model} holds {len(runs)} runs, choose one of them: {', '.join(runs)}")
         raise FileNotFoundError(
