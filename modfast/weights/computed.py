@@ -82,16 +82,21 @@ def computed_in(shapes: Mapping[str, Shape]) -> dict[str, Computed]:
 
 def _hooked(shapes: Mapping[str, Shape]) -> dict[str, Computed]:
     """Return what the hooks of ``weight_norm``, ``prune`` and ``spectral_norm`` compute."""
-    found = {}
+    found: dict[str, Computed] = {}
     for keys, whole in _HOOKS:
         ending = f"_{whole}"
         for attribute in [name.removesuffix(ending) for name in shapes if name.endswith(ending)]:
             names = {key: f"{attribute}_{key}" for key in keys}
             if not all(name in shapes for name in names.values()):
                 continue
-            if attribute == "weight" or (
-                attribute not in shapes and _fit({key: shapes[name] for key, name in names.items()})
-            ):
+            fits = attribute not in shapes and _fit({key: shapes[name] for key, name in names.items()})
+            if attribute != "weight" and not fits:
+                continue
+            if attribute in found:
+                both = dict.fromkeys((*found[attribute].names.values(), *names.values()))
+                refusal = _refusal(f"has pieces of several hooks ({', '.join(both)})")
+                found[attribute] = Computed(refusal, {name: name for name in both}, None)
+            else:
                 how = _normed if whole == "v" else _pruned if "mask" in keys else _spectral
                 found[attribute] = Computed(how, names, whole)
     if "weight_orig" in shapes and "weight" not in found:
@@ -167,7 +172,7 @@ def _normed(pieces: Pieces) -> Tensor:
 
 
 def _norm_dim(lengths: Shape, directions: Shape) -> int | None:
-    """Return the dimension that ``weight_norm`` does not sum over, -1 if it sums over all; None if it is none."""
+    """Return the dimension that ``weight_norm`` does not sum over, -1 if it sums over all; None if unfit."""
     if len(lengths) not in (0, len(directions)):
         return None
     if any(size not in (1, whole) for size, whole in zip(lengths, directions, strict=False)):

@@ -104,8 +104,8 @@ class _Reader:
 
     def wholes(self, layer: str, names: LayerNames) -> dict[str, str]:
         """Return the tensors that show the shapes of what a layer has in memory, by its attributes."""
-        computed = self.computed[layer]
-        wholes = {rest: name for rest, name in names.tensors.items() if rest not in _pieces(computed)}
+        computed, pieces = self.computed[layer], _pieces(self.computed[layer])
+        wholes = {rest: name for rest, name in names.tensors.items() if rest not in pieces}
         for attribute, one in computed.items():
             if one.whole is not None:
                 wholes[attribute] = names.tensors[one.names[one.whole]]
@@ -114,13 +114,13 @@ class _Reader:
     def weights(self) -> list[FoundWeight]:
         weights: list[FoundWeight] = []
         for layer, names in self.layers.items():
-            computed = self.computed[layer]
+            computed, pieces = self.computed[layer], _pieces(self.computed[layer])
             # A tensor in pieces takes the place of the first of them.
             first = {next(iter(one.names.values())): attribute for attribute, one in computed.items()}
             for rest, name in names.tensors.items():
                 if rest in first:
                     weights += self.computed_weights(layer, first[rest], computed[first[rest]])
-                elif rest not in _pieces(computed) and not names.is_adapted:
+                elif rest not in pieces and not names.is_adapted:
                     weights += self.stored_weights(layer, rest, name)
         for name, times in Counter(weight.name for weight in weights).items():
             if times > 1:
