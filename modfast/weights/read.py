@@ -87,11 +87,11 @@ def read_weights(
         pruning, or a LoRA adapter with ``adapter_config.json`` beside the file, the weight is computed from
         them and has the name that it has in memory (``"lstm.weight_hh_l0"``, also if the file has
         ``lstm.weight_hh_l0_orig`` and its mask). Weights stored as (in, out), as in transposed convolutions,
-        some stacks of experts and the ``Conv1D`` of transformers, are returned as (out, in) if the length of their bias, the factors of an
-        adapter or ``config.json`` shows it. If nothing shows it, the first two dimensions are taken as they
-        stand, and ``Weights.assumed`` names what may be stored otherwise. A tensor of three dimensions is
-        taken for a convolution's if it is called ``weight``, else for a stack of matrices, each with its
-        place as in ``"experts.up_proj[3]"``.
+        some stacks of experts and the ``Conv1D`` of transformers, are returned as (out, in) if the length of
+        their bias, the factors of an adapter or ``config.json`` shows it. If nothing shows it, the first two
+        dimensions are taken as they stand, and ``Weights.assumed`` names what may be stored otherwise. A
+        tensor of three dimensions is taken for a convolution's if it is called ``weight``, else for a stack
+        of matrices, each with its place as in ``"experts.up_proj[3]"``.
 
     Raises:
         FileNotFoundError: ``model`` does not exist, or a shard is missing.
