@@ -157,9 +157,16 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(folder)} holds no {CIRCUITS}: `modfast circuits {os.fspath(folder)}` finds them"
         )
     results = _read_table(path)
-    if ALL in results["config"]["layers"]:
-        measures = [by_criterion for run in results["runs"] for by_criterion in run["criteria"].values()]
-        if any(layer_key(ALL) not in by_criterion["overlap"] for by_criterion in measures):
+    config = results["config"]
+    if not isinstance(config, dict) or not isinstance(config.get("layers"), list):
+        raise ValueError(f"{path} is damaged: its config lacks 'layers', a list of the names of layers")
+    if ALL in config["layers"]:
+        try:
+            measures = [by_criterion for run in results["runs"] for by_criterion in run["criteria"].values()]
+            is_older = any(layer_key(ALL) not in by_criterion["overlap"] for by_criterion in measures)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: its runs lack a part ({error!r})") from error
+        if is_older:
             raise ValueError(
                 f"{path} takes the layer {ALL!r} for all layers together, as older versions of modfast did: "
                 f"`modfast circuits {os.fspath(folder)} --resume` writes it anew from the circuits"
@@ -169,8 +176,11 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read_table(path: Path) -> dict[str, Any]:
     results = read_json(path)
-    if not isinstance(results, dict) or not {"config", "runs", "summary", "claims", "note"} <= set(results):
-        raise ValueError(f"{path} is no table of circuits")
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} is no table of circuits: it must hold a JSON object")
+    missing = [key for key in ("config", "runs", "summary", "claims", "note") if key not in results]
+    if missing:
+        raise ValueError(f"{path} is no table of circuits: it lacks {', '.join(missing)}")
     return results
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.files import open_to_read
+
 from .dataset import DataError, Dataset, import_optional
 
 # Without a limit, a download waits for ever if a firewall drops the packets to the server.
@@ -91,7 +93,7 @@ def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> 
     # For missing or damaged files torchvision and the libraries below it raise RuntimeError, OSError,
     # AssertionError, EOFError and others; all of them mean that there is no data here.
     try:
-        train, test = _read_splits(dataset_class, root)
+        train, test = _read_splits(source, dataset_class, root)
     except Exception as missing:
         tried = f"reading {root / source.contents} ({missing})"
         if not download:
@@ -120,7 +122,11 @@ def load_downloadable(source: Downloadable, cache_dir: Path, download: bool) -> 
     )
 
 
-def _read_splits(dataset_class: Any, root: Path) -> tuple[Any, Any]:
+def _read_splits(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any, Any]:
+    # torchvision would wait for what is written to a pipe.
+    for folder, _, names in os.walk(root / source.contents):
+        for name in names:
+            open_to_read(Path(folder, name)).close()
     return (
         dataset_class(str(root), train=True, download=False),
         dataset_class(str(root), train=False, download=False),
@@ -139,7 +145,7 @@ def _download(source: Downloadable, dataset_class: Any, root: Path) -> tuple[Any
                 shutil.copyfile(placed, staging / source.archive_folder / name)
         with _network_timeout():
             dataset_class(str(staging), train=True, download=True)
-        splits = _read_splits(dataset_class, staging)
+        splits = _read_splits(source, dataset_class, staging)
         _put_in_place(staging / source.contents, root / source.contents)
         return splits
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modfast.files import atomic_write
+from modfast.files import atomic_write, open_to_read
 
 from .dataset import DataError, Dataset, import_optional
 
@@ -180,7 +180,7 @@ def _probe_image(path: str) -> tuple[str, tuple[int, int]]:
     """Read from the first image the mode to decode to, and the (width, height) of all images."""
     from PIL import Image
 
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), open_to_read(path) as file, Image.open(file) as image:
         return ("L" if image.mode == "L" else "RGB"), image.size
 
 
@@ -265,7 +265,7 @@ def _decode_image(path: str, mode: str, size: tuple[int, int]) -> NDArray[np.uin
     """Return one image as a uint8 array (channels, height, width)."""
     from PIL import Image
 
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), open_to_read(path) as file, Image.open(file) as image:
         if image.size != size:
             raise DataError(
                 f"{path}: {image.width} x {image.height} pixels, but the first image has "
@@ -327,10 +327,11 @@ def _read_cache(path: Path, tree: _ImageTree) -> NDArray[np.uint8] | None:
     """Return the images of ``tree``; None if the cache is missing, outdated or damaged."""
     damage = "its checksum does not match"
     try:
-        contents = np.fromfile(path, dtype=np.uint8)
+        with open_to_read(path) as file:
+            contents = np.fromfile(file, dtype=np.uint8)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         damage = str(error)
     else:
         magic_end = len(_CACHE_MAGIC)

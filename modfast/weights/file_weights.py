@@ -7,10 +7,10 @@ show how a weight is computed. What the file does not show is an error or is rep
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +19,14 @@ from torch import Tensor
 from modfast.layers.layer import Layer
 from modfast.layers.names import join
 
-from .computed import How, Pieces, UnknownWeightError, adapted, how_computed, is_piece
+from .computed import Computed, Pieces, UnknownWeightError, adapted, computed_in
 from .orientation import Kept, Orientation
 from .parameter_names import LayerNames, layers_in
 from .tensor_files import TensorFile, beside
 from .transformers_model import KnownModel, UnknownModelError, known_model
+
+# Reads a tensor: all of it, or its entry at a place.
+_Read = Callable[[int | None], Tensor]
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -80,6 +83,7 @@ class _Reader:
         self.file = file
         self.adapter = beside(file.path, "adapter_config.json")
         self.layers = layers_in(file, self.adapter)
+        self.computed = {layer: _computed_in(names, file) for layer, names in self.layers.items()}
         config = beside(file.path, "config.json")
         self.orientation = Orientation(file, self.layers, self.adapter, config)
         self.model, self.why_unmatched = self.find_model(config)
@@ -90,9 +94,7 @@ class _Reader:
             return None, None
         shapes = {}
         for layer, names in self.layers.items():
-            largest = _largest(names, self.file)
-            tensors = {"weight": largest} if _how(names) and largest is not None else names.tensors
-            for rest, name in tensors.items():
+            for rest, name in self.wholes(layer, names).items():
                 if len(self.file.shape(name)) >= 2 and self.file.dtype(name) in _FLOATS:
                     shapes[join(layer, rest)] = self.file.shape(name)
         try:
@@ -100,14 +102,25 @@ class _Reader:
         except UnknownModelError as error:
             return None, str(error)
 
+    def wholes(self, layer: str, names: LayerNames) -> dict[str, str]:
+        """Return the tensors that show the shapes of what a layer has in memory, by its attributes."""
+        computed, pieces = self.computed[layer], _pieces(self.computed[layer])
+        wholes = {rest: name for rest, name in names.tensors.items() if rest not in pieces}
+        for attribute, one in computed.items():
+            if one.whole is not None:
+                wholes[attribute] = names.tensors[one.names[one.whole]]
+        return wholes
+
     def weights(self) -> list[FoundWeight]:
         weights: list[FoundWeight] = []
         for layer, names in self.layers.items():
-            how = _how(names)
-            if how is not None:
-                weights.append(self.computed_weight(layer, names, how))
+            computed, pieces = self.computed[layer], _pieces(self.computed[layer])
+            # A tensor in pieces takes the place of the first of them.
+            first = {next(iter(one.names.values())): attribute for attribute, one in computed.items()}
             for rest, name in names.tensors.items():
-                if how is None or not (names.is_adapted or is_piece(rest)):
+                if rest in first:
+                    weights += self.computed_weights(layer, first[rest], computed[first[rest]])
+                elif rest not in pieces and not names.is_adapted:
                     weights += self.stored_weights(layer, rest, name)
         for name, times in Counter(weight.name for weight in weights).items():
             if times > 1:
@@ -131,21 +144,33 @@ class _Reader:
             return [FoundWeight(weight_name, join(layer, rest), shape, is_default, read)]
         if len(shape) < 2 or 0 in shape or self.file.dtype(name) not in _FLOATS:
             return []
+        return self.weights_in(layer, rest, shape, partial(self.file.read, name), self.file.memory(name))
+
+    def weights_in(
+        self, layer: str, rest: str, shape: tuple[int, ...], read: _Read, memory: object = None
+    ) -> list[FoundWeight]:
+        """Return the weights in a tensor: one, or those of a stack.
+
+        Args:
+            layer: the canonical name of the tensor's layer.
+            rest: the attribute of the layer that is the tensor.
+            shape: the stored shape.
+            read: returns the whole tensor, as stored, or its entry at a place.
+            memory: a key of its memory.
+        """
         model_layers = self.known(layer, rest)
         if model_layers:
-            return [self.known_weight(model_layer, layer, rest, name) for model_layer in model_layers]
+            return [self.known_weight(one, layer, rest, shape, read, memory) for one in model_layers]
         parameter_name = join(layer, rest)
         if rest != "weight" and len(shape) != 3:
-            read, memory = (lambda: self.file.read(name)), self.file.memory(name)
-            weight = FoundWeight(parameter_name, parameter_name, shape, False, read, memory)
+            weight = FoundWeight(parameter_name, parameter_name, shape, False, partial(read, None), memory)
             return [replace(weight, why_unmatched=self.why_unmatched)]
         if rest == "weight":
-            weight_name = layer or parameter_name
-            weight = FoundWeight(weight_name, parameter_name, shape, True, lambda: self.file.read(name))
-            return [replace(self.oriented(weight, layer, rest), memory=self.file.memory(name))]
+            weight = FoundWeight(layer or parameter_name, parameter_name, shape, True, partial(read, None))
+            return [replace(self.oriented(weight, layer, rest), memory=memory)]
         return [
             self.oriented(
-                FoundWeight(f"{parameter_name}[{i}]", parameter_name, shape[1:], False, self.one_of(name, i)),
+                FoundWeight(f"{parameter_name}[{i}]", parameter_name, shape[1:], False, partial(read, i)),
                 layer,
                 rest,
             )
@@ -170,51 +195,57 @@ class _Reader:
         belongs = is_scale or (rest != "weight" and set(_PACKED) & set(others))
         return None if belongs else f"is packed or quantised ({dtype})"
 
-    def computed_weight(self, layer: str, names: LayerNames, how: How) -> FoundWeight:
-        tensors = {
-            rest: name
-            for rest, name in names.tensors.items()
-            if (names.is_adapted and rest != "bias") or is_piece(rest)
-        }
-        largest = _largest(names, self.file)
-        shape = () if largest is None else self.file.shape(largest)
-        weight = FoundWeight(layer or "weight", join(layer, "weight"), shape, True, self.refusal(layer, ""))
-        base = names.tensors.get("weight")
-        if base is not None and (reason := self.why_refused(layer, "weight", base)):
-            return replace(weight, read=self.refusal(layer, reason))
+    def computed_weights(self, layer: str, attribute: str, computed: Computed) -> list[FoundWeight]:
+        """Return the weights in a tensor that the file holds in pieces: none, one, or those of a stack."""
+        tensors = self.layers[layer].tensors
+        names = {key: tensors[rest] for key, rest in computed.names.items()}
+        weight_name = (layer or attribute) if attribute == "weight" else join(layer, attribute)
+        shape: tuple[int, ...] = ()
+        if computed.whole is not None:
+            whole = names[computed.whole]
+            shape, reason = self.file.shape(whole), self.why_refused(layer, "weight", whole)
+            if reason is not None:
+                if computed.names[computed.whole] != "weight":
+                    reason = f"cannot be computed: {whole!r} {reason}"
+                is_default, refuse = attribute == "weight", self.refusal(weight_name, reason)
+                return [FoundWeight(weight_name, join(layer, attribute), shape, is_default, refuse)]
+            if len(shape) < 2 or 0 in shape:
+                return []
+        is_transposed = bool(self.kept(layer, attribute, shape).is_transposed)
 
-        def read(is_transposed: bool) -> Tensor:
-            pieces = {rest: self.file.read(name) for rest, name in tensors.items()}
+        def read(place: int | None = None) -> Tensor:
+            pieces = {key: self.file.read(name) for key, name in names.items()}
             try:
-                return how(Pieces(pieces, self.adapter, is_transposed))
+                tensor = computed.how(Pieces(pieces, self.adapter, is_transposed))
             except UnknownWeightError as error:
-                raise self.error(layer, str(error)) from None
+                raise self.error(weight_name, str(error)) from None
+            return tensor if place is None else tensor[place]
 
-        kept = self.kept(layer, "weight", shape)
-        weight = replace(weight, read=lambda: read(bool(kept.is_transposed)))
-        model_layers = self.known(layer, "weight")
-        if model_layers:
-            names_in_model = (model_layers[0].name, model_layers[0].parameter_name)
-            return self.turned(self.named(weight, *names_in_model), kept)
-        return replace(self.turned(weight, kept), why_unmatched=self.why_unmatched)
+        return self.weights_in(layer, attribute, shape, read)
 
     # --- what the model knows
 
     def known(self, layer: str, rest: str) -> list[Layer]:
         return [] if self.model is None else self.model.layers(join(layer, rest))
 
-    def known_weight(self, model_layer: Layer, layer: str, rest: str, name: str) -> FoundWeight:
+    def known_weight(
+        self,
+        model_layer: Layer,
+        layer: str,
+        rest: str,
+        shape: tuple[int, ...],
+        read: _Read,
+        memory: object,
+    ) -> FoundWeight:
         """Return a weight whose names and orientation the model knows."""
         place = model_layer.place
-        shape = self.file.shape(name)[0 if place is None else 1 :]
-        read = (lambda: self.file.read(name)) if place is None else self.one_of(name, place)
-        memory = self.file.memory(name) if place is None else None
+        shape, memory = (shape, memory) if place is None else (shape[1:], None)
         is_default = model_layer.attribute == "weight" and not model_layer.is_ambiguous
         stack = join(layer, rest)
         weight_name = layer if rest == "weight" and layer else stack
         if place is not None:
             weight_name = f"{stack}[{place}]"
-        weight = FoundWeight(weight_name, stack, shape, is_default, read, memory)
+        weight = FoundWeight(weight_name, stack, shape, is_default, partial(read, place), memory)
         parameter_name = model_layer.parameter_name if place is None else model_layer.name.rpartition("[")[0]
         weight = self.named(weight, model_layer.name or "weight", parameter_name)
         return self.turned(weight, Kept(model_layer.stored_transposed))
@@ -254,9 +285,6 @@ class _Reader:
 
     # --- reading
 
-    def one_of(self, name: str, place: int) -> Callable[[], Tensor]:
-        return lambda: self.file.read(name, place)
-
     def refusal(self, layer: str, reason: str) -> Callable[[], Tensor]:
         def refuse() -> Tensor:
             raise self.error(layer, reason)
@@ -267,12 +295,14 @@ class _Reader:
         return ValueError(f"{self.file.path}: the weight of layer {layer!r} {reason}")
 
 
-def _how(names: LayerNames) -> How | None:
-    """Return the function that computes a layer's weight; None if the weight is stored as such."""
-    return adapted if names.is_adapted else how_computed(names.tensors)
+def _computed_in(names: LayerNames, file: TensorFile) -> dict[str, Computed]:
+    """Return the tensors that a layer computes, by their attributes; with an adapter, only its weight."""
+    if names.is_adapted:
+        pieces = {rest: rest for rest in names.tensors if rest != "bias"}
+        return {"weight": Computed(adapted, pieces, "weight" if "weight" in pieces else None)}
+    return computed_in({rest: file.shape(name) for rest, name in names.tensors.items()})
 
 
-def _largest(names: LayerNames, file: TensorFile) -> str | None:
-    """Return the name of the largest piece of a computed weight, which has the weight's shape."""
-    pieces = [name for rest, name in names.tensors.items() if is_piece(rest)]
-    return max(pieces, key=lambda name: math.prod(file.shape(name)), default=None)
+def _pieces(computed: Mapping[str, Computed]) -> set[str]:
+    """Return the names that stand for pieces, and those of what is computed from them."""
+    return set(computed) | {rest for one in computed.values() for rest in one.names.values()}

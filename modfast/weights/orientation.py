@@ -120,7 +120,11 @@ class Orientation:
 
     def _bias_length(self, layer: str, rest: str) -> int | None:
         """Return the number of outputs that a bias shows, or a stack's biases; None without one."""
-        name = self._layers[layer].tensors.get("bias" if rest == "weight" else f"{rest}_bias")
+        tensors, bias = self._layers[layer].tensors, "bias" if rest == "weight" else f"{rest}_bias"
+        # A bias that is computed is as long as the longest of its pieces.
+        names = [bias, f"{bias}_orig", f"{bias}_v"]
+        names += [f"parametrizations.{bias}.{piece}" for piece in ("original", "original1")]
+        name = next((tensors[name] for name in names if name in tensors), None)
         shape = () if name is None else self._file.shape(name)
         return shape[-1] if len(shape) == (1 if rest == "weight" else 2) else None
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.files import open_to_read
+
 # Under this name modules save objects of any form; see ``nn.Module.get_extra_state``.
 _EXTRA_STATE = "_extra_state"
 
@@ -25,9 +27,10 @@ def load_pickled(path: Path, *, mapped: bool = False) -> Any:
             are read whole in any case.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is damaged, or holds objects that only code could make.
+        OSError: the file cannot be read, or is a folder.
+        ValueError: the file is damaged, is a pipe or a device, or holds objects that only code could make.
     """
+    open_to_read(path).close()  # torch.load would wait for what is written to a pipe
     try:
         mapped = mapped and zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

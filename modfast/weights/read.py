@@ -85,19 +85,21 @@ def read_weights(
 
         A weight is what the layer multiplies by. If the file holds the pieces of weight_norm, spectral_norm,
         pruning, or a LoRA adapter with ``adapter_config.json`` beside the file, the weight is computed from
-        them. Weights stored as (in, out), as in transposed convolutions, some stacks of experts and the
-        ``Conv1D`` of transformers, are returned as (out, in) if the length of their bias, the factors of an
-        adapter or ``config.json`` shows it. If nothing shows it, the first two dimensions are taken as they
-        stand, and ``Weights.assumed`` names what may be stored otherwise. A tensor of three dimensions is
-        taken for a convolution's if it is called ``weight``, else for a stack of matrices, each with its
-        place as in ``"experts.up_proj[3]"``.
+        them and has the name that it has in memory (``"lstm.weight_hh_l0"``, also if the file has
+        ``lstm.weight_hh_l0_orig`` and its mask). Weights stored as (in, out), as in transposed convolutions,
+        some stacks of experts and the ``Conv1D`` of transformers, are returned as (out, in) if the length of
+        their bias, the factors of an adapter or ``config.json`` shows it. If nothing shows it, the first two
+        dimensions are taken as they stand, and ``Weights.assumed`` names what may be stored otherwise. A
+        tensor of three dimensions is taken for a convolution's if it is called ``weight``, else for a stack
+        of matrices, each with its place as in ``"experts.up_proj[3]"``.
 
     Raises:
         FileNotFoundError: ``model`` does not exist, or a shard is missing.
         ValueError, OSError, TrainingError: ``model`` is no model, or is damaged; a pattern of ``layers``
             matches nothing, or there is no weight at all; the file has adapters of peft other than LoRA, or
             several state_dicts. When a weight is looked up: it is packed, quantised or not dense, or the file
-            does not show how it is computed or stored.
+            does not show how it is computed or stored. That includes the dimension of spectral_norm in a
+            square weight whose singular vectors no forward pass in training mode has updated.
         ImportError: a ``.safetensors`` file needs that package, which is not installed.
 
     Example:
@@ -135,7 +137,7 @@ def find_checkpoint(model: str | os.PathLike[str]) -> Path | None:
             return path / CHECKPOINT
         if is_weights_folder(path):
             return path
-        runs = sorted(str(folder) for folder in path.iterdir() if (folder / CHECKPOINT).is_file())
+        runs = sorted(str(folder) for folder in path.iterdir() if (folder / CHECKPOINT).exists())
         if runs:
             raise ValueError(f"{model} holds {len(runs)} runs, choose one of them: {', '.join(runs)}")
         raise FileNotFoundError(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from modfast.files import read_json
+from modfast.files import open_to_read, read_json
 
 from .pickled import load_pickled, memory_of, state_dict_in, tensor_entries, why_unreadable
 
@@ -188,7 +188,7 @@ def _load_shard(file: Path, *, mapped: bool = False) -> Mapping[str, Any]:
 
 def is_weights_folder(folder: Path) -> bool:
     """Whether a folder holds weights as transformers saves them."""
-    return any((folder / name).is_file() for name in _WEIGHTS)
+    return any((folder / name).exists() for name in _WEIGHTS)
 
 
 def open_tensors(path: Path, contents: Any = None) -> TensorFile:
@@ -204,7 +204,7 @@ def open_tensors(path: Path, contents: Any = None) -> TensorFile:
         ImportError: the file needs the package safetensors, which is not installed.
     """
     if path.is_dir():
-        path = next(path / name for name in _WEIGHTS if (path / name).is_file())
+        path = next(path / name for name in _WEIGHTS if (path / name).exists())
     if path.name.endswith(".index.json"):
         files = _shards(path)
         if all(file.suffix == ".safetensors" for file in files.values()):
@@ -220,10 +220,12 @@ def beside(path: Path, name: str) -> dict[str, Any]:
     """Return the contents of the JSON file ``name`` in a folder, or beside a file; empty if it is absent.
 
     Raises:
-        ValueError: the JSON file is damaged.
+        OSError: it cannot be read.
+        ValueError: it is damaged, or no file.
     """
     file = (path if path.is_dir() else path.parent) / name
-    contents = read_json(file) if file.is_file() else {}
+    # Whatever lies there is opened: a folder or a broken link is an error, not the absence of settings.
+    contents = read_json(file) if os.path.lexists(file) else {}
     if not isinstance(contents, dict):
         raise ValueError(f"{file} is damaged: it must hold a JSON object")
     return contents
@@ -241,7 +243,7 @@ def _shards(index: Path) -> dict[str, Path]:
             raise ValueError(f"{index} is damaged: {file!r} is no name of a file beside it")
         files[name] = index.parent / file
     for file in dict.fromkeys(files.values()):
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"{index} names {file.name}, which is not there")
     return files
 
@@ -251,6 +253,7 @@ def _open_safetensors(path: Path) -> Any:
         library = importlib.import_module("safetensors")
     except ImportError as error:
         raise ImportError(f"{path} needs the package safetensors: pip install safetensors") from error
+    open_to_read(path).close()  # the package would wait for what is written to a pipe
     try:
         return library.safe_open(path, framework="pt")
     except OSError:
