@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .readable import require_shape
 from .source import computed_tensors, in_evaluation_mode
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Inside, the model writes to copies of its buffers, such as running statistics; its own stay the same.
+
+    What a module registers inside, such as a buffer made in the first forward pass, is gone afterwards.
+
+    Raises:
+        ValueError: a parameter or buffer has no shape yet, so that a run would give the model one for good.
 
     Example:
         >>> model = nn.BatchNorm1d(2)
@@ -25,26 +31,61 @@ def preserved(model: nn.Module) -> Iterator[None]:
         >>> int(model.num_batches_tracked)
         0
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        require_shape(f"model: {name!r}", tensor)
+    before = [_Contents(module) for module in model.modules()]
     copies: dict[int, Tensor] = {}
-    originals: list[tuple[dict[str, Any], str, Any]] = []
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            originals.append((module._buffers, name, buffer))
             if buffer is not None:
                 if id(buffer) not in copies:
                     copies[id(buffer)] = buffer.detach().clone()
                 module._buffers[name] = copies[id(buffer)]
-        # The hooks of torch.nn.utils store in __dict__ what they compute before each forward pass.
-        originals += [
-            (module.__dict__, name, module.__dict__[name])
-            for name in computed_tensors(module)
-            if name in module.__dict__
-        ]
     try:
         yield
     finally:
-        for home, name, value in originals:
-            home[name] = value
+        for contents in before:
+            contents.put_back()
+
+
+class _Contents:
+    """What a module holds, to put it back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        homes: tuple[Any, ...] = (module._buffers, module._parameters, module._modules)
+        self._homes = [(home, dict(home.items())) for home in homes]  # TorchScript has no plain dicts
+        self._not_saved = set(self._names_not_saved())
+        self._attributes = dict(vars(module))
+
+    def _names_not_saved(self) -> set[str]:
+        return getattr(self._module, "_non_persistent_buffers_set", set())
+
+    def _has_registered(self) -> bool:
+        """Whether the module registered something meanwhile, or dropped it."""
+        held = any([name for name, _ in home.items()] != list(before) for home, before in self._homes)
+        return held or self._names_not_saved() != self._not_saved
+
+    def put_back(self) -> None:
+        """Put the buffers back; where something was registered meanwhile, all the module holds."""
+        attributes = vars(self._module)
+        # The hooks of torch.nn.utils store as attributes what they compute before each forward pass.
+        for name in computed_tensors(self._module):
+            if name in self._attributes:
+                attributes[name] = self._attributes[name]
+        if self._has_registered():
+            for home, before in self._homes:
+                home.clear()
+                home.update(before)
+            not_saved = self._names_not_saved()
+            not_saved.clear()
+            not_saved.update(self._not_saved)
+            # An attribute may say that it is registered; the next run has to register it again.
+            attributes.clear()
+            attributes.update(self._attributes)
+        buffers, before = self._homes[0]
+        for name, buffer in before.items():
+            buffers[name] = buffer
 
 
 @contextmanager
