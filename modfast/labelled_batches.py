@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .arrays import as_tensor, require_numbers, to_int64
-from .layers.running import split_batch
+from .layers.running import is_several, split_batch
 
 Batches: TypeAlias = Any
 """Labelled inputs: a pair of tensors, or an iterable of batches; see :func:`modfast.class_accuracy`."""
@@ -60,7 +60,7 @@ def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
     if isinstance(inputs, Mapping):
         parts = inputs
     else:
-        parts = dict(enumerate(inputs if isinstance(inputs, (tuple, list)) else [inputs]))
+        parts = dict(enumerate(inputs if is_several(inputs) else [inputs]))
     if not parts:
         raise ValueError(f"data has no inputs and {len(targets)} labels")
     for part in parts.values():
@@ -76,7 +76,7 @@ def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(inputs, Mapping):
             batch_inputs: Any = batch
         else:
-            batch_inputs = tuple(batch.values()) if isinstance(inputs, (tuple, list)) else batch[0]
+            batch_inputs = tuple(batch.values()) if is_several(inputs) else batch[0]
         yield batch_inputs, targets[rows]
 
 

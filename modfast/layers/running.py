@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from .readable import require_shape
@@ -120,7 +121,7 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     arguments = copied(inputs)
     if isinstance(arguments, Mapping):
         return model(**arguments)
-    if isinstance(arguments, (tuple, list)):
+    if is_several(arguments):
         return model(*arguments)
     return model(arguments)
 
@@ -150,14 +151,74 @@ class _CopiesAreClones(TorchFunctionMode):
 
 
 def moved(inputs: Any, device: torch.device) -> Any:
-    """A tensor, or the tensors in tuples, lists and mappings, on a device; other values as they are."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
+    """Inputs of any form on a device: tensors, those in tuples, lists and mappings, and objects with ``.to``.
+
+    Raises:
+        TypeError: an object cannot be moved, or a container cannot hold other tensors.
+    """
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, PackedSequence):
+            return value.to(device=device)  # type: ignore[call-arg]
+        if isinstance(value, (type, nn.Module)) or not callable(getattr(value, "to", None)):
+            return value
+        own = copied(value)  # many an object moves itself rather than a copy
+        try:
+            return own.to(device)
+        except Exception as error:  # an object may raise anything
+            raise TypeError(
+                f"inputs: a {type(value).__name__} cannot be moved to {device}: {error}"
+            ) from error
+
+    return with_leaves(inputs, move)
+
+
+def with_leaves(inputs: Any, change: Callable[[Any], Any]) -> Any:
+    """Inputs of the same form, of which each value that is no tuple, list or mapping is changed.
+
+    A ``PackedSequence`` is one value, though it is a tuple. Inputs in which nothing changes are returned
+    themselves. Tuples, named ones too, lists and mappings keep
+    their type, as a model may tell them apart.
+
+    Raises:
+        TypeError: a container's class does not allow it.
+
+    Example:
+        >>> with_leaves((1, {"a": [2, 3]}), lambda value: value + 1)
+        (2, {'a': [3, 4]})
+    """
     if isinstance(inputs, Mapping):
-        return {name: moved(value, device) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return [moved(value, device) for value in inputs]
-    return inputs
+        values: dict[Any, Any] = {name: with_leaves(value, change) for name, value in inputs.items()}
+    elif is_several(inputs):
+        values = {place: with_leaves(value, change) for place, value in enumerate(inputs)}
+    else:
+        return change(inputs)
+    if all(value is inputs[key] for key, value in values.items()):
+        return inputs
+    try:
+        return _refilled(inputs, values)
+    except Exception as error:  # a class may raise anything
+        raise TypeError(
+            f"inputs: a {type(inputs).__name__} cannot be made again with other tensors: {error}"
+        ) from error
+
+
+def _refilled(container: Any, values: Mapping[Any, Any]) -> Any:
+    """A container of the same type with other values for its keys or places."""
+    if isinstance(container, tuple):
+        named = hasattr(container, "_fields")
+        return type(container)(*values.values()) if named else type(container)(values.values())
+    own = copy.copy(container)
+    for key, value in values.items():
+        own[key] = value
+    return own
+
+
+def is_several(inputs: Any) -> bool:
+    """Whether inputs are several positional arguments: a tuple or list, but no ``PackedSequence``."""
+    return isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
 
 
 def split_batch(batch: Any, argument: str) -> tuple[Any, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from modfast.arrays import require_whole
 from modfast.layers.autograd_graph import (
@@ -24,7 +25,7 @@ from modfast.layers.autograd_graph import (
 from modfast.layers.layer import Layer, find_layers, layer_names
 from modfast.layers.readable import require_shape
 from modfast.layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
-from modfast.layers.running import call_model, device_of, logits_of, moved, preserved
+from modfast.layers.running import call_model, device_of, logits_of, moved, preserved, with_leaves
 from modfast.layers.source import in_evaluation_mode
 
 from .layer_order import OrderedLayer, following_norm, joins_units
@@ -273,7 +274,7 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
                 id(computed[layer] if layer in computed else layer.stored()): layer
                 for layer in reversed(known)
             }
-            inputs = _recording(moved(example_inputs, device_of(model)))
+            inputs = with_leaves(moved(example_inputs, device_of(model)), _recording)
             with Unhidden():
                 output = logits_of(call_model(model, inputs))
             yield _Record(output, weights, {*weights, *map(id, stand_ins.values())}, norms)
@@ -282,13 +283,13 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
             hook.remove()
 
 
-def _recording(inputs: Any) -> Any:
-    """Copies of the inputs, recorded by autograd. The model may write to these."""
-    if isinstance(inputs, Tensor):
-        return inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
-    if isinstance(inputs, Mapping):
-        return {name: _recording(value) for name, value in inputs.items()}
-    return [_recording(value) for value in inputs] if isinstance(inputs, (tuple, list)) else inputs
+def _recording(value: Any) -> Any:
+    """A copy of an input, recorded by autograd, which the model may write to."""
+    if isinstance(value, PackedSequence):
+        return PackedSequence(_recording(value.data), *value[1:])
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
 
 
 def _path(record: _Record) -> list[Node]:
