@@ -191,7 +191,7 @@ def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
         ValueError: the model is no such chain; the message names the operation or layer that prevents it.
         TypeError: the model returns no tensor.
     """
-    with _recorded(model, example_inputs) as record:
+    with _recorded(model, example_inputs, find_layers(model)) as record:
         path = _path(record)
         _check_units(path, record)
         uses = count_uses(record.output.grad_fn)
@@ -224,7 +224,7 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
         TypeError: as :func:`seen_order`.
     """
     norms_of: dict[Layer, list[BatchNorm]] = {layer: [] for layer in layers}
-    with _recorded(model, example_inputs) as record:
+    with _recorded(model, example_inputs, layers) as record:
         for node, norm in record.norms.items():
             path, edge = [node], record.data_edge(node)
             while edge is not None and operation_name(edge[0]) in _PASSING | _RESHAPING:
@@ -241,13 +241,24 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
 
 
 @contextmanager
-def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
-    """Run a model such that autograd records all its parameters, frozen ones too, and the inputs."""
+def _recorded(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -> Iterator[_Record]:
+    """Run a model such that autograd records all its parameters, frozen ones too, and the inputs.
+
+    Args:
+        model: as for :func:`seen_order`.
+        example_inputs: as for :func:`seen_order`.
+        layers: those that the record shows, as far as they are linear or convolutions. No other is read.
+
+    Raises:
+        UnsupportedWeightError: the weight of one of these layers cannot be read.
+    """
     require_own_parameters(model)
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
         require_shape(f"model: {name!r}", parameter)
-    known = [layer for layer in find_layers(model) if joins_units(layer)]
+    known = [layer for layer in layers if joins_units(layer)]
+    for layer in known:
+        _ = layer.source  # raises if the weight cannot be read
     with torch.inference_mode(False):
         stand_ins: dict[str, Tensor] = {
             name: parameter.detach().requires_grad_()
