@@ -21,6 +21,7 @@ from modfast.layers.autograd_graph import (
     nodes_before,
     operation_name,
     parameter_of,
+    source_of_matrix,
 )
 from modfast.layers.layer import Layer, find_layers, layer_names
 from modfast.layers.readable import require_shape
@@ -138,10 +139,8 @@ class _Record(NamedTuple):
         if operation not in _PRODUCTS:
             return None
         is_convolution = operation == "Convolution"
-        source, turns = node.next_functions[1 if is_convolution else -1][0], 0
-        while source is not None and operation_name(source) in ("T", "Transpose", "Permute"):
-            turns += _is_turn(source)
-            source = source.next_functions[0][0]
+        source, around = source_of_matrix(node.next_functions[1 if is_convolution else -1][0])
+        turns = sum(map(_is_turn, around))
         layer = self.layers.get(id(weight := parameter_of(source)))
         if layer is None or layer.is_convolution != is_convolution:
             return None
@@ -158,13 +157,17 @@ class _Record(NamedTuple):
         weight = self.weight_of(node)
         return None if weight is None else self.layers[id(weight)]
 
-    def data_edge(self, node: Node) -> tuple[Node, int] | None:
-        """The one input of an operation that is no parameter, so that it holds the units; else None."""
+    def data_edges(self, node: Node) -> list[tuple[Node, int]]:
+        """The inputs of an operation that are no parameters, so that they may hold units."""
         edges = list(node.next_functions)
         if operation_name(node) in _PRODUCTS:
             # Drop the weight. A bias is dropped below as a parameter, but an addend that holds units is not.
             edges.pop(1 if operation_name(node) == "Convolution" else -1)
-        edges = [edge for edge in edges if not self._is_parameter(*edge)]
+        return [edge for edge in edges if not self._is_parameter(*edge)]
+
+    def data_edge(self, node: Node) -> tuple[Node, int] | None:
+        """The one input of an operation that is no parameter, so that it holds the units; else None."""
+        edges = self.data_edges(node)
         return edges[0] if len(edges) == 1 else None
 
     def _is_parameter(self, node: Node, index: int) -> bool:
@@ -308,12 +311,17 @@ def _path(record: _Record) -> list[Node]:
     path: list[Node] = []
     node = record.output.grad_fn
     while node is not None and any(record.layer_of(ancestor) is not None for ancestor in nodes_before(node)):
-        edge = record.data_edge(node)
-        product = operation_name(node) in _PRODUCTS and record.layer_of(node) is not None
-        if edge is None or not (product or operation_name(node) in _FOLLOWED):
-            raise ValueError(_what_is_met(node, edge is None, record))
+        edges = record.data_edges(node)
+        layer = record.layer_of(node)
+        if not edges and layer is not None:
+            raise ValueError(
+                f"model: what layer {layer.name!r} reads comes from no input that PyTorch records: give "
+                "floating-point example_inputs, as tensors or in tuples, lists and mappings"
+            )
+        if len(edges) != 1 or not (layer is not None or operation_name(node) in _FOLLOWED):
+            raise ValueError(_what_is_met(node, len(edges) != 1, record))
         path.insert(0, node)
-        node = edge[0]
+        node = edges[0][0]
     if not path:
         raise ValueError(f"model: its output does not depend on a linear layer or a convolution; {_ADVICE}")
     return path
@@ -385,6 +393,8 @@ def _last_axes_used(node: Node) -> int:
 def _is_turn(node: Node) -> bool:
     """Whether an operation on the axes of a matrix swaps them, rather than leaving them as they are."""
     operation = operation_name(node)
+    if operation == "ToCopy":
+        return False
     if operation == "Permute":
         return _axis(node._saved_dims[0], 2) == 1
     return operation == "T" or _axis(node._saved_dim0, 2) != _axis(node._saved_dim1, 2)
