@@ -50,7 +50,9 @@ def _can_be_labels(values: object) -> bool:
     """Whether the second item of a pair can be the labels of the first; else both are batches."""
     if isinstance(values, Tensor) or hasattr(values, "__array__"):
         return True
-    return isinstance(values, Sequence) and all(isinstance(value, Number) for value in values)
+    return isinstance(values, Sequence) and all(
+        isinstance(value, Number) or (isinstance(value, Tensor) and value.dim() == 0) for value in values
+    )
 
 
 def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ class EnmeshmentLoss(nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
-        if not isinstance(partitions, (int, Mapping)) or isinstance(partitions, bool):
+        if isinstance(partitions, bool) or not isinstance(partitions, (Integral, Mapping)):
             raise TypeError(
                 f"partitions must be a number of clusters or a mapping of names to Partition, "
                 f"got {type(partitions).__name__}"

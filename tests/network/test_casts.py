@@ -65,7 +65,8 @@ def test_a_layer_that_is_used_twice_through_one_cast_is_seen(run):
 
 
 def test_a_circuit_stops_before_a_layer_that_is_used_twice_through_one_turn():
-    circuit = find_circuit(Model(twice_turned), X, 1)
+    with pytest.warns(match="layer 'g', whose weight is used 2 times"):
+        circuit = find_circuit(Model(twice_turned), X, 1)
     assert list(circuit.masks) == ["o"]
 
 
