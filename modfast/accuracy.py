@@ -65,6 +65,9 @@ def cluster_accuracy(
     changed. The weight of a layer is what its forward pass multiplies by, also where it is computed; see
     :class:`EnmeshmentLoss`.
 
+    Weights are replaced where modules hold them, as attributes. A forward pass that reaches a parameter in
+    another way, as through a list of its own, goes on with the model's own numbers.
+
     Args:
         model: as for :func:`class_accuracy`.
         data: as for :func:`class_accuracy`. It is iterated once.

@@ -53,10 +53,17 @@ class Number:
     included: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real):
             return False
-        number = float(value)
-        return (self.low < number or (self.included and number == self.low)) and number < self.high
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond all floats
+            return False
+        return (
+            math.isfinite(number)
+            and (self.low < number or (self.included and number == self.low))
+            and number < self.high
+        )
 
     def __str__(self) -> str:
         if math.isfinite(self.high):

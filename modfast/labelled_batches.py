@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .arrays import as_tensor, require_numbers, to_int64
-from .layers.running import split_batch
+from .layers.running import is_several, split_batch
 
 Batches: TypeAlias = Any
 """Labelled inputs: a pair of tensors, or an iterable of batches; see :func:`modfast.class_accuracy`."""
@@ -50,7 +50,9 @@ def _can_be_labels(values: object) -> bool:
     """Whether the second item of a pair can be the labels of the first; else both are batches."""
     if isinstance(values, Tensor) or hasattr(values, "__array__"):
         return True
-    return isinstance(values, Sequence) and all(isinstance(value, Number) for value in values)
+    return isinstance(values, Sequence) and all(
+        isinstance(value, Number) or (isinstance(value, Tensor) and value.dim() == 0) for value in values
+    )
 
 
 def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
@@ -60,7 +62,7 @@ def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
     if isinstance(inputs, Mapping):
         parts = inputs
     else:
-        parts = dict(enumerate(inputs if isinstance(inputs, (tuple, list)) else [inputs]))
+        parts = dict(enumerate(inputs if is_several(inputs) else [inputs]))
     if not parts:
         raise ValueError(f"data has no inputs and {len(targets)} labels")
     for part in parts.values():
@@ -76,7 +78,7 @@ def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
         if isinstance(inputs, Mapping):
             batch_inputs: Any = batch
         else:
-            batch_inputs = tuple(batch.values()) if isinstance(inputs, (tuple, list)) else batch[0]
+            batch_inputs = tuple(batch.values()) if is_several(inputs) else batch[0]
         yield batch_inputs, targets[rows]
 
 

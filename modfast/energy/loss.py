@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -60,9 +60,12 @@ class EnmeshmentLoss(nn.Module):
 
     The weight of a layer is what its forward pass multiplies by. Where it is computed, the gradient flows
     into what it is computed from: through parametrizations, the hooks of ``torch.nn.utils.weight_norm``,
-    ``spectral_norm`` and ``prune``, and the LoRA adapters of peft. A parameter of three dimensions that is no
-    convolution's is a stack of matrices, each a layer: ``"experts.up_proj[3]"`` is one, ``"experts.up_proj"``
-    means all.
+    ``spectral_norm`` and ``prune``, and the LoRA adapters of peft. A subclass of ``nn.Linear`` or of a
+    convolution with a forward pass of its own is trusted to multiply by its ``weight`` as it is: one that
+    scales or standardises it first is read wrongly. It cannot be read if it has other parameters or buffers
+    than weight and bias, such as a mask: write it as a parametrization. A parameter of three dimensions that
+    is no convolution's is a stack of matrices, each a layer: ``"experts.up_proj[3]"`` is one,
+    ``"experts.up_proj"`` means all.
 
     Names do not depend on what the model is wrapped in: the parts that wrappers add (``module.``,
     ``_orig_mod.``, ``base_model.model.`` and so on) are left out, and accepted if you give them. Convolutions
@@ -99,7 +102,7 @@ class EnmeshmentLoss(nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
-        if not isinstance(partitions, (int, Mapping)) or isinstance(partitions, bool):
+        if isinstance(partitions, bool) or not isinstance(partitions, (Integral, Mapping)):
             raise TypeError(
                 f"partitions must be a number of clusters or a mapping of names to Partition, "
                 f"got {type(partitions).__name__}"

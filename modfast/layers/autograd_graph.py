@@ -38,10 +38,28 @@ def nodes_before(start: Node) -> Iterator[Node]:
                 waiting.append(parent)
 
 
+def source_of_matrix(node: Node) -> tuple[Node, list[Node]]:
+    """What a matrix is read from, and the casts and changes of its axes that lie between."""
+    around = []
+    while node is not None and operation_name(node) in _LAID_OUT:
+        around.append(node)
+        node = node.next_functions[0][0]
+    return node, around
+
+
+# Operations that only cast a matrix or change its axes; one of them may serve several uses, as in autocast.
+_LAID_OUT = frozenset({"T", "Transpose", "Permute", "ToCopy"})
+
+
 def count_uses(start: Node) -> Counter[int]:
-    """How many operations read each parameter, by its ``id``."""
-    parents = (parent for node in nodes_before(start) for parent, _ in node.next_functions)
-    return Counter(id(parameter) for parameter in map(parameter_of, parents) if parameter is not None)
+    """How many operations read each parameter, as it is or laid out otherwise, by its ``id``."""
+    sources = (
+        source_of_matrix(parent)[0]
+        for node in nodes_before(start)
+        if operation_name(node) not in _LAID_OUT
+        for parent, _ in node.next_functions
+    )
+    return Counter(id(parameter) for parameter in map(parameter_of, sources) if parameter is not None)
 
 
 def leaves_of(tensor: Tensor) -> list[Tensor]:

@@ -306,7 +306,8 @@ def choose_layers(
         TypeError: a choice is of another kind.
     """
     listed = listed_choices(choices, argument, in_given_order=in_given_order)
-    chosen = [index for choice in listed for index in _chosen(layers, choice, argument)]
+    names = [layer.names for layer in layers]
+    chosen = [index for choice in listed for index in _chosen(layers, names, choice, argument)]
     return [layers[index] for index in (dict.fromkeys(chosen) if in_given_order else sorted(set(chosen)))]
 
 
@@ -324,14 +325,16 @@ def listed_choices(choices: Choices, argument: str, *, in_given_order: bool = Fa
     return list(choices)
 
 
-def _chosen(layers: Sequence[Layer], choice: Choice, argument: str) -> list[int]:
+def _chosen(
+    layers: Sequence[Layer], names: Sequence[Sequence[str]], choice: Choice, argument: str
+) -> list[int]:
     if isinstance(choice, type):
         raise TypeError(
             f"{argument} must hold names, globs, modules or functions of name and shape, "
             f"got the class {choice.__name__}: give modules of it"
         )
     if isinstance(choice, str):
-        matched = match_names([layer.names for layer in layers], choice, argument)
+        matched = match_names(names, choice, argument)
         explicit = choice.endswith("]")
     elif isinstance(choice, nn.Module):
         within = set(choice.modules())

@@ -35,6 +35,17 @@ def is_of(module: nn.Module, package: str, *class_names: str) -> bool:
     )
 
 
+def forward_class(module: nn.Module) -> type | None:
+    """The class whose forward pass a module runs; None if the module or a subclass replaces a part of it."""
+    kinds = type(module).__mro__
+    kind = next(base for base in kinds if "forward" in vars(base))
+    replaced = "forward" in vars(module) or any(
+        getattr(kinds[0], part, None) is not getattr(kind, part, None)
+        for part in ("__call__", "_conv_forward")
+    )
+    return None if replaced else kind
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside any number of wrappers; a module that is no wrapper itself."""
     while (inner := _wrapped(module)) is not None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from .readable import require_shape
 from .source import computed_tensors, in_evaluation_mode
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Inside, the model writes to copies of its buffers, such as running statistics; its own stay the same.
+
+    What a module registers inside, such as a buffer made in the first forward pass, is gone afterwards.
+
+    Raises:
+        ValueError: a parameter or buffer has no shape yet, so that a run would give the model one for good.
 
     Example:
         >>> model = nn.BatchNorm1d(2)
@@ -25,26 +32,61 @@ def preserved(model: nn.Module) -> Iterator[None]:
         >>> int(model.num_batches_tracked)
         0
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        require_shape(f"model: {name!r}", tensor)
+    before = [_Contents(module) for module in model.modules()]
     copies: dict[int, Tensor] = {}
-    originals: list[tuple[dict[str, Any], str, Any]] = []
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            originals.append((module._buffers, name, buffer))
             if buffer is not None:
                 if id(buffer) not in copies:
                     copies[id(buffer)] = buffer.detach().clone()
                 module._buffers[name] = copies[id(buffer)]
-        # The hooks of torch.nn.utils store in __dict__ what they compute before each forward pass.
-        originals += [
-            (module.__dict__, name, module.__dict__[name])
-            for name in computed_tensors(module)
-            if name in module.__dict__
-        ]
     try:
         yield
     finally:
-        for home, name, value in originals:
-            home[name] = value
+        for contents in before:
+            contents.put_back()
+
+
+class _Contents:
+    """What a module holds, to put it back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        homes: tuple[Any, ...] = (module._buffers, module._parameters, module._modules)
+        self._homes = [(home, dict(home.items())) for home in homes]  # TorchScript has no plain dicts
+        self._not_saved = set(self._names_not_saved())
+        self._attributes = dict(vars(module))
+
+    def _names_not_saved(self) -> set[str]:
+        return getattr(self._module, "_non_persistent_buffers_set", set())
+
+    def _has_registered(self) -> bool:
+        """Whether the module registered something meanwhile, or dropped it."""
+        held = any([name for name, _ in home.items()] != list(before) for home, before in self._homes)
+        return held or self._names_not_saved() != self._not_saved
+
+    def put_back(self) -> None:
+        """Put the buffers back; where something was registered meanwhile, all the module holds."""
+        attributes = vars(self._module)
+        # The hooks of torch.nn.utils store as attributes what they compute before each forward pass.
+        for name in computed_tensors(self._module):
+            if name in self._attributes:
+                attributes[name] = self._attributes[name]
+        if self._has_registered():
+            for home, before in self._homes:
+                home.clear()
+                home.update(before)
+            not_saved = self._names_not_saved()
+            not_saved.clear()
+            not_saved.update(self._not_saved)
+            # An attribute may say that it is registered; the next run has to register it again.
+            attributes.clear()
+            attributes.update(self._attributes)
+        buffers, before = self._homes[0]
+        for name, buffer in before.items():
+            buffers[name] = buffer
 
 
 @contextmanager
@@ -79,7 +121,7 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     arguments = copied(inputs)
     if isinstance(arguments, Mapping):
         return model(**arguments)
-    if isinstance(arguments, (tuple, list)):
+    if is_several(arguments):
         return model(*arguments)
     return model(arguments)
 
@@ -109,14 +151,74 @@ class _CopiesAreClones(TorchFunctionMode):
 
 
 def moved(inputs: Any, device: torch.device) -> Any:
-    """A tensor, or the tensors in tuples, lists and mappings, on a device; other values as they are."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
+    """Inputs of any form on a device: tensors, those in tuples, lists and mappings, and objects with ``.to``.
+
+    Raises:
+        TypeError: an object cannot be moved, or a container cannot hold other tensors.
+    """
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, PackedSequence):
+            return value.to(device=device)  # type: ignore[call-arg]
+        if isinstance(value, (type, nn.Module)) or not callable(getattr(value, "to", None)):
+            return value
+        own = copied(value)  # many an object moves itself rather than a copy
+        try:
+            return own.to(device)
+        except Exception as error:  # an object may raise anything
+            raise TypeError(
+                f"inputs: a {type(value).__name__} cannot be moved to {device}: {error}"
+            ) from error
+
+    return with_leaves(inputs, move)
+
+
+def with_leaves(inputs: Any, change: Callable[[Any], Any]) -> Any:
+    """Inputs of the same form, of which each value that is no tuple, list or mapping is changed.
+
+    A ``PackedSequence`` is one value, though it is a tuple. Inputs in which nothing changes are returned
+    themselves. Tuples, named ones too, lists and mappings keep
+    their type, as a model may tell them apart.
+
+    Raises:
+        TypeError: a container's class does not allow it.
+
+    Example:
+        >>> with_leaves((1, {"a": [2, 3]}), lambda value: value + 1)
+        (2, {'a': [3, 4]})
+    """
     if isinstance(inputs, Mapping):
-        return {name: moved(value, device) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return [moved(value, device) for value in inputs]
-    return inputs
+        values: dict[Any, Any] = {name: with_leaves(value, change) for name, value in inputs.items()}
+    elif is_several(inputs):
+        values = {place: with_leaves(value, change) for place, value in enumerate(inputs)}
+    else:
+        return change(inputs)
+    if all(value is inputs[key] for key, value in values.items()):
+        return inputs
+    try:
+        return _refilled(inputs, values)
+    except Exception as error:  # a class may raise anything
+        raise TypeError(
+            f"inputs: a {type(inputs).__name__} cannot be made again with other tensors: {error}"
+        ) from error
+
+
+def _refilled(container: Any, values: Mapping[Any, Any]) -> Any:
+    """A container of the same type with other values for its keys or places."""
+    if isinstance(container, tuple):
+        named = hasattr(container, "_fields")
+        return type(container)(*values.values()) if named else type(container)(values.values())
+    own = copy.copy(container)
+    for key, value in values.items():
+        own[key] = value
+    return own
+
+
+def is_several(inputs: Any) -> bool:
+    """Whether inputs are several positional arguments: a tuple or list, but no ``PackedSequence``."""
+    return isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
 
 
 def split_batch(batch: Any, argument: str) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from typing_extensions import override
 from modfast.arrays import is_sharded
 
 from .autograd_graph import nodes_before, operation_name
-from .readable import UnsupportedWeightError, check_readable
+from .readable import UnsupportedWeightError, check_readable, has_no_shape
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ def parametrized_tensors(module: nn.Module) -> list[str]:
 
 @contextmanager
 def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside; afterwards each submodule has its own mode again.
+    """Put a module into evaluation mode inside; afterwards it is as it was.
 
     Example:
         >>> model = nn.Dropout()
@@ -313,10 +313,53 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
+    with in_mode(module, training=False):
+        yield
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module into training or evaluation mode inside; afterwards each submodule has its own mode again.
+
+    A class may do more in ``train`` and ``eval`` than set the mode: it may add an adapter to its weight in
+    evaluation mode and take it out in training mode. Its own ``train`` takes it back, and its parameters are
+    then put back, since adding and taking out leaves rounding errors.
+    """
     modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
+    switching = [(submodule, mode) for submodule, mode in modes if _switches_itself(submodule)]
+    parameters = [
+        (part._parameters, dict(part._parameters))
+        for part in {part: None for submodule, _ in switching for part in submodule.modules()}
+        if isinstance(part._parameters, dict)  # TorchScript has no dict
+    ]
+    values = {
+        id(parameter): (parameter, parameter.detach().clone())
+        for _, held in parameters
+        for parameter in held.values()
+        if parameter is not None and not has_no_shape(parameter) and not parameter.is_meta
+    }
     try:
+        module.train(training) if training else module.eval()
         yield
     finally:
-        for submodule, training in modes:
-            submodule.training = training
+        try:
+            for submodule, mode in switching:  # the outermost first: it switches those within it as well
+                submodule.train(mode)
+        finally:
+            for home, held in parameters:
+                home.clear()
+                home.update(held)
+            for parameter, value in values.values():
+                if not torch.equal(parameter, value):
+                    # Through .data, as such modules do it themselves, since autograd allows no other way.
+                    parameter.data.copy_(value)
+            for submodule, mode in modes:
+                submodule.training = mode
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    """Whether a module has a ``train`` or ``eval`` of its own, which may do more than set the mode."""
+    return any(
+        name in vars(module) or getattr(type(module), name) is not getattr(nn.Module, name)
+        for name in ("train", "eval")
+    )

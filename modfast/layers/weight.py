@@ -14,12 +14,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from typing_extensions import override
 
-from .names import is_adapter, is_of
+from .names import forward_class, is_adapter, is_of
 from .readable import SUMMON, UnsupportedWeightError, check_readable, check_used_as_stored, is_managed_by_fsdp
-from .source import Hooked, Parametrized, Source, Stored, computed_by, parametrized_tensors, pieces_of
+from .source import (
+    Hooked,
+    Parametrized,
+    Source,
+    Stored,
+    computed_by,
+    computed_tensors,
+    parametrized_tensors,
+    pieces_of,
+)
+
+# Classes of transformers with other parameters than the weight, which they do not combine with it.
+_MULTIPLY_BY_WEIGHT = ("IdeficsDecoupledLinear",)
 
 # The factors of a LoRA adapter, in the order in which a forward pass applies them.
 _FACTORS = ("lora_A", "lora_B")
@@ -87,6 +100,39 @@ def source_of(module: nn.Module, attribute: str) -> Source:
     Raises:
         UnsupportedWeightError: the tensor is packed or quantised, or computed in a way that is not known.
     """
+    source = _found_source(module, attribute)
+    if attribute == "weight" and isinstance(module, (nn.Linear, _ConvNd)):
+        _check_multiplied_by(module)
+    return source
+
+
+def _check_multiplied_by(module: nn.Module) -> None:
+    """Raises for a subclass whose own forward pass may combine the weight with other tensors of the module.
+
+    Raises:
+        UnsupportedWeightError: the module has such tensors: a mask, factors of an adapter, a gain.
+    """
+    kind = forward_class(module)
+    if kind is not None and kind.__module__.startswith("torch."):
+        return
+    if is_of(module, "transformers", *_MULTIPLY_BY_WEIGHT):
+        return
+    # The hooks of torch.nn.utils keep what they compute a tensor from: weight_orig, weight_mask, weight_u.
+    kept = tuple(f"{name}_" for name in computed_tensors(module))
+    if parametrized_tensors(module):
+        kept += ("parametrizations.",)
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    others = [name for name, _ in tensors if name not in ("weight", "bias") and not name.startswith(kept)]
+    if others:
+        raise UnsupportedWeightError(
+            module,
+            "may not be what the layer multiplies by: it has a forward pass of its own, and besides weight "
+            f"and bias {', '.join(map(repr, others))}",
+        )
+
+
+def _found_source(module: nn.Module, attribute: str) -> Source:
+    """The source of a module's tensor, by how the module keeps it."""
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedWeightError(module, "belongs to TorchScript, which does not show it")
     check_used_as_stored(module)

@@ -22,7 +22,7 @@ from torch.nn.modules import (
 from torch.nn.utils import prune
 
 from modfast.layers.layer import operation
-from modfast.layers.names import is_adapter, unwrapped
+from modfast.layers.names import forward_class, is_adapter, unwrapped
 
 BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -56,16 +56,12 @@ def what_changes(module: nn.Module) -> str | None:
     if is_adapter(inner):
         own = "forward" in vars(inner) or not type(inner).__module__.startswith("peft.")
         return _OWN_FORWARD if own else what_changes(operation(inner))
-    kinds = type(inner).__mro__
-    kind = next(base for base in kinds if "forward" in vars(base))
-    known = kind.__module__.startswith("torch.nn.") or (
-        kind.__module__.startswith("transformers.") and kind.__name__ == "Conv1D"
+    kind = forward_class(inner)
+    known = kind is not None and (
+        kind.__module__.startswith("torch.nn.")
+        or (kind.__module__.startswith("transformers.") and kind.__name__ == "Conv1D")
     )
-    replaced = "forward" in vars(inner) or any(
-        getattr(kinds[0], part, None) is not getattr(kind, part, None)
-        for part in ("__call__", "_conv_forward")
-    )
-    return None if known and not replaced else _OWN_FORWARD
+    return None if known else _OWN_FORWARD
 
 
 def _foreign_hooks(hooked: nn.Module) -> bool:

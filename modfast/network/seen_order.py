@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from modfast.arrays import require_whole
 from modfast.layers.autograd_graph import (
@@ -20,11 +21,12 @@ from modfast.layers.autograd_graph import (
     nodes_before,
     operation_name,
     parameter_of,
+    source_of_matrix,
 )
 from modfast.layers.layer import Layer, find_layers, layer_names
 from modfast.layers.readable import require_shape
 from modfast.layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
-from modfast.layers.running import call_model, device_of, logits_of, moved, preserved
+from modfast.layers.running import call_model, device_of, logits_of, moved, preserved, with_leaves
 from modfast.layers.source import in_evaluation_mode
 
 from .layer_order import OrderedLayer, following_norm, joins_units
@@ -137,10 +139,8 @@ class _Record(NamedTuple):
         if operation not in _PRODUCTS:
             return None
         is_convolution = operation == "Convolution"
-        source, turns = node.next_functions[1 if is_convolution else -1][0], 0
-        while source is not None and operation_name(source) in ("T", "Transpose", "Permute"):
-            turns += _is_turn(source)
-            source = source.next_functions[0][0]
+        source, around = source_of_matrix(node.next_functions[1 if is_convolution else -1][0])
+        turns = sum(map(_is_turn, around))
         layer = self.layers.get(id(weight := parameter_of(source)))
         if layer is None or layer.is_convolution != is_convolution:
             return None
@@ -157,13 +157,17 @@ class _Record(NamedTuple):
         weight = self.weight_of(node)
         return None if weight is None else self.layers[id(weight)]
 
-    def data_edge(self, node: Node) -> tuple[Node, int] | None:
-        """The one input of an operation that is no parameter, so that it holds the units; else None."""
+    def data_edges(self, node: Node) -> list[tuple[Node, int]]:
+        """The inputs of an operation that are no parameters, so that they may hold units."""
         edges = list(node.next_functions)
         if operation_name(node) in _PRODUCTS:
             # Drop the weight. A bias is dropped below as a parameter, but an addend that holds units is not.
             edges.pop(1 if operation_name(node) == "Convolution" else -1)
-        edges = [edge for edge in edges if not self._is_parameter(*edge)]
+        return [edge for edge in edges if not self._is_parameter(*edge)]
+
+    def data_edge(self, node: Node) -> tuple[Node, int] | None:
+        """The one input of an operation that is no parameter, so that it holds the units; else None."""
+        edges = self.data_edges(node)
         return edges[0] if len(edges) == 1 else None
 
     def _is_parameter(self, node: Node, index: int) -> bool:
@@ -190,7 +194,7 @@ def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
         ValueError: the model is no such chain; the message names the operation or layer that prevents it.
         TypeError: the model returns no tensor.
     """
-    with _recorded(model, example_inputs) as record:
+    with _recorded(model, example_inputs, find_layers(model)) as record:
         path = _path(record)
         _check_units(path, record)
         uses = count_uses(record.output.grad_fn)
@@ -223,7 +227,7 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
         TypeError: as :func:`seen_order`.
     """
     norms_of: dict[Layer, list[BatchNorm]] = {layer: [] for layer in layers}
-    with _recorded(model, example_inputs) as record:
+    with _recorded(model, example_inputs, layers) as record:
         for node, norm in record.norms.items():
             path, edge = [node], record.data_edge(node)
             while edge is not None and operation_name(edge[0]) in _PASSING | _RESHAPING:
@@ -240,13 +244,24 @@ def seen_norms(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -
 
 
 @contextmanager
-def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
-    """Run a model such that autograd records all its parameters, frozen ones too, and the inputs."""
+def _recorded(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) -> Iterator[_Record]:
+    """Run a model such that autograd records all its parameters, frozen ones too, and the inputs.
+
+    Args:
+        model: as for :func:`seen_order`.
+        example_inputs: as for :func:`seen_order`.
+        layers: those that the record shows, as far as they are linear or convolutions. No other is read.
+
+    Raises:
+        UnsupportedWeightError: the weight of one of these layers cannot be read.
+    """
     require_own_parameters(model)
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
         require_shape(f"model: {name!r}", parameter)
-    known = [layer for layer in find_layers(model) if joins_units(layer)]
+    known = [layer for layer in layers if joins_units(layer)]
+    for layer in known:
+        _ = layer.source  # raises if the weight cannot be read
     with torch.inference_mode(False):
         stand_ins: dict[str, Tensor] = {
             name: parameter.detach().requires_grad_()
@@ -273,7 +288,7 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
                 id(computed[layer] if layer in computed else layer.stored()): layer
                 for layer in reversed(known)
             }
-            inputs = _recording(moved(example_inputs, device_of(model)))
+            inputs = with_leaves(moved(example_inputs, device_of(model)), _recording)
             with Unhidden():
                 output = logits_of(call_model(model, inputs))
             yield _Record(output, weights, {*weights, *map(id, stand_ins.values())}, norms)
@@ -282,13 +297,13 @@ def _recorded(model: nn.Module, example_inputs: Any) -> Iterator[_Record]:
             hook.remove()
 
 
-def _recording(inputs: Any) -> Any:
-    """Copies of the inputs, recorded by autograd. The model may write to these."""
-    if isinstance(inputs, Tensor):
-        return inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
-    if isinstance(inputs, Mapping):
-        return {name: _recording(value) for name, value in inputs.items()}
-    return [_recording(value) for value in inputs] if isinstance(inputs, (tuple, list)) else inputs
+def _recording(value: Any) -> Any:
+    """A copy of an input, recorded by autograd, which the model may write to."""
+    if isinstance(value, PackedSequence):
+        return PackedSequence(_recording(value.data), *value[1:])
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
 
 
 def _path(record: _Record) -> list[Node]:
@@ -296,12 +311,17 @@ def _path(record: _Record) -> list[Node]:
     path: list[Node] = []
     node = record.output.grad_fn
     while node is not None and any(record.layer_of(ancestor) is not None for ancestor in nodes_before(node)):
-        edge = record.data_edge(node)
-        product = operation_name(node) in _PRODUCTS and record.layer_of(node) is not None
-        if edge is None or not (product or operation_name(node) in _FOLLOWED):
-            raise ValueError(_what_is_met(node, edge is None, record))
+        edges = record.data_edges(node)
+        layer = record.layer_of(node)
+        if not edges and layer is not None:
+            raise ValueError(
+                f"model: what layer {layer.name!r} reads comes from no input that PyTorch records: give "
+                "floating-point example_inputs, as tensors or in tuples, lists and mappings"
+            )
+        if len(edges) != 1 or not (layer is not None or operation_name(node) in _FOLLOWED):
+            raise ValueError(_what_is_met(node, len(edges) != 1, record))
         path.insert(0, node)
-        node = edge[0]
+        node = edges[0][0]
     if not path:
         raise ValueError(f"model: its output does not depend on a linear layer or a convolution; {_ADVICE}")
     return path
@@ -373,6 +393,8 @@ def _last_axes_used(node: Node) -> int:
 def _is_turn(node: Node) -> bool:
     """Whether an operation on the axes of a matrix swaps them, rather than leaving them as they are."""
     operation = operation_name(node)
+    if operation == "ToCopy":
+        return False
     if operation == "Permute":
         return _axis(node._saved_dims[0], 2) == 1
     return operation == "T" or _axis(node._saved_dim0, 2) != _axis(node._saved_dim1, 2)

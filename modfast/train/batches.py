@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from modfast.layers.running import preserved
+from modfast.layers.source import in_mode
 
 Call: TypeAlias = Callable[[Tensor], Any]
 
@@ -108,7 +109,6 @@ def _left_as_it_was(model: nn.Module, *, training: bool) -> Iterator[tuple[Call,
 
     Afterwards buffers, modes and random states are as before.
     """
-    modes = {module: module.training for module in model.modules()}
     python, numpy = random.getstate(), np.random.get_state()
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     entered: list[str] = []
@@ -122,13 +122,14 @@ def _left_as_it_was(model: nn.Module, *, training: bool) -> Iterator[tuple[Call,
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
             hooks.append(module.register_forward_hook(leave))
     try:
-        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), preserved(model):
-            model.train(training)
+        with (
+            torch.random.fork_rng([device for device in devices if device.type == "cuda"]),
+            preserved(model),
+            in_mode(model, training=training),
+        ):
             yield model, entered
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
         random.setstate(python)
         np.random.set_state(numpy)

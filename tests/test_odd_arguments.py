@@ -1,0 +1,49 @@
+"""Numbers in unusual forms: NumPy's integers, integers beyond all floats, labels that are tensors each."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modfast import EnmeshmentLoss, class_accuracy, spectral_cocluster
+from modfast.arguments import Number
+from modfast.layers.layer import Layer, choose_layers, find_layers
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, int])
+def test_any_integer_is_a_number_of_clusters(kind):
+    model = nn.Linear(8, 8)
+    loss = EnmeshmentLoss(model, kind(2))
+    assert loss() == EnmeshmentLoss(model, 2)()
+    assert type(loss.partitions[""].num_clusters) is int
+    with pytest.raises(ValueError, match="partitions: layer '': "):
+        EnmeshmentLoss(model, kind(0))
+    for other in (True, np.bool_(True), np.float64(2)):
+        with pytest.raises(TypeError, match="partitions must be a number of clusters"):
+            EnmeshmentLoss(model, other)
+
+
+def test_an_integer_beyond_all_floats_is_not_allowed():
+    assert 10**400 not in Number(0)
+    assert -(10**400) not in Number(0, 1)
+    with pytest.raises(ValueError, match="tol must be a number between 0 and 1"):
+        spectral_cocluster(torch.randn(8, 8), 2, tol=10**400)
+
+
+def test_labels_may_be_a_list_of_tensors():
+    labels = torch.tensor([0, 1, 1])
+    found = class_accuracy(nn.Identity(), (torch.eye(3), list(labels)))
+    assert found[:2].tolist() == [1.0, 0.5]
+
+
+def test_names_of_layers_are_listed_once_for_all_choices(monkeypatch):
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(40)))
+    layers, asked, names = find_layers(model), [], Layer.names.fget
+
+    def counted(layer):
+        asked.append(layer)
+        return names(layer)
+
+    monkeypatch.setattr(Layer, "names", property(counted))
+    assert choose_layers(layers, [str(i) for i in range(40)], "layers") == layers
+    assert len(asked) == 40
