@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.modules.linear import Linear, NonDynamicallyQuantizableLinear
 from typing_extensions import override
 
 from .names import forward_class, is_adapter, is_of
@@ -101,7 +101,7 @@ def source_of(module: nn.Module, attribute: str) -> Source:
         UnsupportedWeightError: the tensor is packed or quantised, or computed in a way that is not known.
     """
     source = _found_source(module, attribute)
-    if attribute == "weight" and isinstance(module, (nn.Linear, _ConvNd)):
+    if attribute == "weight" and isinstance(module, (Linear, _ConvNd)):
         _check_multiplied_by(module)
     return source
 
