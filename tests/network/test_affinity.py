@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from their_layers import Conv1D
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -15,17 +16,6 @@ from torch.nn.utils import parametrizations
 from modfast import EnmeshmentLoss, Partition, spectral_cocluster
 from modfast.models import CNN
 from modfast.network import gradient_affinity, network_graph
-
-
-class Conv1D(nn.Module):
-    """As in transformers: y = x W + b, with W of (in, out)."""
-
-    def __init__(self, out: int, into: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(into, out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
 
 
 def digits(count: int = 3, size: int = 5) -> list[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from their_layers import Conv1D
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -15,20 +16,6 @@ from modfast import EnmeshmentLoss, Partition
 from modfast.models import CNN, MLP
 from modfast.network import gradient_affinity, network_graph, network_nodes, network_partitions
 from modfast.partition import load_partitions, save_partitions
-
-
-class Conv1D(nn.Module):
-    """As in transformers: y = x W + b, with W of (in, out)."""
-
-    def __init__(self, out: int, into: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(into, out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
-
-
-Conv1D.__module__ = "transformers.pytorch_utils"
 
 
 class Doubled(nn.Module):
@@ -300,7 +287,11 @@ def test_what_is_no_chain_raises(model: nn.Module, layers: Any, message: str) ->
 
 
 def test_models_only() -> None:
-    for function in (network_graph, network_nodes, lambda model: gradient_affinity(model, "0", [], total)):
+    for function in (
+        network_graph,
+        network_nodes,
+        lambda model: gradient_affinity(model, "0", [], torch.sub),
+    ):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got Tensor"):
             function(torch.ones(2, 2))
 
