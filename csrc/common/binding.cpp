@@ -5,11 +5,9 @@
 namespace modfast {
 
 std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
-  text << ")";
-  return text.str();
+  std::string text = "(";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + text_of(tensor.size(d));
+  return text + ")";
 }
 
 DType dtype_of(const Tensor& tensor, const char* name) {

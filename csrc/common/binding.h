@@ -13,7 +13,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <initializer_list>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -24,12 +23,15 @@ namespace modfast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A part of a message as text. No streams: where a compiler links the C++ library statically, as some do for
+// portable binaries, its locales clash with PyTorch's copy, and writing a number to a stream crashes.
+inline std::string text_of(const char* part) { return part; }
+inline std::string text_of(const std::string& part) { return part; }
+inline std::string text_of(int64_t part) { return std::to_string(part); }
+
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  message << "modfast: ";
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
+  throw std::runtime_error(("modfast: " + ... + text_of(parts)));
 }
 
 // A macro, so that the parts of the message are made only when they are needed.

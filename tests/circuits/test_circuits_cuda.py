@@ -202,7 +202,7 @@ def test_bad_arguments_raise():
     for match, changed in (
         ("features must be on the CUDA device", {"features": gpu["features"].cpu()}),
         ("signs must be on the CUDA device", {"signs": gpu["signs"].cpu()}),
-        ("features must be on the CUDA device", {"weights": [each.cpu() for each in gpu["weights"]]}),
+        ("weights must be on the CUDA device", {"weights": [each.cpu() for each in gpu["weights"]]}),
         ("weights must be on the CUDA device", {"weights": [gpu["weights"][0], gpu["weights"][1].cpu()]}),
         ("held must be on the CUDA device", {"held": [gpu["held"][0], gpu["held"][1].cpu()]}),
         ("weights must be Double", {"weights": [each.float() for each in gpu["weights"]]}),
