@@ -90,6 +90,22 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """True or False.
+
+    Example:
+        >>> str(Flag()), True in Flag(), 1 in Flag()
+        ('True or False', True, False)
+    """
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+@dataclass(frozen=True)
 class NoneOr:
     """What another constraint allows, or None.
 
@@ -127,7 +143,7 @@ class Distinct:
         return f"one or more, none of them twice, each {self.each}"
 
 
-Constraint = Integer | Number | OneOf | NoneOr | Distinct
+Constraint = Integer | Number | OneOf | Flag | NoneOr | Distinct
 
 SEED = Integer(0, 2**63 - 1)
 """What PyTorch's generators take."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.layers.layer import Layer, operation
+from modfast.partition import Partition
 
 from .layer_order import joins_units, named_order, norms_in_sequences, sequence_order
 from .plain_modules import BatchNorm
@@ -160,3 +161,15 @@ def nodes_of(chain: Sequence[Link]) -> dict[str, slice]:
     names = [_INPUT, *(link.layer.name for link in chain)]
     ends = accumulate([chain[0].inputs, *(len(link.weight) for link in chain)])
     return {name: slice(start, stop) for name, (start, stop) in zip(names, pairwise([0, *ends]), strict=True)}
+
+
+def partitions_of(chain: Sequence[Link], labels: Tensor, num_clusters: int) -> dict[str, Partition]:
+    """The partition of each layer's weight by the clusters of the graph's nodes, but for grouped layers."""
+    partitions = {}
+    for link, (before, after) in zip(chain, pairwise(nodes_of(chain).values()), strict=True):
+        if link.groups == 1:
+            positions = link.weight.shape[1] // link.inputs
+            partitions[link.layer.name] = Partition(
+                labels[after], labels[before].repeat_interleave(positions), num_clusters
+            )
+    return partitions

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
 from modfast.partition import Labels, Partition, read_labels
 
-from .chain import find_chain, graph_of, nodes_of
+from .chain import find_chain, graph_of, nodes_of, partitions_of
 
 
 def network_graph(
@@ -138,11 +137,4 @@ def network_partitions(
     if len(node_labels) != total:
         raise ValueError(f"labels must be {total}, one for each node of the network, got {len(node_labels)}")
     count = max(int(node_labels.max()) + 1, 1)
-    partitions = {}
-    for link, (before, after) in zip(chain, pairwise(nodes.values()), strict=True):
-        if link.groups == 1:
-            positions = link.weight.shape[1] // link.inputs
-            partitions[link.layer.name] = Partition(
-                node_labels[after], node_labels[before].repeat_interleave(positions), count
-            )
-    return partitions
+    return partitions_of(chain, node_labels, count)

@@ -15,6 +15,7 @@ from torch import Tensor
 from modfast.data.dataset import Dataset
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.files import atomic_write, open_to_read
+from modfast.partition import Partition
 from modfast.results import RESULTS
 from modfast.run_folder import RunFolder
 
@@ -46,9 +47,13 @@ def identity(run: Run, dataset: Dataset) -> dict[str, Any]:
     for name in ("epochs", "device", "threads"):
         del config[name]
     config["layers"] = None if run.config.layers is None else list(run.config.layers)
+    # Whether blocks were given or made makes no difference; clusters that training finds are its own result.
+    found = config["clusters_from"] == "spectral"
+    if not found:
+        del config["clusters_from"]
     clusters = {
         name: [partition.row_labels.tolist(), partition.col_labels.tolist()]
-        for name, partition in run.partitions.items()
+        for name, partition in ({} if found else run.partitions).items()
     }
     shapes = {name: list(parameter.shape) for name, parameter in run.model.named_parameters()}
     return {"config": config, "partitions": clusters, "parameters": shapes, "data": dataset.fingerprint()}
@@ -74,6 +79,8 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
         # As (out, in, *kernel), which the state_dict need not be. Shared memory is written once.
         "weights": measured_weights(run),
         "history": run.history,
+        "partitions": {name: _with_labels(partition) for name, partition in run.measured.items()},
+        "clustered": run.clustered,
         "random_state": torch.get_rng_state(),
         "cuda_random_state": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
         "python_random_state": random.getstate(),
@@ -91,7 +98,8 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return a checkpoint's contents: ``model`` (a state_dict), ``initial`` and ``weights`` (those of the
-    measured layers, before training and now), ``history``, and what resuming needs.
+    measured layers, before training and now), ``history``, ``partitions`` (of the measured layers: row
+    labels, column labels, number of clusters), and what resuming needs.
 
     Raises:
         OSError: the file cannot be opened.
@@ -126,6 +134,13 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
     run.optimizer.load_state_dict(state["optimizer"])
     run.initial = state["initial"]
     run.history = state["history"]
+    # Checkpoints of older versions lack these; their clusters are part of the identity.
+    if "partitions" in state:
+        run.clustered = state["clustered"]
+        run.measured = {
+            name: Partition(*labels).to(run.device) for name, labels in state["partitions"].items()
+        }
+        run.partitions = {name: run.measured[name] for name in run.partitions}
     torch.set_rng_state(state["random_state"])
     if run.device.type == "cuda" and state["cuda_random_state"] is not None:
         torch.cuda.set_rng_state(state["cuda_random_state"], run.device)
@@ -157,6 +172,10 @@ def check_continued(run: Run, dataset: Dataset, folder: RunFolder) -> None:
         )
 
 
+def _with_labels(partition: Partition) -> list[Any]:
+    return [partition.row_labels.cpu(), partition.col_labels.cpu(), partition.num_clusters]
+
+
 # "made with another ...": what a run and its checkpoint have in common.
 _WORDS = {"config": "config", "partitions": "partition", "parameters": "model", "data": "data"}
 
@@ -168,6 +187,10 @@ def _read_own(run: Run, dataset: Dataset, path: Path) -> dict[str, Any]:
     for part in wanted:
         if part not in saved:
             raise TrainingError(f"{path} is damaged: it lacks {part!r} of its identity")
+        if part == "config":
+            # Checkpoints of older versions lack later settings, and were made with what are their defaults.
+            defaults = asdict(type(run.config)())
+            saved[part], wanted[part] = defaults | saved[part], defaults | wanted[part]
         if saved[part] != wanted[part]:
             names = [f.name for f in fields(run.config)] if part == "config" else []
             differing = [

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import SEED, Integer, NoneOr, Number, OneOf, check_fields
+from modfast.arguments import SEED, Flag, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.partition import Partition
 
+CLUSTERS_FROM = ("blocks", "file", "spectral")
+AFFINITIES = ("weights", "gradients")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Record: TypeAlias = dict[str, Any]
@@ -25,8 +27,22 @@ class TrainConfig:
         layers: names or globs of the layers to regularise. The default is the hidden layer that the paper
             regularises; name the layers of your own model that are to become modular, or give None for every
             ``nn.Linear``.
-        num_clusters: the number of contiguous blocks in each layer for which no partition is given.
-        epochs: passes over the training images.
+        num_clusters: the number of clusters in each layer for which no partition is given.
+        epochs: passes over the training images, the plain ones at the beginning included.
+        warmup_epochs: how many epochs at the beginning train without the enmeshment loss.
+        clusters_from: where the clusters come from: "blocks", equal contiguous blocks, which need no warm-up;
+            "file", the partitions that are given to :func:`train`; "spectral", found in the trained
+            network after the warm-up, so that the loss deepens what is there already.
+        affinity: what spectral clusters are found in: "weights", the magnitudes ``|W|``, or "gradients",
+            ``|sum of dL/dW|`` over the training images (:func:`modfast.gradient_affinity`).
+        chained: for spectral clusters: find them in the network that the layers form together
+            (:func:`modfast.network_graph`), so that the neurons which one layer writes and the next one reads
+            have the same clusters. False finds them layer by layer. The layers must follow each other.
+        recluster_every: find spectral clusters again after each so many epochs; None finds them once.
+        ramp_epochs: over how many epochs after the warm-up the weight of the loss rises, step by step, from 0
+            to ``enmeshment_weight``; 0 has it all at once.
+        l1_weight: the weight of the sum of the magnitudes of all linear layers' weights in the loss, in
+            every epoch; a rival to enmeshment that makes weights few rather than modular.
         batch_size: images for each step; the last step of an epoch may have fewer.
         learning_rate: Adam's learning rate.
         seed: the seed of the image order and of all random numbers that training draws. (The caller seeds
@@ -49,6 +65,13 @@ class TrainConfig:
     layers: tuple[str, ...] | None = ("fc2",)
     num_clusters: int = 4
     epochs: int = 21
+    warmup_epochs: int = 0
+    clusters_from: str = "blocks"
+    affinity: str = "weights"
+    chained: bool = False
+    recluster_every: int | None = None
+    ramp_epochs: int = 0
+    l1_weight: float = 0.0
     batch_size: int = 64
     learning_rate: float = 1e-3
     seed: int = 42
@@ -62,6 +85,13 @@ class TrainConfig:
             {
                 "num_clusters": Integer(1),
                 "epochs": Integer(1),
+                "warmup_epochs": Integer(0),
+                "clusters_from": OneOf(CLUSTERS_FROM),
+                "affinity": OneOf(AFFINITIES),
+                "chained": Flag(),
+                "recluster_every": NoneOr(Integer(1)),
+                "ramp_epochs": Integer(0),
+                "l1_weight": Number(0, included=True),
                 "batch_size": Integer(1),
                 "seed": SEED,
                 "threads": NoneOr(Integer(1)),
@@ -72,6 +102,50 @@ class TrainConfig:
         )
         if self.layers is not None and not self.layers:
             raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs must be below epochs ({self.epochs}), got {self.warmup_epochs}")
+        if self.clusters_from == "spectral":
+            if self.warmup_epochs == 0:
+                raise ValueError(
+                    "warmup_epochs must be at least 1 for spectral clusters, which are found after it, got 0"
+                )
+            return
+        for name, plain in (("affinity", "weights"), ("chained", False), ("recluster_every", None)):
+            if getattr(self, name) != plain:
+                got = getattr(self, name)
+                raise ValueError(f"{name} must be {plain!r} unless clusters_from is 'spectral', got {got!r}")
+
+    def weight_at(self, epoch: int, progress: float) -> float:
+        """The weight of the enmeshment loss.
+
+        Args:
+            epoch: counted from 1.
+            progress: the share of this epoch's steps that are done, the present one included.
+
+        Example:
+            >>> config = TrainConfig(enmeshment_weight=20.0, epochs=9, warmup_epochs=2, ramp_epochs=4)
+            >>> [config.weight_at(epoch, 1.0) for epoch in (2, 3, 4, 6, 9)]
+            [0.0, 5.0, 10.0, 20.0, 20.0]
+        """
+        since = epoch - self.warmup_epochs - 1
+        if since < 0:
+            return 0.0
+        if since >= self.ramp_epochs:
+            return self.enmeshment_weight
+        return self.enmeshment_weight * (since + progress) / self.ramp_epochs
+
+    def finds_clusters(self, epoch: int) -> bool:
+        """Whether clusters are found before this epoch, counted from 1.
+
+        Example:
+            >>> config = TrainConfig(epochs=9, warmup_epochs=3, clusters_from="spectral", recluster_every=2)
+            >>> [epoch for epoch in range(1, 10) if config.finds_clusters(epoch)]
+            [4, 6, 8]
+        """
+        since = epoch - self.warmup_epochs - 1
+        if self.clusters_from != "spectral" or since < 0:
+            return False
+        return since == 0 or (self.recluster_every is not None and since % self.recluster_every == 0)
 
 
 @dataclass
@@ -82,9 +156,10 @@ class Run:
         model: the network, on its device.
         optimizer: Adam over its parameters.
         config: what was asked for.
-        partitions: the clusters of the regularised layers.
+        partitions: the clusters of the regularised layers; contiguous blocks until spectral ones are found.
         measured: the clusters of every layer whose clusterability is recorded: the regularised layers, and
             other linear layers with at least ``num_clusters`` rows and columns.
+        clustered: whether ``partitions`` are those of the loss: False in a warm-up to spectral clusters.
         initial: the weights of the measured layers before training.
         history: one record for each finished epoch; see :func:`train`.
     """
@@ -95,6 +170,7 @@ class Run:
     partitions: dict[str, Partition]
     measured: dict[str, Partition]
     initial: dict[str, Tensor]
+    clustered: bool = True
     history: list[Record] = field(default_factory=list)
 
     @property

@@ -8,7 +8,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from modfast.data.dataset import Dataset
 from modfast.energy.loss import EnmeshmentLoss
-from modfast.layers.layer import linear_layers
+from modfast.layers.layer import Layer, linear_layers
 from modfast.layers.running import evaluating, logits_of
 from modfast.machine import choose_device, using_threads
 from modfast.partition import Partition
@@ -36,6 +37,7 @@ from .checkpoint import (
     save_checkpoint,
     seed_generators,
 )
+from .clusters import check_clusters, find_clusters
 from .config import PRECISIONS, Record, Run, TrainConfig
 from .distributed import Ranks
 
@@ -66,7 +68,7 @@ def train(
             device and trained in place.
         dataset: the images.
         config: the settings of the training.
-        partitions: layer name to clusters; by default contiguous blocks of ``config.layers``.
+        partitions: layer name to clusters; by default those of ``config.clusters_from``.
         out: the folder that gets a checkpoint after each epoch, written whole or not at all, and loadable
             with ``torch.load(..., weights_only=True)``. None writes none.
         resume: continue from the checkpoint in ``out``, if there is one. The ``results.json`` of a run that
@@ -80,8 +82,11 @@ def train(
     Returns:
         The finished run. Each record of its ``history`` holds ``epoch`` (from 1), ``loss`` and
         ``cross_entropy`` (means over the epoch's steps, in nats), ``enmeshment`` (of the regularised
-        layers, at the end), ``train_accuracy`` (while training), ``test_accuracy``,
-        ``clusterability`` (of each linear layer, at the end) and ``seconds`` (training and testing).
+        layers, at the end), ``train_accuracy`` (while training), ``test_accuracy``, ``test_cross_entropy``,
+        ``clusterability`` (of each linear layer, at the end) and ``seconds`` (training and testing). In a
+        warm-up to spectral clusters, ``enmeshment`` is None and ``clusterability`` lacks the regularised
+        layers. The record of an epoch before which clusters were found has them as ``found``: the
+        clusterability of each layer at that moment.
 
     Raises:
         ValueError: the configuration does not fit the model, the data or the machine.
@@ -196,17 +201,23 @@ def train_in_folder(
             ranks.first(take)
             ranks.first(keep)
         loss = EnmeshmentLoss(run.model, run.partitions)
+        penalised = linear_layers(run.model)
         steps = math.ceil(len(dataset.train_images) / config.batch_size)
 
         for epoch in range(len(run.history) + 1, config.epochs + 1):
             began = time.perf_counter()
+            found = {}
+            if config.finds_clusters(epoch):
+                find_clusters(run, dataset, ranks)
+                loss = EnmeshmentLoss(run.model, run.partitions)
+                found = {"found": loss.clusterability()}
             run.model.train()
             if ranks.size > 1:
                 # Dropout differs between ranks, and a resumed epoch repeats that of an uninterrupted run.
                 seed_generators(_seed(config.seed, epoch, ranks.rank))
             # The sum of the cross-entropy, and the number of images classified correctly.
             totals = torch.zeros(2, dtype=torch.float64, device=run.device)
-            enmeshment_sum = torch.zeros_like(totals[0])
+            extra = torch.zeros_like(totals[0])  # the sum over steps of what is added to the cross-entropy
             for step, batch in enumerate(
                 _order(dataset, config.seed, epoch).split(config.batch_size), start=1
             ):
@@ -214,9 +225,11 @@ def train_in_folder(
                 if len(share := ranks.share(batch)):
                     totals += _backward(run, dataset, share, len(batch))
                 ranks.sum_gradients_(run.model.parameters())
-                if config.enmeshment_weight:
-                    # After the sum: enmeshment depends on the weights alone, which all ranks have in common.
-                    enmeshment_sum += loss.accumulate_grad_(config.enmeshment_weight)
+                # After the sum: these depend on the weights alone, which all ranks have in common.
+                if weight := config.weight_at(epoch, step / steps):
+                    extra += weight * loss.accumulate_grad_(weight)
+                if config.l1_weight:
+                    extra += _penalise(penalised, config.l1_weight)
                 run.optimizer.step()
                 if on_step is not None and ranks.is_first:
                     on_step(epoch, step, steps)
@@ -225,17 +238,24 @@ def train_in_folder(
             ranks.copy_first_(run.model)
             count = len(dataset.train_images)
             entropy, correct = (ranks.sum(totals) / count).tolist()
-            record = _measure(run, dataset, loss, ranks)
+            record = _measure(run, dataset, loss, ranks) | found
             record |= {
                 "epoch": epoch,
                 "cross_entropy": entropy,
-                "loss": entropy + config.enmeshment_weight * float(enmeshment_sum) / steps,
+                "loss": entropy + float(extra) / steps,
                 "train_accuracy": correct,
                 "seconds": time.perf_counter() - began,
             }
             run.history.append(record)
             ranks.first(lambda: _finish_epoch(run, keep, on_epoch))
     return run
+
+
+def _penalise(layers: Sequence[Layer], weight: float) -> Tensor:
+    """Accumulate the gradient of ``weight`` times the sum of all magnitudes, and return that product."""
+    penalty = weight * torch.stack([layer.weight().abs().sum() for layer in layers]).sum()
+    penalty.backward()
+    return penalty.detach()
 
 
 def _check_batches(run: Run, dataset: Dataset, ranks: Ranks) -> None:
@@ -287,7 +307,7 @@ def _finish_epoch(run: Run, keep: Callable[[], None], on_epoch: Callable[[Record
         TrainingError: the loss is not finite.
     """
     record = run.history[-1]
-    if not math.isfinite(record["loss"] + record["enmeshment"]):
+    if not math.isfinite(record["loss"] + (record["enmeshment"] or 0.0)):
         raise TrainingError(
             f"the loss is {record['loss']} in epoch {record['epoch']}: a smaller learning_rate "
             f"(now {run.config.learning_rate}) may help"
@@ -311,6 +331,12 @@ def _seed(*numbers: int) -> int:
 def _start(
     model: nn.Module, dataset: Dataset, config: TrainConfig, partitions: Mapping[str, Partition] | None
 ) -> Run:
+    if partitions is None and config.clusters_from == "file":
+        raise ValueError("partitions must be given, as clusters_from is 'file', got None")
+    if partitions is not None and config.clusters_from == "spectral":
+        raise ValueError("partitions must be None, as clusters_from is 'spectral'")
+    if partitions is not None:
+        config = replace(config, clusters_from="file")
     device = choose_device(config.device)
     model.to(device)
     seed_generators(config.seed)
@@ -320,7 +346,9 @@ def _start(
         shape = layer.shape
         if layer.name not in measured and min(shape) >= config.num_clusters:
             measured[layer.name] = Partition.blocks(shape, config.num_clusters)
-    return Run(
+    if config.l1_weight and not linear_layers(model):
+        raise ValueError("l1_weight must be 0 for a model without linear layers")
+    run = Run(
         model=model,
         # Fused makes one pass over the parameters; the default's dozen take a tenth of a step on two cores.
         optimizer=torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
@@ -328,7 +356,11 @@ def _start(
         partitions=chosen.partitions,
         measured=EnmeshmentLoss(model, measured).partitions,
         initial={},  # set once all ranks have the same weights
+        clustered=config.clusters_from != "spectral",
     )
+    if not run.clustered:
+        check_clusters(run, dataset)
+    return run
 
 
 def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None:
@@ -349,7 +381,7 @@ def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None
 def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> Record:
     """Return the measures that are recorded at the end of an epoch."""
     with evaluating(run.model):
-        right = 0
+        right, entropy = 0, torch.zeros((), dtype=torch.float64, device=run.device)
         for images, labels in zip(
             ranks.share(dataset.test_images).split(_EVALUATION_BATCH),
             ranks.share(dataset.test_labels).split(_EVALUATION_BATCH),
@@ -358,9 +390,16 @@ def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> 
             if len(labels):  # a rank has none where there are fewer images than ranks
                 logits = logits_of(run.model(dataset.normalize(images.to(run.device))))
                 right += int((logits.argmax(dim=1).cpu() == labels).sum())
-        enmeshment = float(loss())
+                entropy += cross_entropy(logits.double(), labels.to(run.device), reduction="sum")
+        enmeshment = float(loss()) if run.clustered else None
+    measured = {
+        name: partition
+        for name, partition in run.measured.items()
+        if run.clustered or name not in run.partitions
+    }
     return {
         "enmeshment": enmeshment,
+        "test_cross_entropy": float(ranks.sum(entropy)) / len(dataset.test_labels),
         "test_accuracy": int(ranks.sum(torch.tensor(right, device=run.device))) / len(dataset.test_labels),
-        "clusterability": EnmeshmentLoss(run.model, run.measured).clusterability(),
+        "clusterability": EnmeshmentLoss(run.model, measured).clusterability() if measured else {},
     }

@@ -1,0 +1,107 @@
+"""Clusters that training finds in its own network, after the plain epochs at the beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from modfast.data.dataset import Dataset
+from modfast.layers.layer import Layer, find_layer
+from modfast.layers.running import evaluating
+from modfast.network.affinity import gradient_affinity
+from modfast.network.chain import Link, find_chain, graph_of, partitions_of
+from modfast.network.seen_order import seen_order
+from modfast.partition import Partition
+from modfast.spectral.clustering import spectral_cluster, spectral_cocluster
+
+from .config import Run
+from .distributed import Ranks
+
+_FEW_IMAGES = 2
+
+
+def check_clusters(run: Run, dataset: Dataset) -> None:
+    """Raise if spectral clusters of these layers could not be found after the warm-up.
+
+    Raises:
+        ValueError: there are more clusters than rows or columns; or the layers are to be chained and do not
+            follow each other.
+    """
+    for name, partition in run.partitions.items():
+        if run.config.num_clusters > min(partition.shape):
+            raise ValueError(
+                f"num_clusters must be at most {min(partition.shape)} for layer {name!r}, "
+                f"got {run.config.num_clusters}"
+            )
+    if run.config.chained:
+        _chain(run, dataset)
+
+
+def find_clusters(run: Run, dataset: Dataset, ranks: Ranks) -> None:
+    """Put spectral clusters of the weights as they are now in the place of the regularised layers' clusters.
+
+    All processes have the same weights; the first one finds the clusters for all.
+    """
+
+    def labels() -> dict[str, list[list[int]]]:
+        with evaluating(run.model):
+            found = _chained(run, dataset) if run.config.chained else _layer_by_layer(run, dataset)
+        return {name: [part.row_labels.tolist(), part.col_labels.tolist()] for name, part in found.items()}
+
+    for name, (rows, cols) in ranks.first(labels).items():
+        run.partitions[name] = Partition(rows, cols, run.config.num_clusters).to(run.device)
+    run.measured |= run.partitions
+    run.clustered = True
+
+
+def _layer_by_layer(run: Run, dataset: Dataset) -> dict[str, Partition]:
+    found = {}
+    for name in run.partitions:
+        similarity, affinity = _similarity(run, dataset, find_layer(run.model, name, "layers"))
+        found[name] = spectral_cocluster(
+            similarity, run.config.num_clusters, affinity=affinity, seed=run.config.seed
+        )
+    return found
+
+
+def _chained(run: Run, dataset: Dataset) -> dict[str, Partition]:
+    chain = [
+        link._replace(weight=_similarity(run, dataset, link.layer)[0].to(link.weight.device))
+        for link in _chain(run, dataset)
+    ]
+    labels = spectral_cluster(graph_of(chain), run.config.num_clusters, seed=run.config.seed)
+    return partitions_of(chain, labels, run.config.num_clusters)
+
+
+def _similarity(run: Run, dataset: Dataset, layer: Layer) -> tuple[Tensor, str]:
+    """Return what a layer's clusters are found in, and the affinity that :func:`spectral_cocluster` needs."""
+    if run.config.affinity == "weights":
+        return layer.weight().detach(), "abs"
+    return gradient_affinity(run.model, layer.name, _batches(run, dataset), cross_entropy), "given"
+
+
+def _batches(run: Run, dataset: Dataset) -> Iterator[Any]:
+    size = run.config.batch_size
+    for images, labels in zip(
+        dataset.train_images.split(size), dataset.train_labels.split(size), strict=True
+    ):
+        yield dataset.normalize(images.to(run.device)), labels.to(run.device)
+
+
+def _chain(run: Run, dataset: Dataset) -> list[Link]:
+    """Return the regularised layers in the order in which the model runs them: each reads the one before."""
+    images = dataset.normalize(dataset.train_images[:_FEW_IMAGES].to(run.device))
+    order = [layer.name for layer, _ in seen_order(run.model, images)]
+    places = sorted(order.index(name) for name in run.partitions)
+    if places != list(range(places[0], places[-1] + 1)):
+        between = [name for name in order[places[0] : places[-1]] if name not in run.partitions]
+        raise ValueError(
+            f"layers must follow each other to be chained; between {order[places[0]]!r} and "
+            f"{order[places[-1]]!r} lie {between}"
+        )
+    with torch.no_grad():
+        return find_chain(run.model, [order[place] for place in places], images)
