@@ -1,11 +1,14 @@
-"""The options that several commands have. The defaults are those of the dataclasses that they fill."""
+"""The options that several commands have. The defaults are those of a protocol, or of the dataclasses."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from modfast.train.config import PRECISIONS, TrainConfig
+from modfast.experiment.protocols import PROTOCOLS
+from modfast.models import MODELS
+from modfast.train.config import AFFINITIES, CLUSTERS_FROM, PRECISIONS, TrainConfig
 
 Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What ``add_subparsers`` returns, to which each command adds its parser."""
@@ -34,8 +37,13 @@ def out_options() -> argparse.ArgumentParser:
     return options
 
 
-def training_options() -> argparse.ArgumentParser:
-    """Return the output options, and which model to train, on which data, and how."""
+def training_options(protocol: str) -> argparse.ArgumentParser:
+    """Return the output options, and which model to train, on which data, and how.
+
+    Args:
+        protocol: the name of the protocol that holds without ``--protocol``; its settings hold where no other
+            option says otherwise.
+    """
     options = argparse.ArgumentParser(add_help=False, parents=[out_options()])
     options.add_argument(
         "--data",
@@ -43,34 +51,56 @@ def training_options() -> argparse.ArgumentParser:
         help="%(default)s (default), cifar10, mnist, imagefolder:PATH or fake; see modfast.data.load_dataset",
     )
     options.add_argument(
-        "--model", default="auto", help="%(default)s (default), cnn, mlp or package.module:callable"
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default=protocol,
+        metavar="NAME",
+        help="settings that other options change one by one: "
+        + "; ".join(f"{each.name} ({each.source})" for each in PROTOCOLS.values())
+        + " (default: %(default)s)",
+    )
+    options.add_argument(
+        "--model",
+        help=f"{MODELS} (default: the protocol's; auto: mlp for images of one channel, cnn for others)",
     )
     options.add_argument(
         "--layers",
         nargs="+",
         metavar="NAME",
-        help="layers to regularise, names or globs (default: fc2 of the paper's models, else every linear)",
+        help="layers to regularise, names or globs (default: the protocol's; every linear layer of a model "
+        "of your own)",
     )
 
-    def number(flag: str, default: Any, metavar: str, text: str) -> None:
-        options.add_argument(
-            flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: %(default)s)"
-        )
+    def setting(flag: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        options.add_argument(flag, type=kind, metavar=metavar, help=f"{text} (default: the protocol's)")
 
+    setting("--clusters", int, "K", "number of clusters")
     options.add_argument(
-        "--clusters",
-        type=int,
-        metavar="K",
-        help=f"number of clusters, equal blocks of neurons (default: {TrainConfig.num_clusters})",
+        "--clusters-from",
+        choices=CLUSTERS_FROM,
+        help="blocks: equal contiguous blocks; file: --partitions; spectral: found in the weights after the "
+        "warm-up (default: file with --partitions, else the protocol's)",
     )
-    number(
-        "--enmeshment-weight",
-        TrainConfig.enmeshment_weight,
-        "LAMBDA",
-        "weight of the enmeshment loss; 0 trains a plain model",
+    options.add_argument(
+        "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
     )
-    number("--batch-size", TrainConfig.batch_size, "N", "images per step")
-    number("--learning-rate", TrainConfig.learning_rate, "RATE", "learning rate of Adam")
+    setting("--warmup-epochs", int, "N", "epochs at the beginning without the enmeshment loss")
+    options.add_argument(
+        "--affinity",
+        choices=AFFINITIES,
+        help="what spectral clusters are found in (default: the protocol's)",
+    )
+    options.add_argument(
+        "--chained",
+        action=argparse.BooleanOptionalAction,
+        help="spectral clusters that consecutive layers share (default: the protocol's)",
+    )
+    setting("--recluster-every", int, "N", "find spectral clusters anew after each so many epochs")
+    setting("--enmeshment-weight", float, "LAMBDA", "weight of the enmeshment loss; 0 trains a plain model")
+    setting("--ramp-epochs", int, "N", "epochs over which that weight rises from 0")
+    setting("--l1-weight", float, "WEIGHT", "weight of the sum of all magnitudes of linear layers' weights")
+    setting("--batch-size", int, "N", "images per step")
+    setting("--learning-rate", float, "RATE", "learning rate of Adam")
     options.add_argument(
         "--precision",
         default=TrainConfig.precision,

@@ -8,6 +8,7 @@ from pathlib import Path
 from modfast.circuit import CRITERIA
 from modfast.data.dataset import Dataset
 from modfast.experiment.circuits import check_circuit_files
+from modfast.experiment.protocols import RECOMMENDED
 from modfast.experiment.runs import reproduce
 from modfast.experiment.trained_models import CircuitConfig, check_circuits
 from modfast.models import build_model
@@ -19,14 +20,14 @@ from .circuits import find_circuits
 from .display import Display
 from .machine import load_data
 from .options import Parsers, training_options
-from .train import default_epochs, training_config
+from .train import chosen_protocol, given_partitions
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
     """Add the command and its options."""
     parser = commands.add_parser(
         "reproduce",
-        parents=[training_options()],
+        parents=[training_options(RECOMMENDED)],
         help="plain against modular model over seeds",
         description="Train a plain and a modular model for each seed and compare them.",
     )
@@ -40,7 +41,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--epochs",
         type=int,
         metavar="N",
-        help="for both models (default: 10 plain and 21 modular, as published; 60 for digits)",
+        help="for both models, the warm-up in proportion (default: the protocol's, with more of digits)",
     )
     parser.add_argument(
         "--circuits",
@@ -55,24 +56,25 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
     """Train all models, show how they compare, and find their circuits if requested."""
     dataset = load_data(options.data, ranks)
-    epochs, plain_epochs = default_epochs(options)
-    config = ranks.every(lambda: training_config(options, ranks, dataset, epochs))
+    partitions = given_partitions(options, ranks)
+    protocol = ranks.every(lambda: chosen_protocol(options, ranks, dataset, partitions))
     seeds = range(options.seed, options.seed + options.seeds)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     circuits = None
     if options.circuits is not None:
-        circuits = ranks.every(lambda: _circuit_config(options, dataset))
+        circuits = ranks.every(lambda: _circuit_config(options, dataset, protocol.model))
         # Files in their way are reported before hours of training.
         ranks.first(lambda: check_circuit_files(options.out, seeds, dataset, circuits, **flags))
     folder = Path(options.out)
     with Display(shown=ranks.is_first) as display:
         results = reproduce(
             dataset,
-            options.model,
-            config,
+            protocol.model,
+            protocol.config,
             folder,
             seeds=seeds,
-            plain_epochs=plain_epochs,
+            plain_epochs=protocol.plain_epochs,
+            partitions=partitions,
             progress=display.progress,
             group=ranks.group,
             **flags,
@@ -82,12 +84,12 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
             find_circuits(folder, dataset, circuits, display, ranks, **flags)
 
 
-def _circuit_config(options: argparse.Namespace, dataset: Dataset) -> CircuitConfig:
+def _circuit_config(options: argparse.Namespace, dataset: Dataset, model: str) -> CircuitConfig:
     """Return the configuration for circuits, after checking it with the model."""
     config = CircuitConfig(
         criteria=tuple(options.circuits or CircuitConfig.criteria),
         device=options.device,
         threads=options.threads,
     )
-    check_circuits(build_model(options.model, dataset.image_shape, dataset.num_classes), dataset, config)
+    check_circuits(build_model(model, dataset.image_shape, dataset.num_classes), dataset, config)
     return config

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from modfast.data.dataset import Dataset
 from modfast.energy.loss import EnmeshmentLoss
+from modfast.experiment.protocols import PROTOCOLS, Protocol
 from modfast.experiment.runs import train_run
 from modfast.models import build_model
 from modfast.partition import Partition, load_partitions
@@ -17,19 +20,34 @@ from modfast.train.distributed import Ranks
 
 from .display import Display
 from .machine import load_data, take_device
-from .options import Parsers, as_tuple, training_options
+from .options import Parsers, training_options
 
-# For the modular and for the plain model, as published (arXiv 2409.15747). The digits are 1,437 images: 60
-# epochs of them are as many steps as two of CIFAR-10.
-_EPOCHS = (21, 10)
-_DIGITS_EPOCHS = (60, 60)
+_OWN_MODELS = ("auto", "cnn", "cnn4", "cnn-large", "mlp")
+# The options that are settings of a TrainConfig by the same name; without a value, the protocol's hold.
+_SETTINGS = (
+    "layers",
+    "clusters_from",
+    "warmup_epochs",
+    "affinity",
+    "chained",
+    "recluster_every",
+    "enmeshment_weight",
+    "ramp_epochs",
+    "l1_weight",
+    "batch_size",
+    "learning_rate",
+    "seed",
+    "device",
+    "threads",
+    "precision",
+)
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
     """Add the command and its options."""
     parser = commands.add_parser(
         "train",
-        parents=[training_options()],
+        parents=[training_options("published-2024")],
         help="train one model",
         description="Train one model into a folder.",
     )
@@ -40,10 +58,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--epochs",
         type=int,
         metavar="N",
-        help=f"passes over the data (default: {_EPOCHS[0]}, as published; {_DIGITS_EPOCHS[0]} for digits)",
-    )
-    parser.add_argument(
-        "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
+        help="passes over the data (default: the protocol's, with more of digits)",
     )
     return parser
 
@@ -51,16 +66,13 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
     """Train the model, and show its last numbers."""
     dataset = load_data(options.data, ranks)
-    epochs, _ = default_epochs(options)
-    partitions = None
-    if options.partitions is not None:
-        partitions = ranks.every(lambda: load_partitions(options.partitions))
-    config = ranks.every(lambda: training_config(options, ranks, dataset, epochs, partitions))
+    partitions = given_partitions(options, ranks)
+    protocol = ranks.every(lambda: chosen_protocol(options, ranks, dataset, partitions))
     with Display(shown=ranks.is_first) as display:
         results = train_run(
             dataset,
-            options.model,
-            config,
+            protocol.model,
+            protocol.config,
             options.out,
             partitions=partitions,
             resume=options.resume,
@@ -71,40 +83,50 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
         display.table(run_table(results), Path(options.out))
 
 
-def default_epochs(options: argparse.Namespace) -> tuple[int, int]:
-    """Return the epochs of a modular and of a plain model."""
-    if options.epochs is not None:
-        return options.epochs, options.epochs
-    return _DIGITS_EPOCHS if options.data == "digits" else _EPOCHS
+def given_partitions(options: argparse.Namespace, ranks: Ranks) -> dict[str, Partition] | None:
+    """Return the partitions of ``--partitions``; None without that option."""
+    if options.partitions is None:
+        return None
+    return ranks.every(lambda: load_partitions(options.partitions))
 
 
-def training_config(
+def chosen_protocol(
     options: argparse.Namespace,
     ranks: Ranks,
     dataset: Dataset,
-    epochs: int,
-    partitions: Mapping[str, Partition] | None = None,
-) -> TrainConfig:
-    """Return the configuration that the options ask for, after checking it with the model."""
-    layers = options.layers
-    if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
-        layers = ["fc2"]
-    config = TrainConfig(
-        enmeshment_weight=options.enmeshment_weight,
-        layers=as_tuple(layers),
-        num_clusters=_num_clusters(options, partitions),
-        epochs=epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        device=options.device,
-        threads=options.threads,
-        precision=options.precision,
+    partitions: Mapping[str, Partition] | None,
+) -> Protocol:
+    """Return the protocol with the settings that the options change, after checking it with the model."""
+    protocol = PROTOCOLS[options.protocol].for_data(options.data)
+    # What is known of the paper's models is not known of others: there all linear layers are regularised.
+    layers = protocol.config.layers if options.model in (None, *_OWN_MODELS) else None
+    settings: dict[str, Any] = {
+        "layers": None if partitions is not None else layers,
+        "clusters_from": protocol.config.clusters_from if partitions is None else "file",
+        "num_clusters": _num_clusters(options, partitions),
+    }
+    if settings["clusters_from"] == "file" and protocol.config.clusters_from == "spectral":
+        settings |= {"affinity": "weights", "chained": False, "recluster_every": None}
+    for name in _SETTINGS:
+        value = getattr(options, name)
+        if value is not None:
+            settings[name] = tuple(value) if name == "layers" else value
+    if options.epochs is not None:
+        if options.warmup_epochs is None:
+            protocol = protocol.with_epochs(options.epochs)
+        else:
+            protocol = replace(protocol, plain_epochs=options.epochs)
+            settings["epochs"] = options.epochs
+    protocol = replace(
+        protocol,
+        config=replace(protocol.config, **settings),
+        model=protocol.model if options.model is None else options.model,
     )
-    take_device(config.device, ranks)
-    model = build_model(options.model, dataset.image_shape, dataset.num_classes)
-    EnmeshmentLoss(model, config.num_clusters if partitions is None else partitions, config.layers)
-    return config
+    take_device(protocol.config.device, ranks)
+    model = build_model(protocol.model, dataset.image_shape, dataset.num_classes)
+    clusters = protocol.config.num_clusters if partitions is None else partitions
+    EnmeshmentLoss(model, clusters, protocol.config.layers)
+    return protocol
 
 
 def _num_clusters(options: argparse.Namespace, partitions: Mapping[str, Partition] | None) -> int:

@@ -288,6 +288,7 @@ def reproduce(
     *,
     seeds: Sequence[int],
     plain_epochs: int | None = None,
+    partitions: Mapping[str, Partition] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -302,6 +303,7 @@ def reproduce(
         out: the folder; each run has its own within it, ``plain-seed0`` and so on.
         seeds: the seeds; each gives a pair of models that start from the same weights.
         plain_epochs: for the plain model; by default as many as for the modular one.
+        partitions: layer name to clusters, for ``clusters_from`` "file".
         resume: keep finished runs and continue unfinished ones.
         overwrite: remove what ``modfast reproduce`` wrote to ``out`` and to the folders of these runs before.
         progress: callbacks that report progress.
@@ -317,6 +319,8 @@ def reproduce(
     """
     ranks = Ranks(group)
     ranks.every(lambda: _check_comparison(config, seeds))
+    if partitions is not None and config.clusters_from == "blocks":
+        config = replace(config, clusters_from="file")
     folder = RunFolder(out, "reproduce")
     epochs = {"plain": config.epochs if plain_epochs is None else plain_epochs, "modular": config.epochs}
     weight = {"plain": 0.0, "modular": config.enmeshment_weight}
@@ -350,6 +354,7 @@ def reproduce(
                 run_folder,
                 claimed,
                 comparison=folder,
+                partitions=partitions,
                 resume=resume,
                 progress=progress,
                 group=group,

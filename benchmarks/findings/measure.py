@@ -1,0 +1,135 @@
+"""Train one network and measure it: one record for each arm and seed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from modfast import Circuit, circuit_overlap, find_circuit, find_circuits
+from modfast.data.dataset import Dataset
+from modfast.experiment.runs import evaluate
+from modfast.machine import environment
+from modfast.models import CNN, MLP, build_model
+from modfast.report.circuits.summary import describe_circuits, pair_mean, run_measures
+from modfast.train import TrainConfig, train
+from modfast.train.checkpoint import seed_generators
+
+from .arms import Arm
+
+CRITERIA = ("loss", "balanced")
+FIXED = "fixed"
+"""The name of the circuits whose allowed loss is the same for all networks."""
+
+
+def measure(
+    arm: Arm, seed: int, dataset: Dataset, device: str, threads: int | None, allowed: Sequence[float] | None
+) -> dict[str, Any]:
+    """Train and measure one network.
+
+    Args:
+        arm: how it is trained.
+        seed: of its initial weights, and of the order of the images.
+        dataset: the images.
+        device: where it is trained; circuits are found on the CPU.
+        threads: of PyTorch.
+        allowed: for each class the loss that circuits of all arms may have, in nats; None finds none such.
+    """
+    began = time.perf_counter()
+    config = replace(arm.config, seed=seed, device=device, threads=threads)
+    seed_generators(seed)
+    model = _build(arm, dataset)
+    snapshots: list[dict[str, Tensor]] = []
+
+    def keep(_: Mapping[str, Any]) -> None:
+        snapshots.append({name: value.detach().cpu().clone() for name, value in model.state_dict().items()})
+
+    run = train(model, dataset, config, on_epoch=keep if arm.every_epoch else None)
+    trained = time.perf_counter()
+    model.cpu()
+    run.partitions = {name: each.to("cpu") for name, each in run.partitions.items()}
+    results = evaluate(run, dataset)
+    inputs, labels = dataset.normalize(dataset.test_images), dataset.test_labels
+    by_criterion = {name: find_circuits(model, inputs, labels, criterion=name) for name in CRITERIA}
+    if allowed is not None:
+        by_criterion[FIXED] = _with_allowed_loss(model, inputs, labels, by_criterion["loss"], allowed)
+    described = {
+        name: describe_circuits(circuits, run.partitions, 0)
+        for name, circuits in by_criterion.items()
+        if circuits
+    }
+    measures = run_measures(results | {"history": run.history, "criteria": described}, sorted(run.partitions))
+    names = ("size", "loss_before", "loss_after", "accuracy_after")
+    return _rounded(
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "data": dataset.name.partition(":")[0],
+            "data_fingerprint": dataset.fingerprint(),
+            "config": _settings(config),
+            "history": [_record(record) for record in run.history],
+            "class_accuracy": results["class_accuracy"],
+            "live": results["live"],
+            "measures": measures,
+            "by_class": {name: {each: described[name][each] for each in names} for name in described},
+            "epochs": [_after(model, state, inputs, labels) for state in snapshots],
+            "allowed": allowed,
+            "seconds": {"training": trained - began, "measuring": time.perf_counter() - trained},
+            "environment": environment(),
+        }
+    )
+
+
+def _build(arm: Arm, dataset: Dataset) -> nn.Module:
+    if arm.hidden is None:
+        return build_model(arm.model, dataset.image_shape, dataset.num_classes)
+    kinds = {"cnn": CNN, "cnn4": partial(CNN, linear_layers=4), "mlp": MLP}
+    return kinds[arm.model](dataset.image_shape, dataset.num_classes, hidden=arm.hidden)
+
+
+def _with_allowed_loss(
+    model: nn.Module, inputs: Tensor, labels: Tensor, circuits: Sequence[Circuit], allowed: Sequence[float]
+) -> list[Circuit]:
+    """Return circuits whose loss may be ``allowed``, whatever the network's is; none if that is higher."""
+    found = []
+    for circuit, most in zip(circuits, allowed, strict=True):
+        tolerance = most - circuit.loss_before
+        if tolerance < 0:
+            return []
+        own = inputs[labels == circuit.label]
+        found.append(find_circuit(model, own, circuit.label, tolerance=tolerance))
+    return found
+
+
+def _after(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return what circuits by loss are like in the network of an earlier epoch."""
+    model.load_state_dict(state)
+    circuits = find_circuits(model, inputs, labels)
+    return {
+        "size": math.fsum(circuit.size for circuit in circuits) / len(circuits),
+        "overlap": pair_mean(circuit_overlap(circuits)),
+        "loss_before": math.fsum(circuit.loss_before for circuit in circuits) / len(circuits),
+    }
+
+
+def _record(record: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("cross_entropy", "test_cross_entropy", "test_accuracy", "enmeshment", "clusterability", "found")
+    return {name: record[name] for name in names if name in record}
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name != "seed"}
+
+
+def _rounded(value: Any) -> Any:
+    """Round all numbers to six digits: more would be noise, and make the files three times as large."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

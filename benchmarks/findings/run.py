@@ -1,0 +1,113 @@
+"""Train and measure every arm with every seed. A run that is stopped goes on where it was.
+
+    python -m benchmarks.findings.run --cifar10 imagefolder:PATH
+
+writes ``out/findings/ARM/SEED.json`` as each network is done, then ``benchmarks/findings/results/ARM.json``
+of every arm that is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from modfast.data import load_dataset
+from modfast.data.dataset import Dataset
+from modfast.files import write_json
+
+from .arms import ARMS, SEEDS
+from .measure import measure
+
+RESULTS = Path(__file__).parent / "results"
+# In nats, by class: about the loss of plain networks and a little more, so that nearly all networks may have it.
+ALLOWED: dict[str, list[float]] = {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cifar10", default="cifar10", metavar="DATA", help="where CIFAR-10 is")
+    parser.add_argument(
+        "--mnist", default="mnist", metavar="DATA", help="where MNIST is; digits if there is none"
+    )
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("out/findings"), metavar="DIR")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="networks at a time")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each process")
+    options = parser.parse_args()
+    tasks = [
+        (name, seed)
+        for name in options.arms
+        for seed in options.seeds
+        if not (options.out / name / f"{seed}.json").exists()
+    ]
+    # The longest first, so that none of them is left for the end.
+    tasks.sort(key=lambda task: -ARMS[task[0]].config.epochs * (3 if ARMS[task[0]].every_epoch else 1))
+    torch.set_num_threads(1)
+    datasets = {kind: load_dataset(getattr(options, kind)) for kind in {ARMS[name].data for name, _ in tasks}}
+    context = multiprocessing.get_context("spawn")
+    waiting, done = context.Queue(), context.Queue()
+    for task in tasks:
+        waiting.put(task)
+    workers = [
+        context.Process(
+            target=_work, args=(waiting, done, datasets, options.out, options.device, options.threads)
+        )
+        for _ in range(min(options.processes, len(tasks)))
+    ]
+    for worker in workers:
+        worker.start()
+    for count in range(1, len(tasks) + 1):
+        while True:
+            try:
+                print(f"{count} of {len(tasks)}: {done.get(timeout=5)}", flush=True)
+                break
+            except queue.Empty:
+                failed = [worker.exitcode for worker in workers if worker.exitcode]
+                if failed:
+                    raise SystemExit("a process failed: its error stands above") from None
+    for worker in workers:
+        worker.join()
+    gather(options.out, options.seeds)
+
+
+def _work(
+    waiting: Any, done: Any, datasets: dict[str, Dataset], out: Path, device: str, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            name, seed = waiting.get(timeout=1)
+        except queue.Empty:
+            return
+        arm = ARMS[name]
+        result = measure(arm, seed, datasets[arm.data], device, threads, ALLOWED.get(arm.data))
+        write_json(out / name / f"{seed}.json", result)
+        took = result["seconds"]
+        done.put(
+            f"{name}, seed {seed}: " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in took.items())
+        )
+
+
+def gather(out: Path, seeds: Sequence[int]) -> None:
+    """Write the results of every arm that is complete into one file."""
+    for name in ARMS:
+        files = [out / name / f"{seed}.json" for seed in seeds]
+        if all(file.exists() for file in files):
+            write_json(
+                RESULTS / f"{name}.json", [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            )
+
+
+if __name__ == "__main__":
+    main()
