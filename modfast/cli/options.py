@@ -43,13 +43,16 @@ def training_options() -> argparse.ArgumentParser:
         help="%(default)s (default), cifar10, mnist, imagefolder:PATH or fake; see modfast.data.load_dataset",
     )
     options.add_argument(
-        "--model", default="auto", help="%(default)s (default), cnn, mlp or package.module:callable"
+        "--model",
+        default="auto",
+        help="%(default)s (default), cnn, cnn4, cnn-large, mlp or package.module:callable; "
+        "see modfast.models.build_model",
     )
     options.add_argument(
         "--layers",
         nargs="+",
         metavar="NAME",
-        help="layers to regularise, names or globs (default: fc2 of the paper's models, else every linear)",
+        help="layers to regularise, names or globs (default: fc2 of auto, cnn, cnn4, mlp; else every linear)",
     )
 
     def number(flag: str, default: Any, metavar: str, text: str) -> None:

@@ -87,7 +87,7 @@ def training_config(
 ) -> TrainConfig:
     """Return the configuration that the options ask for, after checking it with the model."""
     layers = options.layers
-    if layers is None and partitions is None and options.model in ("auto", "cnn", "mlp"):
+    if layers is None and partitions is None and options.model in ("auto", "cnn", "cnn4", "mlp"):
         layers = ["fc2"]
     config = TrainConfig(
         enmeshment_weight=options.enmeshment_weight,
