@@ -45,8 +45,8 @@ def test_kernels_know_no_pytorch(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "csrc")))
 def test_no_streams(path):
-    # A C++ library that is linked statically has locales of its own, which clash with those of PyTorch's copy:
-    # on such a machine the first number that was written to a stream crashed the interpreter.
+    # A C++ library that is linked statically has locales of its own, which clash with those of PyTorch's
+    # copy: on such a machine the first number that was written to a stream crashed the interpreter.
     streams = {"sstream", "iostream", "fstream", "ostream", "istream", "iomanip", "locale"}
     assert not streams.intersection(included(path)[1])
 

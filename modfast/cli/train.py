@@ -22,7 +22,8 @@ from .display import Display
 from .machine import load_data, take_device
 from .options import Parsers, training_options
 
-_OWN_MODELS = ("auto", "cnn", "cnn4", "cnn-large", "mlp")
+# The models whose fc2 is the hidden layer that the paper regularises.
+_HIDDEN_FC2 = ("auto", "cnn", "cnn4", "mlp", "mlp4")
 # The options that are settings of a TrainConfig by the same name; without a value, the protocol's hold.
 _SETTINGS = (
     "layers",
@@ -99,7 +100,8 @@ def chosen_protocol(
     """Return the protocol with the settings that the options change, after checking it with the model."""
     protocol = PROTOCOLS[options.protocol].for_data(options.data)
     # What is known of the paper's models is not known of others: there all linear layers are regularised.
-    layers = protocol.config.layers if options.model in (None, *_OWN_MODELS) else None
+    is_known = options.model in (None, protocol.model, *_HIDDEN_FC2)
+    layers = protocol.config.layers if is_known else None
     settings: dict[str, Any] = {
         "layers": None if partitions is not None else layers,
         "clusters_from": protocol.config.clusters_from if partitions is None else "file",

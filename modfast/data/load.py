@@ -39,7 +39,9 @@ def load_dataset(
     - ``digits``: scikit-learn's 1,797 real 8 x 8 digits, part of that library. Within each class, every
       fifth image in the library's order is a test image; pixel values 0..16 become ``round(255 * v / 16)``.
     - ``cifar10``, ``mnist``: through torchvision, downloaded where ``download`` and the network allow.
-      MNIST is scaled with mean 0.1307 and standard deviation 0.3081, as published (arXiv 2409.15747).
+      MNIST is scaled with mean 0.1307 and standard deviation 0.3081, as published (arXiv 2409.15747). Its
+      four files may also lie unpacked in ``mnist/MNIST/raw`` of ``cache_dir``; they are then read as they
+      are, without a checksum.
     - ``imagefolder:PATH``: a tree as ``torchvision.datasets.ImageFolder`` reads it, twice:
       ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*``. All images have one size. They become grey images
       of one channel if the first is grey (Pillow's mode L; then all must be), RGB images otherwise. They

@@ -193,3 +193,12 @@ def test_each_command_explains_itself(capsys, name):
         main([name, "--help"])
     assert ended.value.code == 0
     assert f"usage: modfast {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"), [("cnn4", ["fc2"]), ("cnn-large", ["fc1", "fc2", "fc3"]), ("mlp", ["fc2"])]
+)
+def test_what_is_regularised_unless_layers_are_named(tmp_path, model, layers):
+    arguments = ["train", "--data", "digits", "--model", model, "--epochs", "1", "--batch-size", "500"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert read_results(tmp_path / "out")["config"]["regularised_layers"] == layers

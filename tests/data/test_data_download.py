@@ -1,4 +1,8 @@
+import gzip
+import hashlib
+import struct
 import sys
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,29 +159,61 @@ def test_real_torchvision_without_a_network(spec, cache, monkeypatch):
     assert list((cache / spec).iterdir()) == []
 
 
-def test_archives_put_in_place_by_hand_are_unpacked_without_a_network(cache, monkeypatch):
-    datasets = pytest.importorskip("torchvision.datasets")
-    import gzip
-    import hashlib
-    import struct
-    import urllib.request
-
+@pytest.fixture
+def no_network(monkeypatch):
     def unreachable(*_, **__):
         raise AssertionError("used the network")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+
+
+def idx_files():
+    """The four files of an MNIST with six training and four test images: their names and contents."""
+    for split, count in (("train", 6), ("t10k", 4)):
+        pixels = np.random.default_rng(count).integers(0, 256, count * 784, dtype=np.uint8).tobytes()
+        yield f"{split}-images-idx3-ubyte", struct.pack(">4i", 0x803, count, 28, 28) + pixels
+        yield f"{split}-labels-idx1-ubyte", struct.pack(">2i", 0x801, count) + bytes(range(count))
+
+
+def test_archives_put_in_place_by_hand_are_unpacked_without_a_network(cache, monkeypatch, no_network):
+    datasets = pytest.importorskip("torchvision.datasets")
     folder = cache / "mnist" / "MNIST" / "raw"
     folder.mkdir(parents=True)
     resources = []
-    for split, count in (("train", 6), ("t10k", 4)):
-        images = struct.pack(">4i", 0x803, count, 28, 28) + bytes(count * 784)
-        labels = struct.pack(">2i", 0x801, count) + bytes(range(count))
-        for name, contents in (("images-idx3", images), ("labels-idx1", labels)):
-            archive = gzip.compress(contents)
-            (folder / f"{split}-{name}-ubyte.gz").write_bytes(archive)
-            resources.append((f"{split}-{name}-ubyte.gz", hashlib.md5(archive).hexdigest()))
+    for name, contents in idx_files():
+        archive = gzip.compress(contents)
+        (folder / f"{name}.gz").write_bytes(archive)
+        resources.append((f"{name}.gz", hashlib.md5(archive).hexdigest()))
     monkeypatch.setattr(datasets.MNIST, "resources", resources)
     dataset = load_dataset("mnist", cache_dir=cache)
     assert dataset.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert dataset.test_images.shape == (4, 1, 28, 28)
     assert_same(dataset, load_dataset("mnist", cache_dir=cache, download=False))
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_unpacked_files_of_mnist_suffice(download, cache, no_network):
+    pytest.importorskip("torchvision.datasets")
+    folder = cache / "mnist" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, contents in idx_files():
+        (folder / name).write_bytes(contents)
+    dataset = load_dataset("mnist", cache_dir=cache, download=download)
+    files = dict(idx_files())
+    for split, images, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("t10k", dataset.test_images, dataset.test_labels),
+    ):
+        assert images.numpy().tobytes() == files[f"{split}-images-idx3-ubyte"][16:]
+        assert bytes(labels.tolist()) == files[f"{split}-labels-idx1-ubyte"][8:]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files), "nothing was added"
+
+
+def test_unpacked_files_of_mnist_that_are_cut_off(cache):
+    pytest.importorskip("torchvision.datasets")
+    folder = cache / "mnist" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, contents in idx_files():
+        (folder / name).write_bytes(contents[:-1])
+    with pytest.raises(DataError, match=r"reading .*MNIST[\s\S]*by hand"):
+        load_dataset("mnist", cache_dir=cache, download=False)
