@@ -2,10 +2,10 @@
 
 Architectures and sizes from "Training Neural Networks for Modularity aids Interpretability"
 (arXiv 2409.15747), and those of its authors' public notebooks (github.com/7vik/nn-modularity), which differ:
-``cnn`` and ``mlp`` are the paper's, ``cnn4``, ``cnn-large`` and ``mlp4`` the notebooks'. `modfast.train` trains
-any `torch.nn.Module`, so a model of your own needs nothing from this module: pass it to the training function.
-From the command line, name a function that makes it: ``modfast train --model package.module:callable`` (see
-`build_model`).
+``cnn`` and ``mlp`` are the paper's, ``cnn4``, ``cnn-large`` and ``mlp4`` the notebooks'. `modfast.train`
+trains any `torch.nn.Module`, so a model of your own needs nothing from this module: pass it to the training
+function. From the command line, name a function that makes it: ``modfast train --model
+package.module:callable`` (see `build_model`).
 """
 
 from __future__ import annotations
@@ -216,9 +216,10 @@ def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.M
 
     Args:
         name: ``"cnn"`` (`CNN`), ``"cnn4"`` (`CNN` with four linear layers), ``"cnn-large"`` (`LargeCNN`),
-            ``"mlp"`` (`MLP`), ``"mlp4"`` (`MLP` with four linear layers), ``"auto"`` (`MLP` for images of one channel, `CNN` for others), or
-            ``"package.module:callable"``: that module is imported (the current folder is searched last) and
-            the callable is called as ``callable(image_shape=..., num_classes=...)``; it returns the model.
+            ``"mlp"`` (`MLP`), ``"mlp4"`` (`MLP` with four linear layers), ``"auto"`` (`MLP` for images of one
+            channel, `CNN` for others), or ``"package.module:callable"``: that module is imported (the current
+            folder is searched last) and the callable is called as ``callable(image_shape=...,
+            num_classes=...)``; it returns the model.
         image_shape: ``(channels, height, width)``.
         num_classes: Number of outputs.
 

@@ -1,0 +1,127 @@
+"""The pictures of the page: differences of all arms, size against loss, and sizes by class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from modfast.report.pictures.style import new_figure, save_figure
+
+from . import analysis
+from .arms import ARMS
+
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def draw_differences(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
+    """Draw the differences of circuit size and overlap to plain training, with their 95 % intervals.
+
+    Args:
+        path: the PNG file.
+        arms: from top to bottom.
+    """
+    figure = new_figure(0.36 * len(arms) + 1.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name, title in zip(
+        panels,
+        ("size", "overlap"),
+        ("circuit size (% of weights)", "overlap of two circuits (%)"),
+        strict=True,
+    ):
+        _zero_line(axes)
+        for place, arm in enumerate(arms):
+            for group, colour, shift, marker in (
+                ("loss", _BLUE, -0.15, "o"),
+                ("balanced", _ORANGE, 0.15, "s"),
+            ):
+                found = analysis.compare(arm, group, name)
+                if found is not None:
+                    axes.errorbar(
+                        100 * found.difference,
+                        place + shift,
+                        xerr=100 * found.interval,
+                        fmt=marker,
+                        color=colour,
+                        markersize=4,
+                        capsize=2,
+                        label=group if place == 0 else None,
+                    )
+        axes.set_xlabel(f"difference to plain, {title}", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(arms)), [ARMS[arm].title.replace("`", "") for arm in arms])
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, [f"circuits by {label}" for label in labels], loc="outside upper center", ncols=2, fontsize=8
+    )
+    save_figure(figure, path)
+
+
+def draw_against_loss(path: str | os.PathLike[str], plain: str, arm: str) -> None:
+    """Draw size and overlap of circuits against the test loss, after each epoch of every seed of two arms."""
+    figure = new_figure(4.2)
+    panels = figure.subplots(1, 2)
+    for axes, name, title in zip(
+        panels,
+        ("size", "overlap"),
+        ("circuit size (% of weights)", "overlap of two circuits (%)"),
+        strict=True,
+    ):
+        for each, colour, marker in ((plain, _BLUE, "o"), (arm, _ORANGE, "s")):
+            points = [
+                (epoch["test_cross_entropy"], 100 * found[name], place == len(record["epochs"]) - 1)
+                for record in analysis.records(each)
+                for place, (epoch, found) in enumerate(zip(record["history"], record["epochs"], strict=True))
+            ]
+            for is_last, fill in ((False, "none"), (True, colour)):
+                chosen = [(loss, value) for loss, value, last in points if last == is_last]
+                axes.scatter(
+                    *zip(*chosen, strict=True),
+                    s=14,
+                    marker=marker,
+                    facecolors=fill,
+                    edgecolors=colour,
+                    linewidths=0.7,
+                    label=f"{ARMS[each].title}{', at the end' if is_last else ', after each epoch'}",
+                )
+        axes.set_xlabel("test loss (nats)", fontsize=9)
+        axes.set_ylabel(title, fontsize=9)
+        axes.set_ylim(bottom=0.0)
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_by_class(path: str | os.PathLike[str], arm: str) -> None:
+    """Draw by how much the circuits of each class are larger or smaller than those of plain networks."""
+    figure = new_figure(3.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, group in zip(panels, ("loss", "balanced"), strict=True):
+        _zero_line(axes)
+        for place, (middle, interval) in enumerate(analysis.relative_by_class(arm, group)):
+            axes.errorbar(
+                100 * middle,
+                place,
+                xerr=100 * (interval or 0.0),
+                fmt="o",
+                color=_BLUE if group == "loss" else _ORANGE,
+                markersize=4,
+                capsize=2,
+            )
+        axes.set_title(f"circuits by {group}", fontsize=9)
+        axes.set_xlabel("size relative to plain networks (%)", fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
+    panels[0].invert_yaxis()
+    save_figure(figure, path)
+
+
+def _zero_line(axes: Axes) -> None:
+    axes.axvline(0.0, color=_GREY, linewidth=1)
