@@ -9,6 +9,8 @@ from .energy.loss import EnmeshmentLoss
 from .library import backend
 from .network.affinity import gradient_affinity
 from .network.graph import network_graph, network_nodes, network_partitions
+from .network.reduction import search_space_reduction
+from .neurons import LiveUnits, label_semanticity, live_units
 from .partition import Partition, load_partitions, save_partitions
 from .spectral.clustering import normalized_cut, spectral_cluster, spectral_cocluster
 from .spectral.laplacian import laplacian_eigenvalues
@@ -20,6 +22,7 @@ __all__ = [
     "Circuit",
     "ConvergenceWarning",
     "EnmeshmentLoss",
+    "LiveUnits",
     "Partition",
     "ShuffleTest",
     "__version__",
@@ -37,7 +40,9 @@ __all__ = [
     "find_circuit",
     "find_circuits",
     "gradient_affinity",
+    "label_semanticity",
     "laplacian_eigenvalues",
+    "live_units",
     "load_circuits",
     "load_partitions",
     "network_graph",
@@ -47,6 +52,7 @@ __all__ = [
     "random_circuits",
     "save_circuits",
     "save_partitions",
+    "search_space_reduction",
     "shuffle_test",
     "spectral_cluster",
     "spectral_cocluster",

@@ -18,11 +18,12 @@ Batches: TypeAlias = Any
 _BATCH_SIZE = 1000
 
 
-def labelled_batches(data: Batches) -> Iterator[tuple[Any, Tensor]]:
+def labelled_batches(data: Batches, batch_size: int = _BATCH_SIZE) -> Iterator[tuple[Any, Tensor]]:
     """The batches of a loader, or of inputs and labels that lie in memory.
 
     Args:
         data: as for :func:`modfast.class_accuracy`.
+        batch_size: of inputs that lie in memory; a loader has made its batches.
 
     Yields:
         Inputs, as a model is called with them, and labels: int64 ``(n,)``, on the CPU.
@@ -32,9 +33,9 @@ def labelled_batches(data: Batches) -> Iterator[tuple[Any, Tensor]]:
         ValueError: labels are not 1-D, or there are not as many as inputs.
     """
     if isinstance(data, Mapping):
-        yield from _in_memory(*split_batch(data, "data"))
+        yield from _in_memory(*split_batch(data, "data"), batch_size)
     elif isinstance(data, tuple) and len(data) == 2 and _can_be_labels(data[1]):
-        yield from _in_memory(*data)
+        yield from _in_memory(*data, batch_size)
     elif isinstance(data, Iterable):
         for batch in data:
             inputs, labels = split_batch(batch, "data")
@@ -55,7 +56,7 @@ def _can_be_labels(values: object) -> bool:
     )
 
 
-def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
+def _in_memory(inputs: Any, labels: Any, batch_size: int) -> Iterator[tuple[Any, Tensor]]:
     """Batches of labels with the same rows of one input tensor, or of several."""
     targets = _labels(labels)
     parts: Mapping[Any, Any]
@@ -72,8 +73,8 @@ def _in_memory(inputs: Any, labels: Any) -> Iterator[tuple[Any, Tensor]]:
             )
         if part.shape[:1] != targets.shape:
             raise ValueError(f"data has {len(part) if part.dim() else 'no'} inputs and {len(targets)} labels")
-    for start in range(0, len(targets), _BATCH_SIZE):
-        rows = slice(start, start + _BATCH_SIZE)
+    for start in range(0, len(targets), batch_size):
+        rows = slice(start, start + batch_size)
         batch = {name: part[rows] for name, part in parts.items()}
         if isinstance(inputs, Mapping):
             batch_inputs: Any = batch

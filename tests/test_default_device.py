@@ -206,6 +206,12 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     "cluster_accuracy": lambda g, _: [
         modfast.cluster_accuracy(g.model, g.data, g.partitions, mode) for mode in ("only", "without")
     ],
+    "label_semanticity": lambda g, _: modfast.label_semanticity(g.model, g.data, ["0", "2"], top=7),
+    "live_units": lambda g, _: [
+        modfast.live_units(g.weight, g.partition),
+        modfast.live_units(g.kernels),
+    ],
+    "search_space_reduction": lambda g, _: modfast.search_space_reduction(g.model, g.partitions),
     "find_circuit": lambda g, _: [
         modfast.find_circuit(g.model, g.inputs[g.labels == 1], 1),
         modfast.find_circuit(g.model, g.inputs, 1, criterion="balanced", labels=g.labels),
@@ -266,7 +272,7 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         )
     ],
 }
-COMPUTES_NOTHING = {"ConvergenceWarning", "ShuffleTest", "__version__", "backend"}
+COMPUTES_NOTHING = {"ConvergenceWarning", "LiveUnits", "ShuffleTest", "__version__", "backend"}
 
 
 def on_the_cpu(model: nn.Module) -> bool:

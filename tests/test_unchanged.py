@@ -41,10 +41,14 @@ CALLS = {
     "gradient_affinity": lambda model: [
         modfast.gradient_affinity(model, layer, BATCHES, cross_entropy) for layer in "13"
     ],
+    "label_semanticity": lambda model: modfast.label_semanticity(model, iter(BATCHES), ["0", "3"], top=5),
     "network_graph": lambda model: modfast.network_graph(model, example_inputs=INPUTS),
     "network_nodes": lambda model: modfast.network_nodes(model, example_inputs=INPUTS),
     "network_partitions": lambda model: modfast.network_partitions(
         model, torch.arange(26) % 2, example_inputs=INPUTS
+    ),
+    "search_space_reduction": lambda model: modfast.search_space_reduction(
+        model, CLUSTERS, example_inputs=INPUTS
     ),
     "shuffle_test": lambda model: modfast.shuffle_test(model, 2, 2, example_inputs=INPUTS, n_init=1),
     "weights": lambda model: [
@@ -60,10 +64,11 @@ def circuit(model):
 
 # These have no model; some are tried on its weights.
 WITHOUT_A_MODEL = {
-    "ConvergenceWarning", "Partition", "ShuffleTest", "__version__", "backend", "block_energy", "block_inner",
-    "block_scale", "circuit_overlap", "cluster_information", "cluster_shares", "clusterability", "enmeshment",
-    "laplacian_eigenvalues", "load_circuits", "load_partitions", "normalized_cut", "random_circuits",
-    "save_circuits", "save_partitions", "spectral_cluster", "spectral_cocluster",
+    "ConvergenceWarning", "LiveUnits", "Partition", "ShuffleTest", "__version__", "backend", "block_energy",
+    "block_inner", "block_scale", "circuit_overlap", "cluster_information", "cluster_shares",
+    "clusterability", "enmeshment", "laplacian_eigenvalues", "live_units", "load_circuits",
+    "load_partitions", "normalized_cut", "random_circuits", "save_circuits", "save_partitions",
+    "spectral_cluster", "spectral_cocluster",
 }  # fmt: skip
 
 

@@ -38,6 +38,8 @@ from modfast.train.config import Record, Run, TrainConfig
 from modfast.train.distributed import Ranks
 from modfast.train.loop import train_in_folder
 
+from .measures import neuron_measures
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -110,6 +112,8 @@ def train_run(
     Returns:
         What ``results.json`` holds: ``accuracy``, ``clusterability`` (of each linear layer),
         ``class_accuracy``, ``cluster_accuracy`` (``only`` and ``without`` for each regularised layer),
+        ``label_semanticity``, ``search_space_reduction`` and ``live`` (as
+        :func:`modfast.experiment.measures.neuron_measures` returns them),
         ``history``, ``classes``, ``config`` and ``environment``.
 
     Raises:
@@ -214,6 +218,7 @@ def evaluate(run: Run, dataset: Dataset) -> dict[str, Any]:
         "clusterability": run.history[-1]["clusterability"],
         "class_accuracy": as_lists(class_accuracy(run.model, data)),
         "cluster_accuracy": by_layer,
+        **neuron_measures(run.model, data, dataset.num_classes, run.partitions),
     }
 
 

@@ -65,6 +65,13 @@ def test_each_run_of_a_comparison_is_whole(reproduced):
     assert len(single["history"]) == 30
     assert len(single["class_accuracy"]) == 10
     assert np.shape(single["cluster_accuracy"]["fc2"]["only"]) == (4, 10)
+    assert 0 < single["label_semanticity"]["fc2"] < 1
+    left, weights = 64 * 16 + 16 * 16 + 16 * 10, 64 * 64 + 64 * 64 + 64 * 10
+    assert single["search_space_reduction"] == (weights - left) / weights
+    live = single["live"]["fc2"]
+    assert sum(live["cluster_shares"]) == pytest.approx(single["clusterability"]["fc2"], abs=1e-6)
+    assert 1 <= live["clusters"] <= 4
+    assert live["effective_rows"] <= 64
     partitions = modfast.load_partitions(reproduced / "modular-seed43/partitions.npz")
     state = torch.load(reproduced / "modular-seed43/checkpoint.pt", weights_only=True)
     share = modfast.clusterability(state["model"]["fc2.weight"], partitions["fc2"])

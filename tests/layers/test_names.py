@@ -16,9 +16,11 @@ from modfast import (
     cluster_accuracy,
     find_circuit,
     gradient_affinity,
+    label_semanticity,
     load_partitions,
     network_graph,
     save_partitions,
+    search_space_reduction,
 )
 from modfast.layers.layer import find_layers
 from modfast.layers.names import match_names, named_modules, spellings
@@ -126,6 +128,8 @@ def test_functions_take_wrapped_models(kind, group):
     for function in (
         lambda model: EnmeshmentLoss(model, 2)(),
         lambda model: cluster_accuracy(model, (inputs, labels), partitions, "only"),
+        lambda model: label_semanticity(model, (inputs, labels), ["module.2", "head"], 5)["head"],
+        lambda model: search_space_reduction(model, partitions, example_inputs=inputs),
         lambda model: gradient_affinity(model, "head", [(inputs, labels)], nn.functional.cross_entropy),
         lambda model: network_graph(model, example_inputs=inputs).to_dense(),
         lambda model: find_circuit(model, inputs, 1).masks["head"],
