@@ -244,8 +244,8 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
     if count == 1:
         parts = [
             "1 claim is tested, by a two-sided paired t-test.",
-            f"With {seeds} seeds it is decided {often} if the true difference is {found(1)} times its standard "
-            "deviation over seeds (d_z); smaller differences easily stay undecided.",
+            f"With {seeds} seeds it is decided {often} if the true difference is {found(1)} times its "
+            "standard deviation over seeds (d_z); smaller differences easily stay undecided.",
         ]
     else:
         parts = [
@@ -255,8 +255,9 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
             "The intervals are 95 % each, for one comparison and not corrected: one may leave out 0 although "
             "the claim is undecided.",
             f"With {seeds} seeds a claim that were the only one would be decided {often} if the true "
-            f"difference is {found(1)} times its standard deviation over seeds (d_z), and the first of {count} "
-            f"corrected ones if it is {found(count)} times; smaller differences easily stay undecided.",
+            f"difference is {found(1)} times its standard deviation over seeds (d_z), and the first of "
+            f"{count} corrected ones if it is {found(count)} times; smaller differences easily stay "
+            "undecided.",
         ]
     if any(claim["denied_by"] and claim["verdict"] == "undecided" for claim in tested):
         parts.append(
