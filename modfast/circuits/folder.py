@@ -149,7 +149,7 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder holds none.
         ValueError: it is damaged; or it is of an older version, which wrote a layer named ``all`` under the
-            key of all layers together.
+            key of all layers together, or judged each claim as if it were the only one.
     """
     path = Path(folder) / CIRCUITS
     if not path.exists():
@@ -160,6 +160,11 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
     config = results["config"]
     if not isinstance(config, dict) or not isinstance(config.get("layers"), list):
         raise ValueError(f"{path} is damaged: its config lacks 'layers', a list of the names of layers")
+    anew = f"`modfast circuits {os.fspath(folder)} --resume` writes it anew from the circuits"
+    if any(isinstance(claim, dict) and "p_adjusted" not in claim for claim in results["claims"]):
+        raise ValueError(
+            f"{path} judges each claim as if it were the only one, as older versions of modfast did: {anew}"
+        )
     if ALL in config["layers"]:
         try:
             measures = [by_criterion for run in results["runs"] for by_criterion in run["criteria"].values()]
@@ -169,7 +174,7 @@ def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if is_older:
             raise ValueError(
                 f"{path} takes the layer {ALL!r} for all layers together, as older versions of modfast did: "
-                f"`modfast circuits {os.fspath(folder)} --resume` writes it anew from the circuits"
+                f"{anew}"
             )
     return results
 

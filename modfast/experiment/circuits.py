@@ -38,6 +38,8 @@ from .trained_models import (
 )
 
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
+# What results of earlier releases lack.
+_OF_LATER_MODELS = ("label_semanticity", "search_space_reduction", "live")
 
 _Walk: TypeAlias = tuple[int, str, int]  # one circuit to find: model index, criterion, label
 
@@ -76,10 +78,10 @@ def find_run_circuits(
         What ``circuits.json`` holds: ``config``, ``environment``, ``runs``, ``summary``
         (of :func:`modfast.report.circuits.summary.summarize_circuits`), ``claims`` (of
         :func:`modfast.report.circuits.claims.paper_claims`; none without plain and modular models) and
-        ``note`` (how far to trust the claims together). Each run has what
-        :func:`modfast.experiment.runs.evaluate` measured and, by criterion, what
-        :func:`modfast.report.circuits.summary.describe_circuits` returns and ``seconds``: for each circuit
-        the time since its process found the one before; None if the circuit was there already.
+        ``note`` (how far to trust the claims together, and what so many seeds can show). Each run has what
+        :func:`modfast.experiment.runs.evaluate` measured, the last epoch of its ``history`` and, by
+        criterion, what :func:`modfast.report.circuits.summary.describe_circuits` returns and ``seconds``: for
+        each circuit the time since its process found the one before; None if the circuit was there already.
 
     Raises:
         FileNotFoundError: no run has finished there.
@@ -323,6 +325,8 @@ def _table(
                 "seed": results["config"]["seed"],
                 "folder": "." if len(runs) == 1 else run.folder.name,
                 **{name: results[name] for name in _OF_MODELS},
+                **{name: results[name] for name in _OF_LATER_MODELS if name in results},
+                "history": results["history"][-1:],
                 "criteria": criteria,
             }
         )

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import copy
-import html
-import json
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from circuit_report_helpers import write_run
 
-from modfast.circuit import Circuit
 from modfast.files import write_json
-from modfast.partition import Partition
-from modfast.report.circuits.drawing import draw_network
-from modfast.report.circuits.layout import lay_out
 from modfast.report.circuits.report import write_circuit_report
-from modfast.report.numbers import Estimate
-from modfast.report.svg.charts import dot_plot, heat_map
 from modfast.run_folder import OutputExistsError
 
 # Long names and sizes, one run alone, one seed, two classes, one layer, layers without clusters.
@@ -137,14 +125,19 @@ class TestReport:
         assert "seeds 42, 43 and 44" in page.text
         assert "enmeshment weight 0.7" in page.text
         for verdict, statement in (
-            ("✓ supported", "Circuits of different classes differ"),
+            ("✓ supported", "Circuits of different classes overlap less"),
             ("✗ contradicted", "Circuits are smaller in modular models"),
             ("? undecided", "Clusters specialise in classes"),
         ):
             assert f"{verdict} {statement}" in page.text
         assert page.text.count(results["claims"][0]["text"]) == 1
-        assert results["note"].startswith("Besides whether circuits are all the same, 4 claims are tested")
+        assert results["note"].startswith("6 claims are tested")
         assert results["note"] in page.text
+
+        # Undecided is not sold as support of a version that denies the claim.
+        assert page.text.count("Claimed by arXiv 1, 2 v1 and v2.") == 4
+        denied = "Claimed by arXiv 1, 2 v1 and v2; denied by arXiv 2 v3, which this does not support either."
+        assert page.text.count(denied) == 2
 
         size = results["summary"]["loss"]["size"]
         row = page.text.split("Circuit size (% of weights) ")[1]
@@ -213,6 +206,36 @@ class TestReport:
             ]
             numbers = [float(each) for each in re.findall(r"([0-9.]+)\s%", sentence)]
             assert numbers == pytest.approx(told, rel=0.01)
+
+    def test_sizes_are_compared_class_by_class(self, tmp_path: Path) -> None:
+        page, results = report(tmp_path, criteria=("loss",))
+        mean = 100 * results["summary"]["loss"]["by_class"]["mean_size_change"]["mean"]
+        (described,) = [each for each in page.values("aria-label") if each.startswith("Relative difference")]
+        (told,) = re.findall(r"([+\N{MINUS SIGN}][0-9.]+) ±", described)
+        assert float(told.replace("\N{MINUS SIGN}", "-")) == pytest.approx(mean, rel=0.05)
+        assert "How much smaller they are in modular networks" in page.text
+        assert page.text.count("not corrected for the number of classes") == 1
+        # A class whose plain circuit is empty has a name and no marker.
+        text = (tmp_path / "circuits.html").read_text(encoding="utf-8")
+        markers = text.count('z" class="difference"')
+        assert markers == len(results["config"]["labels"]) + 1
+        for run in results["runs"]:
+            run["criteria"]["loss"]["size"][0] = None
+        results["summary"]["loss"]["by_class"]["size_change"][0] |= {"mean": None, "values": [None] * 3}
+        write_json(tmp_path / "circuits.json", results)
+        text = write_circuit_report(tmp_path).read_text(encoding="utf-8")
+        assert text.count('z" class="difference"') == markers - 1
+
+    def test_measures_that_earlier_releases_lack_are_explained_where_they_are(self, tmp_path: Path) -> None:
+        page, results = report(tmp_path, seeds=(1,), criteria=("loss",))
+        titles = ("Classes among a neuron's top images", "Search-space reduction", "Live rows", "Test loss")
+        assert not any(title in page.text for title in titles)
+        for name in ("label_semanticity:fc2", "search_space_reduction", "live_rows:fc2", "test_loss"):
+            results["summary"]["model"][name] = results["summary"]["model"]["accuracy"]
+        write_json(tmp_path / "circuits.json", results)
+        page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
+        assert [page.text.count(title) for title in titles] == [2, 2, 2, 1]
+        assert "Test loss (nats)" in page.text
 
     def test_one_seed_has_no_interval(self, tmp_path: Path) -> None:
         page, _ = report(tmp_path, seeds=(42,))
@@ -288,6 +311,9 @@ class TestReport:
             ("summary", "balanced", "size", "difference", "mean"),
             ("claims", 0, "criterion"),
             ("claims", 0, "statement"),
+            ("claims", 0, "source"),
+            ("claims", 0, "denied_by"),
+            ("summary", "balanced", "by_class"),
             ("claims", 0, "text"),
         ):
             damaged = copy.deepcopy(results)
@@ -322,199 +348,3 @@ class TestReport:
         with pytest.raises(OutputExistsError, match=r"circuits\.html is in no manifest of modfast"):
             write_circuit_report(tmp_path)
         assert (tmp_path / "circuits.html").read_text() == "mine"
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-_FRAME = '<iframe title="{name}" width="360" height="800" style="border: 0" srcdoc="{page}"></iframe>'
-_PROBE = """
-<!DOCTYPE html><meta charset="utf-8"><title>probe</title>
-FRAMES
-<pre id="found"></pre>
-<script>
-function examine(frame) {
-  const view = frame.contentWindow, page = view.document;
-  page.querySelectorAll("details").forEach(each => each.open = true);
-  const name = each => each.tagName + "." + each.getAttribute("class");
-  const beyond = [...page.querySelectorAll("*")].filter(
-    each => each.getBoundingClientRect().right > view.innerWidth + 0.5).map(name);
-  const cut = [...page.querySelectorAll("svg text")].filter(each => {
-    const box = each.getBoundingClientRect(), whole = each.ownerSVGElement.getBoundingClientRect();
-    return box.left < whole.left - 1 || box.right > whole.right + 1 || box.bottom > whole.bottom + 1;
-  }).map(each => each.textContent);
-  return {
-    title: frame.title, width: view.innerWidth, scroll: page.documentElement.scrollWidth, beyond, cut,
-    loaded: view.performance.getEntriesByType("resource").map(each => each.name),
-    sections: page.querySelectorAll("section").length,
-  };
-}
-addEventListener("load", () => {
-  const found = [...document.querySelectorAll("iframe")].map(examine);
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
-</script>
-"""
-
-
-@pytest.mark.slow
-def test_in_a_browser(tmp_path: Path) -> None:
-    """On a phone's width nothing reaches beyond the page or its picture, and nothing is loaded.
-
-    Alone: ``apt-get install chromium``, then ``pytest tests/test_circuit_report.py -k browser``. For a look:
-    ``chromium --headless --screenshot=page.png --window-size=1280,14000 circuits.html`` and, in print,
-    ``chromium --headless --print-to-pdf=page.pdf circuits.html``.
-    """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
-    frames = []
-    for name, settings in RUNS.items():
-        write_run(tmp_path / name, **settings)
-        page = write_circuit_report(tmp_path / name).read_text(encoding="utf-8")
-        frames.append(_FRAME.format(name=name, page=html.escape(page)))
-    # Within a page of our own they are as wide as a phone: a browser's window cannot be as narrow.
-    probe = tmp_path / "probe.html"
-    probe.write_text(_PROBE.replace("FRAMES", "\n".join(frames)), encoding="utf-8")
-    command = [browser, "--headless", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
-    command += ["--no-sandbox"] if os.geteuid() == 0 else []
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probe.as_uri()]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    found = json.loads(html.unescape(re.findall(r'<pre id="found">(.*?)</pre>', finished.stdout)[0]))
-    assert [each["title"] for each in found] == list(RUNS)
-    for each in found:
-        assert each["sections"] >= 7
-        told = {key: each[key] for key in ("width", "scroll", "beyond", "cut", "loaded")}
-        assert told == {"width": 360, "scroll": 360, "beyond": [], "cut": [], "loaded": []}, each["title"]
-
-
-class TestCharts:
-    def test_dots_stand_at_their_values(self) -> None:
-        rows = [
-            ("cat", {"plain": Estimate(2.0, 1.0, [1.5, 2.5]), "modular": Estimate(4.0, None, [4.0])}),
-            ("dog", {"plain": Estimate(1.0, None, [1.0])}),
-        ]
-        drawn = str(dot_plot(rows, "size (%)", "sizes"))
-        ticks = re.findall(r'<text x="([0-9.]+)"[^>]*class="tick">([0-9.]+)<', drawn)
-        (zero, _), (first, unit) = ticks[:2]
-        scale = (float(first) - float(zero)) / float(unit)
-
-        def value(x: str) -> float:
-            return (float(x) - float(zero)) / scale
-
-        circles = re.findall(r'<circle cx="([0-9.]+)" cy="([0-9.]+)" r="4" class="plain"/>', drawn)
-        assert [value(x) for x, _ in circles] == pytest.approx([2.0, 1.0], abs=0.01)
-        (square,) = re.findall(
-            r'<rect x="([0-9.]+)" y="[0-9.]+" width="8" height="8" class="modular"/>', drawn
-        )
-        assert value(str(float(square) + 4)) == pytest.approx(4.0, abs=0.01)
-        low, high = re.search(r'd="M([0-9.]+) [0-9.]+H([0-9.]+)m[^"]*" class="whisker plain"', drawn).groups()
-        assert [value(low), value(high)] == pytest.approx([1.0, 3.0], abs=0.01)
-        seeds = re.findall(r'<circle cx="([0-9.]+)" cy="[0-9.]+" r="2"/>', drawn)
-        assert [value(x) for x in seeds] == pytest.approx([1.5, 2.5], abs=0.01)
-        assert "modular" not in drawn.split(">dog<")[1]
-
-    def test_cells(self) -> None:
-        values = [[0.0, 50.0], [None, 100.0]]
-        drawn = str(
-            heat_map(values, ["a", "b"], ["c", "<d>"], "table", top=100.0, unit="share (%)", framed=[(1, 1)])
-        )
-        assert drawn.count('class="cell empty"') == 1
-        paths = dict(
-            re.findall(r'<path d="M([0-9.]+ [0-9.]+)H[^"]*" class="cell" fill="(#[0-9a-f]{6})"/>', drawn)
-        )
-        assert set(paths.values()) >= {"#440154", "#fde725"}
-        assert re.findall(r'class="on-\w+">([0-9]+)<', drawn) == ["0", "50", "100"]
-        assert "&lt;d&gt;" in drawn
-        (frame,) = re.findall(r'd="M([0-9.]+) ([0-9.]+)[^"]*" class="framed"', drawn)
-        (bright,) = [corner.split() for corner, colour in paths.items() if colour == "#fde725"][:1]
-        assert [float(x) - float(y) for x, y in zip(frame, bright, strict=True)] == [1.5, 1.5]
-
-    def test_crowded_cells_have_no_numbers(self) -> None:
-        names = [f"n{index}" for index in range(50)]
-        drawn = heat_map([[1.0] * 50] * 50, names, names, "table", top=1.0, unit="share")
-        assert "on-light" not in drawn
-        assert len(drawn) < 100_000
-
-
-class TestNetwork:
-    def circuit(self, **masks: torch.Tensor) -> Circuit:
-        return Circuit(0, masks, "loss", 0.0, 10, 0.5, 0.4, 0.9, 1.0)
-
-    def test_every_weight_is_in_one_line(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        masks = {
-            "fc1": torch.rand(70, 1000, generator=generator) < 0.05,
-            "fc2": torch.rand(9, 70, generator=generator) < 0.3,
-        }
-        # Interleaved, the last inputs in no cluster.
-        inputs = torch.where(torch.arange(1000) < 990, torch.arange(1000) % 3, -1)
-        partitions = {
-            "fc1": Partition(torch.arange(70) % 3, inputs, 3),
-            "fc2": Partition(torch.arange(9) % 3, torch.arange(70) % 3, 3),
-        }
-        network = lay_out(self.circuit(**masks), partitions)
-        assert [column.size for column in network.columns] == [1000, 70, 9]
-        for links, (name, mask) in zip(network.links, masks.items(), strict=True):
-            partition = partitions[name]
-            before, after = (network.columns[index] for index in links.columns)
-            expected: dict[tuple[int, int, int], int] = {}
-            inside_any = partition.mask().tolist()
-            for row, col in mask.nonzero().tolist():
-                cluster = int(partition.row_labels[row]) if inside_any[row][col] else -1
-                key = (int(before.node_of[col]), int(after.node_of[row]), cluster)
-                expected[key] = expected.get(key, 0) + 1
-            drawn = zip(links.starts, links.ends, links.clusters, strict=True)
-            found = dict(zip(map(tuple, drawn), links.counts.tolist(), strict=True))
-            assert found == expected
-            assert links.kept == int(mask.sum()) / mask.numel()
-            # Lines between clusters come first, so that they cover none inside.
-            assert links.clusters.tolist() == sorted(links.clusters.tolist())
-
-    def test_nodes_hold_neighbours_of_one_cluster(self) -> None:
-        labels = torch.arange(4096) // 1024
-        partition = Partition(torch.arange(8) // 2, labels, 4)
-        column = lay_out(self.circuit(fc=torch.ones(8, 4096, dtype=torch.bool)), {"fc": partition}).columns[0]
-        assert len(column.places) == 32
-        assert column.most_shared == 128
-        assert torch.equal(torch.from_numpy(column.clusters[column.node_of]), labels)
-        assert (column.places[1:] > column.places[:-1]).all()
-        assert column.places[0] > 0
-        assert column.places[-1] < 1
-        for cluster, top, bottom in column.bands:
-            inside = (column.places > top) & (column.places < bottom)
-            assert (inside == (column.clusters == cluster)).all()
-
-    def test_sides_that_disagree_have_no_cluster(self) -> None:
-        masks = {"a": torch.ones(4, 2, dtype=torch.bool), "b": torch.ones(2, 4, dtype=torch.bool)}
-        partitions = {"a": Partition([0, 0, 1, 1], [0, 1], 2), "b": Partition([0, 1], [0, 1, 1, 1], 2)}
-        middle = lay_out(self.circuit(**masks), partitions).columns[1]
-        assert middle.clusters.tolist() == [0, -1, 1, 1]
-
-    def test_sizes_that_do_not_follow(self) -> None:
-        masks = {"a": torch.ones(4, 2, dtype=torch.bool), "b": torch.ones(2, 8, dtype=torch.bool)}
-        network = lay_out(self.circuit(**masks), {})
-        assert [column.size for column in network.columns] == [2, 4, 8, 2]
-        assert [links.columns for links in network.links] == [(0, 1), (2, 3)]
-
-    def test_bad_arguments(self) -> None:
-        circuit = self.circuit(fc=torch.ones(4, 2, dtype=torch.bool))
-        with pytest.raises(ValueError, match=r"'fc' has the shape \(2, 2\), its mask .* \(4, 2\)"):
-            lay_out(circuit, {"fc": Partition.blocks((2, 2), 2)})
-        with pytest.raises(ValueError, match=r"the mask of 'c' must be \(out, in\), got \(2, 2, 3, 3\)"):
-            lay_out(self.circuit(c=torch.ones(2, 2, 3, 3, dtype=torch.bool)), {})
-
-    def test_drawing(self) -> None:
-        mask = torch.tensor([[True, False, False], [True, True, False]])
-        network = lay_out(self.circuit(fc=mask), {"fc": Partition([0, 1], [0, 1, 1], 2)})
-        drawn = str(draw_network(network, ["cat", "a & b"], 0, "a circuit"))
-        lines = re.findall(r'<path d="(M[^"]*)" class="line (\w+) w0"/>', drawn)
-        assert [(path.count("M"), colour) for path, colour in lines] == [
-            (1, "crossing"),
-            (1, "c0"),
-            (1, "c1"),
-        ]
-        # Of the three inputs one is not used, of the outputs none.
-        assert drawn.count('class="node unused few"') == 1
-        assert 'class="found">cat<' in drawn
-        assert "a &amp; b" in drawn
-        assert "50.0 %" in drawn

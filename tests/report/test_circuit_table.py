@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from circuit_helpers import MODULAR, PLAIN, run
 from rich.console import Console
 
@@ -57,6 +58,37 @@ def test_a_line_for_each_claim() -> None:
     results = results_of([*PLAIN, *MODULAR], 3)
     lines = claim_lines(results)
     assert len(lines) == len(results["claims"]) + 1
-    (line,) = [line for line in lines if "smaller" in line]
+    (line,) = [line for line in lines if "are smaller in" in line]
     assert line.startswith("supported     Circuits are smaller in modular models (loss): 21.9 % in modular")
-    assert lines[-1].startswith("Besides whether circuits are all the same, 7 claims are tested")
+    assert line.endswith("[claimed by arXiv 2409.15747, 2502.02470 v1, v2 and v3]")
+    for line in lines:
+        if "specialised" in line or "Classes depend" in line:
+            assert line.endswith("; denied by arXiv 2502.02470 v3]")
+    assert lines[-1].startswith("5 claims are tested")
+
+
+def test_measures_that_earlier_releases_lack() -> None:
+    later = {
+        "label_semanticity": {"fc": 0.25},
+        "search_space_reduction": 0.755,
+        "live": {"fc": {"rows": 1.0, "columns": 0.75, "clusters": 3.5}},
+        "history": [{"test_cross_entropy": 1.25}],
+    }
+    rows = rows_of(results_of([each | later for each in (*PLAIN, *MODULAR)], 3))
+    assert rows["Test loss (nats)"][0] == "1.2500 ± 0.0000"
+    assert rows["Classes among a neuron's top images (%), fc"][1] == "25.00 ± 0.00"
+    assert rows["Search-space reduction (%)"][1] == "75.50 ± 0.00"
+    assert [rows[f"Live {part}, fc"][1][:5] for part in ("rows (%)", "columns (%)")] == ["100.0", "75.00"]
+    assert rows["Live clusters, fc"][1] == "3.50 ± 0.00"
+    assert "Test loss (nats)" not in rows_of(results_of([*PLAIN, *MODULAR], 3))
+
+
+def test_the_relative_difference_of_sizes() -> None:
+    results = results_of([*PLAIN, *MODULAR], 3)
+    change = results["summary"]["loss"]["by_class"]["mean_size_change"]
+    # Weights of class 0: 4 to 4, 4 to 3, 4 to 4. Class 1: 6 to 3, 7 to 4, 7 to 3.
+    by_seed = [(0 - 3 / 6) / 2, (-1 / 4 - 3 / 7) / 2, (0 - 4 / 7) / 2]
+    assert change["values"] == pytest.approx(by_seed)
+    told = f"{100 * sum(by_seed) / 3:+.2f} ± {100 * change['interval']:.2f}"
+    assert rows_of(results)["relative to plain, mean of classes (%)"] == ["", "", told]
+    assert "relative to plain, mean of classes (%)" not in rows_of(results_of(MODULAR[:1], 1))

@@ -1,70 +1,77 @@
-"""The paper's claims about circuits, and whether the data support them."""
+"""The paper's claims about circuits, by its versions, and whether the data support them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from modfast.report.statistics import effect_size, paired_interval
+from modfast.report.statistics import detectable_effect, effect_size, holm, paired_interval, paired_p_value
 
-from .words import describe
+from .words import Measure, describe
+
+LEVEL = 0.05
+"""A claim is decided if its corrected p-value is at most this."""
+
+POWER = 0.8
+"""How often an effect would be found of which the note says that so many seeds find it."""
+
+EARLIER = "arXiv 2409.15747, 2502.02470 v1 and v2"
+"""The versions that claim "different, disjoint, and smaller circuits" and specialised clusters."""
+
+LATEST = "arXiv 2502.02470 v3"
+"""The version that says that clustered models "do not exhibit more task specialization, but do form smaller
+circuits"."""
 
 
 class Claim(NamedTuple):
-    """A claim that one measure is above or below another.
+    """A claim that a measure of modular models is above or below the same of plain ones.
 
     Attributes:
         key: a short name.
         statement: the claim in words.
-        measure: the measure of modular models; ``"a - b"`` is the difference of two measures of one model.
-        against: what it is compared with: a measure of random circuits in modular models, a number, or None
-            for the same measure of plain models.
-        sign: 1 if the claim says that ``measure`` is above ``against``, -1 if it says below.
+        source: the papers, and their versions, that say so.
+        denied_by: the versions that say it is not so; None if none does.
+        measure: the measure; ``"a - b"`` is the difference of two measures of one model.
+        sign: 1 if the claim says that modular models are above plain ones, -1 if it says below.
+        beside: the measure of random circuits of the same sizes that is told beside it, without a test; None
+            if there is none.
     """
 
     key: str
     statement: str
+    source: str
+    denied_by: str | None
     measure: str
-    against: str | float | None
     sign: int
+    beside: str | None = None
 
 
 OF_CIRCUITS = (
     Claim(
-        "different",
-        "Circuits of different classes are not identical (one weight that differs is enough)",
-        "overlap",
-        1.0,
-        -1,
-    ),
-    Claim(
         "disjoint",
-        "Circuits of different classes overlap less than random circuits of the same sizes",
-        "overlap",
-        "random_overlap",
-        -1,
-    ),
-    Claim(
-        "more_disjoint",
         "Circuits of different classes overlap less in modular models than in plain ones",
-        "overlap",
+        EARLIER,
         None,
+        "overlap",
         -1,
+        beside="random_overlap",
     ),
-    Claim("smaller", "Circuits are smaller in modular models", "size", None, -1),
     Claim(
-        "informative",
-        "The cluster of a kept weight says more about its class than in random circuits of the same sizes",
-        "information:regularised",
-        "random_information:regularised",
-        1,
+        "smaller",
+        "Circuits are smaller in modular models",
+        "arXiv 2409.15747, 2502.02470 v1, v2 and v3",
+        None,
+        "size",
+        -1,
     ),
     Claim(
         "more_informative",
         "Clusters say more about classes, beyond random circuits, in modular models than in plain ones",
+        EARLIER,
+        LATEST,
         "information:regularised - random_information:regularised",
-        None,
         1,
+        beside="random_information:regularised",
     ),
 )
 """The claims about circuits, tested for each criterion."""
@@ -73,27 +80,51 @@ OF_MODELS = (
     Claim(
         "specialised_only",
         "Single clusters alone differ more in which classes they get right in modular models",
+        EARLIER,
+        LATEST,
         "specialisation_only",
-        None,
         1,
     ),
     Claim(
         "specialised_without",
         "Classes depend more on single clusters in modular models",
+        EARLIER,
+        LATEST,
         "specialisation_without",
-        None,
         1,
     ),
 )
 """The claims that need no circuits."""
 
 
-def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Judge each of the paper's claims by the data.
+class Comparison(NamedTuple):
+    """A measure of modular models against plain ones, paired by seed.
 
-    A claim is ``"supported"`` if the paired 95% interval of the difference excludes 0 on the claim's side,
-    ``"contradicted"`` if it does on the other side, and otherwise ``"undecided"``; so is every claim with a
-    single seed.
+    Attributes:
+        means: what the text says of either.
+        difference: the mean difference; None where a measure is missing, as are the following.
+        interval: half the width of its 95% interval; None for a single seed.
+        effect_size: Cohen's d_z; None for a single seed, or without scatter.
+        p_value: of the two-sided paired t-test; None for a single seed.
+        seeds: how many there are.
+    """
+
+    means: str
+    difference: float | None
+    interval: float | None
+    effect_size: float | None
+    p_value: float | None
+    seeds: int
+
+
+def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Judge each of the paper's claims by the data, all of them together.
+
+    Each is tested by a two-sided paired t-test, whose p-value is corrected for the number of all tests by
+    :func:`modfast.report.statistics.holm`. A claim is ``"supported"`` if the corrected value is at most
+    :data:`LEVEL` and the difference is on the claim's side, ``"contradicted"`` if it is on the other side,
+    and otherwise ``"undecided"``; so is every claim with a single seed. Undecided is no support of a version
+    that denies the claim.
 
     Args:
         summary: the measures of plain and modular models, as
@@ -101,115 +132,139 @@ def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
 
     Returns:
         For each claim ``claim`` (its key), ``criterion`` (None for claims that need no circuits),
-        ``statement``, ``verdict``, ``text`` (a line with the numbers), ``difference`` (between the measures,
-        or modular minus plain; negative where a claim says "less" and holds), ``interval`` (half width, None
-        for a single seed) and ``effect_size`` (Cohen's d_z, None without scatter). The last three are None
-        where a measure is missing, such as the overlap if there is one label only.
+        ``statement``, ``source`` and ``denied_by`` (the papers and versions that say so, and that say the
+        opposite), ``verdict``, ``text`` (a line with the numbers), ``difference`` (modular minus plain;
+        negative where a claim says "less" and holds), ``interval`` (half width of its own 95% interval, not
+        corrected; None for a single seed), ``effect_size`` (Cohen's d_z, None without scatter), ``p_value``
+        and ``p_adjusted`` (None for a single seed), and ``seeds``, their number. The numbers are None where a
+        measure is missing, such as the overlap if there is one label only; such a claim does not count in
+        the correction.
 
-    Source: the claims are of arXiv 2409.15747 and 2502.02470.
+    Source: arXiv 2409.15747, and 2502.02470 in its three versions.
     """
-    claims = []
+    judged = []
     for group, measures in summary.items():
         for claim in OF_MODELS if group == "model" else OF_CIRCUITS:
-            first = _values(measures, claim.measure, "modular")
-            if claim.against is None:
-                names = ("in modular models", "in plain ones")
-                second = _values(measures, claim.measure, "plain")
-            elif isinstance(claim.against, str):
-                names = ("in circuits", "in random circuits")
-                second = _values(measures, claim.against, "modular")
-            else:
-                names = ("measured", "if they were identical")
-                second = [claim.against] * len(first)
-            measure = describe(claim.measure.partition(" - ")[0])
-            criterion = None if group == "model" else group
-            claims.append(
-                {"claim": claim.key, "criterion": criterion, "statement": claim.statement}
-                | judge(first, second, claim.sign, names, measure.scale, measure.unit.partition(" ")[0])
+            shown = describe(claim.measure.partition(" - ")[0])
+            compared = compare(
+                _values(measures, claim.measure, "modular"), _values(measures, claim.measure, "plain"), shown
             )
-    return claims
+            judged.append((claim, None if group == "model" else group, compared, _beside(measures, claim)))
+    adjusted = holm([compared.p_value for _, _, compared, _ in judged])
+    return [
+        {
+            "claim": claim.key,
+            "criterion": criterion,
+            "statement": claim.statement,
+            "source": claim.source,
+            "denied_by": claim.denied_by,
+            "verdict": verdict(compared.difference, p_adjusted, claim.sign),
+            "text": compared.means + _p_text(compared.p_value, p_adjusted) + beside,
+            "p_adjusted": p_adjusted,
+            **{name: value for name, value in compared._asdict().items() if name != "means"},
+        }
+        for (claim, criterion, compared, beside), p_adjusted in zip(judged, adjusted, strict=True)
+    ]
 
 
-def judge(
-    first: Sequence[float | None],
-    second: Sequence[float | None],
-    sign: int,
-    names: tuple[str, str],
-    scale: float = 1.0,
-    unit: str = "",
-) -> dict[str, Any]:
-    """Judge whether ``first`` is above (``sign`` 1) or below (-1) ``second``, paired by seed.
+def compare(modular: Sequence[float | None], plain: Sequence[float | None], shown: Measure) -> Comparison:
+    """Compare modular models with plain ones, paired by seed.
 
     Args:
-        first: a value for each seed.
-        second: a value for each seed, in the same order.
-        sign: the sign of ``first - second`` if the claim holds.
-        names: what the text says after either mean, such as ``"in modular models"``.
-        scale: the factor by which the text multiplies the values.
-        unit: the unit of these products.
-
-    Returns:
-        ``verdict``, ``text``, ``difference``, ``interval`` and ``effect_size``; see :func:`paper_claims`.
+        modular: a value for each seed.
+        plain: a value for each seed, in the same order.
+        shown: the unit and scale in which the text tells the values.
 
     Example:
-        >>> judged = judge([1.0, 2.0, 3.0], [4.0, 5.0, 7.0], -1, ("here", "there"))
-        >>> judged["verdict"], judged["text"]
-        ('supported', '2 here, 5.33 there: difference -3.33 ± 1.43, 3 seeds, d_z -5.77')
-        >>> judge([0.25], [0.5], -1, ("here", "there"), 100.0, "%")["text"]
-        '25 % here, 50 % there: difference -25 points, one seed: no interval'
+        >>> compared = compare([1.0, 2.0, 3.0], [4.0, 5.0, 7.0], Measure("Depth", "m", 1.0))
+        >>> compared.means
+        '2 m in modular models, 5.33 m in plain ones: difference -3.33 ± 1.43 m, 3 seeds, d_z -5.77'
+        >>> compare([0.25], [0.5], Measure("Share", "% of all", 100.0)).means
+        '25 % in modular models, 50 % in plain ones: difference -25 points, one seed: no interval'
     """
-    a = [value for value in first if value is not None]
-    b = [value for value in second if value is not None]
-    if not len(a) == len(b) == len(first):
-        missing = {"difference": None, "interval": None, "effect_size": None}
-        return {"verdict": "undecided", "text": "there is nothing to measure", **missing}
+    a = [value for value in modular if value is not None]
+    b = [value for value in plain if value is not None]
+    if not len(a) == len(b) == len(modular):
+        return Comparison("there is nothing to measure", None, None, None, None, len(modular))
     difference, interval = paired_interval(a, b)
     effect = effect_size(a, b)
-    verdict = "undecided"
-    # A difference of rounding alone decides nothing, even if it is the same for all seeds.
-    least = 1e-12 * max(abs(value) for value in (*a, *b))
-    if interval is not None and abs(difference) > max(interval, least):
-        verdict = "supported" if difference * sign > 0 else "contradicted"
-    means = (
-        " ".join(filter(None, (_number(scale * sum(values) / len(values)), unit, name)))
-        for values, name in zip((a, b), names, strict=True)
-    )
-    change = f"difference {_number(scale * difference, '+')}"
+    unit = shown.unit.partition(" ")[0]
+    change = f"difference {_number(shown.scale * difference, '+')}"
     if interval is not None:
-        change += f" ± {_number(scale * interval)}"
+        change += f" ± {_number(shown.scale * interval)}"
     if unit:
         change += " points" if unit == "%" else f" {unit}"
     parts = [change, "one seed: no interval" if interval is None else f"{len(a)} seeds"]
     if effect is not None:
         parts.append(f"d_z {_number(effect)}")
-    text = f"{', '.join(means)}: {', '.join(parts)}"
-    return {
-        "verdict": verdict,
-        "text": text,
-        "difference": difference,
-        "interval": interval,
-        "effect_size": effect,
-    }
+    means = f"{_both(sum(a) / len(a), sum(b) / len(b), shown)}: {', '.join(parts)}"
+    return Comparison(means, difference, interval, effect, paired_p_value(a, b), len(a))
+
+
+def verdict(difference: float | None, p_adjusted: float | None, sign: int) -> str:
+    """Return what a corrected p-value says of the claim that the difference has this sign.
+
+    Example:
+        >>> verdict(-2.0, 0.04, -1), verdict(2.0, 0.04, -1), verdict(-2.0, 0.06, -1)
+        ('supported', 'contradicted', 'undecided')
+    """
+    if difference is None or p_adjusted is None or p_adjusted > LEVEL:
+        return "undecided"
+    return "supported" if difference * sign > 0 else "contradicted"
+
+
+def claim_versions(claim: Mapping[str, Any]) -> str:
+    """Return which papers and versions make a claim, and which deny it.
+
+    Example:
+        >>> claim_versions({"source": "arXiv 2409.15747", "denied_by": "arXiv 2502.02470 v3"})
+        'claimed by arXiv 2409.15747; denied by arXiv 2502.02470 v3'
+    """
+    denied = f"; denied by {claim['denied_by']}" if claim["denied_by"] else ""
+    return f"claimed by {claim['source']}{denied}"
 
 
 def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence on how far the verdicts can be trusted together.
+    """Return sentences on how far the verdicts can be trusted together, and on what so many seeds can show.
 
     Example:
-        >>> comparisons_note([{"claim": "smaller", "interval": 0.1}])[:40]
-        '1 claim is tested, each by a 95% interva'
+        >>> claim = {"p_value": 0.01, "seeds": 3, "verdict": "supported", "denied_by": None}
+        >>> comparisons_note([claim])[:48]
+        '1 claim is tested, by a two-sided paired t-test.'
     """
-    decidable = [claim["claim"] for claim in claims if claim["interval"] is not None]
-    if not decidable:
-        return "No claim can be decided: an interval takes two seeds or more."
-    # No overlap is above 1: if all circuits were identical, chance could not make them look different.
-    tested = sum(name != "different" for name in decidable)
-    besides = "Besides whether circuits are all the same, " if tested < len(decidable) else ""
-    return (
-        f"{besides}{tested} claim{'s are' if tested != 1 else ' is'} tested, each by a 95% interval of its "
-        f"own, without correction for their number: if no difference were real, {0.05 * tested:.1f} of them "
-        "would be decided by chance on average. They are not independent: several rest on the same circuits."
-    )
+    tested = [claim for claim in claims if claim["p_value"] is not None]
+    if not tested:
+        return "No claim can be decided: a test takes two seeds or more."
+    count, seeds = len(tested), tested[0]["seeds"]
+
+    def found(comparisons: int) -> str:
+        return f"{detectable_effect(seeds, comparisons, POWER, 1 - LEVEL):.2g}"
+
+    often = f"with a chance of {100 * POWER:.0f} %"
+    if count == 1:
+        parts = [
+            "1 claim is tested, by a two-sided paired t-test.",
+            f"With {seeds} seeds it is decided {often} if the true difference is {found(1)} times its "
+            "standard deviation over seeds (d_z); smaller differences easily stay undecided.",
+        ]
+    else:
+        parts = [
+            f"{count} claims are tested, each by a two-sided paired t-test, and the p-values are corrected "
+            "for this number by Holm's method: the chance that even one claim is decided whose true "
+            f"difference is 0 is at most {100 * LEVEL:.0f} %, also where claims rest on the same circuits.",
+            "The intervals are 95 % each, for one comparison and not corrected: one may leave out 0 although "
+            "the claim is undecided.",
+            f"With {seeds} seeds a claim that were the only one would be decided {often} if the true "
+            f"difference is {found(1)} times its standard deviation over seeds (d_z), and the first of "
+            f"{count} corrected ones if it is {found(count)} times; smaller differences easily stay "
+            "undecided.",
+        ]
+    if any(claim["denied_by"] and claim["verdict"] == "undecided" for claim in tested):
+        parts.append(
+            "Undecided does not support a version that denies the claim: that no difference was found does "
+            "not show that there is none."
+        )
+    return " ".join(parts)
 
 
 def _values(measures: Mapping[str, Any], name: str, kind: str) -> list[float | None]:
@@ -220,5 +275,34 @@ def _values(measures: Mapping[str, Any], name: str, kind: str) -> list[float | N
     return values
 
 
+def _beside(measures: Mapping[str, Any], claim: Claim) -> str:
+    """Return what random circuits have of a claim's measure, as the end of its text."""
+    if claim.beside is None:
+        return ""
+    modular, plain = (measures[claim.beside][kind]["mean"] for kind in ("modular", "plain"))
+    if modular is None or plain is None:
+        return ""
+    return f"; random circuits of the same sizes: {_both(modular, plain, describe(claim.beside))}"
+
+
+def _both(modular: float, plain: float, shown: Measure) -> str:
+    unit = shown.unit.partition(" ")[0]
+    names = ((modular, "in modular models"), (plain, "in plain ones"))
+    return ", ".join(
+        " ".join(filter(None, (_number(shown.scale * mean), unit, name))) for mean, name in names
+    )
+
+
+def _p_text(p_value: float | None, p_adjusted: float | None) -> str:
+    if p_value is None or p_adjusted is None:
+        return ""
+    told = [f"< {_LEAST:g}" if value < _LEAST else f"{value:.2g}" for value in (p_value, p_adjusted)]
+    return f", p {told[0]}, corrected {told[1]}"
+
+
 def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3g}"
+
+
+# Smaller p-values rest on tails in which no data are normal.
+_LEAST = 0.0001

@@ -19,6 +19,7 @@ from modfast.run_folder import OutputExistsError, RunFolder
 from .findings import Findings, read_findings
 from .page import Section, page
 from .sections import clusters_section, criterion_section
+from .summary import BY_CLASS
 from .words import CRITERIA, RANDOM, describe
 
 
@@ -113,7 +114,8 @@ def _measures(findings: Findings) -> dict[str, Any]:
                 [
                     _row(measures, name, kinds)
                     for name in measures
-                    if not name.startswith(RANDOM) and is_detail(name, measures) == details
+                    if name != BY_CLASS and not name.startswith(RANDOM)
+                    if is_detail(name, measures) == details
                 ],
             )
             for group, measures in summary.items()

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from modfast.circuits.keys import ALL
-from modfast.report.numbers import MARGIN, NOTHING, Estimate, average, estimate, percent
-from modfast.report.svg.charts import dot_plot, heat_map
+from modfast.report.numbers import MARGIN, MINUS, NOTHING, Estimate, average, estimate, numbers, percent
+from modfast.report.svg.charts import difference_plot, dot_plot, heat_map
 
 from .drawing import CLUSTER_COLOURS, draw_network
 from .findings import Findings
+from .summary import BY_CLASS
 from .words import CRITERIA
 
 
@@ -48,6 +49,7 @@ def criterion_section(findings: Findings, criterion: str) -> dict[str, Any]:
         "right_answers": _right_answers(findings, criterion),
         "undemanding": _undemanding(findings, criterion),
         "sizes": _sizes(findings, criterion),
+        "size_changes": _size_changes(findings, criterion),
         "overlaps": _overlaps(findings, criterion),
         "inside": _by_layer(findings, inside, lambda layer: _inside(findings, criterion, layer)),
         "shared_dots": _shared_dots(findings),
@@ -122,6 +124,37 @@ def _sizes(findings: Findings, criterion: str) -> list[Panel]:
         Panel(None, "by class", by_class),
         Panel(None, "by layer, mean of the classes", by_layer),
     ]
+
+
+def _size_changes(findings: Findings, criterion: str) -> Figure | None:
+    """Return the figure of relative differences of size by class; None unless two kinds are compared."""
+    if len(findings.kinds) < 2:
+        return None
+    changes = findings.results["summary"][criterion][BY_CLASS]
+    parts = dict(zip(findings.names, changes["size_change"], strict=True))
+    mean = changes["mean_size_change"]
+    rows = [(name, _scaled(part)) for name, part in parts.items()]
+    if len(rows) > 1:
+        rows.append(("all classes", _scaled(mean)))
+    told = numbers([None, None, mean], 100.0)[2]
+    drawn = difference_plot(
+        rows,
+        f"(modular {MINUS} plain) / plain (%)",
+        f"Relative difference of circuit sizes by class, modular against plain: {told} % on average",
+        rule=len(rows) > 1,
+    )
+    several = len(findings.config["seeds"]) > 1
+    intervals = ", with 95 % intervals over seeds, not corrected for the number of classes" if several else ""
+    caption = (
+        "By how much each class's circuit is smaller (left of zero) or larger in the modular network than in "
+        f"the plain one, in percent of the latter{intervals}. Mean of the classes: {told} %."
+    )
+    return Figure([Panel(None, f"by class, {findings.over_seeds}", drawn)], caption)
+
+
+def _scaled(part: Mapping[str, Any]) -> Estimate | None:
+    """Return a mean over seeds in percent; None where a seed has no value."""
+    return None if part["mean"] is None else estimate(part["values"], 100.0)
 
 
 def _overlaps(findings: Findings, criterion: str) -> Figure | None:

@@ -23,6 +23,9 @@ from .words import RANDOM
 DRAWS = 10
 """How many times random circuits of equal size are drawn."""
 
+BY_CLASS = "by_class"
+"""The key in a criterion's summary of what is no measure, but a list with an entry for each class."""
+
 
 def describe_circuits(
     circuits: Sequence[Circuit], partitions: Mapping[str, Partition], seed: int
@@ -106,14 +109,17 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
 
     Args:
         run: ``accuracy``, ``clusterability``, ``cluster_accuracy`` and ``criteria``, which holds what
-            :func:`describe_circuits` returns for each criterion.
+            :func:`describe_circuits` returns for each criterion. Runs of earlier releases lack the others:
+            ``label_semanticity`` (layer to share of the classes), ``search_space_reduction`` (share of the
+            parameters), ``live`` (layer to ``rows`` and ``columns``, shares, and ``clusters``, a number) and
+            ``history``, in whose last record ``test_cross_entropy`` is the loss on test images in nats.
         regularised: the layers over which ``specialisation_only``, ``specialisation_without``,
             ``information:regularised`` and ``random_information:regularised`` are means.
 
     Returns:
         For ``"model"`` and for each criterion, the numbers by name of measure. A measure of one layer is
         named ``measure:layer``, with the layer's :func:`modfast.circuits.keys.layer_key`. None stands for a
-        missing number.
+        missing number; measures of which the run holds nothing are left out.
 
         The specialisation of a layer is, for each class, by how much the best cluster alone exceeds the
         mean over clusters in accuracy ("only"), or by how much the accuracy without the most needed cluster
@@ -133,6 +139,7 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
             for layer, shares in run["cluster_accuracy"].items()
         }
         model |= {name: over_regularised(name, by_layer)} | by_layer
+    model |= _later_measures(run)
     measures = {"model": model}
     for criterion, described in run["criteria"].items():
         means: dict[str, float | None] = {"size": average(described["size"])}
@@ -148,6 +155,22 @@ def run_measures(run: Mapping[str, Any], regularised: Sequence[str]) -> dict[str
             means[f"{name}:{REGULARISED}"] = over_regularised(name, means)
         measures[criterion] = means
     return measures
+
+
+def _later_measures(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return those measures of a model that runs of earlier releases lack."""
+    found: dict[str, float | None] = {}
+    last = run["history"][-1] if run.get("history") else {}
+    if "test_cross_entropy" in last:
+        found["test_loss"] = last["test_cross_entropy"]
+    for layer, share in run.get("label_semanticity", {}).items():
+        found[_of_layer("label_semanticity", layer)] = share
+    if "search_space_reduction" in run:
+        found["search_space_reduction"] = run["search_space_reduction"]
+    for part in ("rows", "columns", "clusters"):
+        for layer, live in run.get("live", {}).items():
+            found[_of_layer(f"live_{part}", layer)] = live[part]
+    return found
 
 
 def specialisation(shares: Sequence[Sequence[float | None]], mode: str) -> float | None:
@@ -194,32 +217,80 @@ def summarize_circuits(
         For ``"model"`` and for each criterion, by name of measure and by kind: ``mean``, ``interval`` (half
         width of the 95% interval) and ``values`` by seed; and, if there are plain and modular runs,
         ``difference``, modular minus plain, with ``mean``, ``interval`` and ``effect_size``. Numbers are None
-        where a seed's value is None; ``interval`` and ``effect_size`` also for a single seed.
+        where a seed's value is None, also because its run lacks the measure; ``interval`` and ``effect_size``
+        also for a single seed.
+
+        If there are plain and modular runs, each criterion also has :data:`BY_CLASS`, with what
+        :func:`size_changes` returns.
     """
-    by_kind: dict[str, list[dict[str, dict[str, float | None]]]] = {}
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        by_kind.setdefault(run["kind"], []).append(run_measures(run, regularised))
-    first = next(iter(by_kind.values()))[0]
-    return {
-        group: {
+        by_kind.setdefault(run["kind"], []).append(run)
+    measured = {
+        kind: [run_measures(run, regularised) for run in of_kind] for kind, of_kind in by_kind.items()
+    }
+    every = [measures for of_kind in measured.values() for measures in of_kind]
+    summary: dict[str, dict[str, Any]] = {}
+    for group in every[0]:
+        names = dict.fromkeys(name for measures in every for name in measures[group])
+        summary[group] = {
             name: _summary(
-                {kind: [run[group][name] for run in measured] for kind, measured in by_kind.items()}
+                {kind: [run[group].get(name) for run in of_kind] for kind, of_kind in measured.items()}
             )
-            for name in measures
+            for name in names
         }
-        for group, measures in first.items()
+        if group != "model" and {"plain", "modular"} <= set(by_kind):
+            sizes = (
+                [run["criteria"][group]["size"] for run in by_kind[kind]] for kind in ("plain", "modular")
+            )
+            summary[group][BY_CLASS] = size_changes(*sizes)
+    return summary
+
+
+def size_changes(
+    plain: Sequence[Sequence[float | None]], modular: Sequence[Sequence[float | None]]
+) -> dict[str, Any]:
+    """Return by which share the circuits of modular models are smaller or larger than those of plain ones.
+
+    Args:
+        plain: the size of each class's circuit, for each seed.
+        modular: the same for the modular models of the same seeds.
+
+    Returns:
+        ``size_change``, for each class ``(modular - plain) / plain``, and ``mean_size_change``, its mean over
+        classes; each with ``mean`` over seeds, ``interval`` (half width of its 95% interval; None for a
+        single seed) and ``values`` by seed. Where the circuit of the plain model is empty the value is None,
+        and so are this class's ``mean`` and ``interval``; the mean over classes leaves it out for that seed.
+
+    Example:
+        >>> changes = size_changes([[0.5, 0.25]], [[0.25, 0.5]])
+        >>> [change["mean"] for change in changes["size_change"]], changes["mean_size_change"]["mean"]
+        ([-0.5, 1.0], 0.25)
+    """
+    by_seed = [
+        [
+            None if before is None or after is None or before == 0 else (after - before) / before
+            for before, after in zip(*sizes, strict=True)
+        ]
+        for sizes in zip(plain, modular, strict=True)
+    ]
+    return {
+        "size_change": [_over_seeds(list(values)) for values in zip(*by_seed, strict=True)],
+        "mean_size_change": _over_seeds([average(values) for values in by_seed]),
     }
 
 
+def _over_seeds(by_seed: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in by_seed if value is not None]
+    mean, interval = mean_interval(known) if len(known) == len(by_seed) else (None, None)
+    return {"mean": mean, "interval": interval, "values": by_seed}
+
+
 def _summary(values: Mapping[str, list[float | None]]) -> dict[str, Any]:
-    summary: dict[str, Any] = {}
-    known = {kind: [value for value in by_seed if value is not None] for kind, by_seed in values.items()}
-    for kind, by_seed in values.items():
-        whole = len(known[kind]) == len(by_seed)
-        mean, interval = mean_interval(known[kind]) if whole else (None, None)
-        summary[kind] = {"mean": mean, "interval": interval, "values": by_seed}
+    summary: dict[str, Any] = {kind: _over_seeds(by_seed) for kind, by_seed in values.items()}
     if {"plain", "modular"} <= set(values):
         summary["difference"] = {"mean": None, "interval": None, "effect_size": None}
+        known = {kind: [value for value in by_seed if value is not None] for kind, by_seed in values.items()}
         if all(len(known[kind]) == len(values[kind]) for kind in values):
             mean, interval = paired_interval(known["modular"], known["plain"])
             effect = effect_size(known["modular"], known["plain"])

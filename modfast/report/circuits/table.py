@@ -11,13 +11,22 @@ from modfast.circuits.keys import layer_key
 from modfast.report.numbers import cell
 from modfast.report.tables import setting_title
 
+from .claims import claim_versions
+from .summary import BY_CLASS
+
 # Measure, heading, factor, decimals, and which layers have rows of their own: "layers" adds all of them below
 # the row over all layers, "regularised" shows these instead of it. The HTML report shows the other layers.
 _OF_MODELS = (
     ("accuracy", "Test accuracy (%)", 100.0, 2, ""),
+    ("test_loss", "Test loss (nats)", 1.0, 4, ""),
     ("clusterability", "Clusterability", 1.0, 3, "layers"),
     ("specialisation_only", "Specialised, only (points)", 100.0, 2, ""),
     ("specialisation_without", "Specialised, without (points)", 100.0, 2, ""),
+    ("label_semanticity", "Classes among a neuron's top images (%)", 100.0, 2, "regularised"),
+    ("search_space_reduction", "Search-space reduction (%)", 100.0, 2, ""),
+    ("live_rows", "Live rows (%)", 100.0, 2, "regularised"),
+    ("live_columns", "Live columns (%)", 100.0, 2, "regularised"),
+    ("live_clusters", "Live clusters", 1.0, 2, "regularised"),
 )
 _OF_CIRCUITS = (
     ("size", "Size (% of weights)", 100.0, 2, "layers"),
@@ -40,7 +49,8 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
     Returns:
         A table for ``rich.print``: for the models and each criterion one row for each measure, as mean ± half
         width of the 95% interval over seeds (the mean alone for a single seed). Differences are taken seed by
-        seed. Specialisation is the mean over regularised layers; see
+        seed; below that of circuit sizes stands their relative difference, (modular - plain) / plain for each
+        class, then the mean over classes. Specialisation is the mean over regularised layers; see
         :func:`modfast.report.circuits.summary.run_measures`.
     """
     config, summary = results["config"], results["summary"]
@@ -68,6 +78,9 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
                 if len(kinds) > 1:
                     cells.append(_scaled(measures[measure]["difference"], factor, decimals, "+"))
                 table.add_row(label, *cells)
+            if name == "size" and BY_CLASS in measures:
+                change = _scaled(measures[BY_CLASS]["mean_size_change"], 100.0, 2, "+")
+                table.add_row("  relative to plain, mean of classes (%)", *("" for _ in kinds), change)
     return table
 
 
@@ -91,16 +104,22 @@ def _scaled(part: Mapping[str, Any], factor: float, decimals: int, sign: str = "
 def claim_lines(results: Mapping[str, Any]) -> list[str]:
     """Return a line for each claim, and one on how far to trust them together; none if there is no claim.
 
+    Each line names the papers and versions that make the claim, and those that deny it.
+
     Example:
         >>> claim = {"claim": "smaller", "criterion": "loss", "statement": "Circuits are smaller"}
+        >>> claim |= {"source": "arXiv 2409.15747", "denied_by": None}
         >>> claim |= {"verdict": "undecided", "text": "0.2 here, 0.1 there"}
-        >>> claim_lines({"claims": [claim], "note": "No claim can be decided."})
-        ['undecided     Circuits are smaller (loss): 0.2 here, 0.1 there', 'No claim can be decided.']
+        >>> for line in claim_lines({"claims": [claim], "note": "No claim can be decided."}):
+        ...     print(line)
+        undecided     Circuits are smaller (loss): 0.2 here, 0.1 there [claimed by arXiv 2409.15747]
+        No claim can be decided.
     """
     if not results["claims"]:
         return []
     lines = []
     for claim in results["claims"]:
         criterion = "" if claim["criterion"] is None else f" ({claim['criterion']})"
-        lines.append(f"{claim['verdict']:12}  {claim['statement']}{criterion}: {claim['text']}")
+        said = f"{claim['verdict']:12}  {claim['statement']}{criterion}: {claim['text']}"
+        lines.append(f"{said} [{claim_versions(claim)}]")
     return [*lines, results["note"]]

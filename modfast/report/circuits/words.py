@@ -18,9 +18,15 @@ class Measure(NamedTuple):
 # {} stands for the layer, if the measure is of one.
 _MEASURES = {
     "accuracy": Measure("Test accuracy", "%", 100.0),
+    "test_loss": Measure("Test loss", "nats", 1.0),
     "clusterability": Measure("Clusterability{}", "% of squared weight", 100.0),
     "specialisation_only": Measure("Specialisation, one cluster alone{}", "points", 100.0),
     "specialisation_without": Measure("Specialisation, one cluster off{}", "points", 100.0),
+    "label_semanticity": Measure("Classes among a neuron's top images{}", "% of classes", 100.0),
+    "search_space_reduction": Measure("Search-space reduction", "% of parameters", 100.0),
+    "live_rows": Measure("Live rows{}", "% of rows", 100.0),
+    "live_columns": Measure("Live columns{}", "% of columns", 100.0),
+    "live_clusters": Measure("Live clusters{}", "number", 1.0),
     "accuracy_before": Measure("Accuracy of the whole network on these images", "%", 100.0),
     "accuracy_after": Measure("Accuracy of the circuit on these images", "%", 100.0),
     "size": Measure("Circuit size{}", "% of weights", 100.0),

@@ -1,16 +1,16 @@
-"""Charts as SVG: a dot plot with whiskers, and a heat map. The page's style sheet colours them."""
+"""Charts as SVG: dot plots with whiskers, and a heat map. The page's style sheet colours them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
-from modfast.report.numbers import Estimate
+from modfast.report.numbers import MINUS, Estimate
 
 from .picture import MOST_NAMED, WIDTH, number, path, picture, shorten, text, text_width
 
@@ -19,7 +19,10 @@ _SMALL = 10.0
 
 
 def marker(kind: str, x: float, y: float, radius: float = 4.0) -> Markup:
-    """Draw the marker of a kind of model: a circle for plain, a square for modular."""
+    """Draw a marker: a circle for plain models, a square for modular ones, a diamond for their difference."""
+    if kind == "difference":
+        diamond = f"M{number(x - radius)} {number(y)}l{number(radius)} {number(-radius)}l{number(radius)} "
+        return path(f"{diamond}{number(radius)}l{number(-radius)} {number(radius)}z", kind)
     if kind == "modular":
         square = Markup('<rect x="{}" y="{}" width="{side}" height="{side}" class="{}"/>')
         return square.format(number(x - radius), number(y - radius), kind, side=number(2 * radius))
@@ -67,19 +70,68 @@ def dot_plot(
         drawn.append(text(left - 6, middle + 3.5, shorten(name), text_anchor="end"))
         for kind, estimate in kinds.items():
             y = middle + {"plain": -5.0, "modular": 5.0}[kind] * (len(kinds) > 1)
-            if estimate.interval is not None:
-                low, high = (across(estimate.mean + sign * estimate.interval) for sign in (-1, 1))
-                whisker = f"M{number(low)} {number(y)}H{number(high)}m0-3v6M{number(low)} {number(y - 3)}v6"
-                drawn.append(path(whisker, f"whisker {kind}"))
-            if len(estimate.values) > 1:
-                dot = Markup('<circle cx="{}" cy="{}" r="2"/>')
-                dots = Markup("").join(
-                    dot.format(number(across(value)), number(y)) for value in estimate.values
-                )
-                drawn.append(Markup('<g class="seed {}">{}</g>').format(kind, dots))
-            drawn.append(marker(kind, across(estimate.mean), y))
+            drawn += _estimate(kind, estimate, across, y)
     drawn.append(text((left + right) / 2, bottom + 28, axis, text_anchor="middle"))
     return picture(bottom + 34, description, drawn, "dots")
+
+
+def difference_plot(
+    rows: Sequence[tuple[str, Estimate | None]], axis: str, description: str, rule: bool = False
+) -> Markup:
+    """Draw a difference for each name, of either sign, beside a line at zero; otherwise as :func:`dot_plot`.
+
+    Args:
+        rows: names, each with its estimate in the unit of the axis; None if there is none.
+        axis: what is measured, with its unit.
+        description: alternative text for those who cannot see the picture.
+        rule: whether a line sets the last row apart.
+    """
+    left = 10.0 + max(text_width(shorten(name)) for name, _ in rows)
+    right, top, step = WIDTH - 18.0, 6.0, 18.0
+    bottom = top + step * len(rows)
+    ends = [0.0]
+    for _, estimate in rows:
+        if estimate is not None:
+            half = estimate.interval or 0.0
+            ends += [estimate.mean - half, estimate.mean + half, *estimate.values]
+    # Half a unit of slack where nothing differs, so that zero has a place.
+    slack = 0.5 * (min(ends) == max(ends))
+    locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    ticks = locator.tick_values(min(ends) - slack, max(ends) + slack)
+    first, last = float(ticks[0]), float(ticks[-1])
+
+    def across(value: float) -> float:
+        return left + (right - left) * (value - first) / (last - first)
+
+    drawn: list[Markup] = []
+    for tick in ticks:
+        label = f"{tick:+g}".replace("-", MINUS) if tick else "0"
+        drawn.append(path(f"M{number(across(tick))} {number(top)}V{number(bottom)}", "grid"))
+        drawn.append(text(across(tick), bottom + 13, label, text_anchor="middle", class_="tick"))
+    drawn.append(path(f"M{number(across(0.0))} {number(top)}V{number(bottom)}", "zero"))
+    if rule:
+        drawn.append(path(f"M4 {number(bottom - step)}H{number(right)}", "rule"))
+    for index, (name, estimate) in enumerate(rows):
+        middle = top + step * (index + 0.5)
+        drawn.append(text(left - 6, middle + 3.5, shorten(name), text_anchor="end"))
+        if estimate is not None:
+            drawn += _estimate("difference", estimate, across, middle)
+    drawn.append(text((left + right) / 2, bottom + 28, axis, text_anchor="middle"))
+    return picture(bottom + 34, description, drawn, "dots")
+
+
+def _estimate(kind: str, estimate: Estimate, across: Callable[[float], float], y: float) -> list[Markup]:
+    """Return a whisker over the interval, open dots for seeds if there are several, and the mean's marker."""
+    drawn: list[Markup] = []
+    if estimate.interval is not None:
+        low, high = (across(estimate.mean + sign * estimate.interval) for sign in (-1, 1))
+        whisker = f"M{number(low)} {number(y)}H{number(high)}m0-3v6M{number(low)} {number(y - 3)}v6"
+        drawn.append(path(whisker, f"whisker {kind}"))
+    if len(estimate.values) > 1:
+        dot = Markup('<circle cx="{}" cy="{}" r="2"/>')
+        dots = Markup("").join(dot.format(number(across(value)), number(y)) for value in estimate.values)
+        drawn.append(Markup('<g class="seed {}">{}</g>').format(kind, dots))
+    return [*drawn, marker(kind, across(estimate.mean), y)]
 
 
 def heat_map(
