@@ -125,24 +125,28 @@ def at_equal_loss(arm: str, name: str, plain: str = "plain") -> Comparison | Non
     """
     pairs = []
     for mine, theirs in zip(records(arm), records(plain), strict=True):
-        epoch = nearest_epoch(mine, theirs)
-        pairs.append((measure(mine, "loss", name), theirs["epochs"][epoch][name]))
+        pairs.append((measure(mine, "loss", name), nearest_epoch(mine, theirs)[name]))
     return _paired(pairs)
 
 
-def nearest_epoch(mine: Record, theirs: Record) -> int:
-    """Return the epoch, from 0, at which the test loss of the other network is nearest to mine at the end."""
+def nearest_epoch(mine: Record, theirs: Record) -> Mapping[str, Any]:
+    """Return the other network's circuits after the epoch whose test loss is nearest to mine at the end.
+
+    Its ``test_loss`` is that loss.
+    """
     goal = mine["history"][-1]["test_cross_entropy"]
-    losses = [record["test_cross_entropy"] for record in theirs["history"]]
-    return min(range(len(losses)), key=lambda epoch: abs(losses[epoch] - goal))
+    epochs = [
+        found | {"test_loss": theirs["history"][found["epoch"] - 1]["test_cross_entropy"]}
+        for found in theirs["epochs"]
+    ]
+    return min(epochs, key=lambda found: abs(found["test_loss"] - goal))
 
 
 def loss_gap(arm: str, plain: str = "plain") -> Comparison | None:
     """Compare the test losses of what :func:`at_equal_loss` compares."""
     pairs = []
     for mine, theirs in zip(records(arm), records(plain), strict=True):
-        own = mine["history"][-1]["test_cross_entropy"]
-        pairs.append((own, theirs["history"][nearest_epoch(mine, theirs)]["test_cross_entropy"]))
+        pairs.append((mine["history"][-1]["test_cross_entropy"], nearest_epoch(mine, theirs)["test_loss"]))
     return _paired(pairs)
 
 

@@ -26,7 +26,7 @@ class Arm:
         data: "cifar10" or "mnist".
         model: a name for :func:`modfast.models.build_model`.
         hidden: neurons of each hidden linear layer, if not the model's own number.
-        every_epoch: whether circuits are found after each epoch, too.
+        circuits_from: the first epoch after which circuits are found, too; None finds them at the end.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Arm:
     data: str = "cifar10"
     model: str = "cnn"
     hidden: int | None = None
-    every_epoch: bool = False
+    circuits_from: int | None = None
 
 
 def _config(**settings: Any) -> TrainConfig:
@@ -52,8 +52,8 @@ def _arms() -> list[Arm]:
     twenty = _config(enmeshment_weight=20.0)
     after = "spectral clusters after 3 epochs"
     return [
-        Arm("plain", "plain", plain, None, every_epoch=True),
-        Arm("spectral-20", f"weight 20, {after}", _spectral(20.0), every_epoch=True),
+        Arm("plain", "plain", plain, None, circuits_from=4),
+        Arm("spectral-20", f"weight 20, {after}", _spectral(20.0), circuits_from=4),
         Arm("blocks-20", "weight 20, blocks", twenty),
         Arm("blocks-0.7", "weight 0.7, blocks", _config(enmeshment_weight=0.7)),
         Arm("spectral-0.7", f"weight 0.7, {after}", _spectral(0.7)),
@@ -76,6 +76,8 @@ def _arms() -> list[Arm]:
             _spectral(20.0, layers=_ALL, chained=True),
         ),
         Arm("l1", "L1 penalty of 1e-4", replace(plain, l1_weight=1e-4)),
+        Arm("plain-40", "plain, 40 instead of 64 hidden neurons", plain, hidden=40),
+        Arm("blocks-5", "weight 5, blocks", _config(enmeshment_weight=5.0)),
         Arm("published-2024", "published 2024: weight 0.7, blocks, 21 epochs", _config(epochs=21)),
         Arm("plain4", "four linear layers: plain", plain, None, model="cnn4"),
         Arm(

@@ -44,16 +44,18 @@ def measure(
     config = replace(arm.config, seed=seed, device=device, threads=threads)
     seed_generators(seed)
     model = _build(arm, dataset)
-    snapshots: list[dict[str, Tensor]] = []
+    snapshots: dict[int, dict[str, Tensor]] = {}
 
-    def keep(_: Mapping[str, Any]) -> None:
-        snapshots.append({name: value.detach().cpu().clone() for name, value in model.state_dict().items()})
+    def keep(record: Mapping[str, Any]) -> None:
+        if arm.circuits_from is not None and record["epoch"] >= arm.circuits_from:
+            state = model.state_dict()
+            snapshots[record["epoch"]] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
-    run = train(model, dataset, config, on_epoch=keep if arm.every_epoch else None)
+    run = train(model, dataset, config, on_epoch=keep)
+    results = evaluate(run, dataset)
     trained = time.perf_counter()
     model.cpu()
     run.partitions = {name: each.to("cpu") for name, each in run.partitions.items()}
-    results = evaluate(run, dataset)
     inputs, labels = dataset.normalize(dataset.test_images), dataset.test_labels
     by_criterion = {name: find_circuits(model, inputs, labels, criterion=name) for name in CRITERIA}
     if allowed is not None:
@@ -77,7 +79,9 @@ def measure(
             "live": results["live"],
             "measures": measures,
             "by_class": {name: {each: described[name][each] for each in names} for name in described},
-            "epochs": [_after(model, state, inputs, labels) for state in snapshots],
+            "epochs": [
+                {"epoch": epoch} | _after(model, state, inputs, labels) for epoch, state in snapshots.items()
+            ],
             "allowed": allowed,
             "seconds": {"training": trained - began, "measuring": time.perf_counter() - trained},
             "environment": environment(),

@@ -75,9 +75,13 @@ def draw_against_loss(path: str | os.PathLike[str], plain: str, arm: str) -> Non
     ):
         for each, colour, marker in ((plain, _BLUE, "o"), (arm, _ORANGE, "s")):
             points = [
-                (epoch["test_cross_entropy"], 100 * found[name], place == len(record["epochs"]) - 1)
+                (
+                    record["history"][found["epoch"] - 1]["test_cross_entropy"],
+                    100 * found[name],
+                    found["epoch"] == len(record["history"]),
+                )
                 for record in analysis.records(each)
-                for place, (epoch, found) in enumerate(zip(record["history"], record["epochs"], strict=True))
+                for found in record["epochs"]
             ]
             for is_last, fill in ((False, "none"), (True, colour)):
                 chosen = [(loss, value) for loss, value, last in points if last == is_last]

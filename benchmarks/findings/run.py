@@ -54,8 +54,8 @@ def main() -> None:
         for seed in options.seeds
         if not (options.out / name / f"{seed}.json").exists()
     ]
-    # The longest first, so that none of them is left for the end.
-    tasks.sort(key=lambda task: -ARMS[task[0]].config.epochs * (3 if ARMS[task[0]].every_epoch else 1))
+    # Those that take longest first, so that none of them is left for the end.
+    tasks.sort(key=lambda task: ARMS[task[0]].circuits_from is None)
     torch.set_num_threads(1)
     datasets = {kind: load_dataset(getattr(options, kind)) for kind in {ARMS[name].data for name, _ in tasks}}
     context = multiprocessing.get_context("spawn")
@@ -64,7 +64,9 @@ def main() -> None:
         waiting.put(task)
     workers = [
         context.Process(
-            target=_work, args=(waiting, done, datasets, options.out, options.device, options.threads)
+            daemon=True,
+            target=_work,
+            args=(waiting, done, datasets, options.out, options.device, options.threads),
         )
         for _ in range(min(options.processes, len(tasks)))
     ]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modfast.layers.partitioned import partitioned_layers
+from modfast.layers.running import device_of, moved
 from modfast.network.reduction import search_space_reduction
 from modfast.neurons import label_semanticity, live_units
 from modfast.partition import Partition
@@ -70,10 +71,9 @@ def _reduction(
     if not partitions:
         return None
     try:
-        return search_space_reduction(model, partitions, example_inputs=data[0][:2])
-    except (
-        ValueError
-    ):  # a model of a user's own need not be a chain, nor its clusters be as many in each layer
+        few_images = moved(data[0][:2], device_of(model))
+        return search_space_reduction(model, partitions, example_inputs=few_images)
+    except ValueError:  # a user's own model need not be a chain, nor its clusters be as many in each layer
         return None
 
 
