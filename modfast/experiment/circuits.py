@@ -40,6 +40,7 @@ from .trained_models import (
 _OF_MODELS = ("accuracy", "clusterability", "class_accuracy", "cluster_accuracy")
 # What results of earlier releases lack.
 _OF_LATER_MODELS = ("label_semanticity", "search_space_reduction", "live")
+_TEST_LOSS = "test_cross_entropy"
 
 _Walk: TypeAlias = tuple[int, str, int]  # one circuit to find: model index, criterion, label
 
@@ -79,9 +80,9 @@ def find_run_circuits(
         (of :func:`modfast.report.circuits.summary.summarize_circuits`), ``claims`` (of
         :func:`modfast.report.circuits.claims.paper_claims`; none without plain and modular models) and
         ``note`` (how far to trust the claims together, and what so many seeds can show). Each run has what
-        :func:`modfast.experiment.runs.evaluate` measured, the last epoch of its ``history`` and, by
-        criterion, what :func:`modfast.report.circuits.summary.describe_circuits` returns and ``seconds``: for
-        each circuit the time since its process found the one before; None if the circuit was there already.
+        :func:`modfast.experiment.runs.evaluate` measured and, by criterion, what
+        :func:`modfast.report.circuits.summary.describe_circuits` returns and ``seconds``: for each circuit
+        the time since its process found the one before; None if the circuit was there already.
 
     Raises:
         FileNotFoundError: no run has finished there.
@@ -325,8 +326,7 @@ def _table(
                 "seed": results["config"]["seed"],
                 "folder": "." if len(runs) == 1 else run.folder.name,
                 **{name: results[name] for name in _OF_MODELS},
-                **{name: results[name] for name in _OF_LATER_MODELS if name in results},
-                "history": results["history"][-1:],
+                **_later_measures(results),
                 "criteria": criteria,
             }
         )
@@ -342,6 +342,15 @@ def _table(
         "claims": claims,
         "note": comparisons_note(claims),
     }
+
+
+def _later_measures(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those measures that results of earlier releases lack; of the history only the last test loss."""
+    found = {name: results[name] for name in _OF_LATER_MODELS if name in results}
+    last = results["history"][-1]
+    if _TEST_LOSS in last:
+        found["history"] = [{_TEST_LOSS: last[_TEST_LOSS]}]
+    return found
 
 
 def _partitions(run: TrainedModel, layers: Sequence[str]) -> dict[str, Partition]:

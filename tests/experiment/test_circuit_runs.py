@@ -14,7 +14,6 @@ from modfast.circuits.folder import CircuitFolder, read_circuits
 from modfast.cli import main
 from modfast.cli.commands import make_parser
 from modfast.data import load_dataset
-from modfast.experiment.circuits import trained_since
 from modfast.results import as_lists
 from modfast.train import read_checkpoint
 
@@ -113,29 +112,6 @@ class TestTable:
             sum(run["criteria"]["loss"]["size"]) / 2 for run in results["runs"] if run["kind"] == "modular"
         ]
         assert results["summary"]["loss"]["size"]["modular"]["values"] == pytest.approx(sizes)
-        for run in results["runs"]:
-            trained = json.loads((examined / run["folder"] / "results.json").read_text())
-            assert run["history"] == trained["history"][-1:]
-
-    def test_measures_that_results_of_earlier_releases_lack(self, trained, tmp_path):
-        out = shutil.copytree(trained, tmp_path / "out")
-        later = {
-            "label_semanticity": {"fc2": 0.25},
-            "search_space_reduction": 0.5,
-            "live": {"fc2": {"rows": 1.0, "columns": 0.75, "clusters": 2.0}},
-        }
-        # The results of one seed have them, those of the other are of an earlier release.
-        for kind in ("plain", "modular"):
-            path = out / f"{kind}-seed42/results.json"
-            results = json.loads(path.read_text())
-            path.write_text(json.dumps(results | later))
-        assert main(["circuits", str(out), "--criterion", "loss", *FEW]) == 0
-        results = read_circuits(out)
-        for run in results["runs"]:
-            assert {name: run[name] for name in later if name in run} == (later if run["seed"] == 42 else {})
-        told = results["summary"]["model"]["live_columns:fc2"]["plain"]
-        assert told == {"mean": None, "interval": None, "values": [0.75, None]}
-        assert trained_since(out, results) == []
 
     def test_what_is_shown(self, examined, capsys, monkeypatch):
         drawn = []
@@ -264,18 +240,6 @@ class TestMistakes:
         (tmp_path / "circuits.json").write_text("[]")
         with pytest.raises(ValueError, match="is no table of circuits"):
             read_circuits(tmp_path)
-
-    def test_claims_that_an_earlier_release_judged_one_by_one(self, out, capsys, monkeypatch):
-        monkeypatch.setattr("modfast.experiment.runs.draw_reproduction", lambda folder: [])
-        table = json.loads((out / "circuits.json").read_text())
-        for claim in table["claims"]:
-            del claim["p_adjusted"]
-        (out / "circuits.json").write_text(json.dumps(table))
-        assert main(["report", str(out)]) == 1
-        assert "judges each claim as if it were the only one, as older versions" in capsys.readouterr().err
-        put_back = ["circuits", str(out), *FEW, "--resume"]
-        assert main(put_back) == 0
-        assert all("p_adjusted" in claim for claim in read_circuits(out)["claims"])
 
     def test_the_parser_knows_the_criteria(self):
         parsed = make_parser().parse_args(["circuits", "out", "--criterion", *CRITERIA])

@@ -213,7 +213,7 @@ class TestReport:
         (described,) = [each for each in page.values("aria-label") if each.startswith("Relative difference")]
         (told,) = re.findall(r"([+\N{MINUS SIGN}][0-9.]+) ±", described)
         assert float(told.replace("\N{MINUS SIGN}", "-")) == pytest.approx(mean, rel=0.05)
-        assert "How much smaller they are in modular networks" in page.text
+        assert "How their sizes differ, class by class" in page.text
         assert page.text.count("not corrected for the number of classes") == 1
         # A class whose plain circuit is empty has a name and no marker.
         text = (tmp_path / "circuits.html").read_text(encoding="utf-8")

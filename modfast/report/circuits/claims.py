@@ -64,6 +64,7 @@ OF_CIRCUITS = (
         "size",
         -1,
     ),
+    # How "clusters that learn different circuits" can be measured: that circuits differ at all says nothing.
     Claim(
         "more_informative",
         "Clusters say more about classes, beyond random circuits, in modular models than in plain ones",
@@ -254,8 +255,8 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
             f"difference is 0 is at most {100 * LEVEL:.0f} %, also where claims rest on the same circuits.",
             "The intervals are 95 % each, for one comparison and not corrected: one may leave out 0 although "
             "the claim is undecided.",
-            f"With {seeds} seeds a claim that were the only one would be decided {often} if the true "
-            f"difference is {found(1)} times its standard deviation over seeds (d_z), and the first of "
+            f"With {seeds} seeds a claim tested alone is decided {often} if the true difference "
+            f"is {found(1)} times its standard deviation over seeds (d_z), and the first of "
             f"{count} corrected ones if it is {found(count)} times; smaller differences easily stay "
             "undecided.",
         ]

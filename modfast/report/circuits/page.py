@@ -90,6 +90,13 @@ def _minus(text: str) -> str:
 
 
 def _unbroken(html: Markup) -> Markup:
-    """Keep each number on one line with its unit, sign or name; a command stays as it was typed."""
+    r"""Keep each number on one line with its unit, sign or name; a command stays as it was typed.
+
+    Example:
+        >>> print(_unbroken(Markup("5 seeds, d_z 2, p &lt; 0.01, corrected 0.02")).replace("\xa0", "~"))
+        5 seeds, d_z~2, p~&lt;~0.01, corrected~0.02
+    """
     spaces = r"(<pre>.*?</pre>)|(?<=\d) (?=%)|(?<=±) |(?<=d_z) "
+    for name in (r"\bp", r"\bcorrected"):
+        spaces += rf"|(?<={name}) (?=&lt; \d|\d)|(?<={name} &lt;) (?=\d)"
     return Markup(re.sub(spaces, lambda match: match[1] or "\N{NO-BREAK SPACE}", html, flags=re.DOTALL))

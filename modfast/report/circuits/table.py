@@ -78,9 +78,9 @@ def circuits_table(results: Mapping[str, Any]) -> Table:
                 if len(kinds) > 1:
                     cells.append(_scaled(measures[measure]["difference"], factor, decimals, "+"))
                 table.add_row(label, *cells)
-            if name == "size" and BY_CLASS in measures:
-                change = _scaled(measures[BY_CLASS]["mean_size_change"], 100.0, 2, "+")
-                table.add_row("  relative to plain, mean of classes (%)", *("" for _ in kinds), change)
+                if measure == "size" and BY_CLASS in measures:
+                    change = _scaled(measures[BY_CLASS]["mean_size_change"], 100.0, 2, "+")
+                    table.add_row("  relative to plain (%)", *("" for _ in kinds), change)
     return table
 
 
