@@ -35,8 +35,8 @@ $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
 
 setup: $(VENV)/installed ## make the environment and build the library
 
-demo: setup ## train a plain and a modular network on real digits, into out/demo
-	$(BIN)/modfast reproduce --data digits --out out/demo --overwrite
+demo: setup ## train plain and modular networks on real digits, find their circuits, judge the claims, into out/demo
+	$(BIN)/modfast reproduce --data digits --circuits --threads 1 --out out/demo --overwrite
 
 # Each file's tests run in one process, so that what they share is made once.
 PYTEST = -m pytest --numprocesses auto --dist loadfile --benchmark-disable

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from modfast.circuit import CRITERIA
+from modfast.circuits.folder import REPORT
 from modfast.data.dataset import Dataset
 from modfast.experiment.circuits import find_run_circuits
 from modfast.experiment.trained_models import CircuitConfig, trained_on
+from modfast.report.circuits.answer import answer_lines
 from modfast.report.circuits.table import circuits_table, claim_lines
 from modfast.train.distributed import Ranks
 
@@ -114,7 +116,13 @@ def find_circuits(
 
 
 def show_circuits(results: Mapping[str, Any], folder: Path, display: Display) -> None:
-    """Print the table of circuits and the verdicts on the paper's claims."""
+    """Print the table of circuits, the verdicts on the paper's claims, and last the answer in five lines."""
     display.table(circuits_table(results), folder)
     for line in claim_lines(results):
         display.note(line)
+    answer = answer_lines(results)
+    if answer:
+        display.note("")
+        for line in answer:
+            display.note(line)
+        display.note(f"The report with pictures: {folder / REPORT}")

@@ -35,7 +35,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--seed", type=int, default=TrainConfig.seed, help="the first seed (default: %(default)s)"
     )
     parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="how many seeds (default: %(default)s)"
+        "--seeds", type=int, default=10, metavar="N", help="how many seeds (default: %(default)s)"
     )
     parser.add_argument(
         "--epochs",

@@ -93,8 +93,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "recommended",
-            "3 plain epochs, spectral clusters of fc2, then 7 with weight 20; 10 plain epochs beside them",
-            TrainConfig(enmeshment_weight=20.0, epochs=10, warmup_epochs=3, clusters_from="spectral"),
+            "weight 20 on fc2, contiguous blocks, 10 epochs, as many as of the plain network",
+            TrainConfig(enmeshment_weight=20.0, epochs=10),
             plain_epochs=10,
         ),
     )

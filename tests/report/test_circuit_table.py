@@ -38,7 +38,7 @@ def test_plain_modular_and_difference() -> None:
     assert rows["Inside clusters (%), fc"][1] == "100.00 ± 0.00"
     assert rows["if random, fc"][1] != rows["Information (bits), fc"][1]
     assert rows["Information (bits), fc"][1] == "1.000 ± 0.000"
-    assert rows["Specialised, without (points)"] == ["0.00 ± 0.00", "0.00 ± 0.00", "+0.00 ± 0.00"]
+    assert rows["Specialised, off (points)"] == ["0.00 ± 0.00", "0.00 ± 0.00", "+0.00 ± 0.00"]
 
 
 def test_a_single_run() -> None:
@@ -75,8 +75,8 @@ def test_measures_that_earlier_releases_lack() -> None:
         "history": [{"test_cross_entropy": 1.25}],
     }
     rows = rows_of(results_of([each | later for each in (*PLAIN, *MODULAR)], 3))
-    assert rows["Test loss (nats)"][0] == "1.2500 ± 0.0000"
-    assert rows["Classes among a neuron's top images (%), fc"][1] == "25.00 ± 0.00"
+    assert rows["Test loss (nats)"][0] == "1.250 ± 0.000"
+    assert rows["Top images' classes (%), fc"][1] == "25.00 ± 0.00"
     assert rows["Search-space reduction (%)"][1] == "75.50 ± 0.00"
     assert [rows[f"Live {part}, fc"][1][:5] for part in ("rows (%)", "columns (%)")] == ["100.0", "75.00"]
     assert rows["Live clusters, fc"][1] == "3.50 ± 0.00"

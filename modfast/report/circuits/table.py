@@ -18,11 +18,11 @@ from .summary import BY_CLASS
 # the row over all layers, "regularised" shows these instead of it. The HTML report shows the other layers.
 _OF_MODELS = (
     ("accuracy", "Test accuracy (%)", 100.0, 2, ""),
-    ("test_loss", "Test loss (nats)", 1.0, 4, ""),
+    ("test_loss", "Test loss (nats)", 1.0, 3, ""),
     ("clusterability", "Clusterability", 1.0, 3, "layers"),
-    ("specialisation_only", "Specialised, only (points)", 100.0, 2, ""),
-    ("specialisation_without", "Specialised, without (points)", 100.0, 2, ""),
-    ("label_semanticity", "Classes among a neuron's top images (%)", 100.0, 2, "regularised"),
+    ("specialisation_only", "Specialised, on (points)", 100.0, 2, ""),
+    ("specialisation_without", "Specialised, off (points)", 100.0, 2, ""),
+    ("label_semanticity", "Top images' classes (%)", 100.0, 2, "regularised"),
     ("search_space_reduction", "Search-space reduction (%)", 100.0, 2, ""),
     ("live_rows", "Live rows (%)", 100.0, 2, "regularised"),
     ("live_columns", "Live columns (%)", 100.0, 2, "regularised"),
