@@ -245,3 +245,22 @@ def live(arm: str, name: str, layer: str = "fc2") -> tuple[float, float | None]:
 def over_seeds(arm: str, of: Callable[[Record], float]) -> tuple[float, float | None]:
     """Return the mean over seeds of a number of each record, and half the width of its interval."""
     return mean_interval([of(record) for record in records(arm)])
+
+
+def within_allowed(arm: str) -> list[tuple[Record, Record]]:
+    """Return the pairs in which both networks may have the loss that is allowed to all, in every class."""
+    other = ARMS[arm].against
+    assert other is not None
+    pairs = zip(records(arm), records(other), strict=True)
+    return [pair for pair in pairs if all("fixed" in record["measures"] for record in pair)]
+
+
+def with_allowed_loss(arm: str, name: str) -> Comparison:
+    """Compare circuits whose allowed loss is the same for both networks, in the pairs that may have it."""
+    pairs = within_allowed(arm)
+    found = _paired(
+        [(measure(mine, "fixed", name), measure(theirs, "fixed", name)) for mine, theirs in pairs]
+    )
+    if found is None:
+        raise ValueError(f"{arm}: a circuit with the allowed loss has no {name}")
+    return found

@@ -50,71 +50,44 @@ def _spectral(weight: float, **settings: Any) -> TrainConfig:
 def _arms() -> list[Arm]:
     plain = _config(enmeshment_weight=0.0)
     twenty = _config(enmeshment_weight=20.0)
-    after = "spectral clusters after 3 epochs"
+    mnist = {"against": "mnist-plain", "data": "mnist", "model": "mlp"}
     return [
         Arm("plain", "plain", plain, None, circuits_from=4),
-        Arm("spectral-20", f"weight 20, {after}", _spectral(20.0), circuits_from=4),
-        Arm("blocks-20", "weight 20, blocks", twenty),
-        Arm("blocks-0.7", "weight 0.7, blocks", _config(enmeshment_weight=0.7)),
-        Arm("spectral-0.7", f"weight 0.7, {after}", _spectral(0.7)),
-        Arm("spectral-5", f"weight 5, {after}", _spectral(5.0)),
-        Arm("spectral-80", f"weight 80, {after}", _spectral(80.0)),
-        Arm(
-            "recluster-20",
-            f"weight 20, {after}, found anew after each epoch",
-            _spectral(20.0, recluster_every=1),
-        ),
-        Arm(
-            "gradients-20",
-            "weight 20, spectral clusters of gradients after 3 epochs",
-            _spectral(20.0, affinity="gradients"),
-        ),
-        Arm("blocks-20-all", "weight 20 on three layers, blocks", replace(twenty, layers=_ALL)),
+        Arm("blocks-20", "`fc2`: weight 20, blocks", twenty),
+        Arm("spectral-20", "`fc2`: weight 20, spectral clusters", _spectral(20.0), circuits_from=4),
+        Arm("blocks-0.7", "`fc2`: weight 0.7, blocks", _config(enmeshment_weight=0.7)),
+        Arm("blocks-5", "`fc2`: weight 5, blocks", _config(enmeshment_weight=5.0)),
+        Arm("recluster-20", "`fc2`: weight 20, reclustered", _spectral(20.0, recluster_every=1)),
+        Arm("gradients-20", "`fc2`: weight 20, clusters of gradients", _spectral(20.0, affinity="gradients")),
+        Arm("blocks-20-all", "three layers: weight 20, blocks", replace(twenty, layers=_ALL)),
         Arm(
             "chained-20-all",
-            f"weight 20 on three layers, chained {after}",
+            "three layers: weight 20, chained clusters",
             _spectral(20.0, layers=_ALL, chained=True),
         ),
         Arm("l1", "L1 penalty of 1e-4", replace(plain, l1_weight=1e-4)),
-        Arm("plain-40", "plain, 40 instead of 64 hidden neurons", plain, hidden=40),
-        Arm("blocks-5", "weight 5, blocks", _config(enmeshment_weight=5.0)),
-        Arm("published-2024", "published 2024: weight 0.7, blocks, 21 epochs", _config(epochs=21)),
-        Arm("plain4", "four linear layers: plain", plain, None, model="cnn4"),
-        Arm(
-            "plain4-20", "four linear layers: plain, 20 epochs", replace(plain, epochs=20), None, model="cnn4"
-        ),
+        Arm("plain-40", "plain, 40 hidden neurons", plain, hidden=40),
+        Arm("published-2024", "published 2024", _config(epochs=21)),
+        Arm("plain4", "plain, four linear layers", plain, None, model="cnn4"),
         Arm(
             "published-2025",
-            "four linear layers, published 2025: 5 plain epochs, then 15 with weight 20, spectral clusters",
+            "published 2025",
             replace(_spectral(20.0), epochs=20, warmup_epochs=5),
             "plain4",
             model="cnn4",
         ),
-        Arm("plain-large", "larger CNN: plain", plain, None, model="cnn-large"),
+        Arm("plain-large", "plain, larger CNN", plain, None, model="cnn-large"),
         Arm(
             "published-large",
-            "larger CNN, published 2025: weight 20 on three layers, blocks",
+            "published 2025, larger CNN",
             replace(twenty, layers=_ALL),
             "plain-large",
             model="cnn-large",
         ),
-        Arm("mnist-plain", "MNIST: plain", plain, None, "mnist", "mlp"),
-        Arm(
-            "mnist-blocks-0.7",
-            "MNIST: weight 0.7, blocks",
-            _config(enmeshment_weight=0.7),
-            "mnist-plain",
-            "mnist",
-            "mlp",
-        ),
-        Arm(
-            "mnist-spectral-20",
-            f"MNIST: weight 20, {after}",
-            _spectral(20.0),
-            "mnist-plain",
-            "mnist",
-            "mlp",
-        ),
+        Arm("mnist-plain", "plain", plain, None, "mnist", "mlp"),
+        Arm("mnist-blocks-20", "`fc2`: weight 20, blocks", twenty, **mnist),
+        Arm("mnist-spectral-20", "`fc2`: weight 20, spectral clusters", _spectral(20.0), **mnist),
+        Arm("mnist-blocks-0.7", "`fc2`: weight 0.7, blocks", _config(enmeshment_weight=0.7), **mnist),
     ]
 
 

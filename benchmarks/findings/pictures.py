@@ -13,7 +13,7 @@ from . import analysis
 from .arms import ARMS
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -30,7 +30,7 @@ def draw_differences(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
     for axes, name, title in zip(
         panels,
         ("size", "overlap"),
-        ("circuit size (% of weights)", "overlap of two circuits (%)"),
+        ("circuit size, % of weights", "overlap of two circuits, %"),
         strict=True,
     ):
         _zero_line(axes)
@@ -51,26 +51,37 @@ def draw_differences(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
                         capsize=2,
                         label=group if place == 0 else None,
                     )
-        axes.set_xlabel(f"difference to plain, {title}", fontsize=8)
+        axes.set_xlabel(f"difference to plain: {title}", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(arms)), [ARMS[arm].title.replace("`", "") for arm in arms])
+    panels[0].set_yticks(range(len(arms)), [_name(arm) for arm in arms])
     panels[0].invert_yaxis()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles, [f"circuits by {label}" for label in labels], loc="outside upper center", ncols=2, fontsize=8
+        handles,
+        [f"circuits by {'loss' if label == 'loss' else 'balanced loss'}" for label in labels],
+        loc="outside upper center",
+        ncols=2,
+        fontsize=8,
     )
     save_figure(figure, path)
 
 
-def draw_against_loss(path: str | os.PathLike[str], plain: str, arm: str) -> None:
-    """Draw size and overlap of circuits against the test loss, after each epoch of every seed of two arms."""
+def draw_against_loss(path: str | os.PathLike[str], plain: str, arm: str, ended: str) -> None:
+    """Draw size and overlap of circuits against the test loss, for every seed.
+
+    Args:
+        path: the PNG file.
+        plain: an arm of which every epoch is drawn.
+        arm: another one.
+        ended: an arm of which the end is drawn.
+    """
     figure = new_figure(4.2)
     panels = figure.subplots(1, 2)
     for axes, name, title in zip(
         panels,
         ("size", "overlap"),
-        ("circuit size (% of weights)", "overlap of two circuits (%)"),
+        ("circuit size, % of weights", "overlap of two circuits, %"),
         strict=True,
     ):
         for each, colour, marker in ((plain, _BLUE, "o"), (arm, _ORANGE, "s")):
@@ -92,8 +103,18 @@ def draw_against_loss(path: str | os.PathLike[str], plain: str, arm: str) -> Non
                     facecolors=fill,
                     edgecolors=colour,
                     linewidths=0.7,
-                    label=f"{ARMS[each].title}{', at the end' if is_last else ', after each epoch'}",
+                    label=f"{_name(each)}{', at the end' if is_last else ', after each epoch'}",
                 )
+        ends = [
+            (
+                record["history"][-1]["test_cross_entropy"],
+                100 * (analysis.measure(record, "loss", name) or 0.0),
+            )
+            for record in analysis.records(ended)
+        ]
+        axes.scatter(
+            *zip(*ends, strict=True), s=24, marker="^", color=_GREEN, label=f"{_name(ended)}, at the end"
+        )
         axes.set_xlabel("test loss (nats)", fontsize=9)
         axes.set_ylabel(title, fontsize=9)
         axes.set_ylim(bottom=0.0)
@@ -119,12 +140,16 @@ def draw_by_class(path: str | os.PathLike[str], arm: str) -> None:
                 markersize=4,
                 capsize=2,
             )
-        axes.set_title(f"circuits by {group}", fontsize=9)
+        axes.set_title("circuits by " + ("loss" if group == "loss" else "balanced loss"), fontsize=9)
         axes.set_xlabel("size relative to plain networks (%)", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
     panels[0].invert_yaxis()
     save_figure(figure, path)
+
+
+def _name(arm: str) -> str:
+    return ARMS[arm].title.replace("`", "")
 
 
 def _zero_line(axes: Axes) -> None:
