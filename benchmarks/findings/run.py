@@ -20,7 +20,7 @@ from torch import multiprocessing
 
 from modfast.data import load_dataset
 from modfast.data.dataset import Dataset
-from modfast.files import write_json
+from modfast.files import atomic_write, write_json
 
 from .arms import ARMS, SEEDS
 from .measure import measure
@@ -109,9 +109,10 @@ def gather(out: Path, seeds: Sequence[int]) -> None:
     for name in ARMS:
         files = [out / name / f"{seed}.json" for seed in seeds]
         if all(file.exists() for file in files):
-            write_json(
-                RESULTS / f"{name}.json", [json.loads(file.read_text(encoding="utf-8")) for file in files]
-            )
+            # A line for each network: small files, and changes that can be read.
+            lines = ",\n".join(json.dumps(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+            with atomic_write(RESULTS / f"{name}.json") as temporary:
+                temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
