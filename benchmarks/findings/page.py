@@ -18,13 +18,14 @@ from modfast.report.numbers import MINUS, NOTHING
 
 from . import analysis
 from .arms import ARMS, SEEDS, Arm
-from .pictures import CLASSES, draw_against_loss, draw_by_class, draw_differences
+from .pictures import CLASSES, draw_against_loss, draw_by_class, draw_circuits, draw_neurons
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "findings.md"
 README = ROOT / "README.md"
 PICTURES = {
-    "findings-differences.png": lambda path: draw_differences(path, shown_arms()),
+    "findings-differences.png": lambda path: draw_circuits(path, shown_arms()),
+    "findings-neurons.png": lambda path: draw_neurons(path, shown_arms()),
     "findings-loss.png": lambda path: draw_against_loss(path, "plain", "spectral-20", RECOMMENDED),
     "findings-classes.png": lambda path: draw_by_class(path, RECOMMENDED),
 }

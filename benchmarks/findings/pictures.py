@@ -18,52 +18,67 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def draw_differences(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
+def draw_circuits(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
     """Draw the differences of circuit size and overlap to plain training, with their 95 % intervals.
 
     Args:
         path: the PNG file.
         arms: from top to bottom.
     """
-    figure = new_figure(0.36 * len(arms) + 1.6)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, name, title in zip(
-        panels,
-        ("size", "overlap"),
-        ("circuit size, % of weights", "overlap of two circuits, %"),
-        strict=True,
-    ):
+    series = {"circuits by loss": "loss", "circuits by balanced loss": "balanced"}
+    panels = [
+        (title, {label: (group, name) for label, group in series.items()}, 100.0)
+        for name, title in (("size", "circuit size, % of weights"), ("overlap", "overlap of two circuits, %"))
+    ]
+    _draw_differences(path, arms, panels)
+
+
+def draw_neurons(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
+    """Draw the differences of what clusters and neurons do for classes, as :func:`draw_circuits` does."""
+    panels = [
+        ("one cluster alone, points", {"": ("model", "specialisation_only")}, 100.0),
+        ("one cluster off, points", {"": ("model", "specialisation_without")}, 100.0),
+        ("classes among top images, %", {"": ("model", "label_semanticity:fc2")}, 100.0),
+    ]
+    _draw_differences(path, arms, panels)
+
+
+# The title of a panel, its measures by name of series, and the factor to its unit.
+_Panel = tuple[str, dict[str, tuple[str, str]], float]
+
+
+def _draw_differences(path: str | os.PathLike[str], arms: Sequence[str], panels: Sequence[_Panel]) -> None:
+    figure = new_figure(0.34 * len(arms) + 1.6)
+    styles = ((_BLUE, "o"), (_ORANGE, "s"))
+    drawn = figure.subplots(1, len(panels), sharey=True)
+    for axes, (title, measures, factor) in zip(drawn, panels, strict=True):
         _zero_line(axes)
-        for place, arm in enumerate(arms):
-            for group, colour, shift, marker in (
-                ("loss", _BLUE, -0.15, "o"),
-                ("balanced", _ORANGE, 0.15, "s"),
-            ):
+        for index, ((label, (group, name)), (colour, marker)) in enumerate(
+            zip(measures.items(), styles, strict=False)
+        ):
+            shift = 0.15 * (2 * index - len(measures) + 1)
+            for place, arm in enumerate(arms):
                 found = analysis.compare(arm, group, name)
                 if found is not None:
                     axes.errorbar(
-                        100 * found.difference,
+                        factor * found.difference,
                         place + shift,
-                        xerr=100 * found.interval,
+                        xerr=factor * found.interval,
                         fmt=marker,
                         color=colour,
                         markersize=4,
                         capsize=2,
-                        label=group if place == 0 else None,
+                        label=label if place == 0 else None,
                     )
-        axes.set_xlabel(f"difference to plain: {title}", fontsize=8)
+        axes.set_xlabel(title, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(arms)), [_name(arm) for arm in arms])
-    panels[0].invert_yaxis()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        [f"circuits by {'loss' if label == 'loss' else 'balanced loss'}" for label in labels],
-        loc="outside upper center",
-        ncols=2,
-        fontsize=8,
-    )
+    drawn[0].set_yticks(range(len(arms)), [_name(arm) for arm in arms])
+    drawn[0].invert_yaxis()
+    handles, labels = drawn[0].get_legend_handles_labels()
+    figure.supxlabel("difference to plain training, and its 95 % interval", fontsize=9)
+    if any(labels):
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
     save_figure(figure, path)
 
 

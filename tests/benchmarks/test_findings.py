@@ -19,16 +19,20 @@ from modfast.train import TrainConfig
 
 WITH_RESULTS = [name for name in ARMS if analysis.has_records(name)]
 ROOT = Path(__file__).parents[2]
+with_docs = pytest.mark.skipif(not page.PAGE.exists(), reason="needs the documentation")
 
 
+@with_docs
 def test_the_page_is_what_the_results_give():
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
 
 
+@with_docs
 def test_the_readme_is_what_the_results_give():
     assert page.lines_of_readme() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@with_docs
 def test_the_pictures_of_the_page_are_there():
     text = page.PAGE.read_text(encoding="utf-8")
     shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
