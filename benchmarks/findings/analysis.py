@@ -264,3 +264,11 @@ def with_allowed_loss(arm: str, name: str) -> Comparison:
     if found is None:
         raise ValueError(f"{arm}: a circuit with the allowed loss has no {name}")
     return found
+
+
+def after_epoch(arm: str, epoch: int, name: str) -> float:
+    """Return the mean over seeds of a measure of circuits by loss after an epoch of an arm."""
+    values = [found[name] for record in records(arm) for found in record["epochs"] if found["epoch"] == epoch]
+    if not values:
+        raise ValueError(f"{arm} has no circuits after epoch {epoch}")
+    return math.fsum(values) / len(values)

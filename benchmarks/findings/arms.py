@@ -84,10 +84,10 @@ def _arms() -> list[Arm]:
             "plain-large",
             model="cnn-large",
         ),
-        Arm("mnist-plain", "plain", plain, None, "mnist", "mlp"),
-        Arm("mnist-blocks-20", "`fc2`: weight 20, blocks", twenty, **mnist),
-        Arm("mnist-spectral-20", "`fc2`: weight 20, spectral clusters", _spectral(20.0), **mnist),
-        Arm("mnist-blocks-0.7", "`fc2`: weight 0.7, blocks", _config(enmeshment_weight=0.7), **mnist),
+        Arm("mnist-plain", "MNIST: plain", plain, None, "mnist", "mlp"),
+        Arm("mnist-blocks-20", "MNIST, `fc2`: weight 20, blocks", twenty, **mnist),
+        Arm("mnist-spectral-20", "MNIST, `fc2`: weight 20, spectral clusters", _spectral(20.0), **mnist),
+        Arm("mnist-blocks-0.7", "MNIST, `fc2`: weight 0.7, blocks", _config(enmeshment_weight=0.7), **mnist),
     ]
 
 

@@ -32,8 +32,8 @@ PICTURES = {
 RECOMMENDED = "blocks-20"
 """The arm that `modfast reproduce` trains by default."""
 
-CLAIMED = (RECOMMENDED, "spectral-20", "blocks-20-all", "published-2024", "published-2025", "published-large")
-"""The arms that the claims of the papers are judged by."""
+CLAIMED = (RECOMMENDED, "spectral-20", "blocks-20-all", "mnist-blocks-20")
+"""The arms that the claims of the papers are judged by: those with as many epochs as their plain partner."""
 
 # Group, name, heading, factor, decimals.
 _Column = tuple[str, str, str, float, int]
@@ -99,6 +99,7 @@ def _render(template: str) -> str:
         at_equal_loss=analysis.at_equal_loss,
         pairs_within=_pairs_within,
         detectable=analysis.detectable,
+        after_epoch=analysis.after_epoch,
         main_table=_main_table,
         claims_table=lambda: _claims_table(claims),
         equal_table=_equal_table,
