@@ -14,7 +14,7 @@ from .arguments import Integer, NoneOr, Number, check
 from .arrays import require_numbers, require_plain
 from .labelled_batches import Batches, labelled_batches
 from .layers.layer import Choices, Layer, match_layers, operation
-from .layers.running import call_model, device_of, evaluating, moved
+from .layers.running import call_model, device_of, evaluating, moved, not_compiled
 from .partition import Partition
 from .shapes import FLOATS
 
@@ -37,7 +37,8 @@ def label_semanticity(
     follow by their output before it, whereas after it they would all be equal.
 
     Args:
-        model: any model; what it returns does not matter. It runs in evaluation mode and is left as it was.
+        model: any model; what it returns does not matter. It runs in evaluation mode, without what
+            ``torch.compile`` made of it, and is left as it was.
         data: as for :func:`modfast.class_accuracy`; it is iterated once.
         layers: linear layers and convolutions: names, globs, modules, or functions of name and shape, as for
             :class:`modfast.EnmeshmentLoss`.
@@ -54,9 +55,10 @@ def label_semanticity(
         order says nothing.
 
     Raises:
-        ValueError: a layer is unknown, no linear layer or convolution, does not run exactly once for a batch,
-            or gives NaN or outputs of another shape than ``(n, neurons)`` or a convolution's; there are
-            fewer than ``top`` inputs; labels are out of range; an argument is no positive integer.
+        ValueError: a layer is unknown, no linear layer or convolution, TorchScript, does not run exactly once
+            for a batch, or gives NaN, no real numbers, or outputs of another shape than ``(n, neurons)`` or
+            a convolution's; there are fewer than ``top`` inputs; labels are out of range; an argument is no
+            positive integer.
         TypeError: ``model`` is no ``nn.Module``, or what :func:`modfast.class_accuracy` raises for ``data``.
 
     Source: "neuron label semanticity" in the public code of arXiv 2409.15747, which takes 50 of CIFAR-10's
@@ -83,6 +85,11 @@ def label_semanticity(
                 f"layers: {layer.name!r} of a {type(layer.module).__name__} must be a linear layer or a "
                 "convolution, whose outputs are those of its neurons"
             )
+        if isinstance(layer.module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"layers: {layer.name!r} must be no TorchScript, which hides the outputs of its layers: "
+                "give the model that was scripted or traced"
+            )
     device = device_of(model)
     most = [_MostActivating(top) for _ in chosen]
     inputs, largest = 0, -1
@@ -90,7 +97,7 @@ def label_semanticity(
         if not len(labels):
             continue
         # The model has the caller's mode again while the caller's code makes the next batch.
-        with evaluating(model), _recorded(chosen) as outputs:
+        with evaluating(model), not_compiled(), _recorded(chosen) as outputs:
             call_model(model, moved(batch, device))
         _check_labels(labels, num_classes)
         for layer, of_layer, seen in zip(chosen, outputs, most, strict=True):
@@ -144,7 +151,7 @@ def _recorded(layers: Sequence[Layer]) -> Iterator[list[list[Tensor]]]:
             def keep(
                 module: nn.Module,
                 inputs: object,
-                output: Tensor,
+                output: object,
                 layer: Layer = layer,
                 kept: list[Tensor] = of_layer,
             ) -> None:
@@ -157,8 +164,14 @@ def _recorded(layers: Sequence[Layer]) -> Iterator[list[list[Tensor]]]:
             hook.remove()
 
 
-def _of_neurons(layer: Layer, output: Tensor) -> Tensor:
+def _of_neurons(layer: Layer, output: object) -> Tensor:
     """A copy of a layer's output as ``(n, neurons)``, with each channel's maximum over positions."""
+    if not isinstance(output, Tensor):
+        raise ValueError(f"layers: {layer.name!r} must give a tensor, got a {type(output).__name__}")
+    if not output.is_floating_point():
+        raise ValueError(
+            f"layers: {layer.name!r} must give real numbers, which have an order, got {output.dtype}"
+        )
     positions = len(operation(layer.module).kernel_size) if layer.is_convolution else 0
     if output.dim() != 2 + positions:
         kind = "(n, channels, *positions)" if positions else "(n, neurons)"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -103,6 +104,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     with preserved(model), in_evaluation_mode(model), torch.no_grad():
         yield
+
+
+def not_compiled() -> AbstractContextManager[object]:
+    """Inside, compiled models run as they were written, so that hooks of this moment are called.
+
+    Code that ``torch.compile`` made before a hook was registered does not call it, nor does it look again.
+
+    Example:
+        >>> with not_compiled():
+        ...     nn.Linear(2, 1)(torch.zeros(1, 2)).shape
+        torch.Size([1, 1])
+    """
+    # The compiler takes seconds to import, and where nobody has imported it nothing is compiled.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def device_of(model: nn.Module) -> torch.device:

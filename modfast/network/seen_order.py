@@ -26,7 +26,15 @@ from modfast.layers.autograd_graph import (
 from modfast.layers.layer import Layer, find_layers, layer_names
 from modfast.layers.readable import require_shape
 from modfast.layers.replaced import replaced_parameters, replaced_weights, require_own_parameters
-from modfast.layers.running import call_model, device_of, logits_of, moved, preserved, with_leaves
+from modfast.layers.running import (
+    call_model,
+    device_of,
+    logits_of,
+    moved,
+    not_compiled,
+    preserved,
+    with_leaves,
+)
 from modfast.layers.source import in_evaluation_mode
 
 from .layer_order import OrderedLayer, following_norm, joins_units
@@ -281,6 +289,7 @@ def _recorded(model: nn.Module, example_inputs: Any, layers: Sequence[Layer]) ->
             torch.enable_grad(),
             preserved(model),
             in_evaluation_mode(model),
+            not_compiled(),
             replaced_parameters(model, stand_ins, "model"),
             replaced_weights(model, computed),
         ):

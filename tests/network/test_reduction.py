@@ -163,3 +163,15 @@ def test_bad_arguments(partitions, arguments, error, message):
 def test_a_model_that_is_no_chain():
     with pytest.raises(ValueError, match="layers"):
         search_space_reduction(Skip(), {"fc1": Partition.blocks((4, 4), 2)}, example_inputs=torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_a_compiled_model_is_that_which_was_compiled(has_run):
+    model, images = CNN().eval(), torch.randn(2, 3, 32, 32)
+    partitions = {"fc2": Partition.blocks((64, 64), 4)}
+    expected = search_space_reduction(model, partitions, example_inputs=images)
+    compiled = torch.compile(model, backend="aot_eager")  # records one operation in place of all layers
+    if has_run:
+        with torch.no_grad():
+            compiled(images)
+    assert search_space_reduction(compiled, partitions, example_inputs=images) == expected

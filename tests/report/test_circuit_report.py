@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from circuit_report_helpers import write_run
 
+from modfast.experiment.measures import _TOP
 from modfast.files import write_json
+from modfast.neurons import live_units
 from modfast.report.circuits.report import write_circuit_report
 from modfast.run_folder import OutputExistsError
 
@@ -225,6 +228,12 @@ class TestReport:
         write_json(tmp_path / "circuits.json", results)
         text = write_circuit_report(tmp_path).read_text(encoding="utf-8")
         assert text.count('z" class="difference"') == markers - 1
+        # Without any plain circuit there is no mean either.
+        results["summary"]["loss"]["by_class"]["mean_size_change"] |= {"mean": None, "interval": None}
+        write_json(tmp_path / "circuits.json", results)
+        page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
+        assert "Mean of the classes: nothing to measure." in page.text
+        assert "\N{EN DASH} %" not in page.text
 
     def test_measures_that_earlier_releases_lack_are_explained_where_they_are(self, tmp_path: Path) -> None:
         page, results = report(tmp_path, seeds=(1,), criteria=("loss",))
@@ -236,6 +245,10 @@ class TestReport:
         page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
         assert [page.text.count(title) for title in titles] == [2, 2, 2, 1]
         assert "Test loss (nats)" in page.text
+        told = " ".join(page.text.split())
+        assert f"among the {_TOP} test images" in told
+        threshold = inspect.signature(live_units).parameters["threshold"].default
+        assert f"at least {100 * threshold:g} % of that of the mean row or column" in told
 
     def test_one_seed_has_no_interval(self, tmp_path: Path) -> None:
         page, _ = report(tmp_path, seeds=(42,))

@@ -10,7 +10,7 @@ import torch
 from circuit_helpers import MODULAR, PLAIN, circuit, described, kept, run
 
 from modfast.partition import Partition
-from modfast.report.circuits.claims import compare, comparisons_note, paper_claims, verdict
+from modfast.report.circuits.claims import _p_text, compare, comparisons_note, paper_claims, verdict
 from modfast.report.circuits.summary import (
     BY_CLASS,
     DRAWS,
@@ -65,10 +65,13 @@ class TestCompare:
         assert told.startswith("0.5 bits in modular models, 0.25 bits in plain ones: difference +0.25 bits")
 
     def test_a_missing_measure_is_said(self) -> None:
-        for missing in ([None, None], [1.0, None]):
+        for missing, where in (([None, None], ""), ([1.0, None], " in 1 of 2 seeds")):
             compared = compare(missing, [1.0, 2.0], DEPTH)
-            assert compared.means == "there is nothing to measure"
+            assert compared.means == f"there is nothing to measure{where}"
             assert compared.difference is compared.p_value is None
+        # Each kind lacks another seed: as many values, but none of the same seed.
+        compared = compare([1.0, None, 1.0], [None, 2.0, 1.0], DEPTH)
+        assert compared.means == "there is nothing to measure in 2 of 3 seeds"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,11 @@ class TestNote:
         # One test at 0.05, and one at 0.05 / 8.
         assert "is 1.7 times its standard deviation" in note
         assert "first of 8 corrected ones if it is 3 times" in note
+
+    def test_large_effects_are_told_as_people_write_them(self) -> None:
+        note = comparisons_note([claim(seeds=2)] * 14)
+        assert "is 12 times" in note
+        assert "if it is 162 times" in note
 
     def test_a_single_test_needs_no_correction(self) -> None:
         note = comparisons_note([claim(seeds=10)])
@@ -247,6 +255,11 @@ class TestClaims:
         texts = {each["claim"]: each["text"] for each in paper_claims(summarize_circuits(same, ["fc"]))}
         assert texts["smaller"].endswith("2 seeds, p < 0.0001, corrected < 0.0001")
 
+    def test_a_rounded_p_value_does_not_belie_its_verdict(self) -> None:
+        shown = {0.0496: "0.0496", 0.05: "0.05", 0.05004: "0.05004", 0.051: "0.051", 0.0123: "0.012"}
+        for value, expected in shown.items():
+            assert _p_text(value, value) == f", p {expected}, corrected {expected}"
+
     def test_random_circuits_are_told_beside_and_not_tested(self) -> None:
         summary = summarize_circuits([*PLAIN, *MODULAR], ["fc"])
         texts = {each["claim"]: each["text"] for each in paper_claims(summary)}
@@ -356,5 +369,5 @@ class TestLaterMeasures:
         assert describe("search_space_reduction")[:2] == ("Search-space reduction", "% of parameters")
         assert describe("live_rows:fc2")[:2] == ("Live rows, fc2", "% of rows")
         assert describe("live_columns:fc2")[:2] == ("Live columns, fc2", "% of columns")
-        assert describe("live_clusters:fc2") == ("Live clusters, fc2", "number", 1.0)
+        assert describe("live_clusters:fc2") == ("Live clusters, fc2", "effective number", 1.0)
         assert describe("test_loss") == ("Test loss", "nats", 1.0)

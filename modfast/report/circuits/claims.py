@@ -148,7 +148,9 @@ def paper_claims(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
         for claim in OF_MODELS if group == "model" else OF_CIRCUITS:
             shown = describe(claim.measure.partition(" - ")[0])
             compared = compare(
-                _values(measures, claim.measure, "modular"), _values(measures, claim.measure, "plain"), shown
+                values_by_seed(measures, claim.measure, "modular"),
+                values_by_seed(measures, claim.measure, "plain"),
+                shown,
             )
             judged.append((claim, None if group == "model" else group, compared, _beside(measures, claim)))
     adjusted = holm([compared.p_value for _, _, compared, _ in judged])
@@ -183,10 +185,14 @@ def compare(modular: Sequence[float | None], plain: Sequence[float | None], show
         >>> compare([0.25], [0.5], Measure("Share", "% of all", 100.0)).means
         '25 % in modular models, 50 % in plain ones: difference -25 points, one seed: no interval'
     """
-    a = [value for value in modular if value is not None]
-    b = [value for value in plain if value is not None]
-    if not len(a) == len(b) == len(modular):
-        return Comparison("there is nothing to measure", None, None, None, None, len(modular))
+    pairs = [(a, b) for a, b in zip(modular, plain, strict=True) if a is not None and b is not None]
+    missing = len(modular) - len(pairs)
+    if missing:
+        # Means over the seeds that are left would compare what happens to be measurable.
+        where = f"there is nothing to measure in {missing} of {len(modular)} seeds"
+        means = where if pairs else "there is nothing to measure"
+        return Comparison(means, None, None, None, None, len(modular))
+    a, b = (list(values) for values in zip(*pairs, strict=True))
     difference, interval = paired_interval(a, b)
     effect = effect_size(a, b)
     unit = shown.unit.partition(" ")[0]
@@ -239,7 +245,8 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
     count, seeds = len(tested), tested[0]["seeds"]
 
     def found(comparisons: int) -> str:
-        return f"{detectable_effect(seeds, comparisons, POWER, 1 - LEVEL):.2g}"
+        effect = detectable_effect(seeds, comparisons, POWER, 1 - LEVEL)
+        return f"{effect:.2g}" if effect < 10 else f"{effect:.0f}"
 
     often = f"with a chance of {100 * POWER:.0f} %"
     if count == 1:
@@ -268,9 +275,16 @@ def comparisons_note(claims: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(parts)
 
 
-def _values(measures: Mapping[str, Any], name: str, kind: str) -> list[float | None]:
+def values_by_seed(measures: Mapping[str, Any], name: str, kind: str) -> list[float | None]:
+    """Return a measure of each seed's model, or the difference of two.
+
+    Example:
+        >>> measures = {name: {"plain": {"values": [part, None]}} for name, part in (("a", 3.0), ("b", 1.0))}
+        >>> values_by_seed(measures, "a", "plain"), values_by_seed(measures, "a - b", "plain")
+        ([3.0, None], [2.0, None])
+    """
     if " - " in name:
-        first, second = (_values(measures, part, kind) for part in name.split(" - "))
+        first, second = (values_by_seed(measures, part, kind) for part in name.split(" - "))
         return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
     values: list[float | None] = measures[name][kind]["values"]
     return values
@@ -297,8 +311,16 @@ def _both(modular: float, plain: float, shown: Measure) -> str:
 def _p_text(p_value: float | None, p_adjusted: float | None) -> str:
     if p_value is None or p_adjusted is None:
         return ""
-    told = [f"< {_LEAST:g}" if value < _LEAST else f"{value:.2g}" for value in (p_value, p_adjusted)]
+    told = [f"< {_LEAST:g}" if value < _LEAST else _rounded(value) for value in (p_value, p_adjusted)]
     return f", p {told[0]}, corrected {told[1]}"
+
+
+def _rounded(p_value: float) -> str:
+    """Return a p-value with two digits, or as many more as show on which side of the level it is."""
+    digits = 2
+    while p_value != LEVEL and float(f"{p_value:.{digits}g}") == LEVEL:
+        digits += 1
+    return f"{p_value:.{digits}g}"
 
 
 def _number(value: float, sign: str = "") -> str:

@@ -137,17 +137,18 @@ def _size_changes(findings: Findings, criterion: str) -> Figure | None:
     if len(rows) > 1:
         rows.append(("all classes", _scaled(mean)))
     told = numbers([None, None, mean], 100.0)[2]
+    average_told = "nothing to measure" if mean["mean"] is None else f"{told} %"
     drawn = difference_plot(
         rows,
         f"(modular {MINUS} plain) / plain (%)",
-        f"Relative difference of circuit sizes by class, modular against plain: {told} % on average",
+        f"Relative difference of circuit sizes by class, modular against plain, on average: {average_told}",
         rule=len(rows) > 1,
     )
     several = len(findings.config["seeds"]) > 1
     intervals = ", with 95 % intervals over seeds, not corrected for the number of classes" if several else ""
     caption = (
         "By how much each class's circuit is smaller (left of zero) or larger in the modular network than in "
-        f"the plain one, in percent of the latter{intervals}. Mean of the classes: {told} %."
+        f"the plain one, in percent of the latter{intervals}. Mean of the classes: {average_told}."
     )
     return Figure([Panel(None, f"by class, {findings.over_seeds}", drawn)], caption)
 

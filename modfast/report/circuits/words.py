@@ -26,7 +26,7 @@ _MEASURES = {
     "search_space_reduction": Measure("Search-space reduction", "% of parameters", 100.0),
     "live_rows": Measure("Live rows{}", "% of rows", 100.0),
     "live_columns": Measure("Live columns{}", "% of columns", 100.0),
-    "live_clusters": Measure("Live clusters{}", "number", 1.0),
+    "live_clusters": Measure("Live clusters{}", "effective number", 1.0),
     "accuracy_before": Measure("Accuracy of the whole network on these images", "%", 100.0),
     "accuracy_after": Measure("Accuracy of the circuit on these images", "%", 100.0),
     "size": Measure("Circuit size{}", "% of weights", 100.0),
