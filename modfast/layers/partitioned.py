@@ -21,8 +21,12 @@ def partitioned_layers(
 
     Raises:
         ValueError: a name is unknown, two names stand for one weight, or a partition does not fit.
-        TypeError: a value is no :class:`Partition`.
+        TypeError: ``partitions`` is no mapping, or a value is no :class:`Partition`.
     """
+    if not isinstance(partitions, Mapping):
+        raise TypeError(
+            f"partitions must be a mapping of layer names to Partition, got {type(partitions).__name__}"
+        )
     layers = find_layers(model)
     chosen: dict[str, Partition] = {}
     for name, partition in partitions.items():

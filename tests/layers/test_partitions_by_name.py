@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from modfast import EnmeshmentLoss, Partition
+from modfast import EnmeshmentLoss, Partition, search_space_reduction
 from modfast.layers.partitioned import PartitionsByName
 
 FIRST, SECOND = Partition.blocks((4, 4), 2), Partition.blocks((4, 4), 4)
@@ -66,3 +66,10 @@ def test_they_are_a_dict():
     assert len(PARTITIONS) == len(list(PARTITIONS.items())) == 5
     assert PARTITIONS | {} == PARTITIONS
     assert isinstance(PARTITIONS, dict)
+
+
+@pytest.mark.parametrize("partitions", ["2", [FIRST], FIRST, None], ids=lambda value: type(value).__name__)
+def test_what_is_no_mapping_is_refused(partitions):
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(TypeError, match="partitions must be a mapping of layer names to Partition, got "):
+        search_space_reduction(model, partitions)

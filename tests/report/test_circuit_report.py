@@ -15,7 +15,9 @@ from circuit_report_helpers import write_run
 from modfast.experiment.measures import _TOP
 from modfast.files import write_json
 from modfast.neurons import live_units
+from modfast.report.circuits.answer import answer_lines
 from modfast.report.circuits.report import write_circuit_report
+from modfast.report.numbers import MINUS
 from modfast.run_folder import OutputExistsError
 
 # Long names and sizes, one run alone, one seed, two classes, one layer, layers without clusters.
@@ -95,6 +97,15 @@ class TestReport:
         assert len(drawn) == labels * len(config["criteria"]) * len(config["kinds"])
         assert "NaN" not in text
         assert "None of the layers" in text or "None" not in page.text
+
+    def test_the_answer_in_five_lines_comes_first(self, tmp_path: Path) -> None:
+        page, results = report(tmp_path)
+        lines = answer_lines(results)
+        assert len(lines) == 5
+        text = re.sub("[\xa0\n]+", " ", page.text)
+        places = [text.index(re.sub(r"-(?=\d)", MINUS, line)) for line in lines]
+        assert places == sorted(places)
+        assert places[-1] < text.index(re.sub(r"-(?=\d)", MINUS, results["claims"][0]["text"]))
 
     def test_names_are_text(self, tmp_path: Path) -> None:
         results = write_run(tmp_path, seeds=(1,))
@@ -285,6 +296,7 @@ class TestReport:
         write_json(tmp_path / "circuits.json", results)
         page = Page(write_circuit_report(tmp_path).read_text(encoding="utf-8"))
         assert "\N{EN DASH}" in page.text
+        assert "a model's accuracy is missing" in page.text
         assert "None" not in page.text
         assert "nan" not in page.text.lower().split()
         # A circuit without a weight in a layer has no share inside, also in all clusters together: one row

@@ -93,7 +93,7 @@ def test_what_a_template_does_not_know_is_an_error(tmp_path: Path) -> None:
     write_run(tmp_path, seeds=(1,))
     findings = read_findings(tmp_path)
     with pytest.raises(UndefinedError, match="has no attribute 'note'"):
-        page("title", [Section("claims", "Claims", "claims.html", {"groups": {}})], findings)
+        page("title", [Section("claims", "Claims", "claims.html", {"answer": [], "groups": {}})], findings)
 
 
 def test_pictures_escape_what_they_are_given() -> None:

@@ -64,12 +64,14 @@ def answer_lines(results: Mapping[str, Any]) -> list[str]:
 
 def _price(accuracy: Mapping[str, Any], data: str, seeds: int) -> str:
     """Say what modular models cost in accuracy, and whether there are seeds enough for any verdict."""
-    plain, modular = (100 * accuracy[kind]["mean"] for kind in ("plain", "modular"))
+    told = f"{seeds} seeds" if seeds > 1 else "1 seed, too few to decide a claim"
     change, interval = accuracy["difference"]["mean"], accuracy["difference"]["interval"]
+    if change is None:
+        return f"{data}, {told}: a model's accuracy is missing."
+    plain, modular = (100 * accuracy[kind]["mean"] for kind in ("plain", "modular"))
     # What rounds to zero is no loss.
     rounded = round(100 * change, 1) + 0.0
     price = cell(rounded, None if interval is None else 100 * interval, 1, "+")
-    told = f"{seeds} seeds" if seeds > 1 else "1 seed, too few to decide a claim"
     return (
         f"{data}, {told}: plain models get {plain:.1f} % of the test images right, modular ones "
         f"{modular:.1f} % (difference {price} points)."

@@ -16,6 +16,7 @@ from modfast.files import atomic_write
 from modfast.report.numbers import MINUS, numbers
 from modfast.run_folder import OutputExistsError, RunFolder
 
+from .answer import answer_lines
 from .findings import Findings, read_findings
 from .page import Section, page
 from .sections import clusters_section, criterion_section
@@ -88,13 +89,13 @@ def _report(findings: Findings) -> str:
 
 
 def _claims(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the claims in order, grouped below titles, and the note on all of them."""
+    """Return the answer in five lines, the claims in order, grouped below titles, and the note on them."""
     groups: dict[str, list[Any]] = {}
     for claim in results["claims"]:
         criterion = CRITERIA.get(claim["criterion"])
         title = criterion.title if criterion else "Single clusters, on and off"
         groups.setdefault(title, []).append(claim)
-    return {"groups": groups, "note": results["note"]}
+    return {"answer": answer_lines(results), "groups": groups, "note": results["note"]}
 
 
 def _measures(findings: Findings) -> dict[str, Any]:
