@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from modfast import (
@@ -254,10 +253,3 @@ def test_partitions_belong_to_clusters_from_a_file(digits):
 def test_too_many_spectral_clusters_are_refused_before_the_warm_up(digits):
     with pytest.raises(ValueError, match="num_clusters"):
         trained(digits, replace(SPECTRAL, layers=("fc3",), num_clusters=11))
-
-
-def test_l1_needs_linear_layers(digits):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    with pytest.raises(ValueError, match="l1_weight must be 0 for a model without linear layers"):
-        train(model, digits, TrainConfig(epochs=1, layers=("0",), num_clusters=1, l1_weight=1.0))
