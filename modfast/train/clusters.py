@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -109,7 +110,9 @@ def _similarity(run: Run, dataset: Dataset, layer: Layer) -> tuple[Tensor, str]:
     """Return what a layer's clusters are found in, and the affinity that :func:`spectral_cocluster` needs."""
     if run.config.affinity == "weights":
         return layer.weight().detach(), "abs"
-    return gradient_affinity(run.model, layer.name, _batches(run, dataset), cross_entropy), "given"
+    # A sum over images: with means, those of a smaller last batch would count more than the others.
+    summed = functools.partial(cross_entropy, reduction="sum")
+    return gradient_affinity(run.model, layer.name, _batches(run, dataset), summed), "given"
 
 
 def _batches(run: Run, dataset: Dataset) -> Iterator[Any]:
