@@ -67,8 +67,8 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
         "--layers",
         nargs="+",
         metavar="NAME",
-        help="layers to regularise, names or globs (default: the protocol's; every linear layer of a model "
-        "of your own)",
+        help="layers to regularise, names or globs (default: all in --partitions; else the protocol's, but "
+        "every linear layer of cnn-large and of a model of your own)",
     )
 
     def setting(flag: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
@@ -78,13 +78,19 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--clusters-from",
         choices=CLUSTERS_FROM,
-        help="blocks: equal contiguous blocks; file: --partitions; spectral: found in the weights after the "
-        "warm-up (default: file with --partitions, else the protocol's)",
+        help="blocks: equal contiguous blocks; file: --partitions; spectral: found in the network after "
+        "the warm-up (default: file with --partitions, else the protocol's)",
     )
     options.add_argument(
         "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
     )
-    setting("--warmup-epochs", int, "N", "epochs at the beginning without the enmeshment loss")
+    options.add_argument(
+        "--warmup-epochs",
+        type=int,
+        metavar="N",
+        help="epochs at the beginning without the enmeshment loss (default: the protocol's, in proportion to "
+        "--epochs)",
+    )
     options.add_argument(
         "--affinity",
         choices=AFFINITIES,
@@ -96,8 +102,13 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
         help="spectral clusters that consecutive layers share (default: the protocol's)",
     )
     setting("--recluster-every", int, "N", "find spectral clusters anew after each so many epochs")
-    setting("--enmeshment-weight", float, "LAMBDA", "weight of the enmeshment loss; 0 trains a plain model")
-    setting("--ramp-epochs", int, "N", "epochs over which that weight rises from 0")
+    setting(
+        "--enmeshment-weight",
+        float,
+        "LAMBDA",
+        "weight of the enmeshment loss; with 0, train makes a plain model",
+    )
+    setting("--ramp-epochs", int, "N", "epochs after the warm-up in which that weight rises from 0")
     setting("--l1-weight", float, "WEIGHT", "weight of the sum of all magnitudes of linear layers' weights")
     setting("--batch-size", int, "N", "images per step")
     setting("--learning-rate", float, "RATE", "learning rate of Adam")

@@ -27,7 +27,6 @@ _HIDDEN_FC2 = ("auto", "cnn", "cnn4", "mlp", "mlp4")
 # The options that are settings of a TrainConfig by the same name; without a value, the protocol's hold.
 _SETTINGS = (
     "layers",
-    "clusters_from",
     "warmup_epochs",
     "affinity",
     "chained",
@@ -59,7 +58,8 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "--epochs",
         type=int,
         metavar="N",
-        help="passes over the data (default: the protocol's, with more of digits)",
+        help="passes over the data, the protocol's warm-up in proportion (default: the protocol's, with more "
+        "of digits)",
     )
     return parser
 
@@ -97,17 +97,26 @@ def chosen_protocol(
     dataset: Dataset,
     partitions: Mapping[str, Partition] | None,
 ) -> Protocol:
-    """Return the protocol with the settings that the options change, after checking it with the model."""
+    """Return the protocol with the settings that the options change, after checking it with the model.
+
+    Raises:
+        ValueError: options contradict each other, or do not fit the model or the data.
+    """
+    if partitions is not None and options.clusters_from not in (None, "file"):
+        raise ValueError(
+            f"clusters_from must be 'file' or left out with --partitions, got {options.clusters_from!r}"
+        )
     protocol = PROTOCOLS[options.protocol].for_data(options.data)
+    given = options.clusters_from or ("file" if partitions is not None else protocol.config.clusters_from)
     # What is known of the paper's models is not known of others: there all linear layers are regularised.
     is_known = options.model in (None, protocol.model, *_HIDDEN_FC2)
     layers = protocol.config.layers if is_known else None
     settings: dict[str, Any] = {
         "layers": None if partitions is not None else layers,
-        "clusters_from": protocol.config.clusters_from if partitions is None else "file",
-        "num_clusters": _num_clusters(options, partitions),
+        "clusters_from": given,
+        "num_clusters": _num_clusters(options, partitions, protocol.config.num_clusters),
     }
-    if settings["clusters_from"] == "file" and protocol.config.clusters_from == "spectral":
+    if given != "spectral":  # the protocol's say how it finds spectral ones
         settings |= {"affinity": "weights", "chained": False, "recluster_every": None}
     for name in _SETTINGS:
         value = getattr(options, name)
@@ -131,11 +140,13 @@ def chosen_protocol(
     return protocol
 
 
-def _num_clusters(options: argparse.Namespace, partitions: Mapping[str, Partition] | None) -> int:
+def _num_clusters(
+    options: argparse.Namespace, partitions: Mapping[str, Partition] | None, default: int
+) -> int:
     """Return the number of clusters; layers without a partition are measured by so many blocks, too."""
     counts = sorted({partition.num_clusters for partition in (partitions or {}).values()})
     if options.clusters is None:
-        return counts[0] if len(counts) == 1 else TrainConfig.num_clusters
+        return counts[0] if len(counts) == 1 else default
     if counts and counts != [options.clusters]:
         raise ValueError(
             f"clusters must be those of --partitions ({counts}) or left out, got {options.clusters}"

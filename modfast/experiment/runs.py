@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from modfast.accuracy import class_accuracy, cluster_accuracy
+from modfast.arguments import Integer, check
 from modfast.data.dataset import Dataset
 from modfast.files import file_name, write_json
 from modfast.machine import command_line, environment
@@ -176,7 +177,7 @@ def _train_run(
         "history": run.history,
         "classes": list(dataset.classes),
         "config": {
-            **asdict(config),
+            **asdict(run.config),  # which says that clusters are from a file where partitions were given
             "num_clusters": _num_clusters(run.partitions),
             "data": dataset.name,
             "data_fingerprint": dataset.fingerprint(),
@@ -319,11 +320,12 @@ def reproduce(
         ``difference``, ``config`` and ``environment``; see :func:`modfast.report.summarize`.
 
     Raises:
-        ValueError: ``seeds`` is empty or repeats one; ``enmeshment_weight`` is 0.
+        ValueError: ``seeds`` is empty or repeats one; ``enmeshment_weight`` is 0; ``plain_epochs`` are no
+            more than the warm-up, so that the plain model would not get past it.
         OutputExistsError, TrainingError, RankError: as :func:`train_run` does.
     """
     ranks = Ranks(group)
-    ranks.every(lambda: _check_comparison(config, seeds))
+    ranks.every(lambda: _check_comparison(config, seeds, plain_epochs))
     if partitions is not None and config.clusters_from == "blocks":
         config = replace(config, clusters_from="file")
     folder = RunFolder(out, "reproduce")
@@ -389,11 +391,18 @@ def reproduce(
     return results
 
 
-def _check_comparison(config: TrainConfig, seeds: Sequence[int]) -> None:
+def _check_comparison(config: TrainConfig, seeds: Sequence[int], plain_epochs: int | None) -> None:
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be at least one, each once, got {list(seeds)}")
     if config.enmeshment_weight == 0:
         raise ValueError("enmeshment_weight must be above 0 for the modular model, got 0")
+    if plain_epochs is not None:
+        check("plain_epochs", plain_epochs, Integer(1))
+        if plain_epochs <= config.warmup_epochs:
+            raise ValueError(
+                f"plain_epochs, those of the plain model, must be above warmup_epochs "
+                f"({config.warmup_epochs}), got {plain_epochs}; --epochs sets those of both models"
+            )
 
 
 def draw_reproduction(folder: str | os.PathLike[str]) -> list[Path]:

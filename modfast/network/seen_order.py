@@ -123,7 +123,7 @@ _RESHAPING = frozenset({"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsque
 _PRODUCTS = frozenset({"Addmm", "Mm", "Convolution"})
 _FOLLOWED = _PASSING | _RESHAPING | {"Mean"}
 
-_ADVICE = "layers=, the names of layers in the order in which they run, leaves out what lies beside them"
+ADVICE = "layers=, the names of layers in the order in which they run, leaves out what lies beside them"
 
 
 class _Record(NamedTuple):
@@ -212,7 +212,7 @@ def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
             if weight is not None:
                 layer = record.layers[id(weight)]
                 if uses[id(weight)] > 1:
-                    raise ValueError(f"model: layer {layer.name!r} is used more than once; {_ADVICE}")
+                    raise ValueError(f"model: layer {layer.name!r} is used more than once; {ADVICE}")
                 chain.append((layer, []))
             elif node in record.norms:
                 chain[-1][1].append(record.norms[node])
@@ -222,7 +222,7 @@ def seen_order(model: nn.Module, example_inputs: Any) -> list[OrderedLayer]:
         raise ValueError(
             f"model: the layers {layer_names(beside)} are not among those that lead from the inputs to the "
             f"output one after the other, {layer_names(seen)}, or their weights are not read as such a layer "
-            f"reads its own (transposed, for example); {_ADVICE}"
+            f"reads its own (transposed, for example); {ADVICE}"
         )
     return [OrderedLayer(layer, following_norm(layer, norms)) for layer, norms in chain]
 
@@ -332,7 +332,7 @@ def _path(record: _Record) -> list[Node]:
         path.insert(0, node)
         node = edges[0][0]
     if not path:
-        raise ValueError(f"model: its output does not depend on a linear layer or a convolution; {_ADVICE}")
+        raise ValueError(f"model: its output does not depend on a linear layer or a convolution; {ADVICE}")
     return path
 
 
@@ -342,7 +342,7 @@ def _what_is_met(node: Node, joins: bool, record: _Record) -> str:
     reason = "joins several paths" if joins else "may put units in other places"
     return (
         f"model: its layers are no chain: the operation {operation_name(node)!r}{place} {reason}, so that it "
-        f"is not known which layer feeds which; {_ADVICE}"
+        f"is not known which layer feeds which; {ADVICE}"
     )
 
 

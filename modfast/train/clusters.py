@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ from modfast.layers.layer import Layer, find_layer
 from modfast.layers.running import evaluating
 from modfast.network.affinity import gradient_affinity
 from modfast.network.chain import Link, find_chain, graph_of, partitions_of
-from modfast.network.seen_order import seen_order
+from modfast.network.seen_order import ADVICE, seen_order
 from modfast.partition import Partition
 from modfast.spectral.clustering import spectral_cluster, spectral_cocluster
 
+from .checkpoint import TrainingError
 from .config import Run
 from .distributed import Ranks
 
@@ -29,7 +32,8 @@ def check_clusters(run: Run, dataset: Dataset) -> None:
 
     Raises:
         ValueError: there are more clusters than rows or columns; or the layers are to be chained and do not
-            follow each other.
+            follow each other, or one is a convolution in groups; or the loss does not depend on a layer whose
+            gradients are to be clustered.
     """
     for name, partition in run.partitions.items():
         if run.config.num_clusters > min(partition.shape):
@@ -38,18 +42,43 @@ def check_clusters(run: Run, dataset: Dataset) -> None:
                 f"got {run.config.num_clusters}"
             )
     if run.config.chained:
-        _chain(run, dataset)
+        for link in _chain(run, dataset):
+            if link.groups > 1:  # its columns stand for other channels in each group of rows
+                raise ValueError(
+                    f"chained must be False for layer {link.layer.name!r}, a convolution in {link.groups} "
+                    "groups, got True"
+                )
+    if run.config.affinity == "gradients":
+        few = replace(
+            dataset,
+            train_images=dataset.train_images[:_FEW_IMAGES],
+            train_labels=dataset.train_labels[:_FEW_IMAGES],
+        )
+        with evaluating(run.model):
+            for name in run.partitions:
+                _similarity(run, few, find_layer(run.model, name, "layers"))
 
 
 def find_clusters(run: Run, dataset: Dataset, ranks: Ranks) -> None:
     """Put spectral clusters of the weights as they are now in the place of the regularised layers' clusters.
 
     All processes have the same weights; the first one finds the clusters for all.
+
+    Raises:
+        TrainingError: nothing of a layer is in a cluster, since all that its clusters are found in is zero.
     """
 
     def labels() -> dict[str, list[list[int]]]:
         with evaluating(run.model):
             found = _chained(run, dataset) if run.config.chained else _layer_by_layer(run, dataset)
+        for name, part in found.items():
+            if bool((part.row_labels < 0).all()) or bool((part.col_labels < 0).all()):
+                # The loss would be a constant, and the layer's clusterability a number about nothing.
+                raise TrainingError(
+                    f"layer {name!r} has no clusters after epoch {len(run.history)}: all its "
+                    f"{run.config.affinity} are zero; fewer warmup_epochs (now {run.config.warmup_epochs}), "
+                    f"another seed, or a smaller l1_weight (now {run.config.l1_weight}) may help"
+                )
         return {name: [part.row_labels.tolist(), part.col_labels.tolist()] for name, part in found.items()}
 
     for name, (rows, cols) in ranks.first(labels).items():
@@ -81,7 +110,9 @@ def _similarity(run: Run, dataset: Dataset, layer: Layer) -> tuple[Tensor, str]:
     """Return what a layer's clusters are found in, and the affinity that :func:`spectral_cocluster` needs."""
     if run.config.affinity == "weights":
         return layer.weight().detach(), "abs"
-    return gradient_affinity(run.model, layer.name, _batches(run, dataset), cross_entropy), "given"
+    # A sum over images: with means, those of a smaller last batch would count more than the others.
+    summed = functools.partial(cross_entropy, reduction="sum")
+    return gradient_affinity(run.model, layer.name, _batches(run, dataset), summed), "given"
 
 
 def _batches(run: Run, dataset: Dataset) -> Iterator[Any]:
@@ -95,7 +126,15 @@ def _batches(run: Run, dataset: Dataset) -> Iterator[Any]:
 def _chain(run: Run, dataset: Dataset) -> list[Link]:
     """Return the regularised layers in the order in which the model runs them: each reads the one before."""
     images = dataset.normalize(dataset.train_images[:_FEW_IMAGES].to(run.device))
-    order = [layer.name for layer, _ in seen_order(run.model, images)]
+    try:
+        order = [layer.name for layer, _ in seen_order(run.model, images)]
+    except ValueError as error:
+        # Without its advice, which is about another function's layers.
+        reason = str(error).removesuffix(f"; {ADVICE}")
+        raise ValueError(f"chained must be False for this model, got True ({reason})") from error
+    beside = sorted(run.partitions.keys() - set(order))
+    if beside:
+        raise ValueError(f"layers must be among {order} to be chained, got {beside} as well")
     places = sorted(order.index(name) for name in run.partitions)
     if places != list(range(places[0], places[-1] + 1)):
         between = [name for name in order[places[0] : places[-1]] if name not in run.partitions]

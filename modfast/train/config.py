@@ -34,13 +34,17 @@ class TrainConfig:
             "file", the partitions that are given to :func:`train`; "spectral", found in the trained
             network after the warm-up, so that the loss deepens what is there already.
         affinity: what spectral clusters are found in: "weights", the magnitudes ``|W|``, or "gradients",
-            ``|sum of dL/dW|`` over the training images (:func:`modfast.gradient_affinity`).
+            ``|sum of dL/dW|`` over the training images (:func:`modfast.gradient_affinity`), each of which
+            counts once. A row or column in which all of these are zero (with gradients: that of a dead
+            neuron) is in no cluster, so that the loss drives all its weights to zero.
         chained: for spectral clusters: find them in the network that the layers form together
             (:func:`modfast.network_graph`), so that the neurons which one layer writes and the next one reads
-            have the same clusters. False finds them layer by layer. The layers must follow each other.
+            have the same clusters. False finds them layer by layer. The layers must follow each other in a
+            model that runs all its layers one after the other, and none may be a convolution in groups.
         recluster_every: find spectral clusters again after each so many epochs; None finds them once.
         ramp_epochs: over how many epochs after the warm-up the weight of the loss rises, step by step, from 0
-            to ``enmeshment_weight``; 0 has it all at once.
+            to ``enmeshment_weight``; 0 has it all at once. With more of them than epochs after the warm-up,
+            training ends before the weight is reached; a resumed run with more epochs goes on from there.
         l1_weight: the weight of the sum of the magnitudes of all linear layers' weights in the loss, in
             every epoch; a rival to enmeshment that makes weights few rather than modular.
         batch_size: images for each step; the last step of an epoch may have fewer.

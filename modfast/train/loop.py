@@ -42,6 +42,8 @@ from .config import PRECISIONS, Record, Run, TrainConfig
 from .distributed import Ranks
 
 _EVALUATION_BATCH = 1000
+# What must be finite in a record, and what messages call it.
+_LOSSES = {"loss": "loss", "enmeshment": "enmeshment", "test_cross_entropy": "loss on the test images"}
 
 
 def train(
@@ -90,8 +92,9 @@ def train(
 
     Raises:
         ValueError: the configuration does not fit the model, the data or the machine.
-        TrainingError: the loss is not finite, or the checkpoint belongs to another run or to one of more
-            epochs.
+        TrainingError: the loss is not finite, in training or on the test images; a layer has no spectral
+            clusters, as all its weights (or gradients) are zero; or the checkpoint belongs to another run or
+            to one of more epochs.
         OutputExistsError: ``out`` holds a checkpoint, and neither ``resume`` nor ``overwrite`` is given; or
             one that this function did not write.
         RankError: raised on every process instead of the errors above, if the group has several.
@@ -304,14 +307,16 @@ def _finish_epoch(run: Run, keep: Callable[[], None], on_epoch: Callable[[Record
     """Save the checkpoint and report the epoch's record.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: a loss is not finite. In a warm-up to spectral clusters, weights that the last step
+            made NaN show in the test loss alone.
     """
     record = run.history[-1]
-    if not math.isfinite(record["loss"] + (record["enmeshment"] or 0.0)):
-        raise TrainingError(
-            f"the loss is {record['loss']} in epoch {record['epoch']}: a smaller learning_rate "
-            f"(now {run.config.learning_rate}) may help"
-        )
+    for name, words in _LOSSES.items():
+        if record[name] is not None and not math.isfinite(record[name]):
+            raise TrainingError(
+                f"the {words} is {record[name]} in epoch {record['epoch']}: a smaller learning_rate "
+                f"(now {run.config.learning_rate}) may help"
+            )
     keep()
     if on_epoch is not None:
         on_epoch(record)
@@ -346,8 +351,10 @@ def _start(
         shape = layer.shape
         if layer.name not in measured and min(shape) >= config.num_clusters:
             measured[layer.name] = Partition.blocks(shape, config.num_clusters)
-    if config.l1_weight and not linear_layers(model):
-        raise ValueError("l1_weight must be 0 for a model without linear layers")
+    if config.l1_weight and not any(layer.weight().requires_grad for layer in linear_layers(model)):
+        raise ValueError(
+            f"l1_weight must be 0 for a model without linear layers that learn, got {config.l1_weight}"
+        )
     run = Run(
         model=model,
         # Fused makes one pass over the parameters; the default's dozen take a tenth of a step on two cores.
