@@ -82,7 +82,9 @@ def draw_curves(
         if not any(histories):
             raise ValueError(f"runs[{name!r}] must hold at least one epoch, got none")
     every_record = [record for histories in runs.values() for history in histories for record in history]
-    layers = list(dict.fromkeys(layer for record in every_record for layer in record["clusterability"]))
+    # From the end: a layer whose clusters are found in training has no clusterability before.
+    backwards = reversed(every_record)
+    layers = list(dict.fromkeys(layer for record in backwards for layer in record["clusterability"]))
 
     columns = min(3, max(1, len(layers)))
     rows = math.ceil(len(layers) / columns)
