@@ -67,11 +67,13 @@ def lines_of_readme() -> str:
 
 
 def shown_arms(data: str = "cifar10", against: str = "plain") -> list[str]:
-    """Return the arms with results that are compared with a plain one."""
+    """Return the arms with results that are compared with a plain one, and were trained as long."""
+    epochs = ARMS[against].config.epochs
     return [
         name
         for name, arm in ARMS.items()
-        if arm.data == data and arm.against == against and analysis.has_records(name)
+        if (arm.data, arm.against, arm.config.epochs) == (data, against, epochs)
+        and analysis.has_records(name)
     ]
 
 
