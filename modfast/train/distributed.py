@@ -12,6 +12,8 @@ the others.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -193,14 +195,18 @@ def launched() -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield Ranks()
         return
+    # Before there is a group: this module, which others import later, keeps the one it finds as a default.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     ranks = Ranks(dist.group.WORLD)
     yield ranks
     # Not after an exception: that would wait for ranks which may themselves be waiting for this one. The end
     # of the process closes its connections without waiting.
     dist.destroy_process_group()
-    # Drop the last reference: the threads of a group that outlives the interpreter now and then abort.
+    # Drop every reference: the threads of a group that outlives the interpreter now and then abort. Frames of
+    # functions that have ended hold some, in cycles with exceptions that were caught in them.
     ranks.group = None
+    gc.collect()
 
 
 def print_once(show: Callable[[], None] | None) -> None:

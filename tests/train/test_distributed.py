@@ -1,11 +1,13 @@
 """What processes that train together do and say, piece by piece."""
 
 import os
+import textwrap
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import torchrun
 from torch import nn
 
 from modfast.train.distributed import RankError, Ranks, launched, print_once, take_gpu
@@ -138,3 +140,45 @@ def test_where_processes_cannot_meet_each_prints():
         print_once(lambda: printed.append("this"))
         print_once(None)
     assert printed == ["this"]
+
+
+COUNTING = """
+    import atexit, sys
+    import torch.distributed as dist
+    from modfast.models import MLP
+
+    kept, real = [], dist.destroy_process_group
+
+    def destroy():
+        kept.append(dist.group.WORLD)
+        real()
+
+    dist.destroy_process_group = destroy
+    atexit.register(lambda: print("references", sys.getrefcount(kept[0])))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_keeps_the_group_of_processes_when_they_end(tmp_path):
+    # The threads of a group that outlives the interpreter abort now and then.
+    (tmp_path / "counting.py").write_text(textwrap.dedent(COUNTING))
+    done = torchrun(
+        2,
+        "train",
+        "--model",
+        "counting:MLP",
+        "--epochs",
+        "1",
+        "--layers",
+        "fc2",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    # The test's own list, and the call that counts.
+    assert done.stdout.count("references 2\n") == 2, done.stdout
