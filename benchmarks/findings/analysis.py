@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,11 +240,6 @@ def relative_by_class(arm: str, group: str = "loss") -> list[tuple[float, float 
 def live(arm: str, name: str, layer: str = "fc2") -> tuple[float, float | None]:
     """Return the mean over seeds of what `live_units` says of a layer."""
     return mean_interval([record["live"][layer][name] for record in records(arm)])
-
-
-def over_seeds(arm: str, of: Callable[[Record], float]) -> tuple[float, float | None]:
-    """Return the mean over seeds of a number of each record, and half the width of its interval."""
-    return mean_interval([of(record) for record in records(arm)])
 
 
 def within_allowed(arm: str) -> list[tuple[Record, Record]]:

@@ -17,8 +17,8 @@ from modfast.files import atomic_write
 from modfast.report.numbers import MINUS, NOTHING
 
 from . import analysis
-from .arms import ARMS, SEEDS, Arm
-from .pictures import CLASSES, draw_against_loss, draw_by_class, draw_circuits, draw_neurons
+from .arms import ARMS, SEEDS
+from .pictures import draw_against_loss, draw_by_class, draw_circuits, draw_neurons
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "findings.md"
@@ -89,7 +89,6 @@ def _render(template: str) -> str:
     claims = analysis.claims([arm for arm in CLAIMED if analysis.has_records(arm)])
     environment.filters["minus"] = _minus
     text = environment.get_template(template).render(
-        arms=ARMS,
         seeds=SEEDS,
         recommended=RECOMMENDED,
         claims=claims,
@@ -97,9 +96,6 @@ def _render(template: str) -> str:
         mean=_mean,
         diff=_difference,
         relative=_relative,
-        comparison=analysis.compare,
-        at_equal_loss=analysis.at_equal_loss,
-        pairs_within=_pairs_within,
         detectable=analysis.detectable,
         after_epoch=analysis.after_epoch,
         main_table=_main_table,
@@ -108,12 +104,10 @@ def _render(template: str) -> str:
         fixed_table=_fixed_table,
         live_table=_live_table,
         other_table=_other_table,
-        settings_table=_settings_table,
         hours=_hours,
         machines=_machines,
         verdict=lambda arm, group, name: _verdict(claims, arm, group, name),
         shown_arms=shown_arms,
-        classes=CLASSES,
     )
     return _minus(text)
 
@@ -258,14 +252,6 @@ def _other_table(plain: str, arms: Sequence[str]) -> str:
     rows = [[ARMS[plain].title, *(_plain_cell(plain, column) for column in columns)]]
     rows += [[ARMS[arm].title, *(_difference(arm, *_place(column)) for column in columns)] for arm in arms]
     return as_markdown(["trained", *(column[2] for column in columns)], rows)
-
-
-def _settings_table(arms: Sequence[str]) -> str:
-    return as_markdown(["name", "trained", "network", "epochs"], [_settings(ARMS[name]) for name in arms])
-
-
-def _settings(arm: Arm) -> list[str]:
-    return [f"`{arm.name}`", arm.title, arm.model, str(arm.config.epochs)]
 
 
 # --- What it took.
