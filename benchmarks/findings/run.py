@@ -12,6 +12,7 @@ import argparse
 import json
 import queue
 from collections.abc import Sequence
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,10 @@ def _work(
     waiting: Any, done: Any, datasets: dict[str, Dataset], out: Path, device: str, threads: int
 ) -> None:
     torch.set_num_threads(threads)
-    while True:
+    parent = parent_process()
+    assert parent is not None
+    # Without the first process, which may have been killed, nobody would know what is still being done.
+    while parent.is_alive():
         try:
             name, seed = waiting.get(timeout=1)
         except queue.Empty:

@@ -1,8 +1,13 @@
 """The page of findings: its numbers are those of the committed results, which belong to the arms."""
 
+import contextlib
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -163,3 +168,39 @@ def test_threads_of_the_caller_are_kept(few_digits):
     before = torch.get_num_threads()
     measure(replace(ARM, circuits_from=None), 1, few_digits, "cpu", 1, None)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_networks_are_no_longer_trained_once_the_first_process_is_killed(tmp_path):
+    # Short runs by one worker, whose parent ends after the first.
+    seeds = [str(seed) for seed in range(12)]
+    script = tmp_path / "short.py"
+    script.write_text(
+        "from dataclasses import replace\n"
+        "from benchmarks.findings import run\n"
+        "from benchmarks.findings.arms import ARMS\n"
+        "arm = ARMS['mnist-plain']\n"
+        "ARMS['mnist-plain'] = replace(arm, config=replace(arm.config, epochs=1))\n"
+        "run.RESULTS = run.Path(__file__).parent\n"
+        "if __name__ == '__main__':\n"
+        "    run.main()\n"
+    )
+    out = tmp_path / "out"
+    arguments = ["--arms", "mnist-plain", "--mnist", "digits", "--seeds", *seeds, "--out", str(out)]
+    started = subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert started.stdout.readline().startswith("1 of 12: ")
+        started.kill()
+        # The worker holds the other end, and ends after the network that it is at.
+        started.stdout.read()
+        assert len(list((out / "mnist-plain").glob("*.json"))) < len(seeds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
