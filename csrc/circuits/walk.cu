@@ -3,7 +3,7 @@
 // The trials of a row run one after the other, so one walk is one block, on one of the GPU's multiprocessors.
 // Walks of other labels and models, on streams of their own, use the others.
 #include "circuits/cuda.h"
-#include "common/launch_outcome.h"
+#include "common/launch.h"
 
 #include <algorithm>
 
@@ -36,15 +36,12 @@ struct WalkBlock {
     }
   }
   __device__ void wait() const { __syncthreads(); }
-  __device__ void fetch(const double* pointer) const {
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer));
-  }
+  __device__ void fetch(const double* pointer) const { prefetch(pointer); }
 };
 
 __global__ void __launch_bounds__(kWalkThreads)
-    walk_row(const __grid_constant__ Walk walk, int64_t near_numbers) {
-  extern __shared__ double near[];
-  walk_block(walk, WalkBlock{}, Room{near, near_numbers, walk.room});
+    walk_one_row(const __grid_constant__ Walk walk, int64_t near_numbers) {
+  walk_block(walk, WalkBlock{}, Room{dynamic_shared<double>(), near_numbers, walk.room});
 }
 
 // One thread for each input of each row.
@@ -69,7 +66,7 @@ int64_t near_room() {
   int device = 0, bytes = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  cudaFuncSetAttribute(walk_row, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(walk_one_row, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   return bytes / static_cast<int64_t>(sizeof(double));
 }
 
@@ -78,8 +75,8 @@ int64_t near_room() {
 const char* cuda_forward(const TailLayer& layer, const double* inputs, int64_t stride, int64_t first,
                          int64_t last, void* stream) {
   const int64_t parts = (stride + kForwardThreads - 1) / kForwardThreads;
-  forward_rows<<<(last - first) * parts, kForwardThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      layer, inputs, stride, first, parts);
+  launch(forward_rows, (last - first) * parts, kForwardThreads, 0, static_cast<cudaStream_t>(stream), layer,
+         inputs, stride, first, parts);
   return outcome();
 }
 
@@ -91,7 +88,7 @@ const char* cuda_walk(const WalkPlan& plan, int64_t* tables, double* numbers, vo
   const auto& host = plan.tables();
   cudaMemcpyAsync(tables, host.data(), host.size() * sizeof(int64_t), cudaMemcpyHostToDevice, stream);
   if (const char* error = outcome()) return error;
-  walk_row<<<1, threads, near_numbers * sizeof(double), stream>>>(walk, near_numbers);
+  launch(walk_one_row, 1, threads, near_numbers * sizeof(double), stream, walk, near_numbers);
   // Waits here, since streams share a few queues of the device: work queued behind a walk would block others.
   wait_for(stream);
   return outcome();

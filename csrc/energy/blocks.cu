@@ -1,5 +1,5 @@
 // Sums and scalings by pair of clusters on a GPU. blocks_threads.h holds the work of a thread.
-#include "common/launch_outcome.h"
+#include "common/launch.h"
 #include "energy/blocks_threads.h"
 #include "energy/cuda.h"
 
@@ -119,20 +119,20 @@ const char* cuda_block_inner(const Matrix& m, bool product, int32_t* orders, int
   int32_t* col_orders = orders + row_segments * kSegment;
   int32_t* col_starts = starts + row_segments * (labels + 1);
   if (groups * tiles > 0) {
-    sort_segments<<<row_segments, kThreads, 0, stream>>>(m.row_labels, m.rows, m.none, orders, starts);
-    sort_segments<<<tiles, kThreads, 0, stream>>>(m.col_labels, m.cols, m.none, col_orders, col_starts);
-    block_sums<<<groups * labels * tiles, kThreads, 0, stream>>>(m, product, segments_per_group(m), orders,
-                                                                 starts, col_orders, col_starts, partial);
+    launch(sort_segments, row_segments, kThreads, 0, stream, m.row_labels, m.rows, m.none, orders, starts);
+    launch(sort_segments, tiles, kThreads, 0, stream, m.col_labels, m.cols, m.none, col_orders, col_starts);
+    launch(block_sums, groups * labels * tiles, kThreads, 0, stream, m, product, segments_per_group(m),
+           orders, starts, col_orders, col_starts, partial);
   }
   const int64_t all = labels * labels;
-  add_up_blocks<<<(all + kThreads - 1) / kThreads, kThreads, 0, stream>>>(labels, tiles, groups, partial,
-                                                                          blocks);
+  launch(add_up_blocks, (all + kThreads - 1) / kThreads, kThreads, 0, stream, labels, tiles, groups, partial,
+         blocks);
   return outcome();
 }
 
 const char* cuda_block_scale(const Matrix& m, const double* factors, void* stream) {
   if (m.items > 0) {
-    block_scales<<<m.items, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(m, factors);
+    launch(block_scales, m.items, kThreads, 0, static_cast<cudaStream_t>(stream), m, factors);
   }
   return outcome();
 }

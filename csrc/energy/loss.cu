@@ -2,7 +2,7 @@
 // gradient, whatever the number of matrices. loss_threads.h holds the work of a thread.
 //
 // The shapes alone determine the order of every sum: there are no atomics, and the bits are always the same.
-#include "common/launch_outcome.h"
+#include "common/launch.h"
 #include "energy/cuda.h"
 
 #include <algorithm>
@@ -112,8 +112,8 @@ template <int N>
 void launch_energies(const Matrix* matrices, int64_t count, Split* partial, Split* energies, double* losses,
                      cudaStream_t stream) {
   const auto batch = batch_of<N>(matrices, count);
-  if (batch.items > 0) item_energies<N><<<batch.items, kThreads, 0, stream>>>(batch, partial);
-  add_up<N><<<count, kThreads, 0, stream>>>(batch, partial, energies, losses);
+  if (batch.items > 0) launch(item_energies<N>, batch.items, kThreads, 0, stream, batch, partial);
+  launch(add_up<N>, count, kThreads, 0, stream, batch, partial, energies, losses);
 }
 
 template <int N>
@@ -121,7 +121,7 @@ void launch_scale(const Matrix* matrices, int64_t count, const Split* energies, 
                   double slope, bool add, cudaStream_t stream) {
   const auto batch = batch_of<N>(matrices, count);
   if (batch.items == 0) return;
-  item_scale<N><<<batch.items, kThreads, 0, stream>>>(batch, energies, slopes, slope, add);
+  launch(item_scale<N>, batch.items, kThreads, 0, stream, batch, energies, slopes, slope, add);
 }
 
 }  // namespace
@@ -130,9 +130,8 @@ const char* cuda_energies(const Matrix* matrices, int64_t count, Split* partial,
                           double* losses, void* stream) {
   for (int64_t begin = 0; begin < count; begin += kMany) {
     const int64_t here = std::min<int64_t>(kMany, count - begin);
-    const auto launch = here <= kFew ? launch_energies<kFew> : launch_energies<kMany>;
-    launch(matrices + begin, here, partial, energies + begin, losses + begin,
-           static_cast<cudaStream_t>(stream));
+    const auto run = here <= kFew ? launch_energies<kFew> : launch_energies<kMany>;
+    run(matrices + begin, here, partial, energies + begin, losses + begin, static_cast<cudaStream_t>(stream));
     for (int64_t t = begin; t < begin + here; ++t) partial += matrices[t].items;
   }
   return outcome();
@@ -142,9 +141,9 @@ const char* cuda_scale(const Matrix* matrices, int64_t count, const Split* energ
                        double slope, Into into, void* stream) {
   for (int64_t begin = 0; begin < count; begin += kMany) {
     const int64_t here = std::min<int64_t>(kMany, count - begin);
-    const auto launch = here <= kFew ? launch_scale<kFew> : launch_scale<kMany>;
-    launch(matrices + begin, here, energies + begin, slopes == nullptr ? nullptr : slopes + begin, slope,
-           into == Into::sum, static_cast<cudaStream_t>(stream));
+    const auto run = here <= kFew ? launch_scale<kFew> : launch_scale<kMany>;
+    run(matrices + begin, here, energies + begin, slopes == nullptr ? nullptr : slopes + begin, slope,
+        into == Into::sum, static_cast<cudaStream_t>(stream));
   }
   return outcome();
 }

@@ -1,7 +1,7 @@
 // Products with matrices of similarities on a GPU. products_threads.h holds the work of a thread.
 //
 // The sizes alone determine the order of every sum: there are no atomics, and the bits are always the same.
-#include "common/launch_outcome.h"
+#include "common/launch.h"
 #include "spectral/cuda.h"
 
 #include <algorithm>
@@ -40,7 +40,7 @@ void launch_product(const Product<C>& p, cudaStream_t stream) {
   for_parts(p.width, [&](auto vectors, int64_t first_vector, int64_t parts) {
     constexpr int N = decltype(vectors)::value;
     const int64_t blocks = tiles_of<C, N>(p, parts);
-    if (blocks > 0) product_tiles<C, N><<<blocks, kTileThreads, 0, stream>>>(p, first_vector, parts);
+    if (blocks > 0) launch(product_tiles<C, N>, blocks, kTileThreads, 0, stream, p, first_vector, parts);
   });
 }
 
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kWarp* kAdders)
 template <class C>
 void launch_add_up(const C* pieces, int64_t count, int64_t numbers, C* out, cudaStream_t stream) {
   if (numbers == 0) return;
-  add_up_pieces<<<parts_of(numbers, kWarp), kWarp * kAdders, 0, stream>>>(pieces, count, numbers, out);
+  launch(add_up_pieces<C>, parts_of(numbers, kWarp), kWarp * kAdders, 0, stream, pieces, count, numbers, out);
 }
 
 // One block of threads for each tile of columns and piece of the rows.
@@ -172,7 +172,8 @@ const char* cuda_sums(const DenseMatrix& m, Similarity similarity, double* row_p
   const int64_t piece = piece_length(m.rows, 1);
   const int64_t tiles = parts_of(m.cols, kColsOfSums), strips = parts_of(m.rows, piece);
   if (tiles * strips > 0) {
-    dense_sums<<<tiles * strips, kThreadsOfBlock, 0, stream>>>(m, similarity, piece, row_pieces, col_pieces);
+    launch(dense_sums, tiles * strips, kThreadsOfBlock, 0, stream, m, similarity, piece, row_pieces,
+           col_pieces);
   }
   launch_add_up(row_pieces, tiles, m.rows, row_sums, stream);
   launch_add_up(col_pieces, strips, m.cols, col_sums, stream);
@@ -187,8 +188,8 @@ const char* cuda_product(const Rows& rows, Similarity similarity, const C* vecto
     constexpr int N = decltype(part)::value;
     const int64_t blocks = parts_of(rows.matrix.rows * parts, kWarps);
     if (blocks == 0) return;
-    sparse_product<C, N><<<blocks, kThreadsOfBlock, 0, stream>>>(rows, similarity, vectors, scales, width,
-                                                                 first_vector, parts, out);
+    launch(sparse_product<C, N>, blocks, kThreadsOfBlock, 0, stream, rows, similarity, vectors, scales, width,
+           first_vector, parts, out);
   });
   return outcome();
 }
@@ -197,8 +198,8 @@ const char* cuda_sums(const Rows& rows, Similarity similarity, const double* pro
                       void* stream) {
   const int64_t blocks = parts_of(rows.matrix.rows, kWarps);
   if (blocks > 0) {
-    sparse_sums<<<blocks, kThreadsOfBlock, 0, static_cast<cudaStream_t>(stream)>>>(rows, similarity, probes,
-                                                                                   row_sums);
+    launch(sparse_sums, blocks, kThreadsOfBlock, 0, static_cast<cudaStream_t>(stream), rows, similarity,
+           probes, row_sums);
   }
   return outcome();
 }
@@ -206,14 +207,14 @@ const char* cuda_sums(const Rows& rows, Similarity similarity, const double* pro
 const char* cuda_turn(const Rows& rows, const void* columns, const int64_t* order, int64_t* starts,
                       int64_t* indices, void* values, void* stream) {
   const int64_t blocks = parts_of(std::max(rows.entries, rows.matrix.cols + 1), kThreadsOfBlock);
-  turn<<<blocks, kThreadsOfBlock, 0, static_cast<cudaStream_t>(stream)>>>(rows, columns, order, starts,
-                                                                          indices, values);
+  launch(turn, blocks, kThreadsOfBlock, 0, static_cast<cudaStream_t>(stream), rows, columns, order, starts,
+         indices, values);
   return outcome();
 }
 
 const char* cuda_edge_gradient(const EdgeGradient& g, void* stream) {
   const int64_t blocks = parts_of(g.weight.cols, kEdgeThreads) * parts_of(g.weight.rows, kEdgeRows);
-  if (blocks > 0) edge_gradients<<<blocks, kEdgeThreads, 0, static_cast<cudaStream_t>(stream)>>>(g);
+  if (blocks > 0) launch(edge_gradients, blocks, kEdgeThreads, 0, static_cast<cudaStream_t>(stream), g);
   return outcome();
 }
 
