@@ -1,13 +1,16 @@
 """Loads the compiled libraries, which register the operators ``torch.ops.modfast.*``.
 
 One has the CPU kernels; the other has the GPU kernels, and is loaded if it was built and PyTorch has CUDA.
+A third is for tests only: the GPU kernels, compiled for the CPU, take the place of the CPU kernels.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from typing import Any
 
 import torch
@@ -51,21 +54,75 @@ def _load_cuda() -> Any | None:
 
 def _choose_backend() -> str:
     chosen = os.environ.get("MODFAST_BACKEND") or "compiled"
-    if chosen not in ("compiled", "reference"):
-        raise ImportError(f"MODFAST_BACKEND must be 'compiled' or 'reference', got {chosen!r}")
+    if chosen not in ("compiled", "reference", "emulated"):
+        raise ImportError(f"MODFAST_BACKEND must be 'compiled', 'reference' or 'emulated', got {chosen!r}")
     return chosen
 
 
+def _load_emulated() -> Any:
+    """Load the GPU kernels that the tests compile for the CPU; operators on CPU tensors then run by them."""
+    path = os.environ.get("MODFAST_EMULATED_LIBRARY")
+    if not path and find_spec("modfast._emulated") is None:
+        raise ImportError(
+            "MODFAST_BACKEND is 'emulated', but its library is not built. "
+            "In a checkout run: python tests/emulation/build.py"
+        )
+    if path:
+        spec = spec_from_file_location("modfast._emulated", path)
+        if spec is None or spec.loader is None:
+            raise ImportError(
+                f"MODFAST_EMULATED_LIBRARY must be the path of a compiled library, got {path!r}"
+            )
+        library = module_from_spec(spec)
+        spec.loader.exec_module(library)
+    else:
+        library = import_module("modfast._emulated")
+    for full in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"):
+        if full.startswith("modfast::"):
+            _overrides.impl(full, _instead_of_cpu_kernel(full), "CPU", allow_override=True)
+    return library
+
+
+def _instead_of_cpu_kernel(full: str) -> Callable[..., Any]:
+    operator = getattr(torch.ops.modfast, full.removeprefix("modfast::")).default
+    cpu, cuda = (
+        torch._C.DispatchKeySet(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
+    )
+    kernel = torch.library.get_kernel(full, "CPU")
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if _cpu_kernels_wanted:
+            return kernel.call_boxed(cpu, *args, **kwargs)
+        return operator.redispatch(cuda, *args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def cpu_kernels() -> Iterator[None]:
+    """Run operators on CPU tensors by the CPU kernels, even if emulated ones have taken their place."""
+    _cpu_kernels_wanted.append(True)
+    try:
+        yield
+    finally:
+        _cpu_kernels_wanted.pop()
+
+
 _library = _load()
-_cuda_library = _load_cuda()
 BACKEND = _choose_backend()
+_cpu_kernels_wanted: list[bool] = []
+_overrides = torch.library.Library("modfast", "IMPL")
+_emulated_library = _load_emulated() if BACKEND == "emulated" else None
+# The two have kernels for the same device.
+_cuda_library = None if BACKEND == "emulated" else _load_cuda()
 
 
 def backend() -> dict[str, Any]:
     """Return what this build contains, and what is in use.
 
     Returns:
-        ``backend``: "compiled", or "reference" when ``MODFAST_BACKEND=reference`` is set; ``version``;
+        ``backend``: "compiled"; or "reference" or "emulated" (the GPU kernels, compiled for the CPU by the
+        tests) if the environment variable ``MODFAST_BACKEND`` says so; ``version``;
         ``cpu_compiled``, ``cpu_available``: instruction sets in this build, and those that this processor
         can run; ``cpu``: the one in use (``MODFAST_CPU`` forces it); ``cuda``: whether CUDA kernels are
         compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for that

@@ -11,11 +11,6 @@
 #include <optional>
 #include <tuple>
 
-// See module.cpp; this comes after all headers of PyTorch.
-#undef TORCH_TARGET_VERSION
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 namespace modfast {
 namespace {
 
@@ -192,9 +187,4 @@ STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
   m.impl("enmeshment_grad", TORCH_BOX(&modfast::enmeshment_grad_cuda));
   m.impl("add_enmeshment_grad_", TORCH_BOX(&modfast::add_enmeshment_grad_cuda));
   m.impl("accumulate_enmeshment_grad_", TORCH_BOX(&modfast::accumulate_enmeshment_grad_cuda));
-}
-
-PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "The CUDA kernels of modfast. The operators are registered with PyTorch on import.";
-  m.attr("architectures") = std::vector<std::string>{MODFAST_CUDA_ARCHITECTURES};
 }

@@ -1,0 +1,168 @@
+"""Builds the library of the emulated device: the CUDA kernels, compiled for the CPU, and their bindings.
+
+``python tests/emulation/build.py`` writes ``modfast/_emulated.*.so``, for ``MODFAST_BACKEND=emulated``. With
+``--sanitize`` it builds with the address and undefined-behaviour sanitizers, without the checks of shared
+memory that take the compiler's calls for the thread sanitizer. Only what has changed is compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[2]
+EMULATION = Path(__file__).resolve().parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+LIBRARY = ROOT / "modfast" / f"_emulated{SUFFIX}"
+COMPILER = shlex.split(os.environ.get("CXX", "g++"))
+
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+
+# What nvcc defines, so that kernels take the device's branches; and guards stay beside their variables.
+KERNELS = [
+    "-D__CUDACC__",
+    "-D__CUDA_ARCH__=900",
+    "-fno-toplevel-reorder",
+    "-Wno-unknown-pragmas",
+    "-include",
+    "cuda_runtime_api.h",
+]
+# The compiler calls a function at each access to memory; memory.cpp has these functions.
+CHECKED = ["-O2", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+def includes(sources: Path) -> list[str]:
+    """Return the options that say where headers are; the stand-ins for CUDA's come first."""
+    try:
+        import pybind11
+
+        bindings = [pybind11.get_include()]
+    except ImportError:
+        bindings = []  # PyTorch's headers include a copy of pybind11's
+    ours = [f"-I{EMULATION / 'include'}", f"-I{sources}", f"-I{EMULATION}"]
+    theirs = [*cpp_extension.include_paths(), *bindings, sysconfig.get_paths()["include"]]
+    return [*ours, *(option for path in theirs for option in ("-isystem", path))]
+
+
+def commands(sources: Path, objects: Path, sanitize: bool) -> dict[Path, list[str]]:
+    """Return for each object file the command that makes it, the kernels' first."""
+    optimised = ["-O1", "-g", *SANITIZERS] if sanitize else ["-O2"]
+    bindings = [
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DUSE_CUDA",
+        "-Wno-unused-parameter",
+    ]
+    result: dict[Path, list[str]] = {}
+
+    def compile_(source: Path, options: Sequence[str]) -> None:
+        made = objects / f"{source.parent.name}-{source.name}.o"
+        kept = [*COMPILER, *COMMON, *options, *includes(sources)]
+        result[made] = [*kept, "-MMD", "-c", str(source), "-o", str(made)]
+
+    # First, since the linker takes an inline function from the first object that has it.
+    for source in sorted(sources.rglob("*.cu")):
+        compile_(source, [*(optimised if sanitize else CHECKED), *KERNELS, "-x", "c++"])
+    for source in sorted(sources.rglob("ops*_cuda.cpp")):
+        compile_(source, [*optimised, *bindings])
+    for name in ("common/binding.cpp", "energy/binding.cpp"):
+        compile_(sources / name, [*optimised, *bindings])
+    for source in sorted(EMULATION.glob("*.cpp")):
+        compile_(source, optimised)
+    return result
+
+
+def is_current(made: Path, command: Sequence[str]) -> bool:
+    """Return whether a file is newer than all that it was made of, and was made by this command."""
+    told = made.with_suffix(".command")
+    if not made.exists() or not told.exists() or told.read_text(encoding="utf-8") != shlex.join(command):
+        return False
+    inputs = made.with_suffix(".d").read_text(encoding="utf-8").replace("\\\n", " ").split(":", 1)[1].split()
+    newest = made.stat().st_mtime
+    return all(Path(name).exists() and Path(name).stat().st_mtime <= newest for name in inputs)
+
+
+def build(
+    library: Path = LIBRARY,
+    *,
+    sources: Path = ROOT / "csrc",
+    objects: Path | None = None,
+    sanitize: bool = False,
+) -> Path:
+    """Build the library from the kernels and bindings in ``sources``; return its path.
+
+    Raises:
+        SystemExit: the compiler reports an error, which is printed.
+    """
+    objects = objects or ROOT / "build" / ("emulated-sanitized" if sanitize else "emulated")
+    objects.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    plan = commands(sources, objects, sanitize)
+    stale = [made for made, command in plan.items() if not is_current(made, command)]
+
+    def make(made: Path) -> None:
+        made.unlink(missing_ok=True)
+        run(plan[made])
+        made.with_suffix(".command").write_text(shlex.join(plan[made]), encoding="utf-8")
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        list(pool.map(make, stale))
+    if (
+        not stale
+        and library.exists()
+        and library.stat().st_mtime >= max(made.stat().st_mtime for made in plan)
+    ):
+        return library
+    links = [f"-L{path}" for path in cpp_extension.library_paths()]
+    # A new file, renamed: a process that has loaded the old one keeps it.
+    unfinished = library.with_name(f"{library.name}.{os.getpid()}")
+    run(
+        [
+            *COMPILER,
+            "-shared",
+            *(SANITIZERS if sanitize else []),
+            *map(str, plan),
+            *links,
+            "-ltorch",
+            "-ltorch_cpu",
+            "-lc10",
+            "-ldl",
+            "-o",
+            str(unfinished),
+        ]
+    )
+    unfinished.replace(library)
+    return library
+
+
+def run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.stderr:
+        print(done.stderr, file=sys.stderr)
+    if done.returncode != 0:
+        raise SystemExit(f"failed: {shlex.join(command)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--sanitize", action="store_true", help="build build/emulated-sanitized/_emulated*.so"
+    )
+    options = parser.parse_args()
+    if options.sanitize:
+        print(build(ROOT / "build/emulated-sanitized" / f"_emulated{SUFFIX}", sanitize=True))
+    else:
+        print(build())
+
+
+if __name__ == "__main__":
+    main()
