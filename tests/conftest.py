@@ -3,10 +3,13 @@
 import os
 import signal
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 import torch
+from gpu import EMULATED
 from hypothesis import HealthCheck, settings
 from processes import Processes, run_python
 from walked_models import make_model
@@ -35,11 +38,19 @@ settings.load_profile("modfast")
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or EMULATED:
         return
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+if EMULATED:
+
+    @pytest.fixture(autouse=True)
+    def shuffled(request):
+        """Let the blocks and threads of the emulated GPU run in an order that the test's name decides."""
+        import_module("modfast._emulated").set_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,13 @@
 """The CUDA kernels, held to the specification and to the CPU's.
 
-What a thread does is tested without a GPU as well, by tests/cpp/test_threads.cpp.
+They run on an emulated GPU as well; see gpu.py.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
+from gpu import DEVICE, cpu_kernels, like_on_device, needs_a_real_gpu, to_device
 from labelled import (
     DTYPES,
     LAYOUTS,
@@ -25,14 +28,8 @@ from modfast import EnmeshmentLoss, Partition, block_energy, enmeshment, referen
 pytestmark = pytest.mark.cuda
 
 
-def onto_gpu(tensor):
-    """A copy on the GPU with the very strides, gaps and expansions included."""
-    storage = torch.empty(0, dtype=tensor.dtype, device="cuda").set_(tensor.untyped_storage().cuda())
-    return storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-
 def on_gpu(tensors):
-    return [onto_gpu(tensor) for tensor in tensors]
+    return [like_on_device(tensor) for tensor in tensors]
 
 
 def model_of(shapes, layout, dtype, counts):
@@ -46,6 +43,7 @@ def model_of(shapes, layout, dtype, counts):
     return weights, partitions, labels
 
 
+@needs_a_real_gpu
 def test_this_build_has_kernels_for_this_gpu():
     assert modfast.backend()["cuda"]
     assert torch.cuda.is_available()
@@ -56,15 +54,15 @@ def test_this_build_has_kernels_for_this_gpu():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_block_operators_against_reference(shape, dtype, layout):
     weight = LAYOUTS[layout](shape, dtype)
-    gpu = onto_gpu(weight)
+    gpu = like_on_device(weight)
     assert (gpu.shape, gpu.stride()) == (weight.shape, weight.stride())
     for k in (1, 3, 70):
         partition = random_partition(shape, k)
-        labels = [labels.cuda() for labels in labels_of(partition)]
+        labels = [labels.to(DEVICE) for labels in labels_of(partition)]
         other, factors = torch.randn(shape, dtype=dtype), torch.randn(k + 1, k + 1, dtype=torch.float64)
         assert_sums(OPS.block_inner(gpu, None, *labels, k).cpu(), weight, None, partition)
-        assert_sums(OPS.block_inner(gpu, other.cuda(), *labels, k).cpu(), weight, other, partition)
-        scaled = OPS.block_scale(gpu, factors.cuda(), *labels)
+        assert_sums(OPS.block_inner(gpu, other.to(DEVICE), *labels, k).cpu(), weight, other, partition)
+        scaled = OPS.block_scale(gpu, factors.to(DEVICE), *labels)
         exact = reference.labelled_block_scale(weight.double(), factors, *labels_of(partition))
         assert (scaled.dtype, scaled.shape) == (dtype, shape)
         torch.testing.assert_close(scaled.double().cpu(), exact, **product_tolerance(dtype))
@@ -76,7 +74,11 @@ def test_block_operators_against_reference(shape, dtype, layout):
 def test_model_operators_against_reference(dtype, layout, grad_layout):
     shapes = [(13, 17), (129, 40), (3, 1030), (8, 4, 3, 3), (0, 4), (512, 512), (260, 1024)]
     weights, partitions, labels = model_of(shapes, layout, dtype, (1, 4, 9, 2, 3, 4, 64))
-    gpu_labels = [[tensor.cuda() for tensor in labels[0]], [tensor.cuda() for tensor in labels[1]], labels[2]]
+    gpu_labels = [
+        [tensor.to(DEVICE) for tensor in labels[0]],
+        [tensor.to(DEVICE) for tensor in labels[1]],
+        labels[2],
+    ]
     gpu_weights = on_gpu(weights)
     doubles = [weight.double() for weight in weights]
     losses, energies = OPS.enmeshment(gpu_weights, *gpu_labels)
@@ -96,10 +98,12 @@ def test_model_operators_against_reference(dtype, layout, grad_layout):
             assert ((grad.double().cpu() - old - step).abs() <= allowed + torch.finfo(dtype).tiny).all()
 
     zeros = [torch.zeros_like(weight) for weight in doubles]
-    assert_gradients(OPS.enmeshment_grad(gpu_weights, energies, slopes.cuda(), *gpu_labels), zeros, wanted)
+    assert_gradients(
+        OPS.enmeshment_grad(gpu_weights, energies, slopes.to(DEVICE), *gpu_labels), zeros, wanted
+    )
     grads = [LAYOUTS[grad_layout](shape, dtype) for shape in shapes]
     before, gpu_grads = [grad.double() for grad in grads], on_gpu(grads)
-    OPS.add_enmeshment_grad_(gpu_weights, gpu_grads, energies, slopes.cuda(), *gpu_labels)
+    OPS.add_enmeshment_grad_(gpu_weights, gpu_grads, energies, slopes.to(DEVICE), *gpu_labels)
     assert_gradients(gpu_grads, before, wanted)
     gpu_grads = on_gpu(grads)
     again = OPS.accumulate_enmeshment_grad_(gpu_weights, gpu_grads, *gpu_labels, 100.0)
@@ -117,11 +121,12 @@ def many_layers(count=300):
 def test_a_model_of_many_layers():
     model = many_layers()
     losses = []
-    for device in ("cpu", "cuda"):
-        model.to(device).zero_grad()
-        loss = EnmeshmentLoss(model, 4)
-        losses.append(loss().double().cpu())
-        losses.append(loss.accumulate_grad_(0.7).double().cpu())
+    for on_cpu in (True, False):
+        model.to("cpu" if on_cpu else DEVICE).zero_grad()
+        with cpu_kernels() if on_cpu else nullcontext():
+            loss = EnmeshmentLoss(model, 4)
+            losses.append(loss().double().cpu())
+            losses.append(loss.accumulate_grad_(0.7).double().cpu())
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-10, atol=0.0)
 
@@ -129,25 +134,27 @@ def test_a_model_of_many_layers():
 def test_gradients_are_those_of_the_cpu():
     torch.manual_seed(1)
     model = nn.ModuleList([nn.Linear(300, 200), nn.Conv2d(8, 12, 3), nn.ConvTranspose1d(6, 9, 5)])
-    gradients = {}
-    for device in ("cpu", "cuda"):
-        model.to(device).zero_grad()
-        loss = EnmeshmentLoss(model, 3, layers="*")
-        loss().backward()
-        by_autograd = [
-            parameter.grad.cpu().clone() for parameter in model.parameters() if parameter.dim() > 1
-        ]
-        model.zero_grad()
-        loss.accumulate_grad_(1.0)
-        in_place = [parameter.grad.cpu().clone() for parameter in model.parameters() if parameter.dim() > 1]
-        gradients[device] = by_autograd + in_place
-    for one, other in zip(gradients["cpu"], gradients["cuda"], strict=True):
+
+    def gradients():
+        return [parameter.grad.cpu().clone() for parameter in model.parameters() if parameter.dim() > 1]
+
+    found = []
+    for on_cpu in (True, False):
+        model.to("cpu" if on_cpu else DEVICE).zero_grad()
+        with cpu_kernels() if on_cpu else nullcontext():
+            loss = EnmeshmentLoss(model, 3, layers="*")
+            loss().backward()
+            by_autograd = gradients()
+            model.zero_grad()
+            loss.accumulate_grad_(1.0)
+            found.append(by_autograd + gradients())
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
 def test_second_derivatives():
     partition = random_partition((5, 4), 2)
-    weight = torch.randn(5, 4, dtype=torch.float64, device="cuda", requires_grad=True)
+    weight = torch.randn(5, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda w: enmeshment(w, partition), weight)
     assert torch.autograd.gradgradcheck(lambda w: block_energy(w, partition), weight)
 
@@ -162,6 +169,7 @@ def test_same_bits_every_time():
         assert torch.equal(OPS.block_inner(gpu[0], None, labels[0][0], labels[1][0], 7), blocks)
 
 
+@needs_a_real_gpu
 def test_nothing_waits_for_the_device():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).cuda()
     loss = EnmeshmentLoss(model, 4)
@@ -175,6 +183,7 @@ def test_nothing_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@needs_a_real_gpu
 def test_captured_in_a_graph():
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64)).cuda()
     loss = EnmeshmentLoss(model, 4)
@@ -197,6 +206,7 @@ def test_captured_in_a_graph():
             assert torch.equal(parameter.grad, grad)
 
 
+@needs_a_real_gpu
 def test_on_the_current_stream():
     weight = torch.randn(2048, 2048, device="cuda")
     partition = Partition.blocks((2048, 2048), 4).to("cuda")
@@ -213,6 +223,7 @@ def test_on_the_current_stream():
     assert torch.equal(found, expected)
 
 
+@needs_a_real_gpu
 def test_on_a_device_that_is_not_the_current_one():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
@@ -225,6 +236,7 @@ def test_on_a_device_that_is_not_the_current_one():
     assert torch.cuda.current_device() == 0
 
 
+@needs_a_real_gpu
 def test_memory_beside_the_results():
     weight = torch.randn(4096, 4096, device="cuda", requires_grad=True)
     partition = random_partition((4096, 4096), 64).to("cuda")
@@ -239,7 +251,7 @@ def test_memory_beside_the_results():
 
 def test_not_finite_gives_nan():
     for value in (float("nan"), float("inf")):
-        weight = torch.randn(40, 40, device="cuda")
+        weight = torch.randn(40, 40, device=DEVICE)
         weight[3, 3] = value
         weight.requires_grad_()
         result = enmeshment(weight, Partition.blocks((40, 40), 2))
@@ -247,22 +259,28 @@ def test_not_finite_gives_nan():
         assert torch.autograd.grad(result, weight)[0].isnan().all()
 
 
-def test_bad_arguments_raise():
-    weight, rows, cols = torch.ones(4, 3, device="cuda"), torch.zeros(4).long(), torch.zeros(3).long()
+@needs_a_real_gpu
+def test_tensors_of_the_cpu_are_refused():
+    weight, rows, cols = torch.ones(4, 3, device=DEVICE), torch.zeros(4).long(), torch.zeros(3).long()
     with pytest.raises(RuntimeError, match="row_labels must be on the CUDA device"):
-        OPS.enmeshment([weight], [rows], [cols.cuda()], [1])
+        OPS.enmeshment([weight], [rows], [cols.to(DEVICE)], [1])
+
+
+def test_bad_arguments_raise():
+    weight = torch.ones(4, 3, device=DEVICE)
+    rows, cols = to_device(torch.zeros(4).long(), torch.zeros(3).long())
     with pytest.raises(RuntimeError, match="has 3 labels"):
-        OPS.enmeshment([weight], [cols.cuda()], [cols.cuda()], [1])
+        OPS.enmeshment([weight], [cols], [cols], [1])
     with pytest.raises(RuntimeError, match="share memory"):
-        OPS.accumulate_enmeshment_grad_([weight], [weight], [rows.cuda()], [cols.cuda()], [1], 1.0)
+        OPS.accumulate_enmeshment_grad_([weight], [weight], [rows], [cols], [1], 1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns about itself
 def test_a_compiled_training_step():
     torch._dynamo.reset()
-    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).cuda()
-    loss, inputs = EnmeshmentLoss(model, 4), torch.randn(16, 32, device="cuda")
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).to(DEVICE)
+    loss, inputs = EnmeshmentLoss(model, 4), torch.randn(16, 32, device=DEVICE)
 
     def step():
         return model(inputs).square().mean() + 0.7 * loss()
