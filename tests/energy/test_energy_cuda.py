@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from gpu import DEVICE, cpu_kernels, like_on_device, needs_a_real_gpu, to_device
+from gpu import DEVICE, EMULATED, cpu_kernels, like_on_device, needs_a_real_gpu, to_device
 from labelled import (
     DTYPES,
     LAYOUTS,
@@ -74,11 +74,7 @@ def test_block_operators_against_reference(shape, dtype, layout):
 def test_model_operators_against_reference(dtype, layout, grad_layout):
     shapes = [(13, 17), (129, 40), (3, 1030), (8, 4, 3, 3), (0, 4), (512, 512), (260, 1024)]
     weights, partitions, labels = model_of(shapes, layout, dtype, (1, 4, 9, 2, 3, 4, 64))
-    gpu_labels = [
-        [tensor.to(DEVICE) for tensor in labels[0]],
-        [tensor.to(DEVICE) for tensor in labels[1]],
-        labels[2],
-    ]
+    gpu_labels = [on_gpu(labels[0]), on_gpu(labels[1]), labels[2]]
     gpu_weights = on_gpu(weights)
     doubles = [weight.double() for weight in weights]
     losses, energies = OPS.enmeshment(gpu_weights, *gpu_labels)
@@ -87,6 +83,7 @@ def test_model_operators_against_reference(dtype, layout, grad_layout):
     torch.testing.assert_close(losses.cpu(), expected, rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
 
     slopes = torch.randn(len(shapes), dtype=torch.float64)
+    gpu_slopes = slopes.to(DEVICE)
     wanted = reference.enmeshment_grad(doubles, energies.cpu(), slopes, *labels)
     eps = torch.finfo(dtype).eps
 
@@ -98,12 +95,10 @@ def test_model_operators_against_reference(dtype, layout, grad_layout):
             assert ((grad.double().cpu() - old - step).abs() <= allowed + torch.finfo(dtype).tiny).all()
 
     zeros = [torch.zeros_like(weight) for weight in doubles]
-    assert_gradients(
-        OPS.enmeshment_grad(gpu_weights, energies, slopes.to(DEVICE), *gpu_labels), zeros, wanted
-    )
+    assert_gradients(OPS.enmeshment_grad(gpu_weights, energies, gpu_slopes, *gpu_labels), zeros, wanted)
     grads = [LAYOUTS[grad_layout](shape, dtype) for shape in shapes]
     before, gpu_grads = [grad.double() for grad in grads], on_gpu(grads)
-    OPS.add_enmeshment_grad_(gpu_weights, gpu_grads, energies, slopes.to(DEVICE), *gpu_labels)
+    OPS.add_enmeshment_grad_(gpu_weights, gpu_grads, energies, gpu_slopes, *gpu_labels)
     assert_gradients(gpu_grads, before, wanted)
     gpu_grads = on_gpu(grads)
     again = OPS.accumulate_enmeshment_grad_(gpu_weights, gpu_grads, *gpu_labels, 100.0)
@@ -112,7 +107,7 @@ def test_model_operators_against_reference(dtype, layout, grad_layout):
     assert_gradients(gpu_grads, before, reference.enmeshment_grad(doubles, energies.cpu(), hundred, *labels))
 
 
-def many_layers(count=300):
+def many_layers(count=130 if EMULATED else 300):
     """More than fit one launch's arguments, of every dtype."""
     layers = [nn.Linear(17 + i % 50, 20 + i % 40, dtype=DTYPES[i % 4]) for i in range(count)]
     return nn.ModuleList(layers)
@@ -164,7 +159,7 @@ def test_same_bits_every_time():
     gpu, labels = on_gpu(weights), [on_gpu(labels[0]), on_gpu(labels[1]), labels[2]]
     _, first = OPS.enmeshment(gpu, *labels)
     blocks = OPS.block_inner(gpu[0], None, labels[0][0], labels[1][0], 7)
-    for _ in range(50):
+    for _ in range(5 if EMULATED else 50):
         assert torch.equal(OPS.enmeshment(gpu, *labels)[1], first)
         assert torch.equal(OPS.block_inner(gpu[0], None, labels[0][0], labels[1][0], 7), blocks)
 
