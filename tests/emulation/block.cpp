@@ -4,6 +4,8 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -36,7 +38,8 @@ std::vector<Fibre*> spare;                   // those that no thread uses
 const Launch* launched = nullptr;
 int current = -1;
 std::string failure;
-std::vector<uint64_t> dynamic;  // memory, aligned
+constexpr size_t kGuardWords = 8;
+std::vector<uint64_t> dynamic;  // shared memory, between guards
 
 std::string text_of(dim3 index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) +
@@ -59,7 +62,9 @@ void note_failure(int thread, const std::string& what) {
             text_of(index_of(thread, here.block_size)) + ": " + what;
 }
 
-bool same(Site a, Site b) { return a.line == b.line && std::string(a.file) == b.file; }
+bool same(Site a, Site b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 // Where a thread is that has not come to where others wait for it.
 std::string whereabouts(const Thread& thread) {
@@ -110,7 +115,7 @@ void complete_barrier() {
   int total = 0;
   for (size_t t = 0; t < threads.size(); ++t) {
     const Thread& thread = threads[t];
-    if (!same(thread.site, first.site) || std::string(thread.kind) != first.kind) {
+    if (!same(thread.site, first.site) || std::strcmp(thread.kind, first.kind) != 0) {
       return note_failure(int(t), std::string("waits at the ") + thread.kind + " of " + text_of(thread.site) +
                                       ", but thread " + text_of(index_of(0, here.block_size)) + " at the " +
                                       first.kind + " of " + text_of(first.site));
@@ -164,7 +169,7 @@ void run_block(int64_t number, bool shuffled, Random& random) {
     if (thread.fibre != nullptr) spare.push_back(thread.fibre);
   }
   threads.assign(count, Thread{});
-  begin_shared(dynamic.data(), launched->shared);
+  begin_shared(dynamic_shared(), launched->shared);
   runnable.resize(count);
   std::iota(runnable.rbegin(), runnable.rend(), 0);
   while (failure.empty()) {
@@ -189,7 +194,7 @@ void complete_exchange(int warp, unsigned mask) {
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if (mask >> lane & 1u && threads[warp * kWarpSize + lane].bits != 0) votes |= 1u << lane;
   }
-  std::vector<uint64_t> results(kWarpSize);
+  std::array<uint64_t, kWarpSize> results{};
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if (!(mask >> lane & 1u)) continue;
     const Thread& thread = threads[warp * kWarpSize + lane];
@@ -237,7 +242,8 @@ void fail(const std::string& what) {
   __builtin_trap();  // a fibre that failed is never entered again
 }
 
-void* dynamic_shared() { return dynamic.data(); }
+// Behind a guard.
+void* dynamic_shared() { return dynamic.data() + kGuardWords; }
 
 std::string run(const Launch& launch, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -245,7 +251,8 @@ std::string run(const Launch& launch, uint64_t seed) {
   launched = &launch;
   here.block_size = launch.block;
   here.grid_size = launch.grid;
-  dynamic.assign(launch.shared / 8 + 16, 0xfff7babababababa);  // numbers that are not numbers
+  dynamic.assign(launch.shared / 8 + 1 + 2 * kGuardWords,
+                 0xfff7babababababa);  // numbers that are not numbers
   const int64_t blocks = int64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
   std::vector<int64_t> order;
   if (seed != 0) {
@@ -277,22 +284,25 @@ uint64_t exchange(Exchange kind, unsigned mask, uint64_t bits, int source, Site 
   thread.bits = bits;
   thread.source = source;
   thread.site = site;
-  const std::string what = std::string("the mask of the ") + thread.kind + " of " + text_of(site);
-  if (!(mask >> lane & 1u)) fail(what + " does not name its own lane " + std::to_string(lane));
+  const auto fail_by_mask = [&](const std::string& why) {
+    fail(std::string("the mask of the ") + thread.kind + " of " + text_of(site) + why);
+  };
+  const auto fail_by_lane = [&](int other, const std::string& why) {
+    fail_by_mask(" names lane " + std::to_string(other) + ", which " + why);
+  };
+  if (!(mask >> lane & 1u)) fail_by_mask(" does not name its own lane " + std::to_string(lane));
   bool all = true;
-  for (int other = 0; other < kWarpSize; ++other) {
-    if (!(mask >> other & 1u) || other == lane) continue;
-    if (warp * kWarpSize + other >= int(threads.size()))
-      fail(what + " names lane " + std::to_string(other) + ", which the block does not have");
-    const Thread& with = threads[warp * kWarpSize + other];
+  for (unsigned rest = mask & ~(1u << lane); rest != 0; rest &= rest - 1) {
+    const int other = __builtin_ctz(rest), with_number = warp * kWarpSize + other;
+    if (with_number >= int(threads.size())) fail_by_lane(other, "the block does not have");
+    const Thread& with = threads[with_number];
     if (with.state == State::finished || with.state == State::at_barrier) {
-      fail(what + " names lane " + std::to_string(other) + ", which " + whereabouts(with));
+      fail_by_lane(other, whereabouts(with));
     }
     if (with.state != State::in_exchange) {
       all = false;
     } else if (with.mask != mask || with.exchange != kind || !same(with.site, site)) {
-      fail(what + " names lane " + std::to_string(other) + ", which " + whereabouts(with) +
-           (with.mask != mask ? " with another mask" : ""));
+      fail_by_lane(other, whereabouts(with) + (with.mask != mask ? " with another mask" : ""));
     }
   }
   if (kind == Exchange::from_lane && !(mask >> source & 1u)) {

@@ -1,6 +1,7 @@
 // The kernels are compiled as for the thread sanitizer, which calls a function at each access to memory; the
-// functions here take the place of the sanitizer's own. For each byte of shared memory they note who wrote it
-// and who read it since the last barrier.
+// functions here take the place of the sanitizer's own. For every four bytes of shared memory they note who
+// wrote them and who read them since the last barrier. Smaller numbers share a note with their neighbours:
+// for these it says only whether one of them was written.
 #include "memory.h"
 
 #include "block.h"
@@ -15,8 +16,10 @@ namespace emulation {
 namespace {
 
 constexpr int kSeveral = -1, kAtomic = -2;
+constexpr size_t kGrain = 4;
+constexpr uintptr_t kGuardBytes = 64;  // before and behind all shared memory
 
-// Who used a byte last. An epoch ends when all threads of the block have waited; a phase of a warp ends when
+// Who used a grain last. An epoch ends when all threads of the block have waited; a phase of a warp ends when
 // its threads have.
 struct Use {
   uint64_t epoch = 0, phase = 0;
@@ -28,12 +31,16 @@ struct Mark {
 };
 
 struct Region {
-  uintptr_t begin = 0, end = 0;
+  uintptr_t begin = 0, end = 0;  // with the guards
   std::vector<Mark> marks;
   bool holds(uintptr_t address) const { return address - begin < end - begin; }
+  Mark& mark(uintptr_t address) { return marks[(address - begin) / kGrain]; }
+  void set(uintptr_t first, uintptr_t last) {
+    begin = first / kGrain * kGrain - kGuardBytes;
+    end = last + kGuardBytes;
+    if (marks.size() < (end - begin) / kGrain + 1) marks.resize((end - begin) / kGrain + 1);
+  }
 };
-
-constexpr uintptr_t kGuardBytes = 64;
 
 Region variables, dynamic;
 uint64_t epoch = 1, first_epoch = 1;  // the present one, and the first one of the block
@@ -42,10 +49,7 @@ std::vector<uint64_t> phases(1024 / kWarpSize);
 void find_variables() {
   static const bool found = [] {
     const auto& all = shared_variables();
-    if (all.empty()) return true;
-    variables.begin = all.front().begin - kGuardBytes;
-    variables.end = all.back().end + kGuardBytes;
-    variables.marks.resize(variables.end - variables.begin);
+    if (!all.empty()) variables.set(all.front().begin, all.back().end);
     return true;
   }();
   static_cast<void>(found);
@@ -53,7 +57,8 @@ void find_variables() {
 
 // The name of the variable at an address.
 std::string name_at(const Region& region, uintptr_t address) {
-  if (&region == &dynamic) return "dynamic shared memory, byte " + std::to_string(address - region.begin);
+  if (&region == &dynamic)
+    return "dynamic shared memory, byte " + std::to_string(address - region.begin - kGuardBytes);
   for (const auto& each : shared_variables()) {
     if (each.begin <= address && address < each.end) {
       return "shared variable " + each.name + ", byte " + std::to_string(address - each.begin);
@@ -62,23 +67,37 @@ std::string name_at(const Region& region, uintptr_t address) {
   return "shared memory";
 }
 
+[[noreturn]] void fail_outside(const Region& region, uintptr_t address, const char* action) {
+  if (&region == &dynamic) {
+    fail(std::string(action) + " byte " + std::to_string(int64_t(address - region.begin - kGuardBytes)) +
+         " of dynamic shared memory, which has " +
+         std::to_string(region.end - region.begin - 2 * kGuardBytes));
+  }
+  // The variable to which it is next.
+  const auto& all = shared_variables();
+  const auto distance = [address](const SharedVariable& each) {
+    return address < each.begin ? each.begin - address : address - each.end;
+  };
+  const auto& next = *std::min_element(
+      all.begin(), all.end(), [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
+  fail(std::string(action) + " byte " + std::to_string(int64_t(address - next.begin)) +
+       " of shared variable " + next.name + ", which has " + std::to_string(next.end - next.begin));
+}
+
 void check_bounds(const Region& region, uintptr_t address, size_t bytes, const char* action) {
   if (&region == &dynamic) {
-    if (address + bytes <= region.end - kGuardBytes) return;
-    fail(std::string(action) + " byte " + std::to_string(address - region.begin) +
-         " of dynamic shared memory, which has " + std::to_string(region.end - kGuardBytes - region.begin));
+    if (address >= region.begin + kGuardBytes && address + bytes <= region.end - kGuardBytes) return;
+  } else {
+    static SharedVariable last{0, 0, ""};  // most often it is the same again
+    if (last.begin <= address && address + bytes <= last.end) return;
+    for (const SharedVariable& each : shared_variables()) {
+      if (each.begin <= address && address + bytes <= each.end) {
+        last = each;
+        return;
+      }
+    }
   }
-  const auto& all = shared_variables();
-  auto next = std::upper_bound(all.begin(), all.end(), address,
-                               [](uintptr_t at, const SharedVariable& each) { return at < each.begin; });
-  if (next != all.begin() && address + bytes <= std::prev(next)->end) return;
-  std::string near = next == all.begin() ? "the first variable" : std::prev(next)->name;
-  const auto offset = next == all.begin() ? 0 : address - std::prev(next)->begin;
-  fail(std::string(action) + " shared memory that is in no variable, at byte " + std::to_string(offset) +
-       " of " + near +
-       (next == all.begin()
-            ? ""
-            : ", which has " + std::to_string(std::prev(next)->end - std::prev(next)->begin)));
+  fail_outside(region, address, action);
 }
 
 int warp_of(int thread) { return thread / kWarpSize; }
@@ -112,29 +131,37 @@ void require_no_clash(const Use& use, const char* did, const char* action, const
     fail_at(action, region, address, name_of(use) + did + " since the last barrier");
 }
 
+// Calls f(mark, address) for each grain of an access.
+template <class F>
+void for_each_grain(Region& region, uintptr_t address, size_t bytes, const F& f) {
+  for (uintptr_t at = address / kGrain * kGrain; at < address + bytes; at += kGrain) f(region.mark(at), at);
+}
+
 void note_read(Region& region, uintptr_t address, size_t bytes) {
   check_bounds(region, address, bytes, "reads");
   const Use now = used_now(current_thread());
-  for (size_t i = 0; i < bytes; ++i) {
-    Mark& mark = region.marks[address - region.begin + i];
-    require_written(mark, "reads", region, address + i);
-    require_no_clash(mark.written, " written it", "reads", region, address + i);
+  for_each_grain(region, address, bytes, [&](Mark& mark, uintptr_t at) {
+    require_written(mark, "reads", region, at);
+    if (bytes < kGrain) return;
+    require_no_clash(mark.written, " written it", "reads", region, at);
     const Use before = mark.read;
     mark.read = now;
-    if (!clashes(before, now.thread)) continue;
+    if (!clashes(before, now.thread)) return;
     mark.read.thread = kSeveral;
     if (before.warp != now.warp) mark.read.warp = kSeveral;
-  }
+  });
 }
 
 void note_write(Region& region, uintptr_t address, size_t bytes) {
   check_bounds(region, address, bytes, "writes");
-  for (size_t i = 0; i < bytes; ++i) {
-    Mark& mark = region.marks[address - region.begin + i];
-    require_no_clash(mark.written, " written it", "writes", region, address + i);
-    require_no_clash(mark.read, " read it", "writes", region, address + i);
-    mark.written = used_now(current_thread());
-  }
+  const Use now = used_now(current_thread());
+  for_each_grain(region, address, bytes, [&](Mark& mark, uintptr_t at) {
+    if (bytes >= kGrain) {
+      require_no_clash(mark.written, " written it", "writes", region, at);
+      require_no_clash(mark.read, " read it", "writes", region, at);
+    }
+    mark.written = now;
+  });
 }
 
 // Calls f(region) if a thread runs and the address is in shared memory.
@@ -160,9 +187,8 @@ inline void on_write(const void* pointer, size_t bytes) {
 void begin_shared(const void* memory, size_t bytes) {
   find_variables();
   first_epoch = ++epoch;
-  dynamic.begin = reinterpret_cast<uintptr_t>(memory);
-  dynamic.end = dynamic.begin + bytes + kGuardBytes;
-  if (dynamic.marks.size() < bytes + kGuardBytes) dynamic.marks.resize(bytes + kGuardBytes);
+  const auto first = reinterpret_cast<uintptr_t>(memory);
+  dynamic.set(first, first + bytes);
 }
 
 void all_have_waited() { ++epoch; }
@@ -177,15 +203,13 @@ size_t shared_bytes_in_all() {
 void note_atomic(const void* pointer, size_t bytes) {
   in_shared(pointer, [&](Region& region, uintptr_t address) {
     check_bounds(region, address, bytes, "changes");
-    for (size_t i = 0; i < bytes; ++i) {
-      Mark& mark = region.marks[address - region.begin + i];
-      require_written(mark, "changes", region, address + i);
-      if (mark.written.thread != kAtomic)
-        require_no_clash(mark.written, " written it", "changes", region, address + i);
-      if (mark.read.thread != kAtomic)
-        require_no_clash(mark.read, " read it", "changes", region, address + i);
+    for_each_grain(region, address, bytes, [&](Mark& mark, uintptr_t at) {
+      require_written(mark, "changes", region, at);
+      for (const Use* use : {&mark.written, &mark.read}) {
+        if (use->thread != kAtomic) require_no_clash(*use, " used it", "changes", region, at);
+      }
       mark.written = mark.read = {epoch, 0, kAtomic, kSeveral};
-    }
+    });
   });
 }
 
