@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads)
     factors = enmeshment_factors(energies[index], slopes == nullptr ? slope : slopes[index]);
   }
   __syncthreads();
-  thread_scale(matrix, item - matrix.first_item, threadIdx.x, factors, add);
+  const Split own = factors;
+  thread_scale(matrix, item - matrix.first_item, threadIdx.x, own, add);
 }
 
 template <int N>

@@ -54,8 +54,9 @@ def includes(sources: Path) -> list[str]:
     return [*ours, *(option for path in theirs for option in ("-isystem", path))]
 
 
-def commands(sources: Path, objects: Path, sanitize: bool) -> dict[Path, list[str]]:
+def commands(objects: Path, sanitize: bool, changed: Path | None = None) -> dict[Path, list[str]]:
     """Return for each object file the command that makes it, the kernels' first."""
+    sources = ROOT / "csrc"
     optimised = ["-O1", "-g", *SANITIZERS] if sanitize else ["-O2"]
     bindings = [
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
@@ -65,13 +66,15 @@ def commands(sources: Path, objects: Path, sanitize: bool) -> dict[Path, list[st
     result: dict[Path, list[str]] = {}
 
     def compile_(source: Path, options: Sequence[str]) -> None:
-        made = objects / f"{source.parent.name}-{source.name}.o"
+        folder = source.parent if source == changed else objects
+        made = folder / f"{source.parent.name}-{source.name}.o"
         kept = [*COMPILER, *COMMON, *options, *includes(sources)]
         result[made] = [*kept, "-MMD", "-c", str(source), "-o", str(made)]
 
     # First, since the linker takes an inline function from the first object that has it.
     for source in sorted(sources.rglob("*.cu")):
-        compile_(source, [*(optimised if sanitize else CHECKED), *KERNELS, "-x", "c++"])
+        taken = changed if changed is not None and changed.name == source.name else source
+        compile_(taken, [*(optimised if sanitize else CHECKED), *KERNELS, "-x", "c++"])
     for source in sorted(sources.rglob("ops*_cuda.cpp")):
         compile_(source, [*optimised, *bindings])
     for name in ("common/binding.cpp", "energy/binding.cpp"):
@@ -79,6 +82,31 @@ def commands(sources: Path, objects: Path, sanitize: bool) -> dict[Path, list[st
     for source in sorted(EMULATION.glob("*.cpp")):
         compile_(source, optimised)
     return result
+
+
+def build_program(source: Path, program: Path, sanitize: bool = False) -> Path:
+    """Build a program from one file of kernels and the emulated device, without PyTorch; return its path."""
+    optimised = ["-O1", "-g", *SANITIZERS] if sanitize else ["-O2"]
+    kernels = program.with_suffix(".o")
+    checked = optimised if sanitize else CHECKED
+    # In two steps, since linking with the option would bring the thread sanitizer itself.
+    first = [*COMPILER, *COMMON, *checked, *KERNELS, *includes(ROOT / "csrc"), "-x", "c++"]
+    run([*first, "-c", str(source), "-o", str(kernels)])
+    device = [str(path) for path in sorted(EMULATION.glob("*.cpp")) if path.name != "module.cpp"]
+    run(
+        [
+            *COMPILER,
+            *COMMON,
+            *optimised,
+            *includes(ROOT / "csrc"),
+            str(kernels),
+            *device,
+            "-ldl",
+            "-o",
+            str(program),
+        ]
+    )
+    return program
 
 
 def is_current(made: Path, command: Sequence[str]) -> bool:
@@ -91,22 +119,21 @@ def is_current(made: Path, command: Sequence[str]) -> bool:
     return all(Path(name).exists() and Path(name).stat().st_mtime <= newest for name in inputs)
 
 
-def build(
-    library: Path = LIBRARY,
-    *,
-    sources: Path = ROOT / "csrc",
-    objects: Path | None = None,
-    sanitize: bool = False,
-) -> Path:
-    """Build the library from the kernels and bindings in ``sources``; return its path.
+def build(library: Path = LIBRARY, *, sanitize: bool = False, changed: Path | None = None) -> Path:
+    """Build the library of the kernels in ``csrc`` and their bindings; return its path.
+
+    Args:
+        library: the file to write.
+        sanitize: build with the address and undefined-behaviour sanitizers.
+        changed: a file of kernels that takes the place of the one in ``csrc`` of that name.
 
     Raises:
         SystemExit: the compiler reports an error, which is printed.
     """
-    objects = objects or ROOT / "build" / ("emulated-sanitized" if sanitize else "emulated")
+    objects = ROOT / "build" / ("emulated-sanitized" if sanitize else "emulated")
     objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
-    plan = commands(sources, objects, sanitize)
+    plan = commands(objects, sanitize, changed)
     stale = [made for made, command in plan.items() if not is_current(made, command)]
 
     def make(made: Path) -> None:

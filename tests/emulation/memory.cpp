@@ -143,7 +143,7 @@ void note_read(Region& region, uintptr_t address, size_t bytes) {
   for_each_grain(region, address, bytes, [&](Mark& mark, uintptr_t at) {
     require_written(mark, "reads", region, at);
     if (bytes < kGrain) return;
-    require_no_clash(mark.written, " written it", "reads", region, at);
+    require_no_clash(mark.written, " written", "reads", region, at);
     const Use before = mark.read;
     mark.read = now;
     if (!clashes(before, now.thread)) return;
@@ -157,8 +157,8 @@ void note_write(Region& region, uintptr_t address, size_t bytes) {
   const Use now = used_now(current_thread());
   for_each_grain(region, address, bytes, [&](Mark& mark, uintptr_t at) {
     if (bytes >= kGrain) {
-      require_no_clash(mark.written, " written it", "writes", region, at);
-      require_no_clash(mark.read, " read it", "writes", region, at);
+      require_no_clash(mark.written, " written", "writes", region, at);
+      require_no_clash(mark.read, " read", "writes", region, at);
     }
     mark.written = now;
   });
@@ -206,7 +206,7 @@ void note_atomic(const void* pointer, size_t bytes) {
     for_each_grain(region, address, bytes, [&](Mark& mark, uintptr_t at) {
       require_written(mark, "changes", region, at);
       for (const Use* use : {&mark.written, &mark.read}) {
-        if (use->thread != kAtomic) require_no_clash(*use, " used it", "changes", region, at);
+        if (use->thread != kAtomic) require_no_clash(*use, " used", "changes", region, at);
       }
       mark.written = mark.read = {epoch, 0, kAtomic, kSeveral};
     });

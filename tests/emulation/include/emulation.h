@@ -12,7 +12,8 @@
 // Emulation cannot show how fast a kernel is; what the device's caches and its memory model allow (between
 // two barriers a thread here runs alone); what depends on real concurrency of blocks and of streams; whether
 // a pointer leads to the device's or to the host's memory, since here both are one; and the limits of
-// __launch_bounds__, registers and local memory.
+// __launch_bounds__, registers and local memory. Of shared memory it does not see what a function gets as an
+// argument by value: kernels copy it to a variable first.
 #pragma once
 
 #include <cstddef>
