@@ -5,6 +5,7 @@
 #include "common/binding.h"
 #include "spectral/spectral.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -60,6 +61,27 @@ template <class Checked>
 const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const char* name,
                        const Checked& checked) {
   return probe ? const_data_of<double>(checked(*probe, ScalarType::Double, {size}, name)) : nullptr;
+}
+
+template <class Checked>
+KMeans k_means_of(const Tensor& points, const Tensor& weights, int64_t num_clusters, int64_t n_init,
+                  int64_t seed, int64_t max_iter, double same_place, const Checked& checked) {
+  checked(points, ScalarType::Float, {-1, -1}, "points");
+  REQUIRE(points.size(0) >= 1, "points must hold at least one");
+  checked(weights, ScalarType::Float, {points.size(0)}, "weights");
+  REQUIRE(num_clusters >= 1 && n_init >= 1 && max_iter >= 1,
+          "num_clusters, n_init and max_iter must be positive, got ", num_clusters, ", ", n_init, ", ",
+          max_iter);
+  REQUIRE(same_place >= 0, "same_place must not be negative, got ", std::to_string(same_place));
+  KMeans problem;
+  problem.points = points.size(0);
+  problem.dims = points.size(1);
+  problem.clusters = std::min(num_clusters, problem.points);
+  problem.starts = n_init;
+  problem.max_iterations = max_iter;
+  problem.seed = static_cast<uint64_t>(seed);
+  problem.same_place = same_place;
+  return problem;
 }
 
 // Calls f(float{}) for a float32 tensor, f(double{}) for a float64 one.

@@ -1,30 +1,14 @@
+#include "spectral/kmeans.h"
+
 #include "common/parallel.h"
 #include "spectral/lines.h"
-#include "spectral/spectral.h"
 
 #include <limits>
 
 namespace modfast {
 namespace {
 
-// Starts run on a sample of at most this many points. The last iterations, from the best start, run on all.
-constexpr int64_t kSample = 32768;
 constexpr int64_t kPointsOfChunk = 4096;
-
-// Vigna's SplitMix64, which gives independent numbers for any seed.
-struct Random {
-  uint64_t state;
-  uint64_t next() {
-    uint64_t z = (state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }  // in [0, 1)
-  int64_t below(int64_t n) {
-    return std::min(n - 1, static_cast<int64_t>(uniform() * static_cast<double>(n)));
-  }
-};
 
 // Centres: places holds their coordinates, one centre after the other.
 struct Centres {
@@ -167,15 +151,12 @@ Centres first_centres(const KMeans& problem, const Points& points, const float* 
   std::vector<float> squares(count, std::numeric_limits<float>::infinity());
   std::vector<int32_t> labels(count);
   const auto& lines = spectral_lines_in_use();
-  // A point that differs from a centre only by rounding must not become another centre.
   std::vector<float> least(count);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t d = 0; d < dims; ++d) least[i] += turned[d * count + i] * turned[d * count + i];
     least[i] *= static_cast<float>(problem.same_place * problem.same_place);
   }
-  const auto share = [&](int64_t i) {
-    return squares[i] > least[i] ? static_cast<double>(points.weights[i]) * squares[i] : 0.0;
-  };
+  const auto share = [&](int64_t i) { return share_of(points.weights[i], squares[i], least[i]); };
   int64_t chosen = random.below(count);
   while (true) {
     centres.set(centres.count++, points.places + chosen * dims);
@@ -205,16 +186,13 @@ Tightness k_means(const KMeans& problem, const float* points, const float* weigh
                   ParallelFor parallel_for) {
   const int64_t dims = problem.dims;
   const Points all{problem.points, dims, points, weights};
-  // The sample: one random point from each of kSample ranges of points.
-  Points tried{std::min(all.count, kSample), dims, points, weights};
+  Points tried{sample_size(problem), dims, points, weights};
   std::vector<float> sample, sample_weights;
   if (tried.count < all.count) {
-    Random random{problem.seed};
     sample.resize(tried.count * dims);
     sample_weights.resize(tried.count);
     for (int64_t i = 0; i < tried.count; ++i) {
-      const int64_t begin = i * all.count / tried.count, end = (i + 1) * all.count / tried.count;
-      const int64_t drawn = begin + random.below(end - begin);
+      const int64_t drawn = sampled(problem.seed, all.count, tried.count, i);
       std::copy_n(points + drawn * dims, dims, sample.data() + i * dims);
       sample_weights[i] = weights[drawn];
     }
@@ -228,7 +206,7 @@ Tightness k_means(const KMeans& problem, const float* points, const float* weigh
   std::vector<Tightness> results(problem.starts);
   std::vector<std::vector<int32_t>> of_sample(problem.starts);
   for_each_chunk(parallel_for, problem.starts, 1, [&](int64_t start, int64_t) {
-    Random random{problem.seed ^ (0xd1342543de82ef95u * static_cast<uint64_t>(start + 1))};
+    const Random random{seed_of_start(problem.seed, start)};
     found[start] = first_centres(problem, tried, turned.data(), random);
     of_sample[start].resize(tried.count);
     results[start] =

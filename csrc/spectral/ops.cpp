@@ -181,21 +181,8 @@ void basis_rotate_cpu(std::vector<Tensor> basis, Tensor factors) {
 std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, Tensor weights, int64_t num_clusters,
                                                int64_t n_init, int64_t seed, int64_t max_iter,
                                                double same_place) {
-  checked(points, ScalarType::Float, {-1, -1}, "points");
-  REQUIRE(points.size(0) >= 1, "points must hold at least one");
-  checked(weights, ScalarType::Float, {points.size(0)}, "weights");
-  REQUIRE(num_clusters >= 1 && n_init >= 1 && max_iter >= 1,
-          "num_clusters, n_init and max_iter must be positive, got ", num_clusters, ", ", n_init, ", ",
-          max_iter);
-  REQUIRE(same_place >= 0, "same_place must not be negative, got ", same_place);
-  KMeans problem;
-  problem.points = points.size(0);
-  problem.dims = points.size(1);
-  problem.clusters = std::min(num_clusters, problem.points);
-  problem.starts = n_init;
-  problem.max_iterations = max_iter;
-  problem.seed = static_cast<uint64_t>(seed);
-  problem.same_place = same_place;
+  const KMeans problem =
+      k_means_of(points, weights, num_clusters, n_init, seed, max_iter, same_place, checked);
   Tensor labels = torch::stable::new_empty(points, {problem.points}, ScalarType::Long);
   Tensor cost = torch::stable::new_empty(points, {1}, ScalarType::Double);
   Tensor iterations = torch::stable::new_empty(points, {1}, ScalarType::Long);
