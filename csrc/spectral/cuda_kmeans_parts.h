@@ -8,6 +8,7 @@
 #include "common/launch.h"
 #include "spectral/kmeans.h"
 
+#include <cmath>
 #include <limits>
 
 namespace modfast {

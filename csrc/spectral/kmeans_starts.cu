@@ -72,7 +72,9 @@ __device__ int walk(const double* shares, int count, double* drawn) {
 // them, then the point. That takes a hundred additions instead of 32,768.
 __global__ void __launch_bounds__(kDrawThreads)
     draw_centre(const __grid_constant__ Draws draws, int64_t number) {
-  __shared__ double totals[kDrawBlocks], rows[kRowsOfBlock], shares[kDrawPoints];
+  __shared__ double totals[kDrawBlocks];
+  __shared__ double rows[kRowsOfBlock];
+  __shared__ double shares[kDrawPoints];
   __shared__ double drawn;
   __shared__ int64_t chosen;
   const int64_t start = blockIdx.x;
@@ -82,12 +84,12 @@ __global__ void __launch_bounds__(kDrawThreads)
   if (number == 0) {
     if (threadIdx.x == 0) chosen = random.below(draws.count);
   } else {
-    const int blocks = static_cast<int>(draws.blocks());
+    const auto blocks = static_cast<unsigned>(draws.blocks());
     if (threadIdx.x < blocks) totals[threadIdx.x] = draws.totals[start * blocks + threadIdx.x];
     __syncthreads();
     if (threadIdx.x == 0) {
       double total = 0;
-      for (int i = 0; i < blocks; ++i) total += totals[i];
+      for (unsigned i = 0; i < blocks; ++i) total += totals[i];
       drawn = random.uniform() * total;
       chosen = total == 0 ? -1 : walk(totals, blocks, &drawn);
     }
