@@ -137,8 +137,8 @@ def k_means(
     labels, cost, iterations = min(starts, key=lambda result: result[1])
     return (
         labels,
-        torch.tensor([cost], dtype=torch.float64, device="cpu"),
-        torch.tensor([iterations], device="cpu"),
+        torch.tensor([cost], dtype=torch.float64, device=points.device),
+        torch.tensor([iterations], device=points.device),
     )
 
 

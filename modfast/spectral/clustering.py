@@ -127,8 +127,8 @@ def spectral_cocluster(
     check_solver(n_init, tol, max_iter, seed)
 
     degrees = similarity.sums()
-    labels = [torch.full((size,), -1, device="cpu") for size in sides]
-    has_edges = [(of_side > 0).cpu() for of_side in degrees]
+    labels = [torch.full((size,), -1, device=similarity.device) for size in sides]
+    has_edges = [of_side > 0 for of_side in degrees]
     embedding, tightness = None, {"inertia": 0.0, "iterations": 0}
     if has_edges[0].any():
         # The rounding error that the weights' dtype causes in a singular value, the largest of which is 1.
@@ -147,7 +147,7 @@ def spectral_cocluster(
         labels = refine_sides(similarity, degrees, labels, int(num_clusters), embedding.dtype)
     joint = numbered_as_met(torch.cat(labels[::-1] if by_columns else labels), int(num_clusters))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
-    partition = Partition(row_labels, col_labels, int(num_clusters)).to(matrix.device)
+    partition = Partition(row_labels, col_labels, int(num_clusters))
     info = _info("singular_values", embedding, int(num_clusters), start) | tightness
     return (partition, info) if return_info else partition
 
@@ -227,17 +227,17 @@ def spectral_cluster(
     nodes = similarity.shape[0]
     check("num_clusters", num_clusters, Integer(1, nodes), f" for {nodes} nodes")
     check_solver(n_init, tol, max_iter, seed)
-    has_edges = (degrees > 0).cpu()
+    has_edges = degrees > 0
     embedding, tightness = None, {"inertia": 0.0, "iterations": 0}
     if has_edges.any():
         embedding = embed_graph(
             similarity, degrees, int(num_clusters), tol=float(tol), max_iter=int(max_iter), seed=int(seed)
         )
-    labels = torch.full((nodes,), -1, device="cpu")
+    labels = torch.full((nodes,), -1, device=similarity.device)
     if embedding is not None:
         labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
         labels = refine_graph(similarity, degrees, labels, int(num_clusters))
-    labels = numbered_as_met(labels, int(num_clusters)).to(similarity.device)
+    labels = numbered_as_met(labels, int(num_clusters))
     info = _info("eigenvalues", embedding, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 

@@ -36,8 +36,8 @@ _FLOAT64_ZERO = 1e-7
 class Embedding(NamedTuple):
     """A point for each node that has edges, and how the solver got there."""
 
-    points: Tensor  # (nodes with edges, dims), float32, on the CPU
-    weights: Tensor  # (nodes with edges,), float32, on the CPU: each node's degree, divided by their sum
+    points: Tensor  # (nodes with edges, dims), float32, on the device of the similarities
+    weights: Tensor  # (nodes with edges,), float32: each node's degree, divided by their sum
     values: Tensor  # (count,), singular values or eigenvalues, float64
     residuals: Tensor  # (count,)
     passes: int
@@ -156,7 +156,7 @@ def embed_matrix(
     weights = torch.cat([of_side[of_side > 0] for of_side in degrees]) / total
     return Embedding(
         _in_units(points, total, singular.dtype),
-        _small(weights),
+        weights.to(torch.float32),
         singular.values,
         singular.residuals,
         singular.passes,
@@ -183,7 +183,7 @@ def embed_graph(
     points = _in_units(points, total, dtype)
     return Embedding(
         points,
-        _small(degrees[has_edges] / total),
+        (degrees[has_edges] / total).to(torch.float32),
         eigen.values,
         eigen.residuals,
         eigen.products,
@@ -348,16 +348,12 @@ def _too_small(tol: float, values: Small) -> bool:
     return float(values[-1]) * min(tol, 1e-3) < _FLOAT32_ERROR
 
 
-def _small(values: Tensor) -> Tensor:
-    return values.to("cpu", torch.float32)
-
-
 def _in_units(points: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
     """Scale points by the root of the total similarity, so that none is nearer to the origin than 1.
 
     If the graph has more connected components than there are vectors, some components have no vector. Their
     points are set to exactly 0, rather than to a direction that rounding chose.
     """
-    points = _small(points * total.sqrt().to(points.dtype))
+    points = (points * total.sqrt().to(points.dtype)).to(torch.float32)
     lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
     return points.masked_fill_(lengths <= (1e-8 if dtype == torch.float64 else 1e-3), 0.0)

@@ -1,8 +1,7 @@
 """The compiled operators of spectral clustering, and their substitutes in plain PyTorch.
 
-Products with a matrix of similarities run on the matrix's device. The other operators do little work beside
-them: on a GPU, products with a basis of vectors are PyTorch's own matrix products, and k-means and the moves
-of nodes run on the CPU.
+Products with a matrix of similarities, and k-means, run on the device of their arguments. On a GPU, products
+with a basis of vectors are PyTorch's own matrix products, and the moves of nodes run on the CPU.
 """
 
 from __future__ import annotations
@@ -124,11 +123,12 @@ def k_means(
     max_iter: int,
     same_place: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cluster float32 points ``(n, dims)`` with positive weights ``(n,)`` on the CPU by weighted k-means.
+    """Cluster float32 points ``(n, dims)`` with positive weights ``(n,)`` by weighted k-means.
 
     Returns:
-        Of the start with the lowest cost: the labels; the cost, ``(1,)``, which is the weighted sum of the
-        points' squared distances from their cluster's mean; and the number of Lloyd's iterations, ``(1,)``.
+        Of the start with the lowest cost, on the device of the points: the labels; the cost, ``(1,)``, which
+        is the weighted sum of the points' squared distances from their cluster's mean; and the number of
+        Lloyd's iterations, ``(1,)``. The compiled kernels draw the same starts on every device.
     """
     labels, cost, iterations = _OPS.k_means(points, weights, num_clusters, n_init, seed, max_iter, same_place)
     return labels, cost, iterations

@@ -39,11 +39,11 @@ def numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
     nodes = len(labels)
     # Nodes in no cluster get a number of their own.
     clusters = torch.where(labels >= 0, labels, num_clusters)
-    first = torch.full((num_clusters + 1,), nodes, device="cpu").scatter_reduce(
-        0, clusters, torch.arange(nodes, device="cpu"), "amin"
+    first = torch.full((num_clusters + 1,), nodes, device=labels.device).scatter_reduce(
+        0, clusters, torch.arange(nodes, device=labels.device), "amin"
     )
-    numbers = torch.empty(num_clusters + 1, dtype=torch.int64, device="cpu")
-    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters, device="cpu")
+    numbers = torch.empty(num_clusters + 1, dtype=torch.int64, device=labels.device)
+    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters, device=labels.device)
     numbers[num_clusters] = -1
     return numbers[clusters]
 
