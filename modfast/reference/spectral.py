@@ -357,7 +357,8 @@ def first_centres(
     least = same_place**2 * points.square().sum(1)
     while len(centres) < num_clusters and (squares > least).any():
         chances = torch.where(squares > least, weights * squares, 0.0)
-        centres = torch.cat([centres, points[torch.multinomial(chances, 1, generator=generator)]])
+        drawn = torch.multinomial(chances.cpu(), 1, generator=generator)  # by numbers drawn on the CPU
+        centres = torch.cat([centres, points[drawn]])
         squares = torch.minimum(squares, _squared_distances(points, centres[-1:]).amin(1))
     return centres
 
