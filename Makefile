@@ -11,7 +11,7 @@ MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
-.PHONY: help setup demo test check bench soak test-cuda bench-cuda sanitize lint format test-matrix clean
+.PHONY: help setup demo test check bench soak test-cuda bench-cuda resources sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,9 +53,9 @@ bench: setup ## time each family beside other implementations and the least poss
 	$(BIN)/python -m benchmarks.spectral.table --json out/bench/spectral.json
 	$(BIN)/python -m benchmarks.circuits.table --json out/bench/circuits.json
 
-# A machine with a GPU may have its own PyTorch and no way to download another: these two install nothing.
+# A machine with a GPU may have its own PyTorch and no way to download another: these three install nothing.
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
-test-cuda bench-cuda: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+test-cuda bench-cuda resources: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 test-cuda: ## build with the packages that PYTHON has, then run the tests that need a GPU
 	$(CUDA_BUILD)
@@ -64,6 +64,9 @@ test-cuda: ## build with the packages that PYTHON has, then run the tests that n
 bench-cuda: ## build in the same way, then time the energy operations on a GPU
 	$(CUDA_BUILD)
 	$(PYTHON) -m benchmarks.energy.table --device cuda --json out/bench/energy-cuda.json
+
+resources: ## compile the CUDA kernels and print what they take of a GPU; needs a toolkit and no GPU
+	$(PYTHON) -m benchmarks.kernels.table --json out/bench/cuda-resources.json
 
 soak: setup ## call the loss a million times and check that memory does not grow
 	$(BIN)/python -m benchmarks.energy.soak

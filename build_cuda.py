@@ -17,6 +17,15 @@ USUAL = Path("/usr/local")
 # One for each generation of GPUs: a program for x.y runs on every x.z, z >= y, and PTX on all later ones.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
+# The options of the compiler for every kernel; architecture_flags() has those that say for which GPUs.
+NVCC_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    # As on the CPU, a product and a sum are rounded one after the other.
+    "-fmad=false",
+    "-Xcompiler=-ffp-contract=off,-fvisibility=hidden,-Wall,-Wextra",
+)
+
 
 class Toolkit(NamedTuple):
     """A CUDA toolkit, as its compiler describes it."""

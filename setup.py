@@ -17,7 +17,7 @@ from torch.utils import cpp_extension
 # pip runs this file without its folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_cuda import Toolkit, architecture_flags, choose_architectures, choose_toolkit
+from build_cuda import NVCC_FLAGS, Toolkit, architecture_flags, choose_architectures, choose_toolkit
 
 try:
     import pybind11
@@ -91,11 +91,7 @@ def cuda_library(toolkit: Toolkit) -> Extension:
         extra_compile_args={
             "cxx": [*HOST_FLAGS, f"-DMODFAST_CUDA_ARCHITECTURES={listed}"],
             "nvcc": [
-                "-std=c++17",
-                "-O3",
-                # As on the CPU, a product and a sum are rounded one after the other.
-                "-fmad=false",
-                "-Xcompiler=-ffp-contract=off,-fvisibility=hidden,-Wall,-Wextra",
+                *NVCC_FLAGS,
                 *architecture_flags(architectures),
                 # Compile for the architectures in parallel.
                 f"--threads={os.environ.get('MAX_JOBS') or 0}",

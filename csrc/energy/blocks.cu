@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // One thread for each pair of clusters adds up the sums of the groups and tiles, in order.
-__global__ void add_up_blocks(int64_t labels, int64_t tiles, int64_t groups, const double* partial,
-                              double* blocks) {
+__global__ void __launch_bounds__(kThreads)
+    add_up_blocks(int64_t labels, int64_t tiles, int64_t groups, const double* partial, double* blocks) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= labels * labels) return;
   const int64_t a = at / labels, b = at % labels;
