@@ -57,15 +57,26 @@ bench: setup ## time each family beside other implementations and the least poss
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 test-cuda bench-cuda resources: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-test-cuda: ## build with the packages that PYTHON has, then run the tests that need a GPU
-	$(CUDA_BUILD)
-	$(PYTHON) -m pytest -m cuda tests
+# Says which packages lack for some files; what lacks stops or skips only what needs it.
+NEEDS = $(PYTHON) -m benchmarks.common.needs
+CUDA_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.cuda' tests)
 
-bench-cuda: ## build in the same way, then time the energy operations on a GPU
+test-cuda: ## build with the packages that PYTHON has, then run the tests that need a GPU
+	$(NEEDS) setup.py tests/conftest.py
 	$(CUDA_BUILD)
-	$(PYTHON) -m benchmarks.energy.table --device cuda --json out/bench/energy-cuda.json
+	files=$$($(NEEDS) --runnable $(CUDA_TESTS)) && $(PYTHON) -m pytest -m cuda $$files
+
+# PAGE=benchmarks/README.md puts the tables into the page. A family that cannot be timed does not stop the next.
+bench-cuda: ## build in the same way, then time each family on a GPU
+	$(NEEDS) setup.py
+	$(CUDA_BUILD)
+	failed=; for family in energy spectral circuits; do \
+	  { $(NEEDS) benchmarks/$$family/table.py && $(PYTHON) -m benchmarks.$$family.table --device cuda \
+	    --json out/bench/$$family-cuda.json $(if $(PAGE),--markdown $(PAGE)); } || failed="$$failed $$family"; \
+	done; test -z "$$failed" || { echo "not timed:$$failed" >&2; exit 1; }
 
 resources: ## compile the CUDA kernels and print what they take of a GPU; needs a toolkit and no GPU
+	$(NEEDS) benchmarks/kernels/table.py
 	$(PYTHON) -m benchmarks.kernels.table --json out/bench/cuda-resources.json
 
 soak: setup ## call the loss a million times and check that memory does not grow

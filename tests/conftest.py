@@ -5,17 +5,19 @@ import signal
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 
 import pytest
 import torch
 from gpu import EMULATED
-from hypothesis import HealthCheck, settings
 from processes import Processes, run_python
 from walked_models import make_model
 
-# Before any test replaces a function: what is imported meanwhile for the first time would keep it.
-import modfast.cli.commands  # noqa: F401
+# Before any test replaces a function: what is imported meanwhile for the first time would keep it. A machine
+# with a GPU may lack what the command line needs; the tests of the kernels do not need it.
+with suppress(ImportError):
+    import modfast.cli.commands  # noqa: F401
 
 # Several workers, each with as many threads as there are cores, would spend most of their time waiting for
 # each other. Tests of threads set their number themselves; the variable is for processes that tests start.
@@ -28,13 +30,17 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time, on a machine of any speed. A fixture is made once for all examples of a test.
-settings.register_profile(
-    "modfast",
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("modfast")
+# Without hypothesis only the tests that import it cannot run.
+with suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "modfast",
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("modfast")
 
 
 def pytest_collection_modifyitems(items):

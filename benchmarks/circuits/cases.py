@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ class CircuitCase(NamedTuple):
 
     def of_class(self, label: int) -> Tensor:
         return self.inputs[self.labels == label]
+
+    def on(self, device: str) -> CircuitCase:
+        """Return the case on a device."""
+        model = copy.deepcopy(self.model).to(device)
+        return CircuitCase(self.name, model, self.inputs.to(device), self.labels.to(device))
 
 
 def digits() -> CircuitCase:

@@ -27,7 +27,7 @@ class Loop:
 
     def __init__(self, model: nn.Module, inputs: Tensor, label: int) -> None:
         self.model, self.inputs = model.eval(), inputs
-        self.targets = torch.full((len(inputs),), label)
+        self.targets = torch.full((len(inputs),), label, device=inputs.device)
         modules = [module for module in model.modules() if isinstance(module, nn.Linear)]
         self.weights = [module.weight.detach() for module in modules]
         self.highest = self.look()
@@ -74,8 +74,8 @@ def tail_only(model: nn.Module, inputs: Tensor, label: int) -> Loop:
             {"weight": layer.weight} | ({} if layer.bias is None else {"bias": layer.bias})
         )
         parts += [linear, nn.ReLU() if layer.activation == "relu" else nn.Identity()]
-    dtype = next(model.parameters()).dtype
-    return Loop(nn.Sequential(*parts).to(dtype), tail.features.to(dtype), label)
+    like = next(model.parameters())
+    return Loop(nn.Sequential(*parts).to(like), tail.features.to(like), label)
 
 
 PEERS: dict[str, Callable[[nn.Module, Tensor, int], Loop]] = {

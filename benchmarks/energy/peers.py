@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot as one_hot_rows
 
+from benchmarks.common.device import copy_of
 from modfast import EnmeshmentLoss, Partition
 
 Peer: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -107,13 +108,13 @@ OURS, OURS_AUTOGRAD, FLOOR = "modfast", "modfast, autograd", "floor"
 
 
 def contestants(
-    case: Case, rotated_bytes: int = ROTATED_BYTES, device: str = "cpu"
+    case: Case, rotated_bytes: int = ROTATED_BYTES, device: str = "cpu", by_copy: bool = False
 ) -> dict[str, Callable[[], object]]:
     """Return, by name, functions that compute the loss and add its gradient to an existing ``.grad``.
 
     Labels are random and unsorted. The peers take one matrix at a time, so they go through a model layer by
-    layer. All contestants take turns at the same weights, so that none finds its own data in the cache. The
-    floor of a GPU is a copy on the device that moves as many bytes as modfast has to.
+    layer. All contestants take turns at the same weights, so that none finds its own data in the cache. With
+    by_copy, for a GPU, the floor is a copy on the device that moves as many bytes as modfast has to.
     """
     torch.compiler.reset()  # otherwise the compiler gives up after some sizes
     generator = torch.Generator().manual_seed(0)
@@ -164,14 +165,7 @@ def contestants(
     peers = {name: partial(by_peer, peer) for name, peer in PEERS.items()}
     return {
         OURS: in_place,
-        FLOOR: traffic if device == "cpu" else copy_of(case, device),
+        FLOOR: copy_of(case.bytes_moved, device) if by_copy else traffic,
         OURS_AUTOGRAD: by_autograd,
         **peers,
     }
-
-
-def copy_of(case: Case, device: str) -> Callable[[], object]:
-    """Return a copy that moves as many bytes as the in-place path; it reads and writes each byte once."""
-    source = torch.zeros(case.bytes_moved // 2, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)

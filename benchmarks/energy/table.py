@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-import modfast
+from benchmarks.common.device import add_device_option, device_of, facts, table_name, where
 from benchmarks.common.pages import (
     add_options,
     add_page_option,
@@ -55,9 +55,10 @@ def headings(report: dict[str, Any]) -> list[str]:
 
 
 def measure(
-    case: Case, repeats: int, rotated_bytes: int, device: str, advance: Callable[[], None]
+    case: Case, repeats: int, rotated_bytes: int, device: str, by_copy: bool, advance: Callable[[], None]
 ) -> dict[str, Any]:
-    seconds = in_rounds(contestants(case, rotated_bytes, device), repeats, advance, device)
+    calls = contestants(case, rotated_bytes, device, by_copy)
+    seconds = in_rounds(calls, repeats, advance, device)
     by_name = {name: quartiles(values) for name, values in seconds.items()}
     median = {name: values[1] for name, values in by_name.items()}
     return {
@@ -90,12 +91,9 @@ def cells(result: dict[str, Any], report: dict[str, Any]) -> list[str]:
 
 def setting(report: dict[str, Any]) -> str:
     """Return what the times depend on, in one line."""
-    machine, rotated = report["environment"], report["rotated_mebibytes"]
+    rotated = report["rotated_mebibytes"]
     memory = f"weights rotate over {rotated} MiB" if rotated else "one weight throughout"
-    where = f"{machine['processor']}, threads {machine['threads']}"
-    if report["device"] != "cpu":
-        where = report["gpu"]
-    return f"{report['date']}: {where}, {memory}; {versions(report)}"
+    return f"{report['date']}: {where(report)}, {memory}; {versions(report)}"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -123,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="ROWSxCOLUMNSxCLUSTERS",
         help="for example 3072x768x4; by default a set to which BENCH_LARGE=1 adds the largest",
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_device_option(parser)
     add_options(parser, repeats=11)
     add_page_option(parser)
     parser.add_argument(
@@ -134,15 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="memory of weights and gradients together; 0: one weight, which stays in a cache if it fits",
     )
     options = parser.parse_args(arguments)
-    check_page(parser, options.markdown, "energy")
-    if options.device == "cuda" and not (modfast.backend()["cuda"] and torch.cuda.is_available()):
-        parser.error("--device cuda needs a GPU and a modfast built with its CUDA kernels")
+    check_page(parser, options.markdown, table_name("energy", options.device))
+    device = device_of(parser, options.device)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     report: dict[str, Any] = {
         **what_times_depend_on(),
-        "device": options.device,
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        **facts(options.device, device),
         "rotated_mebibytes": options.rotate,
         "repeats": options.repeats,
         "results": [],
@@ -156,14 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 progress.update(task, advance=1, refresh=True)
 
             rotated = options.rotate * 2**20
-            report["results"].append(measure(case, options.repeats, rotated, options.device, advance))
+            by_copy = options.device != "cpu"
+            result = measure(case, options.repeats, rotated, device, by_copy, advance)
+            report["results"].append(result)
 
     rows = [cells(result, report) for result in report["results"]]
     show(setting(report), CAPTION.format(floor=floor_of(report)), headings(report), rows)
     if options.json:
         write_json(options.json, report)
     if options.markdown:
-        put_into_page(options.markdown, "energy", markdown(report))
+        put_into_page(options.markdown, table_name("energy", options.device), markdown(report))
 
 
 if __name__ == "__main__":

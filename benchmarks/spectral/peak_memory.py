@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from benchmarks.spectral.cases import GraphCase, block_model, bytes_of
 from benchmarks.spectral.peers import graph_contestants
@@ -73,6 +72,8 @@ def _measure(case: GraphCase, contestant: str) -> Memory:
 
 
 if __name__ == "__main__":
+    from threadpoolctl import threadpool_limits
+
     *sizes, name, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     with threadpool_limits(int(threads)):

@@ -2,7 +2,8 @@
 
 A peer of ``spectral_cocluster`` is a plain function ``(similarity, k) -> (row_labels, col_labels)``, one of
 ``spectral_cluster`` a function ``(adjacency, k) -> labels``. They get their input in the form that they
-need: ``|W|`` and the conversion to NumPy, SciPy or a sparse tensor are not timed.
+need: ``|W|`` and the conversion to NumPy, SciPy or a sparse tensor are not timed. scikit-learn is imported by
+the functions that need it: a machine with a GPU may lack it, and its table has other peers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import eigsh, svds
-from sklearn.cluster import KMeans, SpectralClustering, SpectralCoclustering
 from torch import Tensor
 
 import modfast
@@ -37,6 +37,8 @@ SCIKIT_LEARN_NODES = 2_000
 
 def published(similarity: Labels, k: int) -> tuple[Labels, Labels]:
     """Cluster as published: dense inverses of the degrees' roots, rows and columns clustered separately."""
+    from sklearn.cluster import KMeans
+
     row_inverse = np.linalg.inv(np.sqrt(np.diag(similarity.sum(axis=1))))
     col_inverse = np.linalg.inv(np.sqrt(np.diag(similarity.sum(axis=0))))
     normalised = row_inverse @ similarity @ col_inverse
@@ -46,6 +48,8 @@ def published(similarity: Labels, k: int) -> tuple[Labels, Labels]:
 
 
 def scikit_learn(similarity: Any, k: int, *, svd_method: str) -> tuple[Labels, Labels]:
+    from sklearn.cluster import SpectralCoclustering
+
     # ARPACK returns the smallest first, and scikit-learn 1.9 discards the first as if it were the largest: it
     # keeps the trivial vector and loses an informative one.
     model = SpectralCoclustering(k, svd_method=svd_method, random_state=0).fit(similarity)
@@ -54,6 +58,15 @@ def scikit_learn(similarity: Any, k: int, *, svd_method: str) -> tuple[Labels, L
 
 def svd_lowrank(similarity: Tensor, k: int) -> tuple[Labels, Labels]:
     """Cluster rows and columns in one embedding, by PyTorch's randomized SVD of the normalised matrix."""
+    from sklearn.cluster import KMeans
+
+    points, row_scale, _ = lowrank_points(similarity, k)
+    labels = KMeans(k, n_init=10, random_state=0).fit_predict(points.numpy())
+    return labels[: len(row_scale)], labels[len(row_scale) :]
+
+
+def lowrank_points(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a point of length one for each row and column, and the roots of their inverse degrees."""
     row_scale, col_scale = (similarity.sum(dim).to_dense().rsqrt()[:, None] for dim in (1, 0))
     torch.manual_seed(0)
     left, _, right = torch.svd_lowrank(
@@ -61,8 +74,7 @@ def svd_lowrank(similarity: Tensor, k: int) -> tuple[Labels, Labels]:
     )
     points = torch.cat([row_scale * left[:, :k], col_scale * right[:, :k]])
     points /= torch.linalg.vector_norm(points, dim=1, keepdim=True)
-    labels = KMeans(k, n_init=10, random_state=0).fit_predict(points.numpy())
-    return labels[: len(row_scale)], labels[len(row_scale) :]
+    return points, row_scale, col_scale
 
 
 def _start(size: int) -> Labels:
@@ -122,6 +134,8 @@ def _found(peer: Callable[[], tuple[Labels, ...]]) -> Contestant:
 
 def expert(adjacency: Any, k: int) -> Labels:
     """Cluster as an expert would: the largest eigenvalues of the normalised adjacency come quickly."""
+    from sklearn.cluster import KMeans
+
     vectors = largest_eigenvectors(adjacency, k)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     labels: Labels = KMeans(k, n_init=10, random_state=0).fit_predict(vectors)
@@ -137,6 +151,8 @@ def largest_eigenvectors(adjacency: Any, k: int) -> Labels:
 
 
 def scikit_learn_graph(adjacency: Any, k: int, *, eigen_solver: str) -> Labels:
+    from sklearn.cluster import SpectralClustering
+
     model = SpectralClustering(k, affinity="precomputed", eigen_solver=eigen_solver, random_state=0)
     labels: Labels = model.fit_predict(adjacency)
     return labels

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import scipy
-import sklearn
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from sklearn.metrics import adjusted_rand_score
-from threadpoolctl import threadpool_limits
 
+from benchmarks.common.device import add_device_option, device_of, facts, table_name, where
 from benchmarks.common.pages import (
     add_options,
     add_page_option,
@@ -25,12 +24,10 @@ from benchmarks.common.pages import (
     versions,
     what_times_depend_on,
 )
-from benchmarks.common.rounds import in_rounds, quartiles
-from benchmarks.spectral import peak_memory
+from benchmarks.spectral import device_table, peak_memory
 from benchmarks.spectral.cases import (
     GRAPHS,
     WEIGHTS,
-    Case,
     GraphCase,
     WeightCase,
     as_cases,
@@ -38,6 +35,7 @@ from benchmarks.spectral.cases import (
     bytes_of,
     plant,
 )
+from benchmarks.spectral.measured import measure, peer_cells, time_cells
 from benchmarks.spectral.peers import (
     EXPERT,
     FLOOR,
@@ -45,16 +43,11 @@ from benchmarks.spectral.peers import (
     OURS,
     SCIKIT_LEARN_NODES,
     WEIGHT_PEERS,
-    Contestant,
-    Found,
     graph_contestants,
     weight_contestants,
 )
 from modfast import Partition, clusterability
 from modfast.files import write_json
-
-# A contestant that takes longer is timed once.
-SLOW_SECONDS = 5.0
 
 PEERS_CAPTION = (
     "Medians, with the quartiles of modfast's. Under a peer's name: how many times as long as modfast it "
@@ -90,46 +83,6 @@ GRAPHS_HEADINGS = [
 ]
 
 
-def measure(
-    case: Case,
-    contestants: dict[str, Contestant],
-    truth: Sequence[Any],
-    repeats: int,
-    advance: Callable[[], None],
-) -> tuple[dict[str, Any], dict[str, Found]]:
-    """Return the results that both tables hold, and what each contestant found."""
-    clusterings: dict[str, Found] = {}
-
-    def recording(name: str, call: Contestant) -> Callable[[], None]:
-        def recorded() -> None:
-            if clustering := call():
-                clusterings[name] = clustering
-
-        return recorded
-
-    calls = {name: recording(name, call) for name, call in contestants.items()}
-    seconds = in_rounds(calls, repeats, advance, once_above=SLOW_SECONDS)
-    by_name = {name: quartiles(values) for name, values in seconds.items()}
-    median = {name: values[1] for name, values in by_name.items()}
-    result = {
-        "case": str(case),
-        **case._asdict(),
-        "milliseconds": median,
-        "quartiles": by_name,
-        "calls": {name: len(values) for name, values in seconds.items()},
-        "passes": clusterings[OURS].passes,
-        "ratios": {name: median[name] / median[OURS] for name in clusterings if name != OURS},
-        "adjusted_rand": {
-            name: [
-                float(adjusted_rand_score(expected, labels))
-                for expected, labels in zip(truth, clustering.labels, strict=True)
-            ]
-            for name, clustering in clusterings.items()
-        },
-    }
-    return result, clusterings
-
-
 def measure_weight(case: WeightCase, repeats: int, advance: Callable[[], None]) -> dict[str, Any]:
     planted = plant(case)
     truth = (planted.partition.row_labels.numpy(), planted.partition.col_labels.numpy())
@@ -157,16 +110,6 @@ def measure_graph(
 
 
 # --- The tables
-
-
-def peer_cells(result: dict[str, Any], names: Sequence[str]) -> list[str]:
-    ratios, index = result["ratios"], result["adjusted_rand"]
-    return [f"{ratios[name]:.1f} x ({min(index[name]):.3f})" if name in ratios else "-" for name in names]
-
-
-def time_cells(result: dict[str, Any]) -> list[str]:
-    low, ours, high = result["quartiles"][OURS]
-    return [result["case"], f"{ours:.1f}", f"{low:.1f} - {high:.1f}"]
 
 
 def weight_cells(result: dict[str, Any]) -> list[str]:
@@ -197,6 +140,8 @@ def graph_cells(result: dict[str, Any]) -> list[str]:
 
 def tables(report: dict[str, Any]) -> list[tuple[list[str], list[list[str]], str]]:
     """Return headings, rows and caption of each table that has rows."""
+    if report["device"] != "cpu":
+        return device_table.tables(report)
     both = [
         (WEIGHTS_HEADINGS, [weight_cells(result) for result in report["weights"]], WEIGHTS_CAPTION),
         (GRAPHS_HEADINGS, [graph_cells(result) for result in report["graphs"]], GRAPHS_CAPTION),
@@ -206,11 +151,8 @@ def tables(report: dict[str, Any]) -> list[tuple[list[str], list[list[str]], str
 
 def setting(report: dict[str, Any]) -> str:
     """Return what the times depend on, in one line."""
-    machine = report["environment"]
-    return (
-        f"{report['date']}: {machine['processor']}, threads {machine['threads']}; {versions(report)}, "
-        f"SciPy {report['scipy']}, scikit-learn {report['scikit_learn']}"
-    )
+    peers = "" if report["device"] != "cpu" else f", scikit-learn {report['scikit_learn']}"
+    return f"{report['date']}: {where(report)}; {versions(report)}, SciPy {report['scipy']}{peers}"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -238,23 +180,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help=f"time scikit-learn on graphs of up to this many nodes; default {SCIKIT_LEARN_NODES}",
     )
+    add_device_option(parser)
     add_options(parser, repeats=7)
     add_page_option(parser)
     options = parser.parse_args(arguments)
-    check_page(parser, options.markdown, "spectral")
+    check_page(parser, options.markdown, table_name("spectral", options.device))
+    device = device_of(parser, options.device)
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
         **what_times_depend_on(),
+        **facts(options.device, device),
         "scipy": scipy.__version__,
-        "scikit_learn": sklearn.__version__,
         "repeats": options.repeats,
         "weights": [],
         "graphs": [],
     }
+    limits: AbstractContextManager[object] = nullcontext()
+    if options.device == "cpu":
+        # A machine with a GPU may lack scikit-learn, and needs it for no peer.
+        import sklearn
+        from threadpoolctl import threadpool_limits
+
+        report["scikit_learn"] = sklearn.__version__
+        # NumPy's and scikit-learn's threads are not PyTorch's.
+        limits = threadpool_limits(options.threads)
     # The display is drawn between rounds: a thread that draws in the background would be timed as well.
     progress = Progress(console=Console(stderr=True), auto_refresh=False)
-    # NumPy's and scikit-learn's threads are not PyTorch's.
-    with threadpool_limits(options.threads), progress:
+    with limits, progress:
         for case in (case for cases in options.cases for case in cases):
             task = progress.add_task(str(case), total=options.repeats)
 
@@ -262,19 +214,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 progress.update(task, advance=1, refresh=True)
 
             progress.refresh()
-            if isinstance(case, WeightCase):
-                report["weights"].append(measure_weight(case, options.repeats, advance))
+            kind = "weights" if isinstance(case, WeightCase) else "graphs"
+            if options.device != "cpu":
+                result = device_table.measure_case(case, options.repeats, advance, device)
+            elif isinstance(case, WeightCase):
+                result = measure_weight(case, options.repeats, advance)
             else:
                 nodes = options.scikit_learn_nodes
                 result = measure_graph(case, options.repeats, advance, options.threads, nodes)
-                report["graphs"].append(result)
+            report[kind].append(result)
 
     for headings, rows, caption in tables(report):
         show(setting(report), caption, headings, rows)
     if options.json:
         write_json(options.json, report)
     if options.markdown:
-        put_into_page(options.markdown, "spectral", markdown(report))
+        put_into_page(options.markdown, table_name("spectral", options.device), markdown(report))
 
 
 if __name__ == "__main__":
