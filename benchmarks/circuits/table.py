@@ -80,7 +80,7 @@ def measure(
     median = {name: values[1] for name, values in by_name.items()}
     weights = sum(mask.numel() for mask in circuit.masks.values())
     loops = {name: weights * median[name] for name in PEERS}
-    floor = median[FLOOR] * neurons_that_matter(list(circuit.masks.values()))
+    floor = median[FLOOR] * neurons_that_matter([mask.cpu() for mask in circuit.masks.values()])
     other = measure_batched(case, circuit, median[OURS], device) if on_gpu else {}
     return {
         **other,

@@ -84,6 +84,14 @@ def bytes_of_matrix(matrix: Tensor) -> int:
     return matrix.crow_indices().nbytes + matrix.col_indices().nbytes + matrix.values().nbytes
 
 
+def scaled(matrix: Tensor, scale: float) -> Tensor:
+    """Return ``|scale * matrix|`` in the matrix's layout."""
+    if matrix.layout == torch.strided:
+        return (scale * matrix).abs()
+    values = (scale * matrix.values()).abs()
+    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, size=matrix.shape)
+
+
 def as_coo(rows: Tensor) -> Tensor:
     """Return what PyTorch scales by rows and columns: it does not do that with compressed rows."""
     return rows.to_sparse_coo().coalesce()
@@ -151,7 +159,7 @@ def product_contestants(
     right = torch.randn(cols, width, generator=generator).to(matrix.device)
     weights = (torch.rand(rows, generator=generator) + 0.5).to(matrix.device)
     similarity = read_similarity(as_matrix(matrix, "matrix"), "given" if symmetric else "abs")
-    sizes = matrix.abs() * similarity.scale  # modfast scales by a power of two, too
+    sizes = scaled(matrix, similarity.scale)  # modfast scales by a power of two, too
     transposed = sizes.T if sizes.layout == torch.strided else as_coo(sizes).T.coalesce().to_sparse_csr()
 
     def ours() -> Tensor:
