@@ -43,13 +43,19 @@ def sources() -> list[Path]:
 
 
 def kernels_of(text: str) -> set[str]:
-    """Return the names of the kernels that a source defines, without their template's arguments.
+    """Return the names of the kernels that a file defines, without their template's arguments.
 
     >>> sorted(kernels_of("__global__ void __launch_bounds__(a * b) one(int i) {} __global__ void two() {}"))
     ['one', 'two']
     """
     bounds = r"(?:__launch_bounds__\([^)]*\)\s*)?"
     return set(re.findall(rf"__global__\s+void\s+{bounds}(\w+)\s*\(", text))
+
+
+def all_kernels() -> set[str]:
+    """Return the names of all kernels in csrc/, those in headers included."""
+    files = (path for path in (ROOT / "csrc").glob("*/*") if path.suffix in (".cu", ".h", ".cuh", ".inl"))
+    return set().union(*(kernels_of(path.read_text(encoding="utf-8")) for path in files))
 
 
 def short_name(demangled: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common.pages import add_page_option, as_markdown, check_page, put_into_page, show
-from benchmarks.kernels.compiler import CompilerError, Resources, compile_all, kernels_of, sources
+from benchmarks.kernels.compiler import CompilerError, Resources, all_kernels, compile_all, sources
 from benchmarks.kernels.occupancy import LIMITS, Occupancy, occupancy
 from benchmarks.kernels.traffic import ALL_SHARED, CASES, Traffic, base_name, traffic
 from build_cuda import NVCC_FLAGS, NoToolkitError, find_toolkit
@@ -184,10 +184,8 @@ def measure(architectures: Sequence[str]) -> dict[str, Any]:
         NoToolkitError, CompilerError: there is no toolkit, or it fails.
     """
     toolkit = find_toolkit(torch.version.cuda or "13")
-    files = sources()
-    found = compile_all(toolkit, files, architectures)
-    defined = set().union(*(kernels_of(source.read_text(encoding="utf-8")) for source in files))
-    if missing := defined - {base_name(each.kernel) for each in found}:
+    found = compile_all(toolkit, sources(), architectures)
+    if missing := all_kernels() - {base_name(each.kernel) for each in found}:
         raise CompilerError(f"kernels without a report of the compiler: {', '.join(sorted(missing))}")
     return {
         "date": date.today().isoformat(),
