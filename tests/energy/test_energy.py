@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu import needs_cpu_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled import (
@@ -88,6 +89,7 @@ def test_accumulation_against_reference(dtype, layout, grad_layout):
     assert_gradients(fresh, zeros, reference.enmeshment_grad(doubles, energies, slopes, *labels))
 
 
+@needs_cpu_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("start", [0, 3])
 def test_gradients_larger_than_a_cache(dtype, start):

@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 import torch
+from gpu import needs_cpu_kernels
 from labelled import (
     DTYPES,
     OPS,
@@ -93,6 +94,7 @@ def test_same_bits_in_every_instruction_set(run_python):
     assert len(set(outputs.values())) == 1, outputs
 
 
+@needs_cpu_kernels
 def test_the_interpreter_runs_on_during_a_kernel():
     ticks, running = 0, True
 
@@ -191,6 +193,7 @@ def resident_bytes():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
+@needs_cpu_kernels
 def test_no_memory_is_kept():
     partition = random_partition((64, 64), 4)
     weight = torch.randn(64, 64, requires_grad=True)

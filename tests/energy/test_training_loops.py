@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from gpu import needs_cpu_kernels
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -219,6 +220,7 @@ def test_hooks_see_the_gradient():
     assert torch.equal(seen[0], torch.autograd.grad(loss(), model.weight)[0])
 
 
+@needs_cpu_kernels
 def test_large_gradients_reuse_the_memory_of_the_last_step():
     model = nn.Linear(1024, 1024, bias=False)  # 4 MiB
     loss = EnmeshmentLoss(model, 4)
