@@ -26,7 +26,7 @@ from modfast.estimators import SpectralClustering, SpectralCoclustering
 from modfast.experiment.eigengap import ClusterConfig, cluster_layer
 from modfast.models import CNN, build_model
 from modfast.spectral import graph_embedding
-from modfast.spectral.refinement import refine_in_rounds
+from modfast.spectral.refinement import refine_graph
 from modfast.spectral.similarity import read_similarity
 from modfast.train import TrainConfig, train
 from modfast.weights import read_weights
@@ -244,10 +244,8 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         for assigned in ("kmeans", "cluster_qr", "discretize")
     ],
     "graph_embedding": lambda g, _: graph_embedding(g.graph, 3).abs().round(decimals=5),
-    "refine_in_rounds": lambda g, _: refine_in_rounds(
-        *(lambda similarity: (similarity, similarity.row_sums()))(
-            read_similarity(modfast.spectral.matrices.as_matrix(g.sparse, "graph"), "given")
-        ),
+    "refine_graph": lambda g, _: refine_graph(
+        read_similarity(modfast.spectral.matrices.as_matrix(g.sparse, "graph"), "given"),
         torch.arange(100, device="cpu") % 3,
         3,
     ),

@@ -57,6 +57,7 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
         "similarity_product": (weight, 0, 1.0, right, left, None),
         "sparse_similarity_sums": (*sparse, 5, 0, 1.0, None, None, True),
         "sparse_similarity_product": (*sparse, 5, 0, 1.0, right, left, None),
+        "sparse_transpose": (*sparse, 5),
         "graph_product_": (torch.zeros(4, 8), *graph, 1.0, left, torch.rand(4)),
         "basis_inner": ([left, left.clone()], torch.rand(4, 8), torch.rand(4)),
         "basis_rotate_": ([left, left.clone()], torch.rand(16, 8, dtype=DOUBLE)),

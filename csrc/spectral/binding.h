@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 namespace modfast {
 
@@ -57,6 +59,11 @@ SparseMatrix sparse_of(const Tensor& starts, const Tensor& indices, const Tensor
   return matrix;
 }
 
+// The transpose has the rows as indices.
+inline void check_rows_of_index(const SparseMatrix& matrix) {
+  REQUIRE(matrix.wide || matrix.rows <= INT32_MAX, "indices must be int64 for ", matrix.rows, " rows");
+}
+
 template <class Checked>
 const double* probe_of(const std::optional<Tensor>& probe, int64_t size, const char* name,
                        const Checked& checked) {
@@ -96,6 +103,26 @@ inline int64_t width_of(const Tensor& block, const char* name) {
   REQUIRE(block.dim() == 2 && block.size(1) % kLanes == 0 && block.size(1) > 0, name,
           " must have a width that is a multiple of ", kLanes, ", got shape ", shape_of(block));
   return block.size(1);
+}
+
+template <class C, class Checked>
+Basis<C> basis_of(const std::vector<Tensor>& blocks, ScalarType type, int64_t length,
+                  const Checked& checked) {
+  REQUIRE(!blocks.empty(), "basis must hold at least one block");
+  Basis<C> basis;
+  basis.length = length;
+  for (const Tensor& block : blocks) {
+    basis.widths.push_back(width_of(block, "basis"));
+    basis.blocks.push_back(mutable_data_of<C>(checked(block, type, {length, -1}, "basis")));
+  }
+  return basis;
+}
+
+template <class C>
+void check_covers(const Basis<C>& basis, int64_t width) {
+  int64_t covered = 0;
+  for (size_t b = 0; b < basis.widths.size() && covered < width; ++b) covered += basis.widths[b];
+  REQUIRE(covered == width, "factors must be as wide as some of the first blocks together, got ", width);
 }
 
 // Replaces null, which stands for no tensor, by another pointer: an empty tensor's data may be null.

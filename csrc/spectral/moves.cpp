@@ -1,41 +1,10 @@
+#include "spectral/moves.h"
+
 #include "common/parallel.h"
 #include "spectral/spectral.h"
 
-#include <cmath>
-
 namespace modfast {
 namespace {
-
-// The cluster in which a node lowers the normalised cut most. The normalised cut is the number of clusters
-// less the sum of inside / volume over them. ties: the weight of the edges from the node to the other nodes
-// of each cluster; loop: the weight of its edge to itself.
-int64_t best_cluster(const double* ties, double degree, double loop, int64_t own, double least,
-                     const Cut& cut) {
-  if (cut.sizes[own] == 1) return own;
-  const double share = cut.inside[own] / cut.volume[own];
-  const double left = (cut.inside[own] - 2 * ties[own] - loop) / (cut.volume[own] - degree);
-  double most = share - left + least;
-  int64_t best = own;
-  for (size_t c = 0; c < cut.sizes.size(); ++c) {
-    if (static_cast<int64_t>(c) == own || cut.sizes[c] == 0 || ties[c] == 0) continue;
-    const double gain =
-        (cut.inside[c] + 2 * ties[c] + loop) / (cut.volume[c] + degree) - cut.inside[c] / cut.volume[c];
-    if (gain > most) {
-      most = gain;
-      best = static_cast<int64_t>(c);
-    }
-  }
-  return best;
-}
-
-void move(const double* ties, double degree, double loop, int64_t from, int64_t to, Cut* cut) {
-  cut->inside[from] -= 2 * ties[from] + loop;
-  cut->volume[from] -= degree;
-  --cut->sizes[from];
-  cut->inside[to] += 2 * ties[to] + loop;
-  cut->volume[to] += degree;
-  ++cut->sizes[to];
-}
 
 Cut empty_cut(int64_t clusters) {
   Cut cut;
@@ -45,6 +14,10 @@ Cut empty_cut(int64_t clusters) {
   return cut;
 }
 
+CutTerms terms_of(Cut* cut) {
+  return {cut->inside.data(), cut->volume.data(), cut->sizes.data(), static_cast<int64_t>(cut->sizes.size())};
+}
+
 template <class I, class T>
 struct Graph {
   const I* starts;
@@ -52,22 +25,22 @@ struct Graph {
   const T* values;
   Similarity similarity;
 
-  // Sets ties to the node's edge weight to each cluster, and degree; returns the weight of its edge to
-  // itself.
-  double ties_of(int64_t node, const int32_t* labels, std::vector<double>* ties, double* degree) const {
+  // Sets ties to the node's edge weight to each cluster. The node's own cluster must not be -1.
+  Node node_of(int64_t i, const int32_t* labels, std::vector<double>* ties) const {
     std::fill(ties->begin(), ties->end(), 0.0);
-    double loop = 0;
-    *degree = 0;
-    for (int64_t e = starts[node]; e < starts[node + 1]; ++e) {
+    Node node;
+    node.own = labels[i];
+    for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
       const double a = similarity_of<double>(values[e], similarity);
-      *degree += a;
-      if (indices[e] == node) {
-        loop += a;
+      node.degree += a;
+      if (indices[e] == i) {
+        node.loop += a;
       } else if (const int64_t label = labels[indices[e]]; label >= 0) {
         (*ties)[label] += a;
       }
     }
-    return loop;
+    node.own_tie = (*ties)[node.own];
+    return node;
   }
 };
 
@@ -80,13 +53,11 @@ Cut cut_of(const Graph<I, T>& graph, int64_t nodes, int64_t clusters, const int3
     Cut& cut = of_chunk[begin / kChunk];
     std::vector<double> ties(clusters);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t own = labels[i];
-      if (own < 0) continue;
-      double degree;
-      const double loop = graph.ties_of(i, labels, &ties, &degree);
-      cut.inside[own] += ties[own] + loop;
-      cut.volume[own] += degree;
-      ++cut.sizes[own];
+      if (labels[i] < 0) continue;
+      const Node node = graph.node_of(i, labels, &ties);
+      cut.inside[node.own] += node.own_tie + node.loop;
+      cut.volume[node.own] += node.degree;
+      ++cut.sizes[node.own];
     }
   });
   Cut sum = empty_cut(clusters);
@@ -103,31 +74,27 @@ Cut cut_of(const Graph<I, T>& graph, int64_t nodes, int64_t clusters, const int3
 template <class I, class T>
 int64_t move_nodes(const Graph<I, T>& graph, int64_t nodes, double least, int64_t max_sweeps, int32_t* labels,
                    Cut* cut, ParallelFor parallel_for) {
-  const auto clusters = static_cast<int64_t>(cut->sizes.size());
-  const auto best = [&](int64_t node, std::vector<double>* ties, double* degree, double* loop) {
-    *loop = graph.ties_of(node, labels, ties, degree);
-    return best_cluster(ties->data(), *degree, *loop, labels[node], least, *cut);
-  };
+  const CutTerms terms = terms_of(cut);
   std::vector<char> wants(nodes);
   int64_t moved = 0;
   for (int64_t sweep = 0; sweep < max_sweeps; ++sweep) {
     // First find in parallel which nodes gain by a move. Then move these one after the other, each only if it
     // still gains.
     for_each_chunk(parallel_for, nodes, 4096, [&](int64_t begin, int64_t end) {
-      std::vector<double> ties(clusters);
-      double degree, loop;
+      std::vector<double> ties(terms.clusters);
       for (int64_t i = begin; i < end; ++i) {
-        wants[i] = labels[i] >= 0 && best(i, &ties, &degree, &loop) != labels[i];
+        wants[i] = labels[i] >= 0 &&
+                   best_move(ties.data(), graph.node_of(i, labels, &ties), least, terms).to != labels[i];
       }
     });
-    std::vector<double> ties(clusters);
-    double degree, loop;
+    std::vector<double> ties(terms.clusters);
     int64_t now = 0;
     for (int64_t i = 0; i < nodes; ++i) {
       if (!wants[i]) continue;
-      const int64_t to = best(i, &ties, &degree, &loop);
-      if (to == labels[i]) continue;
-      move(ties.data(), degree, loop, labels[i], to, cut);
+      const Node node = graph.node_of(i, labels, &ties);
+      const int64_t to = best_move(ties.data(), node, least, terms).to;
+      if (to == node.own) continue;
+      move(node, to, ties[to], terms);
       labels[i] = static_cast<int32_t>(to);
       ++now;
     }
@@ -141,6 +108,7 @@ int64_t move_nodes(const Graph<I, T>& graph, int64_t nodes, double least, int64_
 
 int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const double* degrees,
                   const double* loops, double least, int64_t max_sweeps, int64_t* labels, Cut* cut) {
+  const CutTerms terms = terms_of(cut);
   int64_t moved = 0;
   for (int64_t sweep = 0; sweep < max_sweeps; ++sweep) {
     // Moves of this side do not change ties, but the gain of a move depends on the moves before it.
@@ -148,10 +116,10 @@ int64_t move_side(int64_t nodes, const double* ties, int64_t ties_stride, const 
     for (int64_t i = 0; i < nodes; ++i) {
       if (labels[i] < 0) continue;
       const double* of_node = ties + i * ties_stride;
-      const double loop = loops ? loops[i] : 0.0;
-      const int64_t to = best_cluster(of_node, degrees[i], loop, labels[i], least, *cut);
-      if (to == labels[i]) continue;
-      move(of_node, degrees[i], loop, labels[i], to, cut);
+      const Node node{labels[i], degrees[i], loops ? loops[i] : 0.0, of_node[labels[i]]};
+      const int64_t to = best_move(of_node, node, least, terms).to;
+      if (to == node.own) continue;
+      move(node, to, of_node[to], terms);
       labels[i] = to;
       ++now;
     }

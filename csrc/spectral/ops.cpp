@@ -116,16 +116,15 @@ std::tuple<Tensor, Tensor> sparse_similarity_product_cpu(Tensor starts, Tensor i
                         left, row_weights);
 }
 
-template <class C>
-Basis<C> basis_of(const std::vector<Tensor>& blocks, ScalarType type, int64_t length) {
-  REQUIRE(!blocks.empty(), "basis must hold at least one block");
-  Basis<C> basis;
-  basis.length = length;
-  for (const Tensor& block : blocks) {
-    basis.widths.push_back(width_of(block, "basis"));
-    basis.blocks.push_back(mutable_data_of<C>(checked(block, type, {length, -1}, "basis")));
-  }
-  return basis;
+std::tuple<Tensor, Tensor, Tensor> sparse_transpose_cpu(Tensor starts, Tensor indices, Tensor values,
+                                                        int64_t cols) {
+  const SparseMatrix matrix = sparse_on_cpu(starts, indices, values, cols);
+  check_rows_of_index(matrix);
+  Tensor turned_starts = torch::stable::new_empty(starts, {cols + 1});
+  Tensor turned_indices = torch::stable::empty_like(indices),
+         turned_values = torch::stable::empty_like(values);
+  sparse_transpose(matrix, turned_starts.data_ptr(), turned_indices.data_ptr(), turned_values.data_ptr());
+  return {turned_starts, turned_indices, turned_values};
 }
 
 void graph_product_cpu(Tensor out, Tensor starts, Tensor indices, Tensor values, double scale, Tensor right,
@@ -152,7 +151,7 @@ Tensor basis_inner_cpu(std::vector<Tensor> basis, Tensor block, std::optional<Te
     using C = decltype(compute);
     const int64_t width = width_of(block, "block");
     checked(block, block.scalar_type(), {-1, width}, "block");
-    const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0));
+    const auto vectors = basis_of<C>(basis, block.scalar_type(), block.size(0), checked);
     Tensor products = torch::stable::new_empty(block, {vectors.width(), width}, ScalarType::Double);
     const C* weight =
         weights ? const_data_of<C>(checked(*weights, block.scalar_type(), {vectors.length}, "weights"))
@@ -168,12 +167,10 @@ void basis_rotate_cpu(std::vector<Tensor> basis, Tensor factors) {
   with_compute(basis[0], "basis", [&](auto compute) {
     using C = decltype(compute);
     width_of(basis[0], "basis");
-    const auto vectors = basis_of<C>(basis, basis[0].scalar_type(), basis[0].size(0));
+    const auto vectors = basis_of<C>(basis, basis[0].scalar_type(), basis[0].size(0), checked);
     const int64_t width = width_of(factors, "factors");
     checked(factors, ScalarType::Double, {vectors.width(), width}, "factors");
-    int64_t covered = 0;
-    for (size_t b = 0; b < vectors.widths.size() && covered < width; ++b) covered += vectors.widths[b];
-    REQUIRE(covered == width, "factors must be as wide as some of the first blocks together, got ", width);
+    check_covers(vectors, width);
     basis_rotate(vectors, const_data_of<double>(factors), width, parallel_for);
   });
 }
@@ -287,6 +284,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
         "float scale, Tensor? right, Tensor? left, bool of_cols) -> (Tensor, Tensor)");
   m.def("sparse_similarity_product(Tensor starts, Tensor indices, Tensor values, int cols, int affinity, "
         "float scale, Tensor? right, Tensor? left, Tensor? row_weights) -> (Tensor, Tensor)");
+  m.def("sparse_transpose(Tensor starts, Tensor indices, Tensor values, int cols) -> (Tensor, Tensor, Tensor)");
   m.def("graph_product_(Tensor(a!) out, Tensor starts, Tensor indices, Tensor values, float scale, "
         "Tensor right, Tensor row_weights) -> ()");
   m.def("basis_inner(Tensor[] basis, Tensor block, Tensor? weights) -> Tensor");
@@ -309,6 +307,7 @@ STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
   m.impl("similarity_product", TORCH_BOX(&modfast::similarity_product_cpu));
   m.impl("sparse_similarity_sums", TORCH_BOX(&modfast::sparse_similarity_sums_cpu));
   m.impl("sparse_similarity_product", TORCH_BOX(&modfast::sparse_similarity_product_cpu));
+  m.impl("sparse_transpose", TORCH_BOX(&modfast::sparse_transpose_cpu));
   m.impl("basis_inner", TORCH_BOX(&modfast::basis_inner_cpu));
   m.impl("graph_product_", TORCH_BOX(&modfast::graph_product_cpu));
   m.impl("basis_rotate_", TORCH_BOX(&modfast::basis_rotate_cpu));

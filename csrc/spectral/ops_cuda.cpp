@@ -60,9 +60,10 @@ Rows rows_of(const Tensor& starts, const Tensor& indices, const Tensor& values, 
 class Turned {
  public:
   Turned(const Rows& rows, const Tensor& indices, const Tensor& values, const OnDevice& device)
-      : starts_(torch::stable::new_empty(values, {rows.matrix.cols + 1}, ScalarType::Long)),
-        indices_(torch::stable::new_empty(values, {rows.entries}, ScalarType::Long)),
+      : starts_(torch::stable::new_empty(indices, {rows.matrix.cols + 1})),
+        indices_(torch::stable::empty_like(indices)),
         values_(torch::stable::empty_like(values)) {
+    check_rows_of_index(rows.matrix);
     std::array<StableIValue, 4> stack{
         torch::stable::detail::from(indices), torch::stable::detail::from(std::optional<bool>(true)),
         torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
@@ -71,19 +72,26 @@ class Turned {
     const auto columns = torch::stable::detail::to<Tensor>(stack[0]);
     const auto order = torch::stable::detail::to<Tensor>(stack[1]);
     require_success(cuda_turn(rows, columns.const_data_ptr(), const_data_of<int64_t>(order),
-                              mutable_data_of<int64_t>(starts_), mutable_data_of<int64_t>(indices_),
-                              values_.data_ptr(), device.stream()));
+                              starts_.data_ptr(), indices_.data_ptr(), values_.data_ptr(), device.stream()));
     rows_.entries = rows.entries;
-    rows_.matrix = {starts_.const_data_ptr(), indices_.const_data_ptr(), true,
+    rows_.matrix = {starts_.const_data_ptr(), indices_.const_data_ptr(), rows.matrix.wide,
                     values_.const_data_ptr(), rows.matrix.dtype,         rows.matrix.cols,
                     rows.matrix.rows};
   }
   const Rows& rows() const { return rows_; }
+  std::tuple<Tensor, Tensor, Tensor> tensors() const { return {starts_, indices_, values_}; }
 
  private:
   Tensor starts_, indices_, values_;
   Rows rows_;
 };
+
+std::tuple<Tensor, Tensor, Tensor> sparse_transpose_cuda(const Tensor& starts, const Tensor& indices,
+                                                         const Tensor& values, int64_t cols) {
+  const Rows rows = rows_of(starts, indices, values, cols);
+  const OnDevice device(values);
+  return Turned(rows, indices, values, device).tensors();
+}
 
 std::tuple<Tensor, Tensor> sparse_similarity_sums_cuda(const Tensor& starts, const Tensor& indices,
                                                        const Tensor& values, int64_t cols, int64_t affinity,
@@ -118,16 +126,16 @@ std::tuple<Tensor, Tensor> sparse_similarity_product_cuda(const Tensor& starts, 
   return product_of(rows.matrix.rows, cols, right, left, row_weights, checked_beside(values),
                     [&](const auto& blocks) {
                       using C = std::remove_pointer_t<decltype(blocks.forward)>;
-                      const C* whole = nullptr;  // no scales
+                      const C* whole = nullptr;  // no scales or weights
                       if (blocks.right) {
-                        require_success(cuda_product(rows, similarity, blocks.right, whole, blocks.width,
-                                                     blocks.forward, device.stream()));
+                        require_success(cuda_product(rows, similarity, blocks.right, whole, whole,
+                                                     blocks.width, blocks.forward, device.stream()));
                       }
                       if (blocks.backward) {
                         const Turned turned(rows, indices, values, device);
                         const C* back = blocks.left ? blocks.left : blocks.forward;
                         require_success(cuda_product(turned.rows(), similarity, back, blocks.row_weights,
-                                                     blocks.width, blocks.backward, device.stream()));
+                                                     whole, blocks.width, blocks.backward, device.stream()));
                       }
                     });
 }
@@ -161,5 +169,6 @@ STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
   m.impl("similarity_product", TORCH_BOX(&modfast::similarity_product_cuda));
   m.impl("sparse_similarity_sums", TORCH_BOX(&modfast::sparse_similarity_sums_cuda));
   m.impl("sparse_similarity_product", TORCH_BOX(&modfast::sparse_similarity_product_cuda));
+  m.impl("sparse_transpose", TORCH_BOX(&modfast::sparse_transpose_cuda));
   m.impl("edge_gradient", TORCH_BOX(&modfast::edge_gradient_cuda));
 }

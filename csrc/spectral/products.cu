@@ -1,8 +1,8 @@
 // Products with matrices of similarities on a GPU. products_threads.h holds the work of a thread.
 //
 // The sizes alone determine the order of every sum: there are no atomics, and the bits are always the same.
-#include "common/launch.h"
 #include "spectral/cuda.h"
+#include "spectral/kernel_parts.h"
 
 #include <algorithm>
 
@@ -10,15 +10,6 @@ namespace modfast {
 namespace {
 
 constexpr int kThreadsOfBlock = kWarp * kWarps;
-
-// The sum over all threads of a warp, as a tree; every thread gets the same result.
-template <class C>
-__device__ C warp_sum(C sum, int least_distance = 1) {
-  for (int distance = kWarp / 2; distance >= least_distance; distance /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-  }
-  return sum;
-}
 
 template <class C, int N>
 __global__ void __launch_bounds__(kTileThreads)
@@ -44,27 +35,6 @@ void launch_product(const Product<C>& p, cudaStream_t stream) {
   });
 }
 
-// One block of threads for kWarp numbers, kAdders threads for each number.
-template <class C>
-__global__ void __launch_bounds__(kWarp* kAdders)
-    add_up_pieces(const C* pieces, int64_t count, int64_t numbers, C* out) {
-  __shared__ double sums[kAdders][kWarp];
-  const int lane = threadIdx.x % kWarp, adder = threadIdx.x / kWarp;
-  const int64_t number = int64_t(blockIdx.x) * kWarp + lane;
-  if (number < numbers) sums[adder][lane] = thread_add_up(pieces, count, numbers, number, adder);
-  __syncthreads();
-  if (adder > 0 || number >= numbers) return;
-  double sum = 0.0;
-  for (int i = 0; i < kAdders; ++i) sum += sums[i][lane];
-  out[number] = static_cast<C>(sum);
-}
-
-template <class C>
-void launch_add_up(const C* pieces, int64_t count, int64_t numbers, C* out, cudaStream_t stream) {
-  if (numbers == 0) return;
-  launch(add_up_pieces<C>, parts_of(numbers, kWarp), kWarp * kAdders, 0, stream, pieces, count, numbers, out);
-}
-
 // One block of threads for each tile of columns and piece of the rows.
 __global__ void __launch_bounds__(kThreadsOfBlock)
     dense_sums(const __grid_constant__ DenseMatrix m, Similarity similarity, int64_t piece,
@@ -88,21 +58,12 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
 }
 static_assert(kColsOfSums == kThreadsOfBlock, "each thread adds up one column");
 
-// Calls f with a number of each of a sparse matrix's types.
-template <class F>
-__device__ void with_types(const SparseMatrix& m, const F& f) {
-  if (m.wide) {
-    m.dtype == DType::float64 ? f(int64_t{}, double{}) : f(int64_t{}, float{});
-  } else {
-    m.dtype == DType::float64 ? f(int32_t{}, double{}) : f(int32_t{}, float{});
-  }
-}
-
 // One warp for each row.
 template <class C, int N>
 __global__ void __launch_bounds__(kThreadsOfBlock)
     sparse_product(const __grid_constant__ Rows rows, Similarity similarity, const C* vectors,
-                   const C* scales, int64_t width, int64_t first_vector, int64_t parts, C* out) {
+                   const C* scales, const C* row_weights, int64_t width, int64_t first_vector, int64_t parts,
+                   C* out) {
   const int64_t item = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const int64_t row = item / parts, vector = first_vector + item % parts * N;
   const int lane = threadIdx.x % kWarp;
@@ -113,7 +74,8 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
                                                                vector, lane, sums);
   });
   for (int v = 0; v < N / kGroupThreads; ++v) {
-    const C sum = warp_sum(sums[v], kGroupThreads);
+    C sum = warp_sum(sums[v], kGroupThreads);
+    if (row_weights) sum *= row_weights[row];
     if (lane < kGroupThreads) out[row * width + vector + lane + v * kGroupThreads] = sum;
   }
 }
@@ -134,16 +96,19 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
 
 // One thread for each entry and for each start.
 __global__ void __launch_bounds__(kThreadsOfBlock)
-    turn(const __grid_constant__ Rows rows, const void* columns, const int64_t* order, int64_t* starts,
-         int64_t* indices, void* values) {
+    turn(const __grid_constant__ Rows rows, const void* columns, const int64_t* order, void* starts,
+         void* indices, void* values) {
   const int64_t i = int64_t(blockIdx.x) * kThreadsOfBlock + threadIdx.x;
   with_types(rows.matrix, [&](auto index, auto value) {
     using I = decltype(index);
     using T = decltype(value);
     if (i <= rows.matrix.cols) {
-      starts[i] = thread_turned_start(static_cast<const I*>(columns), rows.entries, i);
+      const int64_t start = thread_turned_start(static_cast<const I*>(columns), rows.entries, i);
+      static_cast<I*>(starts)[i] = static_cast<I>(start);
     }
-    if (i < rows.entries) thread_turn_entry<I>(rows, order, i, indices, static_cast<T*>(values));
+    if (i < rows.entries) {
+      thread_turn_entry(rows, order, i, static_cast<I*>(indices), static_cast<T*>(values));
+    }
   });
 }
 
@@ -182,14 +147,14 @@ const char* cuda_sums(const DenseMatrix& m, Similarity similarity, double* row_p
 
 template <class C>
 const char* cuda_product(const Rows& rows, Similarity similarity, const C* vectors, const C* scales,
-                         int64_t width, C* out, void* given_stream) {
+                         const C* row_weights, int64_t width, C* out, void* given_stream) {
   const auto stream = static_cast<cudaStream_t>(given_stream);
   for_parts(width, [&](auto part, int64_t first_vector, int64_t parts) {
     constexpr int N = decltype(part)::value;
     const int64_t blocks = parts_of(rows.matrix.rows * parts, kWarps);
     if (blocks == 0) return;
-    launch(sparse_product<C, N>, blocks, kThreadsOfBlock, 0, stream, rows, similarity, vectors, scales, width,
-           first_vector, parts, out);
+    launch(sparse_product<C, N>, blocks, kThreadsOfBlock, 0, stream, rows, similarity, vectors, scales,
+           row_weights, width, first_vector, parts, out);
   });
   return outcome();
 }
@@ -204,8 +169,8 @@ const char* cuda_sums(const Rows& rows, Similarity similarity, const double* pro
   return outcome();
 }
 
-const char* cuda_turn(const Rows& rows, const void* columns, const int64_t* order, int64_t* starts,
-                      int64_t* indices, void* values, void* stream) {
+const char* cuda_turn(const Rows& rows, const void* columns, const int64_t* order, void* starts,
+                      void* indices, void* values, void* stream) {
   const int64_t blocks = parts_of(std::max(rows.entries, rows.matrix.cols + 1), kThreadsOfBlock);
   launch(turn, blocks, kThreadsOfBlock, 0, static_cast<cudaStream_t>(stream), rows, columns, order, starts,
          indices, values);
@@ -218,9 +183,10 @@ const char* cuda_edge_gradient(const EdgeGradient& g, void* stream) {
   return outcome();
 }
 
-#define MODFAST_INSTANCES(C)                                               \
-  template const char* cuda_product(const ProductPlan<C>&, C*, C*, void*); \
-  template const char* cuda_product(const Rows&, Similarity, const C*, const C*, int64_t, C*, void*);
+#define MODFAST_INSTANCES(C)                                                                            \
+  template const char* cuda_product(const ProductPlan<C>&, C*, C*, void*);                              \
+  template const char* cuda_product(const Rows&, Similarity, const C*, const C*, const C*, int64_t, C*, \
+                                    void*);
 MODFAST_INSTANCES(float)
 MODFAST_INSTANCES(double)
 #undef MODFAST_INSTANCES

@@ -281,7 +281,7 @@ MODFAST_HD inline int64_t thread_turned_start(const I* columns, int64_t entries,
 
 template <class I, class T>
 MODFAST_HD inline void thread_turn_entry(const Rows& rows, const int64_t* order, int64_t entry,
-                                         int64_t* turned_indices, T* turned_values) {
+                                         I* turned_indices, T* turned_values) {
   const I* starts = static_cast<const I*>(rows.matrix.starts);
   const int64_t from = order[entry];
   int64_t low = 0, high = rows.matrix.rows;  // searches the last row that begins at or before the entry
@@ -293,7 +293,7 @@ MODFAST_HD inline void thread_turn_entry(const Rows& rows, const int64_t* order,
       high = middle;
     }
   }
-  turned_indices[entry] = low;
+  turned_indices[entry] = static_cast<I>(low);
   turned_values[entry] = static_cast<const T*>(rows.matrix.values)[from];
 }
 

@@ -61,6 +61,10 @@ void similarity_sums(const DenseMatrix& matrix, Similarity similarity, const dou
 void similarity_sums(const SparseMatrix& matrix, Similarity similarity, const double* right,
                      const double* left, double* row_sums, double* col_sums, ParallelFor parallel_for);
 
+// The transpose of A, with the entries of each of its rows in the order of A's rows. The results are of the
+// types of A's arrays: starts, with one number more than A has columns, indices and values.
+void sparse_transpose(const SparseMatrix& matrix, void* starts, void* indices, void* values);
+
 // forward = A right and, if backward is not null, in the same pass,
 //   backward = A^T left, or, without left, A^T (row_weights * forward).
 template <class C>

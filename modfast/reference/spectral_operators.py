@@ -81,6 +81,17 @@ def sparse_similarity_product(
     return similarity_product(dense, affinity, scale, right, left, row_weights)
 
 
+def sparse_transpose(
+    starts: Tensor, indices: Tensor, values: Tensor, cols: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the transpose, the entries of each of its rows in the order of the matrix's rows."""
+    rows = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff().long())
+    order = indices.argsort(stable=True)
+    per_column = torch.bincount(indices, minlength=cols)
+    turned_starts = torch.cat([per_column.new_zeros(1), per_column.cumsum(0)])
+    return turned_starts.to(starts.dtype), rows[order].to(indices.dtype), values[order]
+
+
 def graph_product_(
     out: Tensor,
     starts: Tensor,

@@ -236,7 +236,7 @@ def spectral_cluster(
     labels = torch.full((nodes,), -1, device=similarity.device)
     if embedding is not None:
         labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
-        labels = refine_graph(similarity, degrees, labels, int(num_clusters))
+        labels = refine_graph(similarity, labels, int(num_clusters))
     labels = numbered_as_met(labels, int(num_clusters))
     info = _info("eigenvalues", embedding, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
@@ -273,14 +273,12 @@ def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str 
         similarity = read_similarity(as_matrix(adjacency, "adjacency"), affinity, "adjacency")
         if labels.shape != similarity.shape:
             raise ValueError(f"labels must fit shape {similarity.shape}, got a partition of {labels.shape}")
-        of_rows, of_cols = labels.row_labels, labels.col_labels
+        sides = [of_side.to(similarity.device) for of_side in (labels.row_labels, labels.col_labels)]
         degrees = similarity.sums()
-        inside, volume, _ = sides_cut(
-            similarity, degrees, [of_rows.cpu(), of_cols.cpu()], labels.num_clusters, torch.float64
-        )
+        inside, volume, _ = sides_cut(similarity, degrees, sides, labels.num_clusters, torch.float64)
     else:
         similarity, _ = _read_graph(adjacency)
-        checked = _node_labels(labels, similarity.shape[0])
+        checked = _node_labels(labels, similarity.shape[0]).to(similarity.device)
         inside, volume = ops.graph_cut(similarity, checked, max(int(checked.max()) + 1, 1))
     return float(((volume - inside) / volume)[volume > 0].sum())
 
@@ -331,7 +329,8 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
         nodes, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
     )
     probe = (probe + 0.5).to(similarity.device)
-    forward, backward = similarity.probe(probe, probe)
+    # On a copy, which takes the transpose along when it is dropped: a graph is its own transpose.
+    forward, backward = similarity._replace().probe(probe, probe)
     # In place: for a graph with few edges these vectors are as large as the graph.
     if bool((backward.sub_(forward).abs_() > forward.mul_(1e-5)).any()):
         node = int((backward / forward.clamp_(min=1e-300)).argmax())
@@ -343,7 +342,7 @@ def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
 def _node_labels(labels: Labels, nodes: int) -> Tensor:
     require_whole("labels", labels)
     try:
-        tensor = as_tensor("labels", labels).cpu()
+        tensor = as_tensor("labels", labels)
     except (TypeError, ValueError) as error:
         raise ValueError(f"labels must be integers, one for each node, got {labels!r}") from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:

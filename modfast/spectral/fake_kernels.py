@@ -125,6 +125,14 @@ def _sparse_similarity_product_fake(
     return _products_fake(rows, cols, right, left, row_weights)
 
 
+@torch.library.register_fake("modfast::sparse_transpose")
+def _sparse_transpose_fake(
+    starts: Tensor, indices: Tensor, values: Tensor, cols: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_sparse(starts, indices, values, cols)
+    return starts.new_empty(cols + 1), torch.empty_like(indices), torch.empty_like(values)
+
+
 @torch.library.register_fake("modfast::graph_product_")
 def _graph_product_fake(
     out: Tensor,

@@ -1,7 +1,6 @@
 """The compiled operators of spectral clustering, and their substitutes in plain PyTorch.
 
-Products with a matrix of similarities, and k-means, run on the device of their arguments. On a GPU, products
-with a basis of vectors are PyTorch's own matrix products, and the moves of nodes run on the CPU.
+Every operator runs on the device of its arguments.
 """
 
 from __future__ import annotations
@@ -39,6 +38,15 @@ class SparseMatrix(NamedTuple):
     cols: int
     affinity: int
     scale: float
+
+
+def has_gpu_kernels(tensor: Tensor) -> bool:
+    """Return whether operators on the tensor run the kernels for GPUs.
+
+    These add up entries of a sparse matrix in the order of its rows only. For sums over columns they need its
+    transpose, which the kernels for the CPU do not.
+    """
+    return BACKEND != "reference" and (tensor.device.type != "cpu" or BACKEND == "emulated")
 
 
 def similarity_sums(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -93,25 +101,31 @@ def sparse_similarity_product(
     return forward, backward
 
 
+def sparse_transpose(
+    starts: Tensor, indices: Tensor, values: Tensor, cols: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the starts, indices and values of the transpose of a matrix in compressed sparse rows.
+
+    The entries of each row of the transpose have the order of the matrix's rows. The dtypes stay the same.
+    """
+    starts, indices, values = _OPS.sparse_transpose(starts, indices, values, cols)
+    return starts, indices, values
+
+
 def graph_product_(out: Tensor, matrix: SparseMatrix, right: Tensor, row_weights: Tensor) -> None:
     """Write ``row_weights * (A right)`` to ``out``, for a square matrix with the affinity ``"given"``."""
-    if out.device.type == "cpu":
-        _OPS.graph_product_(out, *matrix[:3], matrix.scale, right, row_weights)
-    else:
-        forward, _ = sparse_similarity_product(matrix, right, None, None)
-        torch.mul(forward, row_weights[:, None], out=out)
+    _OPS.graph_product_(out, *matrix[:3], matrix.scale, right, row_weights)
 
 
 def basis_inner(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
     """Return ``V^T (weights * block)``, float64, or ``V^T block``; V is the basis, blocks side by side."""
-    ops = _OPS if block.device.type == "cpu" else plain
-    products: Tensor = ops.basis_inner(basis, block, weights)
+    products: Tensor = _OPS.basis_inner(basis, block, weights)
     return products
 
 
 def basis_rotate_(basis: list[Tensor], factors: Tensor) -> None:
     """Overwrite the first vectors of the basis V by ``V factors``, which fill some of its first blocks."""
-    (_OPS if basis[0].device.type == "cpu" else plain).basis_rotate_(basis, factors.contiguous())
+    _OPS.basis_rotate_(basis, factors.contiguous())
 
 
 def k_means(
@@ -177,24 +191,9 @@ def move_graph(
 
 
 def graph_cut(matrix: SparseMatrix, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Return for each cluster the weight of the edges within it, and the sum of its nodes' degrees.
-
-    The labels and the results are on the CPU; the graph may be on a GPU.
-    """
-    if matrix.values.device.type == "cpu":
-        inside, volume = _OPS.graph_cut(*matrix[:3], matrix.scale, labels, num_clusters)
-        return inside, volume
-    device_labels = labels.to(matrix.values.device)
-    rows = torch.arange(len(labels), device=device_labels.device)
-    rows = rows.repeat_interleave(matrix.starts.diff().long())
-    same_cluster = device_labels[rows] == device_labels[matrix.indices.long()]
-    clustered = labels >= 0
-    sums = []
-    for values in (matrix.values * same_cluster, matrix.values):
-        of_nodes, _ = sparse_similarity_sums(matrix._replace(values=values), of_cols=False)
-        zeros = torch.zeros(num_clusters, dtype=torch.float64, device="cpu")
-        sums.append(zeros.index_add(0, labels[clustered], of_nodes.cpu()[clustered]))
-    return sums[0], sums[1]
+    """Return for each cluster the weight of the edges within it, and the sum of its nodes' degrees."""
+    inside, volume = _OPS.graph_cut(*matrix[:3], matrix.scale, labels, num_clusters)
+    return inside, volume
 
 
 def edge_gradient(

@@ -53,12 +53,15 @@ def _least_gain(dtype: torch.dtype) -> float:
     return 1e-6 if dtype == torch.float32 else 1e-12
 
 
-def _members(labels: Tensor, num_clusters: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _members(labels: Tensor, num_clusters: int, dtype: torch.dtype) -> Tensor:
     """Return the one-hot labels, ``(n, block width)``: 1 where a node is in a cluster."""
-    members = torch.zeros(len(labels), block_width(num_clusters), dtype=dtype, device="cpu")
-    clustered = (labels >= 0).nonzero().flatten()
-    members[clustered, labels[clustered]] = 1.0
-    return members.to(device)
+    members = torch.zeros(len(labels), block_width(num_clusters), dtype=dtype, device=labels.device)
+    return members.scatter_(1, _own(labels), (labels >= 0)[:, None].to(dtype))
+
+
+def _own(labels: Tensor) -> Tensor:
+    """Return each node's cluster as an index, ``(n, 1)``, which is 0 for a node that is in none."""
+    return labels.clamp(min=0)[:, None]
 
 
 def sides_cut(
@@ -74,17 +77,17 @@ def sides_cut(
         Of each cluster the weight of the edges inside it, each counted at both ends, and the volume; then,
         for the rows and for the columns, the weight of the edges from each node to each cluster.
     """
-    rows, cols = (_members(of_side, num_clusters, dtype, similarity.device) for of_side in labels)
+    rows, cols = (_members(of_side, num_clusters, dtype) for of_side in labels)
     products = similarity.product(right=cols, left=rows)
-    to_clusters = [product.to("cpu", torch.float64) for product in products]
-    inside, volume = torch.zeros(2, num_clusters, dtype=torch.float64, device="cpu")
-    for side, of_side in enumerate(labels):
-        clustered = of_side >= 0
-        volume.index_add_(0, of_side[clustered], degrees[side].cpu()[clustered])
-    clustered = labels[0] >= 0
-    own = labels[0][clustered]
-    inside.index_add_(0, own, 2.0 * to_clusters[0][clustered, own])
-    return inside, volume, to_clusters
+    to_clusters = [product.to(torch.float64) for product in products]
+    sums = []
+    for members, of_side, to_each, of_nodes in zip((rows, cols), labels, to_clusters, degrees, strict=True):
+        # The numbers to add up for each cluster, in the first columns of a block.
+        terms = torch.zeros(len(of_side), ops.LANES, dtype=torch.float64, device=of_side.device)
+        terms[:, 0] = of_nodes
+        terms[:, 1] = to_each.gather(1, _own(of_side))[:, 0]
+        sums.append(ops.basis_inner([terms], members.to(torch.float64), None)[:2, :num_clusters])
+    return 2.0 * sums[0][1], sums[0][0] + sums[1][0], to_clusters
 
 
 def refine_sides(
@@ -100,17 +103,18 @@ def refine_sides(
     one product computes it for all rows. The same holds for columns.
     """
     inside, volume, to_clusters = sides_cut(similarity, degrees, labels, num_clusters, dtype)
-    sizes = torch.bincount(torch.cat([side[side >= 0] for side in labels]), minlength=num_clusters)
-    cpu_degrees = [of_side.cpu() for of_side in degrees]
+    sizes = torch.zeros(num_clusters, dtype=torch.int64, device=similarity.device)
+    for of_side in labels:
+        sizes.index_add_(0, _own(of_side)[:, 0], (of_side >= 0).long())
     labels, current = list(labels), [True, True]
     for turn in range(2 * _MAX_SWEEPS):
         side, other = turn % 2, 1 - turn % 2
         if not current[side]:
-            members = _members(labels[other], num_clusters, dtype, similarity.device)
+            members = _members(labels[other], num_clusters, dtype)
             product = (
                 similarity.product(right=members)[0] if side == 0 else similarity.product(left=members)[1]
             )
-            to_clusters[side] = product.to("cpu", torch.float64)
+            to_clusters[side] = product.to(torch.float64)
             current[side] = True
         elif turn > 1:
             break
@@ -120,7 +124,7 @@ def refine_sides(
             volume,
             sizes,
             to_clusters[side],
-            cpu_degrees[side],
+            degrees[side],
             None,
             _least_gain(dtype),
             _MAX_SWEEPS,
@@ -130,79 +134,6 @@ def refine_sides(
     return labels
 
 
-def refine_graph(similarity: SparseSimilarity, degrees: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """Move single nodes of a graph to the clusters that lower the normalised cut, until none moves.
-
-    On the CPU, nodes move one after the other. On another device, where the graph stays, each round moves
-    many nodes at once, no two of which share an edge; one product computes all nodes' edge weight to each
-    cluster.
-    """
-    if similarity.device.type == "cpu":
-        return ops.move_graph(similarity, labels, num_clusters, _least_gain(torch.float64), _MAX_SWEEPS)
-    return refine_in_rounds(similarity, degrees, labels, num_clusters)
-
-
-def refine_in_rounds(
-    similarity: SparseSimilarity, degrees: Tensor, labels: Tensor, num_clusters: int
-) -> Tensor:
-    """Return the result of :func:`refine_graph` for a graph that is not on the CPU."""
-    device, nodes = similarity.device, len(labels)
-    starts, indices = similarity.starts.long(), similarity.indices.long()
-    rows = torch.arange(nodes, device=device).repeat_interleave(starts.diff())
-    off_diagonal = rows != indices
-    values = similarity.values.to(torch.float64) * similarity.scale
-    loops = torch.zeros(nodes, dtype=torch.float64, device=device)
-    loops.index_add_(0, rows[~off_diagonal], values[~off_diagonal])
-    rows, neighbours = rows[off_diagonal], indices[off_diagonal]
-    degrees, loops = degrees.cpu(), loops.cpu()
-    # A fixed, random order: if two neighbours both gain by a move, the one with the higher rank moves.
-    rank = torch.randperm(nodes, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    rank = rank.to(device) + 1
-    least = _least_gain(torch.float64)
-    for _ in range(_MAX_SWEEPS):
-        members = _members(labels, num_clusters, torch.float64, device)
-        to_clusters = similarity.product(right=members)[0].cpu()[:, :num_clusters].contiguous()
-        clustered = labels >= 0
-        own = labels.clamp(min=0)[:, None]
-        to_clusters.scatter_add_(1, own, torch.where(clustered, -loops, 0.0)[:, None])
-        volume = torch.zeros(num_clusters, dtype=torch.float64, device="cpu").index_add_(
-            0, labels[clustered], degrees[clustered]
-        )
-        within = (to_clusters.gather(1, own).squeeze(1) + loops)[clustered]
-        inside = torch.zeros(num_clusters, dtype=torch.float64, device="cpu").index_add_(
-            0, labels[clustered], within
-        )
-        sizes = torch.bincount(labels[clustered], minlength=num_clusters)
-        gains = _gains_by_moving(labels, inside, volume, sizes, to_clusters, degrees, loops, least)
-        if not gains.any():
-            break
-        own_rank = torch.where(gains.to(device), rank, 0)
-        neighbour_rank = torch.zeros_like(rank).scatter_reduce_(0, rows, own_rank[neighbours], "amax")
-        moves = (own_rank > neighbour_rank).cpu()
-        moved, *_ = ops.move_side(
-            torch.where(moves, labels, -1), inside, volume, sizes, to_clusters, degrees, loops, least, 1
-        )
-        labels = torch.where(moves, moved, labels)
-    return labels
-
-
-def _gains_by_moving(
-    labels: Tensor,
-    inside: Tensor,
-    volume: Tensor,
-    sizes: Tensor,
-    to_clusters: Tensor,
-    degrees: Tensor,
-    loops: Tensor,
-    least: float,
-) -> Tensor:
-    """Return which nodes would lower the normalised cut if they alone moved; (n,) bool."""
-    own = labels.clamp(min=0)[:, None]
-    share = torch.where(volume > 0, inside / volume, 0.0)
-    joined = (inside + 2 * to_clusters + loops[:, None]) / (volume + degrees[:, None])
-    reachable = (sizes > 0) & (to_clusters > 0)
-    gain = torch.where(reachable, joined - share, -torch.inf).scatter_(1, own, -torch.inf)
-    rest = (volume[own] - degrees[:, None]).squeeze(1)
-    left = (inside[own] - 2 * to_clusters.gather(1, own) - loops[:, None]).squeeze(1) / rest
-    loss = share[own.squeeze(1)] - left
-    return (labels >= 0) & (sizes[own.squeeze(1)] > 1) & (gain.amax(1) > loss + least)
+def refine_graph(similarity: SparseSimilarity, labels: Tensor, num_clusters: int) -> Tensor:
+    """Move single nodes of a graph to the clusters that lower the normalised cut, until none moves."""
+    return ops.move_graph(similarity, labels, num_clusters, _least_gain(torch.float64), _MAX_SWEEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -71,6 +72,12 @@ class SparseSimilarity(ops.SparseMatrix):
         arrays = (self.starts, self.indices, self.values)
         return sum(array.numel() * array.element_size() for array in arrays)
 
+    @cached_property
+    def transpose(self) -> SparseSimilarity:
+        """The transpose, kept as long as the matrix: making it takes as long as many products."""
+        starts, indices, values = ops.sparse_transpose(self.starts, self.indices, self.values, self.cols)
+        return self._replace(starts=starts, indices=indices, values=values, cols=len(self.starts) - 1)
+
     def part(self, rows: Tensor, cols: Tensor) -> SparseSimilarity:
         """Return the rows and columns that two bool masks select; the others must have no nonzero entry."""
         selected = rows.repeat_interleave(self.starts.diff().long()) & cols[self.indices.long()]
@@ -97,7 +104,10 @@ class SparseSimilarity(ops.SparseMatrix):
         return self._sums(right, left, True)
 
     def _sums(self, right: Tensor | None, left: Tensor | None, of_cols: bool) -> tuple[Tensor, Tensor]:
-        return ops.sparse_similarity_sums(self, right, left, of_cols)
+        if not of_cols or not ops.has_gpu_kernels(self.values):
+            return ops.sparse_similarity_sums(self, right, left, of_cols)
+        of_rows, _ = ops.sparse_similarity_sums(self, right, None, False)
+        return of_rows, ops.sparse_similarity_sums(self.transpose, left, None, False)[0]
 
     def product_into(self, out: Tensor, right: Tensor, row_weights: Tensor) -> None:
         """Write ``row_weights * (A right)`` to ``out``, for a square matrix with the affinity ``"given"``."""
@@ -106,8 +116,15 @@ class SparseSimilarity(ops.SparseMatrix):
     def product(
         self, right: Tensor | None = None, left: Tensor | None = None, row_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return ``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``, in one pass."""
-        return ops.sparse_similarity_product(self, right, left, row_weights)
+        """Return ``A right``, and ``A^T left`` or ``A^T (row_weights * (A right))``."""
+        if (left is None and row_weights is None) or not ops.has_gpu_kernels(self.values):
+            return ops.sparse_similarity_product(self, right, left, row_weights)
+        if right is not None:
+            forward, _ = ops.sparse_similarity_product(self, right, None, None)
+            left = left if row_weights is None else row_weights[:, None] * forward
+        assert left is not None
+        backward, _ = ops.sparse_similarity_product(self.transpose, left, None, None)
+        return left.new_empty(0, left.shape[1]) if right is None else forward, backward
 
 
 Similarity: TypeAlias = DenseSimilarity | SparseSimilarity

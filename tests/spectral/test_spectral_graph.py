@@ -16,8 +16,7 @@ from torch import Tensor
 from modfast import Partition, normalized_cut, reference, spectral_cluster
 from modfast.spectral import graph_embedding
 from modfast.spectral.matrices import as_matrix
-from modfast.spectral.refinement import refine_in_rounds
-from modfast.spectral.similarity import SparseSimilarity, read_similarity
+from modfast.spectral.similarity import read_similarity
 
 
 def block_model(
@@ -140,23 +139,6 @@ def test_refinement_leaves_no_move_that_helps() -> None:
     assert torch.equal(
         reference.spectral.refine(dense[tied][:, tied], labels[tied], 3, 1, 1e-9), labels[tied]
     )
-
-
-@pytest.mark.parametrize("loops", [0.0, 2.0])
-def test_refinement_in_rounds(loops: float) -> None:
-    """As it is done on a GPU: it ends where no move helps, and no cluster is left empty."""
-    graph, truth = block_model(300, 3, 12.0, 0.8)
-    graph = (graph + scipy.sparse.identity(300) * loops).tocsr()
-    similarity = read_similarity(as_matrix(graph, "adjacency"), "given")
-    assert isinstance(similarity, SparseSimilarity)
-    start = torch.from_numpy(np.where(np.arange(300) % 5 == 0, np.arange(300) % 3, truth))
-    found = refine_in_rounds(similarity, similarity.row_sums(), start, 3)
-    dense = torch.from_numpy(graph.toarray())
-    assert torch.equal(reference.spectral.refine(dense, found, 3, 1, 1e-9), found)
-    assert normalized_cut(graph, found) < normalized_cut(graph, start)
-    assert adjusted_rand_score(truth, found) > adjusted_rand_score(truth, start)
-    single = refine_in_rounds(similarity, similarity.row_sums(), torch.zeros(300, dtype=torch.int64), 1)
-    assert not single.any()
 
 
 def test_same_labels_for_any_number_of_threads(set_threads: Callable[[int], None]) -> None:

@@ -134,6 +134,24 @@ def test_products_with_nothing(shape: tuple[int, int]) -> None:
             torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", COMPUTE)
+@pytest.mark.parametrize("shape", [(1, 1), (30, 70), (70, 30), (0, 5), (5, 0), (0, 0)])
+def test_sparse_transpose(shape: tuple[int, int], dtype: torch.dtype, index: torch.dtype) -> None:
+    """With rows whose columns are in any order, and repeat: the entries of a column stay in order."""
+    rows, cols = shape
+    counts = torch.randint(6, (rows,)) if cols else torch.zeros(rows, dtype=torch.int64)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(index)
+    indices = torch.randint(max(cols, 1), (int(counts.sum()),)).to(index)
+    values = torch.randn(len(indices)).to(dtype)
+    found = ops.sparse_transpose(starts, indices, values, cols)
+    for ours, theirs in zip(found, plain.sparse_transpose(starts, indices, values, cols), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    dense, turned = plain._dense(starts, indices, values, cols), plain._dense(*found, rows)
+    torch.testing.assert_close(turned, dense.T)
+
+
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_graph_product(compute: torch.dtype) -> None:
     weight = drawn(70, 70, torch.float32, share=0.2).abs()
@@ -407,6 +425,7 @@ def test_opcheck() -> None:
             (*parts, 6, 0, 1.0, None, None, False),
         ],
         "sparse_similarity_product": [(*parts, 6, 0, 1.0, block, None, torch.rand(6))],
+        "sparse_transpose": [(*parts, 6)],
         "graph_product_": [(torch.empty(6, 8), *parts, 1.0, block, torch.rand(6))],
         "basis_inner": [([block, torch.randn(6, 16)], block, torch.rand(6))],
         "basis_rotate_": [([block.clone(), torch.randn(6, 8)], torch.randn(16, 8, dtype=torch.float64))],

@@ -285,17 +285,19 @@ void try_sparse(DType dtype, double rounding) {
   std::vector<I> columns(entries);
   for (int64_t e = 0; e < entries; ++e) columns[e] = sparse.indices[order[e]];
 
-  std::unique_ptr<int64_t[]> starts(new int64_t[width + 1]), indices(new int64_t[entries]);
+  std::unique_ptr<I[]> starts(new I[width + 1]), indices(new I[entries]);
   std::unique_ptr<T[]> values(new T[entries]);
   const auto turn = [&] {
-    for (int64_t j = 0; j <= width; ++j) starts[j] = thread_turned_start(columns.data(), entries, j);
+    for (int64_t j = 0; j <= width; ++j) {
+      starts[j] = static_cast<I>(thread_turned_start(columns.data(), entries, j));
+    }
     for (int64_t e = 0; e < entries; ++e) {
-      thread_turn_entry<I>(rows, order.data(), e, indices.get(), values.get());
+      thread_turn_entry(rows, order.data(), e, indices.get(), values.get());
     }
   };
   turn();
   Rows turned = rows;
-  turned.matrix = {starts.get(), indices.get(), true, values.get(), dtype, width, height};
+  turned.matrix = {starts.get(), indices.get(), rows.matrix.wide, values.get(), dtype, width, height};
 
   std::vector<double> forward(height * vectors), forward_size(height * vectors), backward(width * vectors);
   std::vector<double> backward_size(width * vectors), row_sums(height), col_sums(width);
@@ -314,8 +316,7 @@ void try_sparse(DType dtype, double rounding) {
   }
   const C* whole = nullptr;
   const auto found = multiply_sparse<I, T, C>(rows, similarity, right.get(), whole, vectors);
-  const auto found_back =
-      multiply_sparse<int64_t, T, C>(turned, similarity, left.get(), scales.get(), vectors);
+  const auto found_back = multiply_sparse<I, T, C>(turned, similarity, left.get(), scales.get(), vectors);
   for (size_t i = 0; i < found.size(); ++i) {
     check(std::abs(found[i] - forward[i]) <= rounding * forward_size[i], "sparse forward", found[i],
           forward[i]);
@@ -334,7 +335,7 @@ void try_sparse(DType dtype, double rounding) {
   for (int64_t j = 0; j < width; ++j) {
     double sum = 0.0;
     for (int lane = 0; lane < kWarp; ++lane) {
-      sum += thread_sparse_row_sum<int64_t, T>(turned, similarity, left_probe.get(), j, lane);
+      sum += thread_sparse_row_sum<I, T>(turned, similarity, left_probe.get(), j, lane);
     }
     check(std::abs(sum - col_sums[j]) <= 1e-10, "sparse sum of a column", sum, col_sums[j]);
   }
@@ -354,7 +355,7 @@ void try_sparse(DType dtype, double rounding) {
   sparse.starts[0] = nonsense[0];
   turn();
   multiply_sparse<I, T, C>(rows, similarity, right.get(), whole, vectors);
-  multiply_sparse<int64_t, T, C>(turned, similarity, left.get(), scales.get(), vectors);
+  multiply_sparse<I, T, C>(turned, similarity, left.get(), scales.get(), vectors);
   for (int64_t i = 0; i < height; ++i) {
     for (int lane = 0; lane < kWarp; ++lane) {
       thread_sparse_row_sum<I, T>(rows, similarity, right_probe.get(), i, lane);
