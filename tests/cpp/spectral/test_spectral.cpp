@@ -207,6 +207,23 @@ void try_sparse(DType dtype, int64_t rows, int64_t cols, int64_t degree) {
   }
   const Sparse<I, T> sparse(dtype, rows, cols, entries);
   try_matrix(sparse.matrix, entries);
+
+  const std::unique_ptr<I[]> starts(new I[cols + 1]), indices(new I[entries.size()]);
+  const std::unique_ptr<T[]> values(new T[entries.size()]);
+  const auto transpose = [&] { sparse_transpose(sparse.matrix, starts.get(), indices.get(), values.get()); };
+  transpose();
+  auto by_column = entries;
+  std::stable_sort(by_column.begin(), by_column.end(),
+                   [](const Entry& one, const Entry& other) { return one.col < other.col; });
+  for (size_t e = 0; e < entries.size(); ++e) {
+    const Entry& entry = by_column[e];
+    check(static_cast<size_t>(starts[entry.col]) <= e && e < static_cast<size_t>(starts[entry.col + 1]),
+          "start of the transpose", double(starts[entry.col]), double(e));
+    check(indices[e] == entry.row && values[e] == static_cast<T>(entry.weight), "entry of the transpose",
+          double(values[e]), entry.weight);
+  }
+  check(starts[0] == 0 && static_cast<size_t>(starts[cols]) == entries.size(), "starts of the transpose",
+        double(starts[cols]), double(entries.size()));
   if (entries.empty()) return;
 
   // An index out of range raises an error, without an access outside of the vectors.
@@ -237,6 +254,7 @@ void try_sparse(DType dtype, int64_t rows, int64_t cols, int64_t degree) {
           similarity_sums(sparse.matrix, {}, nullptr, nullptr, row_sums.get(), col_sums.get(), in_turn);
         }),
         "a bad index of sums", 0, 1);
+  check(refused(transpose), "a bad index of the transpose", 0, 1);
 }
 
 template <class C>
