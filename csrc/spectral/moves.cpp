@@ -28,19 +28,17 @@ struct Graph {
   // Sets ties to the node's edge weight to each cluster. The node's own cluster must not be -1.
   Node node_of(int64_t i, const int32_t* labels, std::vector<double>* ties) const {
     std::fill(ties->begin(), ties->end(), 0.0);
-    Node node;
-    node.own = labels[i];
+    double degree = 0, loop = 0;  // in registers, unlike a result that ties might overlap
     for (int64_t e = starts[i]; e < starts[i + 1]; ++e) {
       const double a = similarity_of<double>(values[e], similarity);
-      node.degree += a;
+      degree += a;
       if (indices[e] == i) {
-        node.loop += a;
+        loop += a;
       } else if (const int64_t label = labels[indices[e]]; label >= 0) {
         (*ties)[label] += a;
       }
     }
-    node.own_tie = (*ties)[node.own];
-    return node;
+    return {labels[i], degree, loop, (*ties)[labels[i]]};
   }
 };
 
