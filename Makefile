@@ -11,7 +11,7 @@ MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
-.PHONY: help setup demo test check bench soak test-cuda bench-cuda resources sanitize lint format test-matrix clean
+.PHONY: help setup demo test test-emulated test-emulated-sanitized check bench soak test-cuda bench-cuda resources sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,8 +44,25 @@ PYTEST = -m pytest --numprocesses auto --dist loadfile --benchmark-disable
 test: setup ## run the tests and the examples in docstrings, except the slow ones
 	$(BIN)/python $(PYTEST) -m "not slow"
 
-check: setup ## run all tests
+check: setup ## run all tests, those of the CUDA kernels on an emulated GPU
 	$(BIN)/python $(PYTEST)
+	$(MAKE) --no-print-directory test-emulated test-emulated-sanitized
+
+# Operators on CPU tensors then run the CUDA kernels, compiled for the CPU; see tests/emulation.
+EMULATED = MODFAST_BACKEND=emulated
+EMULATED_ROOMS = tests/energy tests/spectral tests/circuits
+
+test-emulated: setup ## run the families' tests with the CUDA kernels, on an emulated GPU
+	$(BIN)/python tests/emulation/build.py
+	$(EMULATED) $(BIN)/python $(PYTEST) -m "cuda or not slow" $(EMULATED_ROOMS)
+
+# The sanitizers take the place of the emulation's own checks of shared memory; a library that is loaded later
+# needs their runtime from the start.
+test-emulated-sanitized: setup ## the same tests of CUDA kernels under the address and undefined-behaviour sanitizers
+	$(BIN)/python tests/emulation/build.py --sanitize
+	$(EMULATED) MODFAST_EMULATED_LIBRARY=$$(echo build/emulated-sanitized/_emulated*.so) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	  $(BIN)/python $(PYTEST) -m cuda $(EMULATED_ROOMS)
 
 bench: setup ## time each family beside other implementations and the least possible time, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json

@@ -37,21 +37,22 @@ def like_on_device(tensor):
 
 
 class HostCopies(TorchFunctionMode):
-    """Notes how many numbers the code under it brings to the host at once.
+    """Notes the longest side of what the code under it brings to the host.
 
-    It sees each call that asks for that, so it works on an emulated device too, where nothing moves.
+    It sees each call that asks for that, so it works on an emulated device too, where nothing moves. There it
+    also sees what was on the host before.
     """
 
     ASKS = frozenset(["cpu", "numpy", "tolist", "item", "__float__", "__int__", "__bool__", "__index__"])
 
     def __init__(self):
         super().__init__()
-        self.largest = 0
+        self.longest = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         to_host = name == "to" and any(str(each) == "cpu" for each in (*args[1:], *kwargs.values()))
         if (name in self.ASKS or to_host) and isinstance(args[0], torch.Tensor):
-            self.largest = max(self.largest, args[0].numel())
+            self.longest = max(self.longest, *args[0].shape, 1)
         return func(*args, **kwargs)

@@ -298,7 +298,7 @@ def test_clusters_of_a_weight_are_those_of_the_cpu(affinity, dtype):
     gpu = weight.to(DEVICE)
     with HostCopies() as watch:
         found, info = spectral_cocluster(gpu, 4, affinity=affinity, return_info=True)
-    assert 0 < watch.largest < sum(weight.shape)  # nothing of each node
+    assert 1 < watch.longest < min(weight.shape)  # nothing of each node
     assert found.row_labels.device.type == DEVICE.type
     assert found.to("cpu") == expected
     torch.testing.assert_close(info["singular_values"], told["singular_values"], rtol=1e-4, atol=1e-5)
@@ -320,7 +320,7 @@ def test_clusters_of_other_weights_are_those_of_the_cpu(layout):
     there = weight.to(DEVICE)  # which asks for the host itself where the device is emulated
     with HostCopies() as watch:
         found = spectral_cocluster(there, 3)
-    assert watch.largest < max(sum(weight.shape[:2]), 9 * 8 * 8)
+    assert watch.longest < min(weight.shape[:2])
     assert found.to("cpu") == expected
 
 
@@ -353,7 +353,7 @@ def test_clusters_of_a_graph_are_those_of_the_cpu(sparse):
     there = given.to(DEVICE)
     with HostCopies() as watch:
         found = spectral_cluster(there, 3)
-    assert watch.largest < max(len(truth), 9 * 8 * 8)
+    assert watch.longest < len(truth)
     assert found.device.type == DEVICE.type
     assert torch.equal(found.cpu(), expected)
     assert torch.equal(expected, truth)
