@@ -49,10 +49,17 @@ class HostCopies(TorchFunctionMode):
         super().__init__()
         self.longest = 0
 
+    @staticmethod
+    def is_host(argument):
+        # Emulated, a tensor that goes to its device goes to the CPU as well, but not by that name.
+        if EMULATED and not isinstance(argument, str):
+            return False
+        return str(argument) == "cpu"
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        to_host = name == "to" and any(str(each) == "cpu" for each in (*args[1:], *kwargs.values()))
+        to_host = name == "to" and any(map(self.is_host, (*args[1:], *kwargs.values())))
         if (name in self.ASKS or to_host) and isinstance(args[0], torch.Tensor):
             self.longest = max(self.longest, *args[0].shape, 1)
         return func(*args, **kwargs)

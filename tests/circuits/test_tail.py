@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from gpu import needs_a_real_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tail_models import Model, between, check_exact, names
@@ -161,6 +162,7 @@ def test_what_comes_before_is_recorded_only_to_find_the_tail():
     assert seen == [(16, True), (40, False), (16, False)]
 
 
+@needs_a_real_gpu
 @pytest.mark.cuda
 def test_a_model_on_another_device():
     model, inputs = CNN((3, 8, 8), hidden=7).cuda(), torch.rand(12, 3, 8, 8, device="cuda")
