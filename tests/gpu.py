@@ -17,7 +17,7 @@ DEVICE = torch.device("cpu" if EMULATED else "cuda")
 # What PyTorch itself does on a GPU: streams, graphs, memory.
 needs_a_real_gpu = pytest.mark.skipif(EMULATED, reason="is about a GPU itself, which is emulated here")
 
-# What the kernels for the CPU alone do: they check the values of labels and indices, for which a GPU would have
+# What only the kernels for the CPU do: they check the values of labels and indices, for which a GPU has
 # to wait, and keep memory for their caller.
 needs_cpu_kernels = pytest.mark.skipif(EMULATED, reason="is about the CPU's kernels")
 
