@@ -59,7 +59,7 @@ def _choose_backend() -> str:
     return chosen
 
 
-def _load_emulated() -> Any:
+def _load_emulated() -> tuple[Any, torch.library.Library]:
     """Load the GPU kernels that the tests compile for the CPU; operators on CPU tensors then run by them."""
     path = os.environ.get("MODFAST_EMULATED_LIBRARY")
     if not path and find_spec("modfast._emulated") is None:
@@ -77,10 +77,11 @@ def _load_emulated() -> Any:
         spec.loader.exec_module(library)
     else:
         library = import_module("modfast._emulated")
+    overrides = torch.library.Library("modfast", "IMPL")  # while it lives
     for full in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"):
         if full.startswith("modfast::"):
-            _overrides.impl(full, _instead_of_cpu_kernel(full), "CPU", allow_override=True)
-    return library
+            overrides.impl(full, _instead_of_cpu_kernel(full), "CPU", allow_override=True)
+    return library, overrides
 
 
 def _instead_of_cpu_kernel(full: str) -> Callable[..., Any]:
@@ -111,8 +112,7 @@ def cpu_kernels() -> Iterator[None]:
 _library = _load()
 BACKEND = _choose_backend()
 _cpu_kernels_wanted: list[bool] = []
-_overrides = torch.library.Library("modfast", "IMPL")
-_emulated_library = _load_emulated() if BACKEND == "emulated" else None
+_emulated_library, _overrides = _load_emulated() if BACKEND == "emulated" else (None, None)
 # The two have kernels for the same device.
 _cuda_library = None if BACKEND == "emulated" else _load_cuda()
 

@@ -1,7 +1,8 @@
 """The device whose kernels the tests with the mark ``cuda`` call: a GPU, or one that is emulated on the CPU.
 
 With ``MODFAST_BACKEND=emulated`` operators on CPU tensors run the GPU's kernels, compiled for the CPU; see
-tests/emulation. Then the "device" is the CPU, and the CPU's own kernels run inside of ``cpu_kernels``.
+tests/emulation. Then the "device" is the CPU, and the CPU's own kernels run inside of ``cpu_kernels``. That
+cannot show speed, the memory model, or blocks and streams that really run at once; see emulation.h.
 """
 
 import pytest

@@ -58,13 +58,20 @@ def test_empty_variables_choose_nothing(run_python):
     ("variable", "told"),
     [
         ("MODFAST_CPU", "MODFAST_CPU is 'AVX-1024'; this machine can run: "),
-        ("MODFAST_BACKEND", "MODFAST_BACKEND must be 'compiled' or 'reference', got 'AVX-1024'"),
+        ("MODFAST_BACKEND", "MODFAST_BACKEND must be 'compiled', 'reference' or 'emulated', got 'AVX"),
     ],
 )
 def test_bad_variables(run_python, variable, told):
     done = run_python("import modfast", **{variable: "AVX-1024"})
     assert done.returncode == 1
     assert f"ImportError: {told}" in done.stderr
+
+
+def test_an_emulated_gpu_that_is_not_built(run_python, tmp_path):
+    environment = {"MODFAST_BACKEND": "emulated", "MODFAST_EMULATED_LIBRARY": str(tmp_path / "no-library")}
+    done = run_python("import modfast", **environment)
+    assert done.returncode == 1
+    assert "ImportError: MODFAST_EMULATED_LIBRARY must be the path of a library" in done.stderr
 
 
 def test_old_and_new_pytorch(run_python):

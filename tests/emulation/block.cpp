@@ -166,7 +166,9 @@ void run_block(int64_t number, bool shuffled, Random& random) {
   here.block = index_of(number, here.grid_size);
   const int64_t count = int64_t(here.block_size.x) * here.block_size.y * here.block_size.z;
   for (Thread& thread : threads) {
-    if (thread.fibre != nullptr) spare.push_back(thread.fibre);
+    if (thread.fibre == nullptr) continue;  // only after a kernel that failed
+    thread.fibre->drop();
+    spare.push_back(thread.fibre);
   }
   threads.assign(count, Thread{});
   begin_shared(dynamic_shared(), launched->shared);

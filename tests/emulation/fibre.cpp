@@ -83,7 +83,7 @@ constexpr int kReturn = 11, kFrame = 20;
 namespace emulation {
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kStackBytes = 256 << 10, kOutermostBytes = 4 << 10;
 
 Fibre* entered = nullptr;
 void (*to_run)() = nullptr;
@@ -100,10 +100,17 @@ Fibre::Fibre() {
 
 Fibre::~Fibre() { munmap(stack_, kStackBytes); }
 
-void Fibre::begin(void (*run)()) {
+void Fibre::drop() {
 #if defined(__SANITIZE_ADDRESS__)
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   __asan_unpoison_memory_region(stack_ + page, kStackBytes - page);
+#endif
+}
+
+void Fibre::begin(void (*run)()) {
+#if defined(__SANITIZE_ADDRESS__)
+  // What left for good is still in its outermost functions.
+  __asan_unpoison_memory_region(stack_ + kStackBytes - kOutermostBytes, kOutermostBytes);
   shadow_ = nullptr;
 #endif
   to_run = run;

@@ -12,8 +12,10 @@ class Fibre {
   ~Fibre();
   Fibre(const Fibre&) = delete;
 
-  // Begins `run` on the stack. What ran there before is dropped, wherever it was.
+  // Begins `run` on the stack, where nothing ran before, or a function that has left for good.
   void begin(void (*run)());
+  // To be called before that if the function that ran there was in the midst of its work.
+  void drop();
   // Called outside of all fibres: runs until the function leaves.
   void enter();
   // Called in the fibre: returns to where it was entered. The function that a fibre runs leaves, never

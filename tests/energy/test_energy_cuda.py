@@ -1,6 +1,7 @@
 """The CUDA kernels, held to the specification and to the CPU's.
 
-They run on an emulated GPU as well; see gpu.py.
+They run on an emulated GPU as well (gpu.py), which shows nothing of speed, of the memory model, or of blocks
+and streams that really run at once.
 """
 
 from contextlib import nullcontext

@@ -1,4 +1,8 @@
-"""The solver's basis of vectors on a GPU, held to the specification."""
+"""The solver's basis of vectors on a GPU, held to the specification.
+
+They run on an emulated GPU as well (gpu.py), which shows nothing of speed, of the memory model, or of blocks
+and streams that really run at once.
+"""
 
 import pytest
 import torch

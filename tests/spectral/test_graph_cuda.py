@@ -1,6 +1,9 @@
 """Moves of nodes, cuts, and products of graphs on a GPU, held to the CPU's.
 
 What moves and what a cut adds up are the CPU's, bit for bit: only then do all labels agree.
+
+They run on an emulated GPU as well (gpu.py), which shows nothing of speed, of the memory model, or of blocks
+and streams that really run at once.
 """
 
 import pytest

@@ -1,6 +1,7 @@
 """k-means on a GPU: the draws, labels and cost of the CPU, and results that stay on the device.
 
-They run on an emulated GPU as well; see gpu.py.
+They run on an emulated GPU as well (gpu.py), which shows nothing of speed, of the memory model, or of blocks
+and streams that really run at once.
 """
 
 import pytest

@@ -1,6 +1,7 @@
 """The spectral family on a GPU, held to the specification and to the CPU.
 
-They run on an emulated GPU as well; see gpu.py.
+They run on an emulated GPU as well (gpu.py), which shows nothing of speed, of the memory model, or of blocks
+and streams that really run at once.
 """
 
 import pytest
