@@ -62,7 +62,7 @@ test-emulated-sanitized: setup ## the same tests of CUDA kernels under the addre
 	$(BIN)/python tests/emulation/build.py --sanitize
 	$(EMULATED) MODFAST_EMULATED_LIBRARY=$$(echo build/emulated-sanitized/_emulated*.so) ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(BIN)/python $(PYTEST) -m cuda $(EMULATED_ROOMS)
+	  $(BIN)/python $(PYTEST) --dist worksteal -m cuda $(EMULATED_ROOMS)
 
 bench: setup ## time each family beside other implementations and the least possible time, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json
@@ -133,18 +133,20 @@ sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.c
 	build/sanitize/circuits/test_circuits_threads
 	build/sanitize/circuits/test_circuits_races
 
+FORMATTED = csrc/*/* tests/cpp/*/* tests/emulation/*.cpp tests/emulation/*.h tests/emulation/*/*
+
 lint: setup ## check formatting, style, types, and which modules import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_house.py
-	$(BIN)/clang-format --dry-run --Werror csrc/*/* tests/cpp/*/*
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 format: setup ## format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*/* tests/cpp/*/*
+	$(BIN)/clang-format -i $(FORMATTED)
 
 test-matrix: setup ## test one wheel with the oldest, a middle and the newest PyTorch, then other versions of Python
 	rm -rf build/matrix
