@@ -71,7 +71,7 @@ def test_an_emulated_gpu_that_is_not_built(run_python, tmp_path):
     environment = {"MODFAST_BACKEND": "emulated", "MODFAST_EMULATED_LIBRARY": str(tmp_path / "no-library")}
     done = run_python("import modfast", **environment)
     assert done.returncode == 1
-    assert "ImportError: MODFAST_EMULATED_LIBRARY must be the path of a library" in done.stderr
+    assert "ImportError: MODFAST_EMULATED_LIBRARY must be the path of a compiled library" in done.stderr
 
 
 def test_old_and_new_pytorch(run_python):
