@@ -42,7 +42,8 @@ __device__ void block_column_sums(const Matrix& m, bool product, int64_t segment
 }
 
 // One block of threads for each tile of columns, label of rows and group of segments.
-__global__ void __launch_bounds__(kThreads)
+// At least six blocks to a multiprocessor: left to itself, the compiler spills on some architectures.
+__global__ void __launch_bounds__(kThreads, 6)
     block_sums(const __grid_constant__ Matrix m, bool product, int64_t per_group, const int32_t* row_orders,
                const int32_t* row_starts, const int32_t* col_orders, const int32_t* col_starts,
                double* partial) {
@@ -94,7 +95,8 @@ __global__ void __launch_bounds__(kThreads)
   blocks[at] = sum;
 }
 
-__global__ void __launch_bounds__(kThreads)
+// At least four blocks to a multiprocessor: left to itself, the compiler spills on some architectures.
+__global__ void __launch_bounds__(kThreads, 4)
     block_scales(const __grid_constant__ Matrix m, const double* factors) {
   switch (m.dtype) {
     case DType::float32: return thread_block_scale<float>(m, factors, blockIdx.x, threadIdx.x);

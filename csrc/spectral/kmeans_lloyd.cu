@@ -286,8 +286,9 @@ __device__ void fill_empty(const Lloyd& l, int64_t start, int64_t centres, doubl
   }
 }
 
-// Ends an iteration of each start, one block of threads for each.
-__global__ void __launch_bounds__(kMoveThreads) move_centres(const __grid_constant__ Lloyd l) {
+// Ends an iteration of each start, one block of threads for each. They are fewer than multiprocessors, so a
+// block may take as many registers as it likes.
+__global__ void __launch_bounds__(kMoveThreads, 1) move_centres(const __grid_constant__ Lloyd l) {
   const int64_t start = blockIdx.x, width = l.width();
   const Start state = l.states[start];
   if (state.ended) return;

@@ -22,19 +22,19 @@ constexpr int64_t kNearBytes = 36864;  // shared memory for ties, of 48 KB
 
 // The least number of all threads of a block; of_warps: shared memory for a number of each warp. All threads
 // wait for each other twice.
-__device__ int64_t block_least(int64_t number, int64_t* of_warps) {
+__device__ int block_least(int number, int* of_warps) {
   const int lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
-  const auto least_of_warp = [](int64_t least) {
+  const auto least_of_warp = [](int least) {
     for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-      const int64_t other = __shfl_xor_sync(0xffffffffu, least, distance);
+      const int other = __shfl_xor_sync(0xffffffffu, least, distance);
       if (other < least) least = other;
     }
     return least;
   };
-  const int64_t of_warp = least_of_warp(number);
+  const int of_warp = least_of_warp(number);
   if (lane == 0) of_warps[threadIdx.x / kWarp] = of_warp;
   __syncthreads();
-  const int64_t least = least_of_warp(of_warps[lane < warps ? lane : 0]);
+  const int least = least_of_warp(of_warps[lane < warps ? lane : 0]);
   __syncthreads();
   return least;
 }
@@ -42,24 +42,25 @@ __device__ int64_t block_least(int64_t number, int64_t* of_warps) {
 // --- One side of a bipartite graph: one block, of which each thread watches over one node.
 
 __global__ void __launch_bounds__(kMostThreads) move_nodes_of_side(const __grid_constant__ SideMoves m) {
-  __shared__ int64_t of_warps[kMostWarps];
+  __shared__ int of_warps[kMostWarps];
+  const int thread = threadIdx.x;
   bool moved = true;
   for (int64_t sweep = 0; sweep < m.max_sweeps && moved; ++sweep) {
     moved = false;
     for (int64_t first = 0; first < m.nodes; first += blockDim.x) {
-      const int64_t i = first + threadIdx.x;
+      const int64_t i = first + thread;
       const double* ties = m.ties + i * m.stride;
       Node node;
       if (i < m.nodes && m.labels[i] >= 0 && m.labels[i] < m.cut.clusters) {
         node = {m.labels[i], m.degrees[i], m.loops ? m.loops[i] : 0.0, ties[m.labels[i]]};
       }
       // The first node that gains by a move is moved; then those behind it are looked at again.
-      for (int64_t next = first;;) {
+      for (int next = 0;;) {
         int64_t to = node.own;
-        if (node.own >= 0 && i >= next) to = best_move(ties, node, m.least, m.cut).to;
-        const int64_t mover = block_least(to != node.own ? i : m.nodes, of_warps);
-        if (mover == m.nodes) break;
-        if (i == mover) {
+        if (node.own >= 0 && thread >= next) to = best_move(ties, node, m.least, m.cut).to;
+        const int mover = block_least(to != node.own ? thread : kMostThreads, of_warps);
+        if (mover == kMostThreads) break;
+        if (thread == mover) {
           move(node, to, ties[to], m.cut);
           m.labels[i] = to;
         }
@@ -228,7 +229,9 @@ __device__ int64_t warp_best(const GraphMoves& m, const Node& node, const double
   return best.to;
 }
 
-__global__ void __launch_bounds__(kNodeThreads) find_nodes_that_gain(const __grid_constant__ GraphMoves m) {
+// At least four blocks to a multiprocessor: left to itself, the compiler spills on some architectures.
+__global__ void __launch_bounds__(kNodeThreads, 4)
+    find_nodes_that_gain(const __grid_constant__ GraphMoves m) {
   if (*m.settled) return;
   double* ties = ties_of_warp(m);
   const int64_t warps = blockDim.x / kWarp, first = blockIdx.x * warps + threadIdx.x / kWarp;
@@ -286,13 +289,14 @@ __device__ bool has_edge(const Graph& g, int64_t node, int64_t other) {
 
 // Moves the nodes that gained by a move when the sweep began, one after the other, each if it still gains.
 //
-// One block; each warp has one of the next nodes of the list, and keeps its ties until the node is done. The
-// first node that gains is moved. Those behind it are judged again, with the new cut; their edges are added
-// up again only if they have an edge to the node that moved.
-__global__ void __launch_bounds__(kNodeThreads) move_nodes_that_gain(const __grid_constant__ GraphMoves m) {
+// One block, which may take as many registers as it likes. Each warp has one of the next nodes of the list,
+// and keeps its ties until the node is done. The first node that gains is moved. Those behind it are judged
+// again, with the new cut; their edges are added up again only if they have an edge to the node that moved.
+__global__ void __launch_bounds__(kNodeThreads, 1)
+    move_nodes_that_gain(const __grid_constant__ GraphMoves m) {
   if (*m.settled) return;
   __shared__ uint16_t list[kListed];
-  __shared__ int64_t least_of_warps[kNodeWarps];
+  __shared__ int least_of_warps[kNodeWarps];
   __shared__ int64_t just_moved;
   __shared__ int count_of_warps[kNodeWarps];
   double* ties = ties_of_warp(m);
@@ -313,7 +317,7 @@ __global__ void __launch_bounds__(kNodeThreads) move_nodes_that_gain(const __gri
         to = warp_best(m, node, ties);
       }
       const bool gains = place < count && to != node.own;
-      const int mover = static_cast<int>(block_least(gains ? place : count, least_of_warps));
+      const int mover = block_least(gains ? place : count, least_of_warps);
       if (mover == count) {  // no node of all warps gains
         done += warps;
         moved = -1;

@@ -58,9 +58,13 @@ __global__ void __launch_bounds__(kThreadsOfBlock)
 }
 static_assert(kColsOfSums == kThreadsOfBlock, "each thread adds up one column");
 
+// Blocks to a multiprocessor, at least: what lets it run most warps without spilled registers.
+template <class C, int N>
+constexpr int kSparseBlocks = sizeof(C) == 8 && N > 8 ? 6 : 7;
+
 // One warp for each row.
 template <class C, int N>
-__global__ void __launch_bounds__(kThreadsOfBlock)
+__global__ void __launch_bounds__(kThreadsOfBlock, kSparseBlocks<C, N>)
     sparse_product(const __grid_constant__ Rows rows, Similarity similarity, const C* vectors,
                    const C* scales, const C* row_weights, int64_t width, int64_t first_vector, int64_t parts,
                    C* out) {
