@@ -19,7 +19,7 @@ import torch
 from benchmarks.common.pages import add_page_option, as_markdown, check_page, put_into_page, show
 from benchmarks.kernels.compiler import CompilerError, Resources, all_kernels, compile_all, sources
 from benchmarks.kernels.occupancy import LIMITS, Occupancy, occupancy
-from benchmarks.kernels.traffic import ALL_SHARED, CASES, Traffic, base_name, traffic
+from benchmarks.kernels.traffic import ALL_SHARED, CASES, Traffic, base_name, launch_shared, traffic
 from build_cuda import NVCC_FLAGS, NoToolkitError, find_toolkit
 from modfast.files import write_json
 
@@ -44,7 +44,8 @@ GPUS = [
 
 RESOURCES_CAPTION = (
     "Under an architecture: registers of a thread, and the occupancy: warps that a multiprocessor runs at a "
-    "time, and what limits them; without a word only the most that there can be, 64."
+    "time, and what limits them; without a word only the most that there can be, 64. Shared memory after a + "
+    "is what the launch adds in the case of the last table."
 )
 SPILLS_CAPTION = "Bytes of a thread that do not fit into registers: stored, loaded."
 TIMES_CAPTION = (
@@ -56,7 +57,7 @@ TIMES_CAPTION = (
 
 
 def occupancy_of(resources: Resources) -> Occupancy:
-    shared = resources.shared
+    shared = resources.shared + launch_shared(resources.kernel)
     if base_name(resources.kernel) in ALL_SHARED:
         limits = LIMITS[resources.architecture]
         shared = limits.shared - limits.shared_of_system
@@ -79,7 +80,9 @@ def by_kernel(report: dict[str, Any]) -> list[list[Resources]]:
 def shared_cell(group: Sequence[Resources]) -> str:
     if base_name(group[0].kernel) in ALL_SHARED:
         return "all"
-    return " / ".join(dict.fromkeys(f"{each.shared:,}" for each in group))
+    own = " / ".join(dict.fromkeys(f"{each.shared:,}" for each in group))
+    more = launch_shared(group[0].kernel)
+    return f"{own} + {more:,}" if more else own
 
 
 def resource_cell(resources: Resources) -> str:

@@ -1,8 +1,9 @@
 """The bytes that each CUDA kernel cannot avoid to move, for a stated case.
 
 Each number of the input counts once and each number of the output once, however often threads read it: what
-is read again may come from a cache. The time that a GPU's bandwidth allows for these bytes is a floor, not a
-forecast. A kernel that is not here is shown with unknown bytes, and a test names it.
+is read again may come from a cache. The states of k-means' starts, 32 bytes each, are left out. The time
+that a GPU's bandwidth allows for these bytes is a floor, not a forecast. A kernel that is not here is
+shown with unknown bytes, and a test names it.
 
 The sizes of blocks and pieces repeat constants of csrc/. They only set how many partial sums there are, which
 is little beside the inputs, and how many blocks a launch has.
@@ -30,11 +31,14 @@ def parts(number: int, each: int) -> int:
 
 # --- The cases
 
-WEIGHT, GRAPH, TAIL = "weight", "graph", "tail"
+WEIGHT, GRAPH, TAIL, POINTS, SAMPLE = "weight", "graph", "tail", "points", "sample"
 CASES = {
     WEIGHT: "4096 x 4096 float32, random labels in 4 clusters",
-    GRAPH: "1,000,000 nodes, 10,000,000 edges, each stored at both of its ends; float32 and int32",
+    GRAPH: "1,000,000 nodes in 20 clusters, 10,000,000 edges, each stored at both of its ends; float32 and "
+    "int32",
     TAIL: "the first linear layer of the paper's network for CIFAR-10, 64 x 4096 float64, on 1,000 images",
+    POINTS: "k-means of 1,000,000 points of 20 float32 coordinates in 20 clusters, from the best start",
+    SAMPLE: "10 starts of that k-means side by side, on 32,768 of the points",
 }
 
 ROWS = COLS = 4096
@@ -42,11 +46,15 @@ CLUSTERS = 4
 LABELS = CLUSTERS + 1  # one for rows and columns in no cluster
 NUMBERS = ROWS * COLS
 
-NODES, ENTRIES = 1_000_000, 20_000_000
+NODES, ENTRIES, GRAPH_CLUSTERS = 1_000_000, 20_000_000, 20
+BASIS = 64  # vectors of a solver's basis for the graph
 
 IMAGES, INPUTS, NEURONS = 1000, 4096, 64
 
-FLOAT, DOUBLE, INT, LONG = 4, 8, 4, 8
+ALL_POINTS, DIMS, CENTRES = 1_000_000, 20, 20
+STARTS, SAMPLED = 10, 32_768
+
+BYTE, FLOAT, DOUBLE, INT, LONG = 1, 4, 8, 4, 8
 
 # --- energy/loss.cu: an item is what a block of threads takes of a matrix.
 
@@ -107,6 +115,71 @@ def sparse_product(arguments: Template) -> Traffic:
         parts(NODES, 8),
     )
 
+
+# --- spectral/basis.cu
+
+
+def inner_tiles(arguments: Template) -> Traffic:
+    number, width = size_of(arguments[0]), int(arguments[1])
+    piece = 32 * parts(max(128, parts(NODES, 1024 // parts(BASIS, 64))), 32)
+    pieces = parts(NODES, piece)
+    groups = 128 // (width // 4 * (64 // 4))  # of threads that share a piece
+    return Traffic(
+        f"{GRAPH}, {BASIS} vectors by {width}",
+        "the basis, the vectors, a weight for each node; the pieces of the products",
+        number * NODES * (BASIS + width + 1) + DOUBLE * pieces * groups * BASIS * width,
+        pieces * parts(BASIS, 64),
+    )
+
+
+def rotate_tiles(arguments: Template) -> Traffic:
+    number, width = size_of(arguments[0]), int(arguments[1])
+    return Traffic(
+        f"{GRAPH}, {BASIS} vectors to {width}",
+        "the basis, the factors; the vectors that replace its first ones",
+        number * NODES * (BASIS + width) + DOUBLE * BASIS * width,
+        parts(NODES, 4 * 128 // (width // 4)),
+    )
+
+
+def copy_rotated(arguments: Template) -> Traffic:
+    number, rows, width = size_of(arguments[0]), (1 << 20) // BASIS, BASIS
+    return Traffic(
+        f"{GRAPH}, {width} vectors, {rows:,} nodes at a time",
+        "the numbers read and written",
+        2 * number * rows * width,
+        parts(rows * width, 256),
+    )
+
+
+# --- spectral/kmeans*.cu
+
+
+def record(clusters: int) -> int:
+    """The numbers of a record of sums, as in spectral/cuda_kmeans_parts.h."""
+    return clusters * (DIMS + 2) + 2
+
+
+def pieces_of_points() -> int:
+    tiles = parts(ALL_POINTS, 128)
+    return parts(tiles, parts(tiles, 1024))
+
+
+def assign(arguments: Template) -> Traffic:
+    clusters = min(int(arguments[0]), CENTRES)
+    return Traffic(
+        POINTS if clusters == CENTRES else f"{POINTS}, but in {clusters} clusters",
+        "the points, their weights and labels, the centres; squared distances, the pieces of the sums",
+        FLOAT * (ALL_POINTS * (DIMS + 3) + clusters * DIMS) + DOUBLE * pieces_of_points() * record(clusters),
+        pieces_of_points(),
+    )
+
+
+# --- spectral/moves.cu
+
+EDGES = INT * (NODES + 1) + (INT + FLOAT) * ENTRIES
+TERMS = 2 * DOUBLE + LONG  # of a cluster in the normalised cut
+CHUNKS = parts(NODES, 16384)
 
 TRAFFIC: dict[str, Callable[[Template], Traffic]] = {
     "item_energies": lambda _: Traffic(
@@ -172,6 +245,88 @@ TRAFFIC: dict[str, Callable[[Template], Traffic]] = {
         2 * FLOAT * NUMBERS + DOUBLE * (1 + CLUSTERS) * (ROWS + COLS),
         parts(COLS, 256) * parts(ROWS, 8),
     ),
+    "inner_tiles": inner_tiles,
+    "rotate_tiles": rotate_tiles,
+    "copy_rotated": copy_rotated,
+    "take_sample": lambda _: Traffic(
+        SAMPLE,
+        "the sampled points and weights, read and written; the points by coordinate, a bound for each",
+        FLOAT * SAMPLED * (3 * DIMS + 3),
+        parts(SAMPLED, 256),
+    ),
+    "draw_centre": lambda _: Traffic(
+        SAMPLE,
+        "for each start: the sums of blocks of points, three numbers for each point of a block, the centre "
+        "read and written",
+        STARTS * (DOUBLE * parts(SAMPLED, 1024) + FLOAT * 3 * 1024 + 2 * FLOAT * DIMS),
+        STARTS,
+    ),
+    "measure": lambda _: Traffic(
+        SAMPLE,
+        "the points, their weights and bounds; for each start the centre, squared distances read and "
+        "written, the sums of blocks of points",
+        FLOAT * (SAMPLED * (DIMS + 2) + STARTS * (DIMS + 2 * SAMPLED))
+        + DOUBLE * STARTS * parts(SAMPLED, 1024),
+        STARTS * parts(SAMPLED, 1024),
+    ),
+    "assign": assign,
+    "add_records": lambda _: Traffic(
+        POINTS,
+        "the pieces of the sums, and the sums",
+        DOUBLE * (pieces_of_points() + 1) * record(CENTRES),
+        parts(record(CENTRES), 32),
+    ),
+    "move_centres": lambda _: Traffic(
+        POINTS,
+        "the sums, the centres",
+        DOUBLE * record(CENTRES) + FLOAT * CENTRES * DIMS,
+        1,
+    ),
+    "copy_start": lambda _: Traffic(
+        SAMPLE, "the centres of one start, read and written", 2 * FLOAT * CENTRES * DIMS, parts(SAMPLED, 256)
+    ),
+    "give": lambda _: Traffic(
+        POINTS, "the labels read, and written as int64", (INT + LONG) * ALL_POINTS, parts(ALL_POINTS, 256)
+    ),
+    "read_labels": lambda _: Traffic(
+        GRAPH, "the labels read as int64, and written", (LONG + INT) * NODES, parts(NODES, 256)
+    ),
+    "write_labels": lambda _: Traffic(
+        GRAPH, "the labels read, and written as int64", (INT + LONG) * NODES, parts(NODES, 256)
+    ),
+    "cut_of_nodes": lambda _: Traffic(
+        GRAPH,
+        "starts, indices, values, labels; two numbers for each node",
+        EDGES + INT * NODES + 2 * DOUBLE * NODES,
+        parts(NODES, 8),
+    ),
+    "cut_of_chunks": lambda _: Traffic(
+        GRAPH,
+        "labels, two numbers for each node; the terms of each cluster in each chunk of nodes",
+        (INT + 2 * DOUBLE) * NODES + TERMS * GRAPH_CLUSTERS * CHUNKS,
+        CHUNKS,
+    ),
+    "add_chunks": lambda _: Traffic(
+        GRAPH,
+        "the terms of each cluster in each chunk of nodes; those of each cluster",
+        TERMS * GRAPH_CLUSTERS * (CHUNKS + 1),
+        1,
+    ),
+    "find_nodes_that_gain": lambda _: Traffic(
+        GRAPH,
+        "starts, indices, values, labels, the terms of each cluster; whether a node gains",
+        EDGES + INT * NODES + TERMS * GRAPH_CLUSTERS + BYTE * NODES,
+        min(parts(NODES, 8), 4096),
+    ),
+    "move_nodes_that_gain": lambda _: Traffic(
+        f"{GRAPH}, no node gains", "whether a node gains", BYTE * NODES, 1
+    ),
+    "move_nodes_of_side": lambda _: Traffic(
+        f"{WEIGHT}, its rows, no node gains",
+        "for each row its ties to each cluster, its degree, its label; the terms of each cluster",
+        ROWS * (DOUBLE * (CLUSTERS + 1) + LONG) + TERMS * CLUSTERS,
+        1,
+    ),
     "forward_rows": lambda _: Traffic(
         TAIL,
         "the weights, the inputs; the sums and the activations",
@@ -190,9 +345,32 @@ TRAFFIC: dict[str, Callable[[Template], Traffic]] = {
 ALL_SHARED = {"walk_one_row"}
 
 
+def launch_shared(kernel: str) -> int:
+    """Return the bytes of shared memory that a launch adds to those of the kernel, in the stated case.
+
+    >>> launch_shared("assign<32>"), launch_shared("add_up<8>")
+    (3536, 0)
+    """
+    name, arguments = parse(kernel)
+    if name == "assign":  # a record
+        return DOUBLE * record(min(int(arguments[0]), CENTRES))
+    # The ties of a node to each cluster, for each warp.
+    return DOUBLE * 8 * GRAPH_CLUSTERS if name in ("find_nodes_that_gain", "move_nodes_that_gain") else 0
+
+
+def parse(kernel: str) -> tuple[str, Template]:
+    """Return a kernel's name, and its template's arguments.
+
+    >>> parse("sparse_product<double, 8>")
+    ('sparse_product', ['double', '8'])
+    """
+    name, _, arguments = kernel.partition("<")
+    return name, re.split(r",\s*", arguments.removesuffix(">"))
+
+
 def base_name(kernel: str) -> str:
     """Return a kernel's name without its template's arguments."""
-    return kernel.partition("<")[0]
+    return parse(kernel)[0]
 
 
 def traffic(kernel: str) -> Traffic | None:
@@ -201,6 +379,6 @@ def traffic(kernel: str) -> Traffic | None:
     >>> traffic("add_up<8>").bytes
     16408
     """
-    name, _, arguments = kernel.partition("<")
+    name, arguments = parse(kernel)
     formula = TRAFFIC.get(name)
-    return formula(re.split(r",\s*", arguments.removesuffix(">"))) if formula else None
+    return formula(arguments) if formula else None
