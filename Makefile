@@ -54,7 +54,7 @@ EMULATED_ROOMS = tests/energy tests/spectral tests/circuits
 
 test-emulated: setup ## run the families' tests with the CUDA kernels, on an emulated GPU
 	$(BIN)/python tests/emulation/build.py
-	$(EMULATED) $(BIN)/python $(PYTEST) -m "cuda or not slow" $(EMULATED_ROOMS)
+	$(EMULATED) $(BIN)/python $(PYTEST) --dist worksteal -m "cuda or not slow" $(EMULATED_ROOMS)
 
 # The sanitizers take the place of the emulation's own checks of shared memory; a library that is loaded later
 # needs their runtime from the start.
