@@ -8,6 +8,7 @@ memory that take the compiler's calls for the thread sanitizer. Only what has ch
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shlex
 import subprocess
@@ -133,6 +134,13 @@ def build(library: Path = LIBRARY, *, sanitize: bool = False, changed: Path | No
     objects = ROOT / "build" / ("emulated-sanitized" if sanitize else "emulated")
     objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
+    # Two builds at once would write the same object files.
+    with (objects / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build_alone(library, objects, sanitize, changed)
+
+
+def _build_alone(library: Path, objects: Path, sanitize: bool, changed: Path | None) -> Path:
     plan = commands(objects, sanitize, changed)
     stale = [made for made, command in plan.items() if not is_current(made, command)]
 

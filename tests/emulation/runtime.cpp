@@ -60,7 +60,8 @@ void run_until(CUstream_st* stream, uint64_t done) {
     const auto piece = std::move(stream->work.front());
     stream->work.pop_front();
     ++stream->done;
-    piece();
+    // As on a device, nothing runs after a kernel that failed: what it should have written is not there.
+    if (last_error != cudaErrorLaunchFailure) piece();
   }
 }
 
@@ -87,9 +88,11 @@ std::string refused(const void* function, dim3 grid, dim3 block, size_t shared, 
     return "block " + text_of(block) + " is empty or too large";
   }
   const auto more = allowed_shared.find(function);
-  const size_t allowed = more == allowed_shared.end() ? kShared : std::max(kShared, more->second);
-  if (shared > allowed) {
-    return std::to_string(shared) + " bytes of dynamic shared memory, allowed are " + std::to_string(allowed);
+  const size_t own = shared > 0 ? emulation::own_shared_bytes(function) : 0;
+  const size_t allowed = more == allowed_shared.end() ? kShared : std::max(kShared, more->second + own);
+  if (shared + own > std::min(allowed, kSharedOptIn)) {
+    return std::to_string(shared) + " bytes of dynamic shared memory beside " + std::to_string(own) +
+           " of shared variables, allowed are " + std::to_string(std::min(allowed, kSharedOptIn));
   }
   if (parameters > kMaxParameters) {
     return std::to_string(parameters) + " bytes of parameters, allowed are " + std::to_string(kMaxParameters);

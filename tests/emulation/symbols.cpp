@@ -107,4 +107,21 @@ std::string kernel_name(const void* function) {
   return "(unnamed)";
 }
 
+size_t own_shared_bytes(const void* function) {
+  const auto address = reinterpret_cast<uintptr_t>(function);
+  const auto& list = symbols();
+  size_t bytes = 0;
+  for (const Symbol& kernel : list) {
+    if (!kernel.is_function || kernel.begin != address || kernel.name.rfind("_Z", 0) != 0) continue;
+    // How compilers write the name of a variable in a function.
+    const std::string begins = "_ZZ" + kernel.name.substr(2) + "E";
+    for (size_t i = 0; i + 1 < list.size(); ++i) {
+      if (!is_guard(list[i]) || list[i + 1].name.rfind(begins, 0) != 0) continue;
+      bytes += list[i + 1].end - list[i + 1].begin;
+    }
+    return bytes;
+  }
+  return bytes;
+}
+
 }  // namespace emulation

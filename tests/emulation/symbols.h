@@ -1,6 +1,7 @@
 // What this library's own table of symbols says: the names of kernels, and where shared variables lie.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,5 +18,8 @@ const std::vector<SharedVariable>& shared_variables();
 
 // "modfast::block_sums" for the address of such a function, without arguments and anonymous namespaces.
 std::string kernel_name(const void* function);
+
+// The bytes of a kernel's own shared variables; those of functions that it calls are not counted.
+size_t own_shared_bytes(const void* function);
 
 }  // namespace emulation

@@ -104,12 +104,26 @@ def test_what_is_wrong_is_named(words, kernel, told, seed):
         ("empty_block", "block (0, 1, 1) is empty or too large"),
         ("empty_grid", "grid (0, 1, 1) is empty or too large"),
         ("large_grid", "grid (0, 1, 1) is empty or too large"),
-        ("much_shared", "49153 bytes of dynamic shared memory, allowed are 49152"),
+        (
+            "much_shared",
+            "49153 bytes of dynamic shared memory beside 0 of shared variables, allowed are 49152",
+        ),
+        (
+            "shared_of_both_kinds",
+            "48641 bytes of dynamic shared memory beside 512 of shared variables, allowed are 49152",
+        ),
     ],
 )
 def test_limits_of_a_device(words, given, told):
     printed = words(given, 0)
     assert told in printed
+    assert printed.count("error: ") == 1
+
+
+def test_nothing_runs_after_a_kernel_that_failed(words):
+    printed = words("after_a_failure", 0)
+    assert "without the __syncthreads" in printed
+    assert "did not run" in printed
     assert printed.count("error: ") == 1
 
 

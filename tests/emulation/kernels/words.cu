@@ -294,6 +294,12 @@ __global__ void waits_elsewhere(int* out) {
   if (threadIdx.x != 31) __syncthreads();
 }
 
+__global__ void breaks_before_it_writes(int* out) {
+  if (threadIdx.x == 0) __syncthreads();
+  out[threadIdx.x] = 0;
+}
+__global__ void never_runs(int* out) { out[0] = 7; }
+
 using Wrong = void (*)(int*);
 struct Case {
   Wrong kernel;
@@ -319,6 +325,7 @@ const std::map<std::string, Case> wrong{
     {"empty_block", {no_barrier, 1, 0, 0}},
     {"empty_grid", {no_barrier, 0, kBlock, 0}},
     {"large_grid", {no_barrier, int64_t{1} << 32 | 1, kBlock, 0}},
+    {"shared_of_both_kinds", {out_of_bounds, 1, kBlock, (48 << 10) - 2 * kBlock * sizeof(int) + 1}},
     {"much_shared", {dynamic_out_of_bounds, 1, kBlock, (48 << 10) + 1}},
 };
 
@@ -342,6 +349,15 @@ int main(int count, char** arguments) {
     test_streams();
     test_warps_wait_on_their_own();
     return failures != 0;
+  }
+  if (name == "after_a_failure") {
+    std::vector<int> out(kBlock, 1);
+    launch(breaks_before_it_writes, 1, kBlock, 0, nullptr, out.data());
+    launch(never_runs, 1, 1, 0, nullptr, out.data());
+    const char* error = outcome();
+    std::printf("error: %s\n%s\n", error ? error : "none", out[0] == 7 ? "ran" : "did not run");
+    run(add_one, 1, 1, 0, out.data());  // later launches do
+    return 0;
   }
   const Case& given = wrong.at(name);
   std::vector<int> out(2048);
