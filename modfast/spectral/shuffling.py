@@ -111,6 +111,9 @@ def shuffle_test(
     def shuffled_cut(number: int) -> float:
         return cut(graph_of(_shuffled(chain, int(seed), number)))
 
+    if graph.is_cuda:
+        # The workers have streams of their own, on which the caller's work on the weights may not be done.
+        torch.cuda.current_stream(graph.device).synchronize()
     shuffled = torch.empty(count, dtype=torch.float64, device="cpu")
     with _single_threads(min(threads, count)) as pool:
         # First and alone, so that bad options raise early; in a worker, so that it runs like the others.

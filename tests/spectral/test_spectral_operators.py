@@ -402,6 +402,13 @@ def calls() -> dict[str, Callable[[], object]]:
     }
 
 
+def test_a_graph_without_nodes_has_a_product() -> None:
+    out = torch.empty(0, 8)
+    starts, indices = torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    ops.graph_product_(out, starts, indices, torch.empty(0), 1.0, torch.empty(0, 8), torch.empty(0))
+    assert out.shape == (0, 8)
+
+
 # What the kernels for the CPU say of the values of starts, indices and labels; see gpu.py.
 OF_VALUES = [
     "starts must begin",

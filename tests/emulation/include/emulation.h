@@ -13,7 +13,9 @@
 // two barriers a thread here runs alone); what depends on real concurrency of blocks and of streams; whether
 // a pointer leads to the device's or to the host's memory, since here both are one; and the limits of
 // __launch_bounds__, registers and local memory. Of shared memory it does not see what a function gets as an
-// argument by value: kernels copy it to a variable first.
+// argument by value: kernels copy it to a variable first. A __syncwarp of some lanes counts for their whole
+// warp. Of global memory it sees nothing: neither what was not written, nor two threads that meet there, but
+// by the shuffled order.
 #pragma once
 
 #include <cstddef>
