@@ -79,7 +79,7 @@ def _link(layer: Layer, norm: BatchNorm | None, previous: Link | None) -> Link:
 
 def graph_of(chain: Sequence[Link]) -> Tensor:
     """The graph of a network's layers, as a sparse CSR matrix."""
-    _take_warnings()
+    take_warnings()
     blocks = [_block(link).to(chain[0].weight.device) for link in chain]
     sizes = [link.inputs for link in chain] + [len(blocks[-1])]
     starts = [0, *accumulate(sizes)]
@@ -106,7 +106,7 @@ def graph_of(chain: Sequence[Link]) -> Tensor:
 
 
 @functools.cache
-def _take_warnings() -> None:
+def take_warnings() -> None:
     """Swallow the warnings that PyTorch gives once per process: CSR tensors are in beta and not checked."""
     # They are of no use to users, who did not choose how a graph is stored. Threads share the filters of
     # warnings, so the first graph must be made before any thread is started.
