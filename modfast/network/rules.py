@@ -35,11 +35,11 @@ def rule(operators: str) -> Any:
 
 
 @rule(
-    "abs alias bernoulli celu clamp clamp_max clamp_min clone contiguous cos detach div_ dropout elu erf "
+    "abs alias bernoulli celu clamp clamp_max clamp_min clone contiguous cos detach dropout elu erf "
     "exp expm1 feature_dropout gelu glu_jvp hardsigmoid hardswish hardtanh leaky_relu lift_fresh log "
     "log1p log_sigmoid mish neg pow reciprocal relu relu6 round rsqrt selu sigmoid silu sin softplus "
     "softsign sqrt square tanh threshold _to_copy to type_as softmax _softmax log_softmax _log_softmax "
-    "_safe_softmax masked_fill cumsum float nan_to_num layer_norm rms_norm group_norm native_dropout "
+    "_safe_softmax float nan_to_num layer_norm rms_norm group_norm native_dropout "
     "alpha_dropout"
 )
 def passes(follower: Follower, node: fx.Node, given: list[Any], named: dict[str, Any], result: Any) -> Any:
@@ -184,9 +184,23 @@ def meets(follower: Follower, node: fx.Node, given: list[Any], named: dict[str, 
         if found is None:
             found = marks
             continue
+        for one, other in zip(found, marks, strict=True):
+            ours, theirs = _varies_along(one), _varies_along(other)
+            if not (ours <= theirs or theirs <= ours):
+                raise follower.fail(node, "joins units that lie along different dimensions")
         follower.units.join(found, marks)
         # What is known of one is known of the result; a mixture stays one where nothing else is known.
         found = torch.where(found >= 0, found, torch.where(marks >= 0, marks, torch.minimum(found, marks)))
+    return found
+
+
+def _varies_along(space: Tensor) -> set[int]:
+    """The dimensions along which neighbours are of different units."""
+    found = set()
+    for dim in range(space.dim()):
+        one, other = space.narrow(dim, 0, space.shape[dim] - 1), space.narrow(dim, 1, space.shape[dim] - 1)
+        if bool(((one >= 0) & (other >= 0) & (one != other)).any()):
+            found.add(dim)
     return found
 
 
@@ -219,14 +233,16 @@ def reduces(follower: Follower, node: fx.Node, given: list[Any], named: dict[str
 def pools(follower: Follower, node: fx.Node, given: list[Any], named: dict[str, Any], result: Any) -> Any:
     """Places of a channel are pooled: they are of the channel's unit."""
     target = result[0] if isinstance(result, tuple) else result
-    marks = _channels(follower, given[0], follower.number(node.args[0]))
+    marks = _channels(follower, node, given[0], follower.number(node.args[0]))
     spread = marks.reshape(*marks.shape, *[1] * (target.dim() - 2)).expand(SPACES, *target.shape)
     return [spread, None] if isinstance(result, tuple) else spread
 
 
-def _channels(follower: Follower, value: Any, tensor: Tensor) -> Tensor:
+def _channels(follower: Follower, node: fx.Node, value: Any, tensor: Tensor) -> Tensor:
     """The marks of the channels, ``(SPACES, batch, channels)``, of which all places are the same unit."""
     marks = follower.marks(value, tensor)
+    if bool((marks[1:] >= 0).any()):
+        raise follower.fail(node, "reads channels whose places are units as well: they would be mixed")
     if tensor.dim() < 3:
         return marks
     flat = marks.flatten(3)
@@ -428,7 +444,7 @@ def convolution(
     if transposed and groups > 1:
         raise follower.fail(node, "a transposed convolution in groups cannot be followed")
     use = _use(follower, weight, "convolution", out_dim, in_dim, groups)
-    channels = _channels(follower, given[0], arguments[0])
+    channels = _channels(follower, node, given[0], arguments[0])
     spaces = []
     for index, space in enumerate(channels):
         if index == 0:

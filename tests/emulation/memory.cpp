@@ -194,12 +194,6 @@ void begin_shared(const void* memory, size_t bytes) {
 void all_have_waited() { ++epoch; }
 void warp_has_waited(int warp) { ++phases[warp]; }
 
-size_t shared_bytes_in_all() {
-  size_t bytes = 0;
-  for (const auto& each : shared_variables()) bytes += each.end - each.begin;
-  return bytes;
-}
-
 void note_atomic(const void* pointer, size_t bytes) {
   in_shared(pointer, [&](Region& region, uintptr_t address) {
     check_bounds(region, address, bytes, "changes");

@@ -11,7 +11,5 @@ void begin_shared(const void* dynamic, size_t bytes);
 // Called when all threads of a block, or some lanes of a warp, have waited for each other.
 void all_have_waited();
 void warp_has_waited(int warp);
-// How many bytes of shared variables the kernels have.
-size_t shared_bytes_in_all();
 
 }  // namespace emulation

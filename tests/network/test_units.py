@@ -275,6 +275,29 @@ def test_what_cannot_be_followed_raises():
 
     with pytest.raises(CannotFollowError, match="reads what mixes several units"):
         read_network(Mixes(nn.Linear(4, 4), nn.Linear(1, 2)), torch.rand(4, 4))
+
+    class AddsUp(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x).cumsum(-1))
+
+    with pytest.raises(CannotFollowError, match=r"no rule for the operator aten\.cumsum"):
+        read_network(AddsUp(nn.Linear(4, 4), nn.Linear(4, 2)), torch.rand(4, 4))
+
+    class PoolsPlaces(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            x = x + self[1](x.transpose(1, 2)).transpose(1, 2)
+            return self[2](torch.max_pool1d(x.transpose(1, 2), 2).transpose(1, 2))
+
+    with pytest.raises(CannotFollowError, match="channels whose places are units as well"):
+        read_network(PoolsPlaces(nn.Linear(4, 4), nn.Linear(6, 6), nn.Linear(4, 2)), torch.rand(2, 6, 4))
+
+    class ReadsBothWays(nn.Sequential):
+        def forward(self, x):
+            return self[0](x) + self[1](x.transpose(1, 2)).transpose(1, 2)
+
+    with pytest.raises(CannotFollowError, match="joins units that lie along different dimensions"):
+        read_network(ReadsBothWays(nn.Linear(4, 4), nn.Linear(6, 6)), torch.rand(2, 6, 4))
     with pytest.raises(CannotFollowError, match=r"no rule for the operator aten\.lstm"):
         read_network(nn.LSTM(4, 3), torch.rand(5, 2, 4))
 
