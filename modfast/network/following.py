@@ -56,7 +56,7 @@ class Units:
 
     def new(self, number: int) -> Tensor:
         """Return marks that no other has, ``(number,)``."""
-        marks = torch.arange(self.count, self.count + number)
+        marks = torch.arange(self.count, self.count + number, device="cpu")
         self.count += number
         return marks
 
@@ -203,7 +203,7 @@ class Follower(fx.Interpreter):
         """The marks of a value, for a tensor of its shape; a parameter that is a summand has none."""
         if isinstance(value, Tensor):
             return value
-        return torch.full((SPACES, *like.shape), NONE)
+        return torch.full((SPACES, *like.shape), NONE, device="cpu")
 
     def note(self, part: str, value: Any) -> None:
         """Note that the marks of a value are part of something that decides the role of a weight."""

@@ -387,7 +387,7 @@ def _attend(follower: Follower, factors: list[Any], result: Tensor) -> Any:
 @rule("topk sort")
 def picks(follower: Follower, node: fx.Node, given: list[Any], named: dict[str, Any], result: Any) -> Any:
     """What is picked depends on the numbers: it is of no unit in particular."""
-    return [torch.full((SPACES, *each.shape), MIXED) for each in result]
+    return [torch.full((SPACES, *each.shape), MIXED, device="cpu") for each in result]
 
 
 @rule("scaled_dot_product_attention")
@@ -420,7 +420,7 @@ def embedding(follower: Follower, node: fx.Node, given: list[Any], named: dict[s
     use.counts = places.shape[1] > 1 and bool((places.diff(dim=1) == 1).all())
     use.counts = use.counts and node.args[1] not in follower.fed
     out, _ = _sides(use, 1)
-    marks = torch.full((SPACES, *result.shape), NONE)
+    marks = torch.full((SPACES, *result.shape), NONE, device="cpu")
     marks[0] = out
     return marks
 
@@ -455,5 +455,5 @@ def convolution(
                 follower.units.join(use.out.reshape(groups, -1), use.into[:, None])
             spaces.append(use.out.reshape(1, -1, *[1] * (result.dim() - 2)).expand(result.shape))
         else:
-            spaces.append(torch.full(result.shape, NONE))
+            spaces.append(torch.full(result.shape, NONE, device="cpu"))
     return torch.stack([space.clone() for space in spaces])

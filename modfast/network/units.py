@@ -96,9 +96,10 @@ class Network:
         weights = {layer.name: layer for layer in find_layers(self.model)}
         shape = (self.num_units, self.num_units)
         total = torch.sparse_coo_tensor(
-            torch.empty(2, 0, dtype=torch.int64),
-            torch.empty(0, dtype=torch.float64),
+            torch.empty(2, 0, dtype=torch.int64, device="cpu"),
+            torch.empty(0, dtype=torch.float64, device="cpu"),
             shape,
+            device="cpu",
             check_invariants=False,
         )
         for name in self._chosen(layers):
@@ -117,7 +118,7 @@ class Network:
             places = torch.stack([rows[edges], cols[edges]])
             both = torch.cat([places, places.flip(0)], dim=1)
             values = block[edges].repeat(2)
-            part = torch.sparse_coo_tensor(both, values, shape, check_invariants=False)
+            part = torch.sparse_coo_tensor(both, values, shape, device="cpu", check_invariants=False)
             total = (total + part).coalesce()
         take_warnings()
         return total.coalesce().to_sparse_csr()
@@ -137,11 +138,11 @@ class Network:
         """
         if isinstance(labels, int) and not isinstance(labels, bool):
             clusters = check_count("labels", labels)
-            given = torch.empty(self.num_units, dtype=torch.int64)
+            given = torch.empty(self.num_units, dtype=torch.int64, device="cpu")
             for space in self.spaces.values():
-                parts = torch.arange(space.stop - space.start).tensor_split(clusters)
-                sizes = torch.tensor([len(part) for part in parts])
-                given[space] = torch.arange(clusters).repeat_interleave(sizes)
+                parts = torch.arange(space.stop - space.start, device="cpu").tensor_split(clusters)
+                sizes = torch.tensor([len(part) for part in parts], device="cpu")
+                given[space] = torch.arange(clusters, device="cpu").repeat_interleave(sizes)
         else:
             given = read_labels("labels", cast("Labels", labels), 2**31 - 2).cpu()
             if len(given) != self.num_units:
