@@ -8,8 +8,11 @@ from .energy.functional import block_energy, block_inner, block_scale, clusterab
 from .energy.loss import EnmeshmentLoss
 from .library import backend
 from .network.affinity import gradient_affinity
+from .network.following import CannotFollowError
 from .network.graph import network_graph, network_nodes, network_partitions
+from .network.reading import read_network
 from .network.reduction import search_space_reduction
+from .network.units import Network, NetworkLayer
 from .neurons import LiveUnits, label_semanticity, live_units
 from .partition import Partition, load_partitions, save_partitions
 from .spectral.clustering import normalized_cut, spectral_cluster, spectral_cocluster
@@ -19,10 +22,13 @@ from .spectral.solver import ConvergenceWarning
 from .version import __version__
 
 __all__ = [
+    "CannotFollowError",
     "Circuit",
     "ConvergenceWarning",
     "EnmeshmentLoss",
     "LiveUnits",
+    "Network",
+    "NetworkLayer",
     "Partition",
     "ShuffleTest",
     "__version__",
@@ -50,6 +56,7 @@ __all__ = [
     "network_partitions",
     "normalized_cut",
     "random_circuits",
+    "read_network",
     "save_circuits",
     "save_partitions",
     "search_space_reduction",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 # No unit: of a number that no weight has made, or that mixes several units (a mean over all of them).
 NONE, MIXED = -1, -2
@@ -97,6 +97,32 @@ def components(count: int, pairs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             least = least[least]
 
 
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm in evaluation mode, which multiplies the rows of the weight before it.
+
+    Attributes:
+        weight: the name of the parameter that it multiplies by; None if it has none.
+        variance: the name of the buffer with its running variance; None if it keeps none.
+        eps: what is added to the variance.
+    """
+
+    weight: str | None
+    variance: str | None
+    eps: float
+
+    def scale(self, model: nn.Module, like: Tensor) -> Tensor:
+        """Return the magnitude of the factor of each row of ``like``, a matrix, as the model has it now."""
+
+        def value(name: str) -> Tensor:
+            module, _, attribute = name.rpartition(".")
+            tensor: Tensor = getattr(model.get_submodule(module), attribute)
+            return tensor.detach().to(like)
+
+        scale = like.new_ones(len(like)) if self.weight is None else value(self.weight).abs()
+        return scale if self.variance is None else scale / (value(self.variance) + self.eps).sqrt()
+
+
 @dataclass
 class Use:
     """How a weight was used: the marks of its outputs and of its inputs.
@@ -115,6 +141,8 @@ class Use:
     groups: int = 1
     read: frozenset[int] = frozenset()  # the marks that were read, before they were joined
     counts: bool = False  # an embedding whose rows are looked up in turn: those of positions
+    # For each time that it was used, what multiplies its outputs before anything else reads them.
+    norms: list[tuple[BatchNorm, ...]] = field(default_factory=list)
 
 
 # Of an attention: its factors, and what comes out of it. "curved": what a nonlinearity has taken.
@@ -147,7 +175,10 @@ class Follower(fx.Interpreter):
         self.uses: dict[str, Use] = {}  # by parameter, in the order of their first use
         # For roles: marks by what they were part of, as "query" of an attention, or that a nonlinearity took.
         self.inputs: set[str] = set()  # the placeholders of what the caller gives
+        self.held: dict[str, str] = {}  # the names of parameters and buffers, by their placeholders
         self.fed: set[fx.Node] = set()  # what depends on that
+        # What one weight has written, and nothing else has read: the weight, and which of its uses it was.
+        self.sole: dict[fx.Node, tuple[str, int]] = {}
         self.scores: set[int] = set()  # marks of products of queries with keys
         self.parts: dict[str, set[int]] = {part: set() for part in PARTS}
 
@@ -163,6 +194,7 @@ class Follower(fx.Interpreter):
             self.values[n] = Weight(name, tuple(range(result.dim()))) if is_weight and name else None
         elif n.op == "call_function":
             self.values[n] = self.follow(n, result)
+            self._note_sole(n)
         elif n.op not in ("output", "get_attr"):
             raise CannotFollowError(f"{place_of(n)}: an operation of kind {n.op!r} cannot be followed")
         return result
@@ -180,6 +212,39 @@ class Follower(fx.Interpreter):
         if rule is None:
             raise CannotFollowError(f"{place_of(node)}: there is no rule for the operator {node.target}")
         return rule(self, node, given, named, result)
+
+    def _note_sole(self, node: fx.Node) -> None:
+        """Note whether a value is what one weight has written, and the batch norms that multiply it."""
+        sources = [each for each in node.all_input_nodes if holds_units(self.values.get(each))]
+        weights = [self.values[each].name for each in sources if isinstance(self.values[each], Weight)]
+        others = [each for each in sources if not isinstance(self.values[each], Weight)]
+        if isinstance(self.values[node], Weight):
+            return
+        if len(weights) == 1 and weights[0] in self.uses:
+            norms = self.uses[weights[0]].norms
+            self.sole[node] = weights[0], len(norms)
+            norms.append(())
+        elif len(others) == 1 and len(others[0].users) == 1 and others[0] in self.sole:
+            self.sole[node] = self.sole[others[0]]
+            if node.target in BATCH_NORMS:
+                self._note_norm(node, others[0])
+
+    def _note_norm(self, node: fx.Node, source: fx.Node) -> None:
+        name, time = self.sole[node]
+        use, marks = self.uses[name], self.values[source][0]
+        channels = marks.movedim(1, 0).flatten(1) if marks.dim() > 1 else marks[:, None]
+        if channels.shape[0] != len(use.out) or not bool((channels == use.out[:, None]).all()):
+            return  # it multiplies other numbers than the rows: several places of a flattened channel
+        arguments = {"weight": node.args[1], "variance": node.args[4] if len(node.args) > 6 else None}
+        names: dict[str, str | None] = {}
+        for kind, argument in arguments.items():
+            names[kind] = (
+                self.held.get(str(getattr(argument, "target", None))) if argument is not None else None
+            )
+            if argument is not None and names[kind] is None:
+                raise self.fail(node, f"has a {kind} that is computed, so that its scale is not known")
+        eps = float(node.args[BATCH_NORMS[node.target]])  # type: ignore[arg-type]
+        use.norms[time] += (BatchNorm(names["weight"], names["variance"], eps),)
 
     def value(self, argument: Any) -> Any:
         """What is known of an argument of an operator; lists keep their form."""
@@ -215,6 +280,15 @@ class Follower(fx.Interpreter):
         return CannotFollowError(f"{place_of(node)}: {node.target}: {why}")
 
 
+BATCH_NORMS: dict[Any, int] = {
+    torch.ops.aten.batch_norm.default: 7,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: 6,
+    torch.ops.aten._native_batch_norm_legit.default: 7,
+    torch.ops.aten._native_batch_norm_legit.no_stats: 5,
+}
+"""Batch norms, and the place of ``eps`` among their arguments."""
+
+
 def holds_units(value: Any) -> bool:
     """Return whether anything is known of a value, or of one in a list."""
     if isinstance(value, (list, tuple)):
@@ -228,6 +302,7 @@ def place_of(node: fx.Node) -> str:
     if not stack:
         return "the model"
     path, kind = stack[-1]
+    path = path.removeprefix("model").removeprefix(".")  # what is exported calls the model
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     kind = kind.rsplit(".", 1)[-1]
     return f"module {path!r} ({kind})" if path else f"the model ({kind})"

@@ -7,9 +7,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modfast.partition import Labels, Partition, read_labels
+from modfast.partition import Labels, Partition
 
-from .chain import find_chain, graph_of, nodes_of, partitions_of
+from .chain import read_chain
+from .reading import read_network
+from .units import Network
+
+
+def find_network(
+    model: nn.Module, layers: Iterable[str] | str | None = None, example_inputs: Any = None
+) -> Network:
+    """Return the network of :func:`network_graph`.
+
+    Raises:
+        ValueError, TypeError: as :func:`network_graph`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if example_inputs is None:
+        return read_chain(model, layers)
+    network = read_network(model, example_inputs)
+    return network if layers is None else network.part(layers)
 
 
 def network_graph(
@@ -17,32 +35,34 @@ def network_graph(
 ) -> Tensor:
     """Return the whole network as one sparse undirected graph.
 
-    The nodes are the inputs of the first layer, then the outputs of each layer in order: the neurons of a
-    linear layer, the channels of a convolution. The edge weight between an output and an input of a layer is
-    ``|W|``, summed over a kernel's positions. Where a convolution's channels are flattened for a linear
-    layer, it is summed over a channel's positions as well. Zero weights are no edges and are not stored.
+    The nodes are the units of the network: inputs, neurons, channels, attention heads, dimensions of the
+    residual stream. The edge weight between two units is ``|W|``, summed over the weights between them: over
+    a kernel's positions, those of a flattened channel, a head's rows, and all layers. Zero weights are no
+    edges and are not stored. :func:`read_network` says more of what a unit is, and makes an object that also
+    has roles and spaces.
 
-    The layers must form a chain in which each reads the output of the one before. PyTorch does not record how
-    a model joins its layers, so what to give depends on the model:
+    PyTorch does not record how a model joins its layers, so what to give depends on the model:
 
     - An ``nn.Sequential`` of layers and of modules that keep units in their places (activations, pooling,
       dropout, normalisation; ``nn.Flatten``, which a convolution before a linear layer needs), all with
-      PyTorch's own forward passes and without hooks of yours: the model alone.
-    - Any other model that is such a chain, without skip connections, branches or layers that are used twice:
-      ``example_inputs``, with which the model is run once.
-    - A model that does more than the chain: ``layers``, which are then taken as the chain without a check
-      against the model's forward pass.
+      PyTorch's own forward passes and without hooks of yours: the model alone. The nodes are the inputs of
+      the first layer, then the outputs of each layer in order.
+    - Any other model: ``example_inputs``. The computation on them is followed, as :func:`read_network` does.
+    - A chain in which each layer reads the output of the one before, where you have no example: ``layers``,
+      which are then taken as the chain without a check against the model's forward pass.
 
     A batch norm between a layer and the next, with as many features as the layer has outputs, is folded in:
-    it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. With ``layers`` it is recognised
-    if both are in one ``nn.Sequential``, or from ``example_inputs``. Biases, activations and other
-    normalisations are left out.
+    it multiplies the layer's rows by ``|weight| / sqrt(running_var + eps)``. With ``layers`` alone it is
+    recognised if both are in one ``nn.Sequential``. Biases, activations and other normalisations are left
+    out.
 
     Args:
-        model: the network. ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` (grouped ones too)
-            and ``transformers``' ``Conv1D`` are its layers. It is not changed.
-        layers: names of layers or parameters in the order of the chain. A glob (``"features.*"``) may stand
-            for the layers of one ``nn.Sequential``.
+        model: the network. It is not changed. Without ``example_inputs``, its layers are ``nn.Linear``,
+            ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` (grouped ones too) and ``transformers``'
+            ``Conv1D``.
+        layers: without ``example_inputs``, names of layers or parameters in the order of the chain; a glob
+            (``"features.*"``) may stand for the layers of one ``nn.Sequential``. With them, the names or
+            globs of those layers whose units and weights make the graph; None takes all.
         example_inputs: what the model takes: a tensor, a tuple of positional arguments, or a mapping of
             keyword arguments.
 
@@ -52,9 +72,9 @@ def network_graph(
 
     Raises:
         ValueError: the model has no layer, or it is not known in which order its layers run (the message says
-            what to give); ``layers`` names none or one of another kind; a layer does not fit the one before
-            it; it is not known whether a batch norm follows a layer, or several do; a weight is empty, not
-            finite, or cannot be read.
+            what to give); its computation cannot be followed; ``layers`` names none or one of another kind; a
+            layer does not fit the one before it; it is not known whether a batch norm follows a layer, or
+            several do; a weight is empty, not finite, or cannot be read.
         TypeError: ``model`` is no ``nn.Module``, returns no tensor for ``example_inputs``, or a weight is
             spread over processes (``DTensor``), or, with ``example_inputs``, kept by FSDP; ``layers`` is a
             set, which has no order.
@@ -72,13 +92,15 @@ def network_graph(
                 [3., 4., 0., 5.],
                 [0., 0., 5., 0.]])
     """
-    return graph_of(find_chain(model, layers, example_inputs))
+    return find_network(model, layers, example_inputs).graph()
 
 
 def network_nodes(
     model: nn.Module, layers: Iterable[str] | str | None = None, example_inputs: Any = None
 ) -> dict[str, slice]:
-    """Return the range of nodes in :func:`network_graph` that are each layer's outputs.
+    """Return the range of nodes in :func:`network_graph` that each space has.
+
+    A space is a range of units that several layers read or write: in a chain, what each layer puts out.
 
     Args:
         model: as for :func:`network_graph`.
@@ -86,8 +108,8 @@ def network_nodes(
         example_inputs: as for :func:`network_graph`.
 
     Returns:
-        Layer name to nodes, in the graph's order; the first name is ``".input"``, for the inputs of the first
-        layer (no layer can have that name).
+        Name to nodes, in the graph's order. A space has the name of the layer that writes it first; that of
+        the inputs is ``".input"`` (no layer can have that name); see :class:`Network` for others.
 
     Raises:
         ValueError, TypeError: as for :func:`network_graph`.
@@ -96,7 +118,7 @@ def network_nodes(
         >>> network_nodes(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
         {'.input': slice(0, 2, None), '0': slice(2, 5, None), '2': slice(5, 6, None)}
     """
-    return nodes_of(find_chain(model, layers, example_inputs))
+    return find_network(model, layers, example_inputs).spaces
 
 
 def network_partitions(
@@ -117,8 +139,8 @@ def network_partitions(
     Returns:
         Layer name to :class:`Partition`, as :class:`EnmeshmentLoss` and :func:`save_partitions` take it. All
         have the same number of clusters, the largest label + 1. After a flatten a channel's positions share
-        its label. Grouped convolutions are left out: a column of theirs stands for another channel in each
-        group.
+        its label. Convolutions in groups are left out if a column of theirs stands for channels of several
+        clusters, and so are layers with the weight of an earlier one.
 
     Raises:
         ValueError: as for :func:`network_graph`; ``labels`` are not one integer, -1 or above, for each node.
@@ -130,11 +152,4 @@ def network_partitions(
         >>> partitions["2"].row_labels, partitions["2"].col_labels
         (tensor([1]), tensor([0, 1]))
     """
-    chain = find_chain(model, layers, example_inputs)
-    nodes = nodes_of(chain)
-    total = list(nodes.values())[-1].stop
-    node_labels = read_labels("labels", labels, 2**31 - 2)
-    if len(node_labels) != total:
-        raise ValueError(f"labels must be {total}, one for each node of the network, got {len(node_labels)}")
-    count = max(int(node_labels.max()) + 1, 1)
-    return partitions_of(chain, node_labels, count)
+    return find_network(model, layers, example_inputs).partitions(labels)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modfast.layers.bias import bias_of
+from modfast.layers.layer import find_layers
 from modfast.layers.partitioned import partitioned_layers
 from modfast.partition import Partition
 
-from .chain import Link, find_chain
+from .graph import find_network
+from .units import Network, NetworkLayer
 
 
 def search_space_reduction(
@@ -36,7 +39,7 @@ def search_space_reduction(
     it ``1 - 1 / k``, other layers 0.
 
     Args:
-        model: a chain of layers, as for :func:`modfast.network_graph`.
+        model: as for :func:`modfast.network_graph`.
         partitions: layer name to :class:`Partition`, all with the same number k of clusters. Neurons that no
             partition names are left, those in no cluster are not. Where two layers give a neuron different
             clusters, it is in neither. A flattened channel is in each cluster that has one of its positions.
@@ -44,11 +47,12 @@ def search_space_reduction(
         example_inputs: as for :func:`modfast.network_graph`; a model with a forward pass of its own needs it.
 
     Returns:
-        A number in [0, 1]. Counted are the weights and biases of the layers in the chain.
+        A number in [0, 1]. Counted are the weights and biases of the network's layers, a weight that several
+        share once.
 
     Raises:
         ValueError: what :func:`modfast.network_graph` raises; a layer of ``partitions`` is unknown, not in
-            the chain or a grouped convolution, or its partition does not fit; there is none, or they have
+            the network or a grouped convolution, or its partition does not fit; there is none, or they have
             different k; it is not known which bias belongs to a layer.
         TypeError: as for :func:`modfast.network_graph`; a value of ``partitions`` is no :class:`Partition`.
 
@@ -62,54 +66,63 @@ def search_space_reduction(
         >>> search_space_reduction(model, {"2": Partition.blocks((4, 4), 2)})
         0.6
     """
-    chain = find_chain(model, layers, example_inputs)
-    chosen = {layer.name: partition for layer, partition in partitioned_layers(model, partitions)}
+    network = find_network(model, layers, example_inputs)
+    chosen = {layer.name: partition.to("cpu") for layer, partition in partitioned_layers(model, partitions)}
     counts = {partition.num_clusters for partition in chosen.values()}
     if len(counts) != 1:
         raise ValueError(f"partitions must have one number of clusters, got {sorted(counts)}")
-    names = [link.layer.name for link in chain]
     for name in chosen:
-        if name not in names:
+        if name not in network.layers:
+            names = ", ".join(map(repr, network.layers))
+            raise ValueError(f"partitions: {name!r} must be a layer of the network, {names}")
+        if network.layers[name].col_units.dim() > 1:
             raise ValueError(
-                f"partitions: {name!r} must be a layer of the chain, {', '.join(map(repr, names))}"
+                f"partitions: {name!r} must be no grouped convolution, in which a column stands for another "
+                "channel in each group"
             )
-    for link in chain:
-        if link.groups > 1 and link.layer.name in chosen:
-            raise ValueError(
-                f"partitions: {link.layer.name!r} must be no grouped convolution, in which a column stands "
-                f"for another channel in each of the {link.groups} groups"
-            )
-    on_the_cpu = [chosen[name].to("cpu") if name in chosen else None for name in names]
-    has_bias = [bias_of(link.layer) is not None for link in chain]
-    total = sum(
-        link.weight.numel() + len(link.weight) * biased for link, biased in zip(chain, has_bias, strict=True)
-    )
+    layers_of = {layer.name: layer for layer in find_layers(model)}
+    counted = [
+        _Counted(layer, math.prod(layers_of[name].shape[2:]), bias_of(layers_of[name]) is not None)
+        for name, layer in network.layers.items()
+        if layer.tied_to is None
+    ]
+    total = sum(each.layer.shape[0] * (each.layer.shape[1] * each.kernel + each.biased) for each in counted)
     (clusters,) = counts
-    left = sum(_left(chain, on_the_cpu, has_bias, cluster) for cluster in range(clusters))
+    left = sum(_left(network, counted, chosen, cluster) for cluster in range(clusters))
     # Integers until the end: the one rounding is that of the division.
     return (clusters * total - left) / (clusters * total)
 
 
+class _Counted(NamedTuple):
+    """A layer, how many weights each pair of a row and a column has, and whether each row has a bias."""
+
+    layer: NetworkLayer
+    kernel: int
+    biased: bool
+
+
 def _left(
-    chain: Sequence[Link], partitions: Sequence[Partition | None], has_bias: Sequence[bool], cluster: int
+    network: Network, counted: list[_Counted], partitions: Mapping[str, Partition], cluster: int
 ) -> int:
     """How many weights and biases are left where only one cluster's neurons are."""
-    sizes = [chain[0].inputs, *(len(link.weight) for link in chain)]
-    nodes = [torch.ones(size, dtype=torch.bool, device="cpu") for size in sizes]
-    for place, (link, partition) in enumerate(zip(chain, partitions, strict=True)):
-        if partition is not None:
-            nodes[place] &= (partition.col_labels == cluster).view(link.inputs, -1).any(1)
-            nodes[place + 1] &= partition.row_labels == cluster
+    nodes = torch.ones(network.num_units, dtype=torch.bool, device="cpu")
+    for name, partition in partitions.items():
+        layer = network.layers[name]
+        for units, labels in (
+            (layer.row_units, partition.row_labels),
+            (layer.col_units, partition.col_labels),
+        ):
+            # A unit with several rows or columns is in each cluster that has one of them.
+            is_named, is_in = torch.zeros_like(nodes), torch.zeros_like(nodes)
+            is_named[units] = True
+            is_in[units[labels == cluster]] = True
+            nodes &= is_in | ~is_named
     left = 0
-    for place, (link, partition, biased) in enumerate(zip(chain, partitions, has_bias, strict=True)):
-        rows = nodes[place + 1]
-        columns = nodes[place].repeat_interleave(link.weight.shape[1] * link.groups // link.inputs)
-        if partition is not None:
-            columns = columns & (partition.col_labels == cluster)
-        left += _pairs(rows, columns, link.groups) * link.weight[0, 0].numel() + int(rows.sum()) * biased
+    for layer, kernel, biased in counted:
+        rows, cols = nodes[layer.row_units], nodes[layer.col_units]
+        if layer.name in partitions:
+            rows = rows & (partitions[layer.name].row_labels == cluster)
+            cols = cols & (partitions[layer.name].col_labels == cluster)
+        columns = cols.sum(-1)
+        left += int((rows * columns).sum()) * kernel + int(rows.sum()) * biased
     return left
-
-
-def _pairs(rows: Tensor, columns: Tensor, groups: int) -> int:
-    """How many pairs of a row and a column there are in which both are left, and of one group."""
-    return int((rows.view(groups, -1).sum(1) * columns.view(groups, -1).sum(1)).sum())

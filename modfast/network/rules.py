@@ -260,7 +260,9 @@ def _use(follower: Follower, weight: Weight, kind: str, out_dim: int, in_dim: in
     use = follower.uses.get(weight.name)
     if use is None:
         out, into = sizes[out_dim], sizes[in_dim] * groups
-        use = Use(kind, follower.units.new(out), follower.units.new(into), out_dim, in_dim, groups)
+        # What it reads comes first, so that units are numbered in the order in which they are computed.
+        read = follower.units.new(into)
+        use = Use(kind, follower.units.new(out), read, out_dim, in_dim, groups)
         follower.uses[weight.name] = use
     return use
 

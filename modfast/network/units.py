@@ -1,25 +1,28 @@
-"""A whole model as units joined by weights: neurons, channels, heads, the residual stream."""
+"""A whole network as units joined by weights: neurons, channels, heads, the residual stream."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modfast.arguments import check_count
-from modfast.layers.layer import Layer, find_layers
-from modfast.layers.running import preserved
-from modfast.layers.source import in_evaluation_mode
+from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choices
 from modfast.partition import Labels, Partition, read_labels
 
-from .chain import take_warnings
-from .following import CannotFollowError, Follower, components
-from .rules import RULES
+from .blocks import Blocks, check_affinity
+from .following import BatchNorm, components
+from .roles import ROLES
+
+# The space that only the caller gives. No layer's name can be this: the names of modules hold no dot.
+INPUT = ".input"
+
+Change: TypeAlias = Callable[[Layer, Tensor], Tensor]
+"""What takes the place of a weight: a function of the layer and its weight, ``(out, in, *kernel)``."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class NetworkLayer:
 
     Attributes:
         name: as everywhere in modfast: the module's name, or the parameter's if that is not ``weight``.
-        role: what the weight does; see :meth:`Network.select`.
-        shape: ``(out, in)``.
+        role: what the weight does; one of those of :meth:`Network.select`.
+        shape: ``(out, in)``; of a convolution in groups ``(out, in / groups)``.
         row_units: ``(out,)``, int64: the unit of each row.
-        col_units: ``(in,)``, int64: the unit of each column; of a convolution in groups ``(out, in)``, since
-            each group of rows reads other channels.
+        col_units: ``(in,)``, int64: the unit of each column; of a convolution in groups
+            ``(out, in / groups)``, since each group of rows reads other channels.
         tied_to: the name of an earlier layer with the same parameter, or None.
+        norms: the batch norms that multiply the rows, before anything else reads what the layer writes;
+            None if the layer is used several times, with different ones.
     """
 
     name: str
@@ -42,16 +47,23 @@ class NetworkLayer:
     row_units: Tensor
     col_units: Tensor
     tied_to: str | None = None
+    norms: tuple[BatchNorm, ...] | None = ()
 
 
 class Network:
     """A model's weights and the units that they join; made by :func:`read_network`.
 
+    A **unit** is what one decides about: a neuron, a channel, an attention head, a dimension of the residual
+    stream, a token. A **space** is a range of units that several layers read or write. The network holds the
+    model, not its weights: :meth:`graph` is that of the weights as they are when it is called.
+
     Attributes:
+        model: the model that was read.
         num_units: the number of units.
         spaces: for each space (the residual stream, the hidden neurons of one MLP, the heads of one
-            attention, the tokens) the range of its units, by name: ``residual``, or the layer that writes the
-            space, or that layer which alone reads it, with ``.inputs``.
+            attention, the tokens) the range of its units, by name: ``residual`` for what most layers of
+            several blocks write, ``.input`` for what only the caller gives, else the layer that writes the
+            space first; a space that no layer writes has the name of a layer that reads it and ``.inputs``.
         layers: the weights that the example used, by name, in the order of their first use.
     """
 
@@ -66,6 +78,16 @@ class Network:
     def select(self, *roles: str) -> list[str]:
         """Return the names of the layers with one of these roles.
 
+        Args:
+            *roles: ``embedding``, ``position_embedding``, ``attention_query``, ``attention_key``,
+                ``attention_value``, ``attention_qkv`` (several of these in one weight),
+                ``attention_output``; ``mlp_input``, ``mlp_gate``, ``mlp_output``; ``expert_input``,
+                ``expert_gate``, ``expert_output``, ``router``; ``convolution``, ``linear`` (none of the
+                others), ``head`` (what writes the model's output).
+
+        Returns:
+            The names in the order of :attr:`layers`; an empty list if no layer has such a role.
+
         Raises:
             ValueError: a role is unknown.
         """
@@ -74,68 +96,189 @@ class Network:
                 raise ValueError(f"roles must be among {', '.join(ROLES)}, got {role!r}")
         return [name for name, layer in self.layers.items() if layer.role in roles]
 
-    def graph(self, layers: Iterable[str] | None = None, affinity: str = "abs") -> Tensor:
-        """Return the units as one sparse undirected graph, for ``spectral_cluster``.
+    def graph(self, layers: Iterable[str] | str | None = None, affinity: str = "abs") -> Tensor:
+        """Return the units as one sparse undirected graph, for :func:`spectral_cluster`.
 
-        The edge between two units is the sum of ``|W|`` over the weights between them: over a kernel's
-        positions, a head's rows, all layers. A parameter of several layers counts once. What joins a unit
-        with itself (a depthwise convolution) is left out.
+        The edge weight between two units is the sum of ``|W|`` over the weights between them: over a kernel's
+        positions, a head's rows, all layers. A parameter of several layers counts once. A batch norm that
+        alone reads what a layer writes is folded in: it multiplies the layer's rows by
+        ``|weight| / sqrt(running_var + eps)``. What joins a unit with itself (a depthwise convolution) is
+        left out, and so are zeros, biases, activations and other norms.
 
         Args:
-            layers: the names of some of the layers; None takes all.
-            affinity: "abs" for ``|W|``, "square" for its square.
+            layers: the names of some of the layers, or globs; None takes all. Units that none of them joins
+                have no edges.
+            affinity: "abs" for ``|W|``; "square" for its square, so that large weights count more.
 
         Returns:
-            ``torch.sparse_csr``, ``(num_units, num_units)``, symmetric, float64, on the CPU.
+            ``torch.sparse_csr``, ``(num_units, num_units)``, symmetric, not negative; float64 if a weight is,
+            else float32; int64 indices; on the device of the first layer. It takes 12 bytes an entry, and
+            while it is made the memory of one dense float32 matrix for each two spaces that are joined.
 
         Raises:
-            ValueError: a layer or the affinity is unknown, or a weight is not finite.
-        """
-        if affinity not in ("abs", "square"):
-            raise ValueError(f"affinity must be 'abs' or 'square', got {affinity!r}")
-        weights = {layer.name: layer for layer in find_layers(self.model)}
-        shape = (self.num_units, self.num_units)
-        total = torch.sparse_coo_tensor(
-            torch.empty(2, 0, dtype=torch.int64, device="cpu"),
-            torch.empty(0, dtype=torch.float64, device="cpu"),
-            shape,
-            device="cpu",
-            check_invariants=False,
-        )
-        for name in self._chosen(layers):
-            layer = self.layers[name]
-            if layer.tied_to is not None:
-                continue
-            block = weights[name].weight().detach().abs().to("cpu", torch.float64)
-            if affinity == "square":
-                block = block.square()
-            block = block.flatten(2).sum(2) if block.dim() > 2 else block
-            if not bool(block.isfinite().all()):
-                raise ValueError(f"model: the weights of layer {name!r} must be finite")
-            rows = layer.row_units[:, None].expand_as(block)
-            cols = layer.col_units.expand_as(block)
-            edges = (block != 0) & (rows != cols)
-            places = torch.stack([rows[edges], cols[edges]])
-            both = torch.cat([places, places.flip(0)], dim=1)
-            values = block[edges].repeat(2)
-            part = torch.sparse_coo_tensor(both, values, shape, device="cpu", check_invariants=False)
-            total = (total + part).coalesce()
-        take_warnings()
-        return total.coalesce().to_sparse_csr()
+            ValueError: a layer or the affinity is unknown, a weight is not finite or is used several times
+                with different batch norms.
+            TypeError: a weight is spread over processes (``DTensor``).
 
-    def partitions(self, labels: Labels | int, layers: Iterable[str] | None = None) -> dict[str, Partition]:
+        Source: "Clusterability in Neural Networks" (arXiv 2103.03386), for chains of layers.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+            >>> model[0].weight.data = torch.tensor([[3.0, -4.0]])
+            >>> model[1].weight.data = torch.tensor([[5.0]])
+            >>> from modfast import read_network
+            >>> read_network(model, torch.zeros(1, 2)).graph().to_dense()
+            tensor([[0., 0., 3., 0.],
+                    [0., 0., 4., 0.],
+                    [3., 4., 0., 5.],
+                    [0., 0., 5., 0.]])
+        """
+        return self.changed_graph(None, layers, affinity)
+
+    def changed_graph(
+        self, change: Change | None, layers: Iterable[str] | str | None = None, affinity: str = "abs"
+    ) -> Tensor:
+        """Return the graph of other weights in the places of the model's own; else as :meth:`graph`.
+
+        Args:
+            change: returns what to take in place of a layer's weight, of the same shape.
+            layers: as for :meth:`graph`.
+            affinity: as for :meth:`graph`.
+
+        Raises:
+            ValueError, TypeError: as :meth:`graph`.
+        """
+        check_affinity(affinity)
+        weights = {layer.name: layer for layer in find_layers(self.model)}
+        chosen = [self.layers[name] for name in self._chosen(layers)]
+        blocks = Blocks(list(self.spaces.values()), affinity)
+        seen: set[str] = set()
+        with torch.no_grad():
+            for layer in chosen:
+                if (layer.tied_to or layer.name) in seen:
+                    continue
+                seen.add(layer.tied_to or layer.name)
+                stored = weights[layer.name]
+                weight = stored.oriented(stored.whole()).detach()
+                if change is not None:
+                    weight = change(stored, weight)
+                blocks.add(layer, weight, self.model)
+            return blocks.graph()
+
+    def part(self, layers: Iterable[str] | str) -> Network:
+        """Return the network that some of the layers make, with their units alone, numbered anew.
+
+        Args:
+            layers: the names of the layers, or globs.
+
+        Raises:
+            ValueError: a layer is unknown, or there is none.
+
+        Example:
+            >>> from modfast import read_network
+            >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+            >>> read_network(model, torch.zeros(1, 2)).part(["2"]).spaces
+            {'0': slice(0, 3, None), '2': slice(3, 4, None)}
+        """
+        names = self._chosen(layers)
+        if not names:
+            raise ValueError("layers must name at least one layer, got none")
+        kept = [self.layers[name] for name in self.layers if name in set(names)]
+        sides = torch.cat([side.flatten() for each in kept for side in (each.row_units, each.col_units)])
+        is_kept = torch.zeros(self.num_units, dtype=torch.bool, device="cpu")
+        is_kept[sides] = True
+        number = is_kept.cumsum(0) - 1
+        starts = [0, *is_kept.cumsum(0).tolist()]
+        spaces = {
+            name: slice(starts[space.start], starts[space.stop])
+            for name, space in self.spaces.items()
+            if bool(is_kept[space].any())
+        }
+        own = {layer.name for layer in kept}
+        renumbered = {
+            layer.name: replace(
+                layer,
+                row_units=number[layer.row_units],
+                col_units=number[layer.col_units],
+                tied_to=layer.tied_to if layer.tied_to in own else None,
+            )
+            for layer in kept
+        }
+        return Network(self.model, renumbered, spaces, starts[-1])
+
+    def apart(self) -> list[list[str]]:
+        """Return the names of layers in groups that have no units in common; one group, if all hang together.
+
+        Example:
+            >>> from modfast import read_network
+            >>> model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+            >>> read_network(model, torch.zeros(1, 2)).part(["0", "2"]).apart()
+            [['0'], ['2']]
+        """
+        spaces = list(self.spaces.values())
+        sides = {
+            name: [
+                next(place for place, space in enumerate(spaces) if space.start <= unit < space.stop)
+                for unit in (int(layer.row_units.flatten()[0]), int(layer.col_units.flatten()[0]))
+            ]
+            for name, layer in self.layers.items()
+        }
+        least = components(len(spaces), np.array(list(sides.values())).T)
+        groups: dict[int, list[str]] = {}
+        for name, (space, _) in sides.items():
+            groups.setdefault(int(least[space]), []).append(name)
+        return list(groups.values())
+
+    def partitions(
+        self, labels: Labels | int, layers: Iterable[str] | str | None = None
+    ) -> dict[str, Partition]:
         """Return for each layer the clusters of its rows and columns, from one label for each unit.
+
+        What one layer writes and the next one reads is then in the same cluster.
 
         Args:
             labels: ``(num_units,)`` integers, -1 for "in no cluster"; or a number of clusters: then each
                 space is cut into so many contiguous blocks, sized as ``torch.tensor_split`` does.
-            layers: the names of some of the layers; None takes all. A convolution in groups must be left out,
-                unless all columns of a group have one label.
+            layers: the names of some of the layers, or globs. None takes all, but of layers with the same
+                parameter the first alone, and no convolution in groups whose columns stand for channels of
+                several clusters.
+
+        Returns:
+            Layer name to :class:`Partition`, as :class:`EnmeshmentLoss` and :func:`save_partitions` take it;
+            all have the same number of clusters, the largest label + 1.
 
         Raises:
-            ValueError: a layer is unknown, labels have another length, or the columns of a convolution in
-                groups have no label of their own.
+            ValueError: a layer is unknown; labels are not one integer, -1 or above, for each unit; a
+                convolution in groups was named whose columns stand for channels of several clusters.
+
+        Example:
+            >>> from modfast import read_network
+            >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+            >>> partitions = read_network(model, torch.zeros(1, 2)).partitions(2)
+            >>> partitions["0"].row_labels, partitions["2"].col_labels
+            (tensor([0, 0, 1, 1]), tensor([0, 0, 1, 1]))
         """
+        given, clusters = self._labels(labels)
+        found = {}
+        for name in self._chosen(layers):
+            layer = self.layers[name]
+            cols = given[layer.col_units]
+            if layers is None and layer.tied_to is not None:
+                continue
+            if cols.dim() == 2:
+                if bool((cols != cols[:1]).any()):
+                    if layers is None:
+                        continue
+                    raise ValueError(
+                        f"layers must leave out {name!r}, a convolution in groups: a column of it stands for "
+                        "channels of several clusters"
+                    )
+                cols = cols[0]
+            found[name] = Partition(given[layer.row_units], cols, clusters)
+        return found
+
+    def _labels(self, labels: Labels | int) -> tuple[Tensor, int]:
+        """The label of each unit, and the number of clusters."""
         if isinstance(labels, int) and not isinstance(labels, bool):
             clusters = check_count("labels", labels)
             given = torch.empty(self.num_units, dtype=torch.int64, device="cpu")
@@ -143,245 +286,29 @@ class Network:
                 parts = torch.arange(space.stop - space.start, device="cpu").tensor_split(clusters)
                 sizes = torch.tensor([len(part) for part in parts], device="cpu")
                 given[space] = torch.arange(clusters, device="cpu").repeat_interleave(sizes)
-        else:
-            given = read_labels("labels", cast("Labels", labels), 2**31 - 2).cpu()
-            if len(given) != self.num_units:
+            return given, clusters
+        given = read_labels("labels", cast("Labels", labels), 2**31 - 2).cpu()
+        if len(given) != self.num_units:
+            raise ValueError(
+                f"labels must be {self.num_units}, one for each unit of the network, got {len(given)}"
+            )
+        return given, max(int(given.max()) + 1, 1)
+
+    def _chosen(self, layers: Iterable[str] | str | None) -> list[str]:
+        """The names of layers that some names, globs or names of parameters stand for."""
+        if layers is None:
+            return list(self.layers)
+        chosen: list[str] = []
+        for pattern in listed_choices(layers, "layers"):
+            if isinstance(pattern, str) and pattern in self.layers:
+                chosen.append(pattern)
+                continue
+            matched = [layer.name for layer in choose_layers(find_layers(self.model), pattern, "layers")]
+            used = [name for name in matched if name in self.layers]
+            if not used:
                 raise ValueError(
-                    f"labels must have a label for each of {self.num_units} units, got {len(given)}"
+                    f"layers must be among {', '.join(self.layers)}, got {pattern!r}, which the example does "
+                    "not use"
                 )
-            clusters = max(int(given.max()) + 1, 1)
-        found = {}
-        for name in self._chosen(layers):
-            layer = self.layers[name]
-            cols = given[layer.col_units]
-            if cols.dim() == 2:
-                if bool((cols != cols[:1]).any()):
-                    raise ValueError(
-                        f"layers must leave out {name!r}: its groups read channels of different clusters"
-                    )
-                cols = cols[0]
-            found[name] = Partition(given[layer.row_units], cols, clusters)
-        return found
-
-    def _chosen(self, layers: Iterable[str] | None) -> list[str]:
-        names = list(self.layers) if layers is None else [layers] if isinstance(layers, str) else list(layers)
-        for name in names:
-            if name not in self.layers:
-                raise ValueError(f"layers must be among {', '.join(self.layers)}, got {name!r}")
-        return names
-
-
-ROLES = (
-    "embedding",
-    "position_embedding",
-    "attention_query",
-    "attention_key",
-    "attention_value",
-    "attention_qkv",
-    "attention_output",
-    "mlp_input",
-    "mlp_gate",
-    "mlp_output",
-    "convolution",
-    "linear",
-    "head",
-)
-
-
-def read_network(model: nn.Module, example_inputs: Any) -> Network:
-    """Read a model as units joined by weights, by following its computation on an example.
-
-    A unit is what one decides about: a neuron, a channel, an attention head, a dimension of the residual
-        stream, a token. Adding or multiplying two activations makes their units the same; concatenation puts
-        units side by side; norms and elementwise functions pass them through; a flatten repeats a channel's
-        unit. A head's rows of query, key and value and its columns of the output share its unit; query heads
-        that share a key and value are one unit. Nothing depends on names or on the order in which layers are
-        registered.
-
-    Args:
-        model: the network, in either mode; it is read in evaluation mode and is not changed.
-        example_inputs: what the model takes: a tensor, a tuple of positional arguments, or a mapping of
-            keyword arguments. Units do not depend on the numbers in it, but a branch that it does not reach
-            is not seen.
-
-    Raises:
-        CannotFollowError: (a ``ValueError``) the computation holds something without a rule: an operator
-            between two weights that cannot be followed, a weight that is computed, or what ``torch.export``
-            does not take. The message names module and operator.
-
-    Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-        >>> network = read_network(model, torch.zeros(1, 3))
-        >>> network
-        Network(9 units in 3 spaces, 2 layers)
-        >>> torch.equal(network.layers["0"].row_units, network.layers["2"].col_units)
-        True
-    """
-    args, kwargs = _arguments(example_inputs)
-    follower = _follow(model, args, kwargs)
-    units, spaces = _numbered(follower, follower.units.numbers())
-    layers = _layers(model, follower, units)
-    return Network(model, layers, _named(spaces, layers), int(units.max()) + 1 if len(units) else 0)
-
-
-def _numbered(follower: Follower, units: Tensor) -> tuple[Tensor, list[slice]]:
-    """Number units space by space; a space is what several sides of weights have in common.
-
-    Returns:
-        The unit of each mark, and the range of each space.
-    """
-    sides = [units[side] for use in follower.uses.values() for side in (use.out, use.into)]
-    count = int(units.max()) + 1 if len(units) else 0
-    firsts = torch.cat([side[:1].expand_as(side) for side in sides]) if sides else units
-    everything = torch.cat(sides) if sides else units
-    space_of = components(count, torch.stack([firsts, everything]).numpy())
-    # By the first unit of each space, then by unit: both in the order in which weights have them.
-    order = space_of.argsort(kind="stable")
-    number = np.empty(count, dtype=np.int64)
-    number[order] = np.arange(count)
-    ends = [*(np.flatnonzero(np.diff(space_of[order])) + 1).tolist(), count] if count else []
-    ranges = [slice(begin, end) for begin, end in pairwise([0, *ends])]
-    return torch.from_numpy(number)[units], ranges
-
-
-def _named(spaces: list[slice], layers: dict[str, NetworkLayer]) -> dict[str, slice]:
-    """Name each space: the stream that most layers write, or by a layer that writes or reads it."""
-
-    def within(side: Tensor, space: slice) -> bool:
-        first = int(side.flatten()[0])
-        return bool(space.start <= first < space.stop)
-
-    writers: list[list[str]] = []
-    for space in spaces:
-        # The rows of an embedding are what it reads, and its columns what it writes.
-        writers.append(
-            [
-                name
-                for name, layer in layers.items()
-                if within(layer.col_units if "embedding" in layer.role else layer.row_units, space)
-            ]
-        )
-    outputs = [
-        sum(layers[name].role in ("attention_output", "mlp_output") for name in names) for names in writers
-    ]
-    streams = [index for index, number in enumerate(outputs) if number > 1]
-    named = {}
-    for index, (space, names) in enumerate(zip(spaces, writers, strict=True)):
-        if streams == [index]:
-            named["residual"] = space
-        elif names:
-            named[names[0]] = space
-        else:
-            reader = next(
-                name
-                for name, layer in layers.items()
-                if within(layer.row_units, space) or within(layer.col_units, space)
-            )
-            named[f"{reader}.inputs"] = space
-    return named
-
-
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
-
-
-def _follow(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Follower:
-    with torch.no_grad(), preserved(model), in_evaluation_mode(model):
-        try:
-            program = torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
-        except Exception as error:
-            raise CannotFollowError(
-                f"the model's computation cannot be followed, since torch.export fails: {error}"
-            ) from error
-        signature, state, constants = program.graph_signature, program.state_dict, program.constants
-        names, values, inputs_by_name = {}, [], set()
-        inputs = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
-        for spec in signature.input_specs:
-            target = spec.target
-            if spec.kind.name == "USER_INPUT":
-                inputs_by_name.add(spec.arg.name)
-                values.append(next(inputs))
-            else:
-                values.append(state[target] if target in state else constants[target])
-            if spec.kind.name == "PARAMETER":
-                names[spec.arg.name] = str(target)
-        sizes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        follower = Follower(program.graph_module, names, sizes, RULES)
-        follower.inputs = inputs_by_name
-        try:
-            follower.run(*values, enable_io_processing=False)
-        except CannotFollowError as error:
-            raise CannotFollowError(str(error).split("\n\nWhile executing")[0]) from None
-        return follower
-
-
-def _layers(model: nn.Module, follower: Follower, units: Tensor) -> dict[str, NetworkLayer]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    uses = {id(parameters[name]): use for name, use in follower.uses.items()}
-    found: dict[str, NetworkLayer] = {}
-    first: dict[int, str] = {}
-    by_parameter: dict[int, list[Layer]] = {}
-    for layer in find_layers(model):
-        by_parameter.setdefault(id(layer.parameter), []).append(layer)
-    roles = _roles(follower, units)
-    for name in follower.uses:
-        key = id(parameters[name])
-        use = uses[key]
-        for layer in by_parameter.get(key, []):
-            tied_to = first.get(key)
-            first.setdefault(key, layer.name)
-            rows_are_out = use.out_dim == (1 if layer.stored_transposed else 0)
-            rows, cols = (use.out, use.into) if rows_are_out else (use.into, use.out)
-            shape = layer.shape[:2]
-            if use.groups > 1:
-                cols = cols.reshape(use.groups, 1, -1).expand(-1, len(rows) // use.groups, -1).flatten(0, 1)
-            found[layer.name] = NetworkLayer(
-                layer.name, roles[name], (shape[0], shape[1]), units[rows], units[cols], tied_to
-            )
-    return found
-
-
-def _roles(follower: Follower, units: Tensor) -> dict[str, str]:
-    """Return the role of each parameter, by what reads and writes its units."""
-    uses = follower.uses
-    written = {name: frozenset(units[use.out].tolist()) for name, use in uses.items()}
-    read = {name: frozenset(units[use.into].tolist()) for name, use in uses.items()}
-    linear = [name for name, use in uses.items() if use.kind == "linear"]
-    roles = {}
-    for name, use in uses.items():
-        roles[name] = use.kind
-        if use.kind == "embedding" and use.counts:
-            roles[name] = "position_embedding"
-    parts = follower.parts
-    for name in linear:
-        rows = set(uses[name].out.tolist())
-        factors = [part for part in ("query", "key", "value") if rows & parts[part]]
-        if uses[name].read and uses[name].read <= parts["attended"]:
-            roles[name] = "attention_output"
-        elif len(factors) > 1:
-            roles[name] = "attention_qkv"
-        elif factors:
-            roles[name] = f"attention_{factors[0]}"
-    for name in linear:
-        if roles[name] != "linear":
-            continue
-        # What reads the stream, whose hidden units another layer reads to write the stream again.
-        outputs = [
-            other
-            for other in linear
-            if other != name and read[other] == written[name] and written[other] == read[name]
-        ]
-        if not outputs or not set(uses[name].out.tolist()):
-            continue
-        curved = set(uses[name].out.tolist()) <= parts["curved"]
-        partners = [o for o in linear if o != name and written[o] == written[name] and read[o] == read[name]]
-        roles[name] = "mlp_gate" if partners and curved else "mlp_input"
-        for other in outputs:
-            roles[other] = "mlp_output"
-    everything_read = frozenset().union(*read.values()) if read else frozenset()
-    for name in linear:
-        if roles[name] == "linear" and not written[name] & everything_read and len(linear) > 1:
-            roles[name] = "head"
-    return roles
+            chosen += used
+        return list(dict.fromkeys(chosen))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import SEED, Integer, check, check_count
-from modfast.network.chain import Link, find_chain, graph_of
+from modfast.layers.layer import Layer
+from modfast.network.graph import find_network
+from modfast.network.units import Change
 
 from .clustering import normalized_cut, spectral_cluster
 
@@ -102,14 +104,14 @@ def shuffle_test(
             f"shuffle_test takes of spectral_cluster's options n_init, tol, max_iter, got {unknown}"
         )
     threads = torch.get_num_threads() if workers is None else check_count("workers", workers)
-    chain = find_chain(model, layers, example_inputs)
-    graph = graph_of(chain)
+    network = find_network(model, layers, example_inputs)
+    graph = network.graph()
 
     def cut(graph: Tensor) -> float:
         return normalized_cut(graph, spectral_cluster(graph, num_clusters, seed=seed, **options))
 
     def shuffled_cut(number: int) -> float:
-        return cut(graph_of(_shuffled(chain, int(seed), number)))
+        return cut(network.changed_graph(_shuffle(int(seed), number)))
 
     if graph.is_cuda:
         # The workers have streams of their own, on which the caller's work on the weights may not be done.
@@ -134,19 +136,19 @@ def shuffle_test(
     )
 
 
-@torch.no_grad()
-def _shuffled(chain: Sequence[Link], seed: int, number: int) -> list[Link]:
-    """Return the links with the entries of each weight permuted."""
+def _shuffle(seed: int, number: int) -> Change:
+    """Return a function that permutes the entries of each weight that it is called with."""
     # Not seed + number: then neighbouring seeds would share nearly all of their shuffled networks.
     words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
     # Drawn on the CPU, so that the order does not depend on the device.
     generator = torch.Generator("cpu").manual_seed(int(words[0]))
-    links = []
-    for link in chain:
-        flat = link.weight.reshape(-1)
+
+    def shuffled(layer: Layer, weight: Tensor) -> Tensor:
+        flat = weight.reshape(-1)
         order = torch.randperm(len(flat), generator=generator, device="cpu")
-        links.append(link._replace(weight=flat[order.to(flat.device)].view(link.weight.shape)))
-    return links
+        return flat[order.to(flat.device)].view(weight.shape)
+
+    return shuffled
 
 
 @contextmanager

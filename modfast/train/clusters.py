@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -15,8 +14,9 @@ from modfast.data.dataset import Dataset
 from modfast.layers.layer import Layer, find_layer
 from modfast.layers.running import evaluating
 from modfast.network.affinity import gradient_affinity
-from modfast.network.chain import Link, find_chain, graph_of, partitions_of
-from modfast.network.seen_order import ADVICE, seen_order
+from modfast.network.following import CannotFollowError
+from modfast.network.reading import read_network
+from modfast.network.units import Network
 from modfast.partition import Partition
 from modfast.spectral.clustering import spectral_cluster, spectral_cocluster
 
@@ -31,8 +31,8 @@ def check_clusters(run: Run, dataset: Dataset) -> None:
     """Raise if spectral clusters of these layers could not be found after the warm-up.
 
     Raises:
-        ValueError: there are more clusters than rows or columns; or the layers are to be chained and do not
-            follow each other, or one is a convolution in groups; or the loss does not depend on a layer whose
+        ValueError: there are more clusters than rows or columns; or the layers are to be chained and have no
+            units in common, or one is a convolution in groups; or the loss does not depend on a layer whose
             gradients are to be clustered.
     """
     for name, partition in run.partitions.items():
@@ -42,11 +42,10 @@ def check_clusters(run: Run, dataset: Dataset) -> None:
                 f"got {run.config.num_clusters}"
             )
     if run.config.chained:
-        for link in _chain(run, dataset):
-            if link.groups > 1:  # its columns stand for other channels in each group of rows
+        for layer in _network(run, dataset).layers.values():
+            if layer.col_units.dim() > 1:  # they stand for other channels in each group of rows
                 raise ValueError(
-                    f"chained must be False for layer {link.layer.name!r}, a convolution in {link.groups} "
-                    "groups, got True"
+                    f"chained must be False for layer {layer.name!r}, a convolution in groups, got True"
                 )
     if run.config.affinity == "gradients":
         few = replace(
@@ -98,12 +97,9 @@ def _layer_by_layer(run: Run, dataset: Dataset) -> dict[str, Partition]:
 
 
 def _chained(run: Run, dataset: Dataset) -> dict[str, Partition]:
-    chain = [
-        link._replace(weight=_similarity(run, dataset, link.layer)[0].to(link.weight.device))
-        for link in _chain(run, dataset)
-    ]
-    labels = spectral_cluster(graph_of(chain), run.config.num_clusters, seed=run.config.seed)
-    return partitions_of(chain, labels, run.config.num_clusters)
+    network = _network(run, dataset)
+    graph = network.changed_graph(lambda layer, weight: _similarity(run, dataset, layer)[0].to(weight.device))
+    return network.partitions(spectral_cluster(graph, run.config.num_clusters, seed=run.config.seed))
 
 
 def _similarity(run: Run, dataset: Dataset, layer: Layer) -> tuple[Tensor, str]:
@@ -123,24 +119,18 @@ def _batches(run: Run, dataset: Dataset) -> Iterator[Any]:
         yield dataset.normalize(images.to(run.device)), labels.to(run.device)
 
 
-def _chain(run: Run, dataset: Dataset) -> list[Link]:
-    """Return the regularised layers in the order in which the model runs them: each reads the one before."""
+def _network(run: Run, dataset: Dataset) -> Network:
+    """Return the network that the regularised layers make: each has units that another one has as well."""
     images = dataset.normalize(dataset.train_images[:_FEW_IMAGES].to(run.device))
     try:
-        order = [layer.name for layer, _ in seen_order(run.model, images)]
-    except ValueError as error:
-        # Without its advice, which is about another function's layers.
-        reason = str(error).removesuffix(f"; {ADVICE}")
-        raise ValueError(f"chained must be False for this model, got True ({reason})") from error
-    beside = sorted(run.partitions.keys() - set(order))
+        network = read_network(run.model, images)
+    except CannotFollowError as error:
+        raise ValueError(f"chained must be False for this model, got True ({error})") from error
+    beside = sorted(run.partitions.keys() - network.layers.keys())
     if beside:
-        raise ValueError(f"layers must be among {order} to be chained, got {beside} as well")
-    places = sorted(order.index(name) for name in run.partitions)
-    if places != list(range(places[0], places[-1] + 1)):
-        between = [name for name in order[places[0] : places[-1]] if name not in run.partitions]
-        raise ValueError(
-            f"layers must follow each other to be chained; between {order[places[0]]!r} and "
-            f"{order[places[-1]]!r} lie {between}"
-        )
-    with torch.no_grad():
-        return find_chain(run.model, [order[place] for place in places], images)
+        raise ValueError(f"layers must be among {list(network.layers)} to be chained, got {beside} as well")
+    chosen = network.part(run.partitions)
+    apart = chosen.apart()
+    if len(apart) > 1:
+        raise ValueError(f"layers must have units in common to be chained, got {apart}, which have none")
+    return chosen

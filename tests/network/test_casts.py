@@ -1,4 +1,4 @@
-"""Casts of weights are followed in a run, and inputs that no run records are named as the reason."""
+"""Casts of weights and of inputs are followed."""
 
 import types
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from modfast import find_circuit, network_graph, network_nodes
+from modfast import find_circuit, network_graph, network_nodes, read_network
 
 
 class Model(nn.Module):
@@ -60,8 +60,9 @@ def twice_turned(net, x):
 
 @pytest.mark.parametrize("run", [twice_cast, twice_turned])
 def test_a_layer_that_is_used_twice_through_one_cast_is_seen(run):
-    with pytest.raises(ValueError, match="model: layer 'g' is used more than once"):
-        network_graph(Model(run), example_inputs=X)
+    layers = read_network(Model(run), X).layers
+    assert torch.equal(layers["g"].row_units, layers["g"].col_units)
+    assert torch.equal(layers["g"].row_units, layers["f"].row_units)
 
 
 def test_a_circuit_stops_before_a_layer_that_is_used_twice_through_one_turn():
@@ -78,17 +79,22 @@ def skip(net, x):
     return net.g(torch.relu(net.f(x.float() / 255))) + x.float()
 
 
-@pytest.mark.parametrize("run", [chain, skip, lambda net, x: chain(net, x["values"].x)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_inputs_that_are_not_recorded_are_the_reason(run, dtype):
+def test_inputs_may_be_integers_and_stand_in_objects(dtype):
     x = X.abs().mul(100).to(dtype)
-    inputs = x if run in (chain, skip) else ({"values": types.SimpleNamespace(x=x.float())},)
-    with pytest.raises(
-        ValueError, match=r"model: what layer 'f' reads .*: give floating-point example_inputs"
+    for run, inputs in (
+        (chain, x),
+        (lambda net, x: chain(net, x["values"].x), ({"values": types.SimpleNamespace(x=x)},)),
     ):
-        network_graph(Model(run), example_inputs=inputs)
+        layers = read_network(Model(run), inputs).layers
+        assert torch.equal(layers["f"].row_units, layers["g"].col_units)
+        assert torch.equal(layers["g"].row_units, layers["o"].col_units)
+    layers = read_network(Model(skip), x).layers
+    assert torch.equal(layers["g"].row_units, layers["f"].col_units)
 
 
-def test_a_chain_of_tokens_is_no_matter_of_inputs():
+def test_a_sequence_of_tokens():
     model = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 4))
-    assert list(network_nodes(model, example_inputs=torch.arange(4)[:, None])) == [".input", "2", "3"]
+    network = read_network(model, torch.arange(4)[:, None])
+    assert list(network.spaces) == ["0.inputs", "0", "2", "3"]
+    assert torch.equal(network.layers["0"].col_units, network.layers["2"].col_units)

@@ -350,8 +350,11 @@ def test_partitions_of_chosen_layers_and_transposed_weights() -> None:
 
 def test_grouped_convolutions_have_no_partition() -> None:
     model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 2))
-    partitions = network_partitions(model, [0, 1] * 6)
+    partitions = network_partitions(model, [0, 1, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1])
     assert list(partitions) == ["0", "3"]
+    # Unless a column stands for channels of one cluster.
+    partitions = network_partitions(model, [0, 1] * 6)
+    assert partitions["1"] == Partition([0, 1, 0, 1], [0, 1], 2)
     assert EnmeshmentLoss(model, partitions)().isfinite()
 
 
@@ -362,7 +365,7 @@ def test_no_cluster_at_all() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1], "labels must be 3, one for each node of the network, got 2"),
+        ([0, 1], "labels must be 3, one for each unit of the network, got 2"),
         ([0, 1, 0, 1], "labels must be 3, .*, got 4"),
         ([0.0, 1.0, 0.0], "labels must hold integers, got dtype"),
         ([0, 1, -2], r"labels must lie in \[-1, .*\], got -2"),

@@ -149,7 +149,7 @@ class Skip(nn.Module):
         ({}, {}, ValueError, r"one number of clusters, got \[\]"),
         ({"fc1": 2, "fc2": 4}, {}, ValueError, r"one number of clusters, got \[2, 4\]"),
         ({"fc9": 2}, {}, ValueError, "'fc9' is no layer"),
-        ({"fc1": 2}, {"layers": ["fc2"]}, ValueError, "'fc1' must be a layer of the chain, 'fc2'"),
+        ({"fc1": 2}, {"layers": ["fc2"]}, ValueError, "'fc1' must be a layer of the network, 'fc2'"),
         ({"fc1": 2}, {"layers": None}, ValueError, "give example_inputs"),
         ({"fc1": None}, {}, TypeError, "must be a Partition, got NoneType"),
     ],
@@ -161,8 +161,13 @@ def test_bad_arguments(partitions, arguments, error, message):
 
 
 def test_a_model_that_is_no_chain():
-    with pytest.raises(ValueError, match="layers"):
-        search_space_reduction(Skip(), {"fc1": Partition.blocks((4, 4), 2)}, example_inputs=torch.randn(3, 4))
+    blocks = {"fc1": Partition.blocks((4, 4), 2)}
+    with pytest.raises(ValueError, match="give example_inputs"):
+        search_space_reduction(Skip(), blocks)
+    model = Skip()
+    found = search_space_reduction(model, blocks, example_inputs=torch.randn(3, 4))
+    # Both layers read and write the same four units.
+    assert found == 1 - 2 * (2 * 2 + 2) / (2 * (4 * 4 + 4))
 
 
 @pytest.mark.parametrize("has_run", [True, False])

@@ -10,7 +10,7 @@ from modfast import EnmeshmentLoss, spectral_cluster
 from modfast.layers.layer import find_layers
 from modfast.models import CNN
 from modfast.network.following import CannotFollowError
-from modfast.network.units import read_network
+from modfast.network.reading import read_network
 
 TOKENS = {"input_ids": torch.arange(8)[None], "use_cache": False}
 TINY = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

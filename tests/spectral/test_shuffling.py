@@ -16,6 +16,8 @@ import torch
 from processes import PATIENCE
 from torch import Tensor, nn
 
+from modfast import network_graph
+from modfast.layers.layer import find_layers
 from modfast.models import MLP
 from modfast.spectral import shuffle_test, shuffling
 
@@ -82,19 +84,8 @@ def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> N
         nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(8, 3), nn.Conv1d(3, 6, 2, groups=3)
     )
     model[3].weight.data[0] = 0.0
-    chain = shuffling.find_chain(model, ["0", "3", "4"])
-    shuffled = [shuffling._shuffled(chain, 0, number) for number in range(2)]
-    for links in shuffled:
-        for link, own in zip(links, chain, strict=True):
-            assert link.weight.shape == own.weight.shape
-            assert not torch.equal(link.weight, own.weight)
-            torch.testing.assert_close(
-                link.weight.flatten().sort().values, own.weight.flatten().sort().values, rtol=0, atol=0
-            )
-            assert (link.norm, link.groups, link.inputs) == (own.norm, own.groups, own.inputs)
-    assert not torch.equal(shuffled[0][0].weight, shuffled[1][0].weight)
-    # What is clustered is these.
-    seen = []
+    own = {layer.name: layer.weight().detach() for layer in find_layers(model)}
+    seen: list[Tensor] = []
 
     def cluster(graph: Tensor, num_clusters: int, **options: Any) -> Tensor:
         seen.append(graph.to_dense())
@@ -102,18 +93,47 @@ def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(shuffling, "spectral_cluster", cluster)
     shuffle_test(model, 2, 2, layers=["0", "3", "4"], workers=1)
-    for graph, links in zip(seen, [chain, *shuffled], strict=True):
-        torch.testing.assert_close(graph, shuffling.graph_of(links).to_dense(), rtol=0, atol=0)
+    expected = [network_graph(model, ["0", "3", "4"])]
+    for number in range(2):
+        change = shuffling._shuffle(0, number)
+        shuffled = copy.deepcopy(model)
+        for layer in find_layers(shuffled):
+            weight = change(layer, own[layer.name])
+            assert not torch.equal(weight, own[layer.name])
+            assert torch.equal(weight.flatten().sort().values, own[layer.name].flatten().sort().values)
+            layer.weight().data.copy_(weight)
+        expected.append(network_graph(shuffled, ["0", "3", "4"]))
+    for graph, other in zip(seen, expected, strict=True):
+        assert torch.equal(graph, other.to_dense())
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_every_entry_goes_everywhere() -> None:
-    model = nn.Linear(2, 2)
-    model.weight.data = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-    chain = shuffling.find_chain(model, None)
+    (layer,) = find_layers(nn.Linear(2, 2))
+    weight = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     orders = {
-        tuple(shuffling._shuffled(chain, 0, number)[0].weight.flatten().tolist()) for number in range(400)
+        tuple(shuffling._shuffle(0, number)(layer, weight).flatten().tolist()) for number in range(400)
     }
     assert len(orders) == 24
+
+
+class Skipping(nn.Module):
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.inside = modular([8, 16, 8], spread=spread)
+        self.last = modular([8, 8], seed=1, spread=spread)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.last(x + self.inside(x))
+        return result
+
+
+def test_networks_that_are_no_chain() -> None:
+    x = torch.randn(2, 8)
+    with pytest.raises(ValueError, match="give example_inputs"):
+        shuffle_test(Skipping(1.0), 2, 9)
+    assert shuffle_test(Skipping(0.05), 2, 9, n_init=2, example_inputs=x).z_score < -5
+    assert abs(shuffle_test(Skipping(1.0), 2, 9, n_init=2, example_inputs=x).z_score) < 3
 
 
 def test_the_model_and_the_random_state_stay() -> None:

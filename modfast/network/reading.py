@@ -1,0 +1,273 @@
+"""Read a model as units joined by weights, by following its computation on an example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modfast.arrays import require_whole
+from modfast.layers.layer import Layer, find_layers
+from modfast.layers.readable import require_shape
+from modfast.layers.replaced import replaced_weights, require_own_parameters
+from modfast.layers.running import copied, device_of, is_several, moved, not_compiled, preserved, with_leaves
+from modfast.layers.source import in_evaluation_mode
+
+from .following import CannotFollowError, Follower, components
+from .roles import roles_of
+from .rules import RULES
+from .units import INPUT, Network, NetworkLayer
+
+
+def read_network(model: nn.Module, example_inputs: Any) -> Network:
+    """Read a model as units joined by weights, by following its computation on an example.
+
+    A unit is what one decides about: a neuron, a channel, an attention head, a dimension of the residual
+    stream, a token. Adding or multiplying two activations makes their units the same; concatenation puts
+    units side by side; norms and elementwise functions pass them through; a flatten repeats a channel's unit.
+    A head's rows of query, key and value and its columns of the output share its unit; query heads that share
+    a key and value are one unit. Nothing depends on names or on the order in which layers are registered.
+
+    Args:
+        model: the network, in either mode; it is read in evaluation mode and is not changed. Compiled and
+            wrapped models are read as what they wrap; a computed weight (a parametrisation, a LoRA adapter)
+            is one weight, as the forward pass multiplies by it.
+        example_inputs: what the model takes: a tensor, a tuple of positional arguments, or a mapping of
+            keyword arguments. They are moved to the model's device. Units do not depend on the numbers in
+            them, but a branch that they do not reach is not seen.
+
+    Returns:
+        The :class:`Network`, whose layers are those that the example used.
+
+    Raises:
+        CannotFollowError: (a ``ValueError``) the computation holds something without a rule: an operator
+            between two weights that cannot be followed, a weight that is computed in the forward pass, or
+            what ``torch.export`` does not take. The message names module and operator.
+        ValueError: a weight cannot be read, or the model has none that the example used.
+        TypeError: ``model`` is no ``nn.Module`` or returns no tensor; a weight is spread over processes
+            (``DTensor``) or kept by FSDP.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> network = read_network(model, torch.zeros(1, 3))
+        >>> network
+        Network(9 units in 3 spaces, 2 layers)
+        >>> torch.equal(network.layers["0"].row_units, network.layers["2"].col_units)
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    require_own_parameters(model)
+    for name, parameter in model.named_parameters():
+        require_whole(f"model: {name!r}", parameter)
+        require_shape(f"model: {name!r}", parameter)
+    with torch.inference_mode(False), torch.no_grad(), preserved(model), in_evaluation_mode(model):
+        found = find_layers(model)
+        with _as_parameters(model, found) as (layers_of, names):
+            follower = _follow(model, copied(moved(example_inputs, device_of(model))), names)
+    units, spaces = _numbered(follower, follower.units.numbers())
+    layers = _layers(follower, units, layers_of)
+    if not layers:
+        raise ValueError(
+            "model must multiply by a weight when it is called with example_inputs: it uses none"
+        )
+    return Network(model, layers, _named(spaces, layers), int(units.max()) + 1 if len(units) else 0)
+
+
+@contextmanager
+def _as_parameters(
+    model: nn.Module, layers: list[Layer]
+) -> Iterator[tuple[dict[str, list[Layer]], dict[int, str]]]:
+    """Inside, every weight is a parameter, those as well that are computed from others.
+
+    Yields:
+        The layers of each weight, and the names of weights by their address.
+    """
+    computed = {layer: layer.weight().detach().clone() for layer in layers if layer.is_computed}
+    with replaced_weights(model, computed):
+        for module in model.modules():
+            own: Any = module._parameters  # TorchScript has no dict
+            for attribute, tensor in own.items() if isinstance(own, dict) else ():
+                if tensor is not None and not isinstance(tensor, nn.Parameter):
+                    own[attribute] = nn.Parameter(tensor, requires_grad=False)
+        layers_of: dict[str, list[Layer]] = {}
+        names: dict[int, str] = {}
+        for layer in layers:
+            address = (computed[layer] if layer in computed else layer.whole()).data_ptr()
+            layers_of.setdefault(names.setdefault(address, layer.parameter_name), []).append(layer)
+        yield layers_of, names
+
+
+class _Called(nn.Module):
+    """Calls a model with inputs of any form, and returns all tensors that it returns."""
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.__dict__["inputs"] = inputs  # an input may be a module, which is no part of this one
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        given = iter(tensors)
+        inputs = with_leaves(
+            self.__dict__["inputs"], lambda value: next(given) if isinstance(value, Tensor) else value
+        )
+        if isinstance(inputs, Mapping):
+            output = self.model(**inputs)
+        elif is_several(inputs):
+            output = self.model(*inputs)
+        else:
+            output = self.model(inputs)
+        found = list(_tensors_in(output))
+        if not found:
+            raise TypeError(f"model must return a tensor, got {type(output).__name__}")
+        return found
+
+
+def _tensors_in(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors_in(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _tensors_in(value)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for field in fields(output):
+            yield from _tensors_in(getattr(output, field.name))
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        yield output.logits
+
+
+def _follow(model: nn.Module, inputs: Any, names: Mapping[int, str]) -> Follower:
+    tensors: list[Tensor] = []
+
+    def note(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        return value
+
+    with_leaves(inputs, note)
+    called = _Called(model, inputs)
+    with not_compiled():
+        try:
+            program = torch.export.export(called, tuple(tensors), strict=False).run_decompositions({})
+        except Exception as error:
+            if isinstance(error, TypeError) and str(error).startswith("model must return"):
+                raise
+            raise CannotFollowError(
+                f"model: its computation cannot be followed, since torch.export fails: {_first_lines(error)}"
+            ) from error
+    signature, state, constants = program.graph_signature, program.state_dict, program.constants
+    weights: dict[str, str] = {}
+    held: dict[str, str] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    values, given = [], iter(tensors)
+    inputs_by_name = set()
+    for spec in signature.input_specs:
+        if spec.kind.name == "USER_INPUT":
+            inputs_by_name.add(spec.arg.name)
+            values.append(next(given))
+            continue
+        target = str(spec.target)
+        tensor = state[target] if target in state else constants[target]
+        values.append(tensor)
+        held[spec.arg.name] = target.removeprefix("model.")
+        name = names.get(tensor.data_ptr()) if isinstance(tensor, Tensor) and tensor.numel() else None
+        if name is not None:
+            weights[spec.arg.name] = name
+            sizes[name] = tuple(tensor.shape)
+    follower = Follower(program.graph_module, weights, sizes, RULES)
+    follower.inputs, follower.held = inputs_by_name, held
+    try:
+        follower.run(*values, enable_io_processing=False)
+    except CannotFollowError as error:
+        raise CannotFollowError(str(error).split("\n\nWhile executing")[0]) from None
+    return follower
+
+
+def _first_lines(error: Exception, number: int = 3) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:number]) or type(error).__name__
+
+
+def _numbered(follower: Follower, units: Tensor) -> tuple[Tensor, list[slice]]:
+    """Number units space by space; a space is what several sides of weights have in common.
+
+    Returns:
+        The unit of each mark, and the range of each space.
+    """
+    sides = [units[side] for use in follower.uses.values() for side in (use.out, use.into)]
+    count = int(units.max()) + 1 if len(units) else 0
+    firsts = torch.cat([side[:1].expand_as(side) for side in sides]) if sides else units
+    everything = torch.cat(sides) if sides else units
+    space_of = components(count, torch.stack([firsts, everything]).numpy())
+    # By the first unit of each space, then by unit: both in the order in which weights have them.
+    order = space_of.argsort(kind="stable")
+    number = np.empty(count, dtype=np.int64)
+    number[order] = np.arange(count)
+    ends = [*(np.flatnonzero(np.diff(space_of[order])) + 1).tolist(), count] if count else []
+    ranges = [slice(begin, end) for begin, end in pairwise([0, *ends])]
+    return torch.from_numpy(number)[units], ranges
+
+
+def _named(spaces: list[slice], layers: dict[str, NetworkLayer]) -> dict[str, slice]:
+    """Name each space: the stream that most layers write, or by a layer that writes or reads it."""
+
+    def within(side: Tensor, space: slice) -> bool:
+        first = int(side.flatten()[0])
+        return bool(space.start <= first < space.stop)
+
+    # The rows of an embedding are what it reads, and its columns what it writes.
+    embeddings = {name for name, layer in layers.items() if "embedding" in layer.role}
+    written = {n: layer.col_units if n in embeddings else layer.row_units for n, layer in layers.items()}
+    read = {n: layer.row_units if n in embeddings else layer.col_units for n, layer in layers.items()}
+    writers = [[name for name in layers if within(written[name], space)] for space in spaces]
+    readers = [[name for name in layers if within(read[name], space)] for space in spaces]
+    outputs = [
+        sum(layers[name].role in ("attention_output", "mlp_output", "expert_output") for name in names)
+        for names in writers
+    ]
+    streams = [index for index, number in enumerate(outputs) if number > 1]
+    given = [
+        index for index, names in enumerate(writers) if not names and readers[index][0] not in embeddings
+    ]
+    named = {}
+    for index, (space, names) in enumerate(zip(spaces, writers, strict=True)):
+        if streams == [index]:
+            named["residual"] = space
+        elif names:
+            named[names[0]] = space
+        elif given == [index]:
+            named[INPUT] = space
+        else:
+            named[f"{readers[index][0]}.inputs"] = space
+    return named
+
+
+def _layers(
+    follower: Follower, units: Tensor, layers_of: Mapping[str, list[Layer]]
+) -> dict[str, NetworkLayer]:
+    """Return what each layer joins, in the order in which their weights were used first."""
+    found: dict[str, NetworkLayer] = {}
+    roles = roles_of(follower, units)
+    for name, use in follower.uses.items():
+        first: str | None = None
+        norms = use.norms[0] if len(set(use.norms)) == 1 else None
+        for layer in layers_of[name]:
+            rows_are_out = use.out_dim == (1 if layer.stored_transposed else 0)
+            rows, cols = (use.out, use.into) if rows_are_out else (use.into, use.out)
+            shape = layer.shape[:2]
+            if use.groups > 1:
+                cols = cols.reshape(use.groups, 1, -1).expand(-1, len(rows) // use.groups, -1).flatten(0, 1)
+            found[layer.name] = NetworkLayer(
+                layer.name, roles[name], (shape[0], shape[1]), units[rows], units[cols], first, norms
+            )
+            first = first or layer.name
+    return found
