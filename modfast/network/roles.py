@@ -1,4 +1,4 @@
-"""What each weight of a network does, by what reads and writes its units."""
+"""What each weight of a network does, told from what reads and writes its units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES = (
 )
 
 
-def roles_of(follower: Follower, units: Tensor) -> dict[str, str]:
+def find_roles(follower: Follower, units: Tensor) -> dict[str, str]:
     """Return the role of each parameter, by what reads and writes its units."""
     uses = follower.uses
     written = {name: frozenset(units[use.out].tolist()) for name, use in uses.items()}
