@@ -8,93 +8,25 @@ marks meet, in a sum, a product, or because a layer reads what another one write
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-# No unit: of a number that no weight has made, or that mixes several units (a mean over all of them).
-NONE, MIXED = -1, -2
-
-# A number may lie in two spaces at once: a channel of an image, and a place of it. Each has its own marks.
-SPACES = 2
-
-Marks: TypeAlias = Tensor
-"""``(SPACES, *shape of the value)``, int64: a mark for each number, ``NONE`` or ``MIXED``."""
+from .marks import Marks, Routed, Sources, Units, Value, Weight, as_stored, thin, unknown
 
 
 class CannotFollowError(ValueError):
     """A model's computation cannot be followed; the message names module and operator."""
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A parameter as an operator sees it: with its dimensions in another order, perhaps.
+class Matrix(NamedTuple):
+    """A weight by its parameter and, if that is a stack of matrices, its place there."""
 
-    Attributes:
-        name: of the parameter.
-        order: the parameter's dimension that each dimension of the value is.
-    """
-
-    name: str
-    order: tuple[int, ...]
-
-
-Value: TypeAlias = Marks | Weight | None
-"""What is known of a tensor: its marks; that it is a parameter; or that it has no units."""
-
-
-class Units:
-    """Marks of the rows and columns of weights, and which of them are the same unit."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._pairs: list[np.ndarray[Any, Any]] = []
-
-    def new(self, number: int) -> Tensor:
-        """Return marks that no other has, ``(number,)``."""
-        marks = torch.arange(self.count, self.count + number, device="cpu")
-        self.count += number
-        return marks
-
-    def join(self, one: Tensor, other: Tensor) -> None:
-        """Note that marks at the same places, broadcast against each other, are the same unit."""
-        one, other = torch.broadcast_tensors(one, other)
-        both = (one >= 0) & (other >= 0) & (one != other)
-        if not bool(both.any()):
-            return
-        pairs = torch.stack([one[both], other[both]])
-        self._pairs.append(torch.unique(pairs, dim=1).numpy())
-
-    def join_all(self, marks: Tensor) -> Tensor:
-        """Note that all marks of each row, ``(n, m)``, are one unit; return a mark for each, ``(n,)``."""
-        some = marks.amax(1)
-        self.join(some[:, None], marks)
-        return some
-
-    def numbers(self) -> Tensor:
-        """Return the unit of each mark; units are numbered in the order of their first mark."""
-        pairs = np.concatenate(self._pairs, axis=1) if self._pairs else np.empty((2, 0), dtype=np.int64)
-        # The first of each component stands for it, so that the sorted ones are in order.
-        _, units = np.unique(components(self.count, pairs), return_inverse=True)
-        return torch.from_numpy(units)
-
-
-def components(count: int, pairs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return for each of ``count`` things the least one that pairs, ``(2, n)``, connect it with."""
-    least = np.arange(count)
-    while True:
-        one, other = least[pairs[0]], least[pairs[1]]
-        apart = one != other
-        if not apart.any():
-            return least
-        one, other = one[apart], other[apart]
-        np.minimum.at(least, np.maximum(one, other), np.minimum(one, other))
-        while (least[least] != least).any():
-            least = least[least]
+    parameter: str
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +55,15 @@ class BatchNorm:
         return scale if self.variance is None else scale / (value(self.variance) + self.eps).sqrt()
 
 
+# Batch norms, and the places of their weight, their running variance and ``eps`` among the arguments.
+_BATCH_NORMS: dict[str, tuple[int, int | None, int]] = {
+    "batch_norm.default": (1, 4, 7),
+    "_native_batch_norm_legit_no_training.default": (1, 4, 6),
+    "_native_batch_norm_legit.default": (1, 4, 7),
+    "_native_batch_norm_legit.no_stats": (1, None, 5),
+}
+
+
 @dataclass
 class Use:
     """How a weight was used: the marks of its outputs and of its inputs.
@@ -131,6 +72,12 @@ class Use:
         kind: "linear", "convolution" or "embedding".
         out, into: the marks of the weight's outputs, and of its inputs.
         out_dim, in_dim: the dimensions of the parameter that these are.
+        groups: the number of groups of a convolution.
+        read: the marks that were read, before they were joined.
+        counts: whether it is a table of positions: what is looked up does not depend on the input.
+        routed: whether the input chooses this matrix among others.
+        norms: for each time that it was used, the batch norms that multiply its outputs before anything else
+            reads them.
     """
 
     kind: str
@@ -139,16 +86,91 @@ class Use:
     out_dim: int
     in_dim: int
     groups: int = 1
-    read: frozenset[int] = frozenset()  # the marks that were read, before they were joined
-    counts: bool = False  # an embedding whose rows are looked up in turn: those of positions
-    # For each time that it was used, what multiplies its outputs before anything else reads them.
+    read: frozenset[int] = frozenset()
+    counts: bool = False
+    routed: bool = False
     norms: list[tuple[BatchNorm, ...]] = field(default_factory=list)
 
 
-# Of an attention: its factors, and what comes out of it. "curved": what a nonlinearity has taken.
-PARTS = ("query", "key", "value", "attended", "curved")
+# Of an attention: its factors, and what comes out of it. "curved": what a nonlinearity has taken; "picked": of
+# what the greatest were chosen.
+PARTS = ("query", "key", "value", "attended", "curved", "picked")
 
-Rule: TypeAlias = "Callable[[Follower, fx.Node, list[Any], dict[str, Any], Any], Any]"
+# Whether a number is so: positions that are counted from them do not depend on what the input is.
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "ones_like", "zeros_like", "new_ones", "new_zeros"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator as it is called.
+
+    Attributes:
+        node: the operation of the graph.
+        name: the operator's, without ``aten::``.
+        given: what is known of its positional arguments; lists keep their form.
+        named: the same of those by keyword.
+        arguments, options: the present values of both.
+        result: what it returned.
+    """
+
+    node: fx.Node
+    name: str
+    given: list[Any]
+    named: dict[str, Any]
+    arguments: list[Any]
+    options: dict[str, Any]
+    result: Any
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """The present value of the argument with this name, however it was passed."""
+        target: Any = self.node.target
+        for place, argument in enumerate(target._schema.arguments):
+            if argument.name == name and place < len(self.arguments):
+                return self.arguments[place]
+        return self.options.get(name, default)
+
+    def fail(self, why: str) -> CannotFollowError:
+        """Return the error that names the place and the operator."""
+        return CannotFollowError(f"{place_of(self.node)}: {self.node.target}: {why}")
+
+
+Rule: TypeAlias = "Callable[[Follower, Call], Any]"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rule, and whether it treats each number by itself, so that experts' numbers stay apart."""
+
+    rule: Rule
+    by_itself: bool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the placeholders of a program are.
+
+    Attributes:
+        parameters: for each placeholder that is a parameter, the parameter's name.
+        given: the placeholders of what the caller gives.
+        sizes: the shape of each parameter.
+        stacks: the parameters that are stacks of matrices.
+        names: for each placeholder that is a parameter or buffer, its name in the model.
+    """
+
+    parameters: dict[str, str]
+    given: frozenset[str]
+    sizes: dict[str, tuple[int, ...]]
+    stacks: frozenset[str]
+    names: dict[str, str]
+
+
+@dataclass
+class Found:
+    """What a run found out."""
+
+    units: Units = field(default_factory=Units)
+    uses: dict[Matrix, Use] = field(default_factory=dict)  # in the order of their first use
+    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in PARTS})
 
 
 class Follower(fx.Interpreter):
@@ -156,95 +178,168 @@ class Follower(fx.Interpreter):
 
     Args:
         program: what ``torch.export`` made of the model.
-        names: for each placeholder of the graph the parameter that it is, if it is one.
-        sizes: the shape of each parameter.
-        rules: what each operator does with marks.
+        inputs: what its placeholders are.
+        rules: what each operator does with marks, by name.
+        sources: what earlier runs found out about tensors that no weight has made.
     """
 
     def __init__(
-        self,
-        program: fx.GraphModule,
-        names: dict[str, str],
-        sizes: dict[str, tuple[int, ...]],
-        rules: dict[Any, Rule],
+        self, program: fx.GraphModule, inputs: Inputs, rules: Mapping[str, Entry], sources: Sources
     ) -> None:
         super().__init__(program)
-        self.names, self.sizes, self.rules = names, sizes, rules
-        self.units = Units()
+        self.inputs, self.rules, self.sources = inputs, rules, sources
+        self.found = Found()
+        self.units, self.uses = self.found.units, self.found.uses
         self.values: dict[fx.Node, Any] = {}
-        self.uses: dict[str, Use] = {}  # by parameter, in the order of their first use
-        # For roles: marks by what they were part of, as "query" of an attention, or that a nonlinearity took.
-        self.inputs: set[str] = set()  # the placeholders of what the caller gives
-        self.held: dict[str, str] = {}  # the names of parameters and buffers, by their placeholders
-        self.fed: set[fx.Node] = set()  # what depends on that
-        # What one weight has written, and nothing else has read: the weight, and which of its uses it was.
-        self.sole: dict[fx.Node, tuple[str, int]] = {}
+        self.fed: set[fx.Node] = set()  # what depends on what the caller gives
+        self.held: set[fx.Node] = set()  # the same, but for what depends only on comparisons of it
         self.scores: set[int] = set()  # marks of products of queries with keys
-        self.parts: dict[str, set[int]] = {part: set() for part in PARTS}
+        self.used: list[Matrix] = []  # what the present operator multiplies by
+        # What one weight has written, and nothing else has read: the weight, and which of its uses it was.
+        self._sole: dict[fx.Node, tuple[Matrix, int]] = {}
+        self._tables: dict[str, Marks] = {}  # parameters that are used as numbers
 
     def run_node(self, n: fx.Node) -> Any:
         """Run an operation, and note what is known of its result."""
         result = super().run_node(n)
-        given = n.op == "placeholder" and str(n.target) in self.inputs
+        given = n.op == "placeholder" and str(n.target) in self.inputs.given
         if given or any(each in self.fed for each in n.all_input_nodes):
             self.fed.add(n)
+        if given or (
+            any(each in self.held for each in n.all_input_nodes) and name_of(n.target) not in _COMPARISONS
+        ):
+            self.held.add(n)
         if n.op == "placeholder":
-            name = self.names.get(str(n.target))
-            is_weight = name is not None and isinstance(result, Tensor) and result.dim() >= 2
-            self.values[n] = Weight(name, tuple(range(result.dim()))) if is_weight and name else None
+            self.values[n] = self._placeholder(n, result)
         elif n.op == "call_function":
-            self.values[n] = self.follow(n, result)
+            self.used = []
+            self.values[n] = self._complete(n.name, n, self._follow(n, result), result)
             self._note_sole(n)
         elif n.op not in ("output", "get_attr"):
             raise CannotFollowError(f"{place_of(n)}: an operation of kind {n.op!r} cannot be followed")
+        for used in self.user_to_last_uses.get(n, ()):
+            self.values.pop(used, None)
         return result
-
-    def follow(self, node: fx.Node, result: Any) -> Any:
-        """Return what is known of the result of an operator."""
-        if node.target is operator.getitem:
-            values, place = self.value(node.args[0]), self.number(node.args[1])
-            return values[place] if isinstance(values, (list, tuple)) else None
-        given = [self.value(each) for each in node.args]
-        named = {key: self.value(each) for key, each in node.kwargs.items()}
-        if not any(holds_units(each) for each in (*given, *named.values())):
-            return None
-        rule = self.rules.get(node.target) or self.rules.get(getattr(node.target, "overloadpacket", None))
-        if rule is None:
-            raise CannotFollowError(f"{place_of(node)}: there is no rule for the operator {node.target}")
-        return rule(self, node, given, named, result)
 
     def _note_sole(self, node: fx.Node) -> None:
         """Note whether a value is what one weight has written, and the batch norms that multiply it."""
-        sources = [each for each in node.all_input_nodes if holds_units(self.values.get(each))]
-        weights = [self.values[each].name for each in sources if isinstance(self.values[each], Weight)]
-        others = [each for each in sources if not isinstance(self.values[each], Weight)]
         if isinstance(self.values[node], Weight):
             return
-        if len(weights) == 1 and weights[0] in self.uses:
-            norms = self.uses[weights[0]].norms
-            self.sole[node] = weights[0], len(norms)
+        sources = [(each, self.values.get(each)) for each in node.all_input_nodes]
+        for matrix in dict.fromkeys(self.used):
+            norms = self.uses[matrix].norms
+            self._sole[node] = matrix, len(norms)  # of several, as of experts, none has a batch norm
             norms.append(())
-        elif len(others) == 1 and len(others[0].users) == 1 and others[0] in self.sole:
-            self.sole[node] = self.sole[others[0]]
-            if node.target in BATCH_NORMS:
-                self._note_norm(node, others[0])
+        if self.used:
+            return
+        marked = [each for each, value in sources if isinstance(value, (Marks, list)) and each in self.fed]
+        if len(marked) == 1 and len(marked[0].users) == 1 and marked[0] in self._sole:
+            self._sole[node] = self._sole[marked[0]]
+            places = _BATCH_NORMS.get(str(node.target).removeprefix("aten."))
+            if places is not None:
+                self._note_norm(node, self.values[marked[0]], places)
 
-    def _note_norm(self, node: fx.Node, source: fx.Node) -> None:
-        name, time = self.sole[node]
-        use, marks = self.uses[name], self.values[source][0]
-        channels = marks.movedim(1, 0).flatten(1) if marks.dim() > 1 else marks[:, None]
+    def _note_norm(self, node: fx.Node, value: Any, places: tuple[int, int | None, int]) -> None:
+        matrix, time = self._sole[node]
+        use, space = self.uses[matrix], value.spaces[0]
+        channels = space.movedim(1, 0).flatten(1) if space.dim() > 1 else space[:, None]
         if channels.shape[0] != len(use.out) or not bool((channels == use.out[:, None]).all()):
             return  # it multiplies other numbers than the rows: several places of a flattened channel
-        arguments = {"weight": node.args[1], "variance": node.args[4] if len(node.args) > 6 else None}
-        names: dict[str, str | None] = {}
-        for kind, argument in arguments.items():
-            names[kind] = (
-                self.held.get(str(getattr(argument, "target", None))) if argument is not None else None
+        names: list[str | None] = []
+        for place in places[:2]:
+            argument = None if place is None else node.args[place]
+            names.append(
+                None if argument is None else self.inputs.names.get(str(getattr(argument, "target", "")))
             )
-            if argument is not None and names[kind] is None:
-                raise self.fail(node, f"has a {kind} that is computed, so that its scale is not known")
-        eps = float(node.args[BATCH_NORMS[node.target]])  # type: ignore[arg-type]
-        use.norms[time] += (BatchNorm(names["weight"], names["variance"], eps),)
+            if argument is not None and names[-1] is None:
+                raise CannotFollowError(
+                    f"{place_of(node)}: {node.target}: its weight or variance is computed, so that it is not "
+                    "known what it multiplies by"
+                )
+        eps: Any = node.args[places[2]]
+        use.norms[time] += (BatchNorm(names[0], names[1], float(eps)),)
+
+    def _placeholder(self, node: fx.Node, tensor: Any) -> Value:
+        name = self.inputs.parameters.get(str(node.target))
+        if not isinstance(tensor, Tensor) or not _has_units(tensor):
+            return None
+        if name is not None and tensor.dim() >= 2:
+            return as_stored(name, tensor.shape)
+        return self.sources.make(node.name, tensor.shape, self.units)
+
+    def _complete(self, key: str, node: fx.Node, value: Any, result: Any) -> Any:
+        """Make what no rule knows a source of its own, and check what a rule knows."""
+        if isinstance(result, (list, tuple)):
+            values = value if isinstance(value, list) else [None] * len(result)
+            pairs = zip(values, result, strict=True)
+            return [self._complete(f"{key}.{i}", node, one, part) for i, (one, part) in enumerate(pairs)]
+        if not isinstance(result, Tensor):
+            return None
+        if value is None:
+            return self.sources.make(key, result.shape, self.units) if _has_units(result) else None
+        for each in value.experts if isinstance(value, Routed) else (value,):
+            if each.shape != result.shape:
+                raise CannotFollowError(
+                    f"{place_of(node)}: {node.target}: the rule gives marks of shape {tuple(each.shape)} "
+                    f"for a result of shape {tuple(result.shape)}"
+                )
+        return value
+
+    def _follow(self, node: fx.Node, result: Any) -> Any:
+        """Return what is known of the result of an operator."""
+        given = [self.value(each) for each in node.args]
+        named = {key: self.value(each) for key, each in node.kwargs.items()}
+        if node.target is operator.getitem:
+            place = self._number(node.args[1])
+            return given[0][place] if isinstance(given[0], list) else None
+        values = list(_leaves([given, list(named.values())]))
+        if not values:
+            return None
+        name = name_of(node.target)
+        entry = self.rules.get(name)
+        if entry is None:
+            self._refuse(node, values)
+            return None
+        arguments = [self._number(each) for each in node.args]
+        options = {key: self._number(each) for key, each in node.kwargs.items()}
+        call = Call(node, name, given, named, arguments, options, result)
+        routed = [value for value in values if isinstance(value, Routed)]
+        if not routed:
+            return entry.rule(self, call)
+        if not entry.by_itself:
+            call = Call(node, name, self._merged(given), named, arguments, options, result)
+            return entry.rule(self, call)
+        each = [
+            entry.rule(self, Call(node, name, _of_expert(given, place), named, arguments, options, result))
+            for place in range(len(routed[0].experts))
+        ]
+        if isinstance(result, (list, tuple)):
+            return [Routed(tuple(parts)) for parts in zip(*each, strict=True)]
+        return Routed(tuple(each))
+
+    def _refuse(self, node: fx.Node, values: list[Any]) -> None:
+        """Raise for an operator without a rule; of a source alone note that it went there."""
+        error = CannotFollowError(
+            f"{place_of(node)}: there is no rule for the operator {node.target}, and a weight's units go in"
+        )
+        for value in values:
+            if not isinstance(value, Marks) or value.marked:
+                raise error
+            for source in self.sources.of(value.origin):
+                source.lost = error
+
+    def _merged(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._merged(each) for each in value]
+        return self.merge(value) if isinstance(value, Routed) else value
+
+    def merge(self, routed: Routed) -> Marks:
+        """Join what comes from different experts: their numbers are added up, or lie side by side."""
+        first = routed.experts[0]
+        for other in routed.experts[1:]:
+            for one, another in zip(first.spaces, other.spaces, strict=True):
+                self.units.join(one, another)
+        return first
 
     def value(self, argument: Any) -> Any:
         """What is known of an argument of an operator; lists keep their form."""
@@ -254,46 +349,92 @@ class Follower(fx.Interpreter):
             return [self.value(each) for each in argument]
         return None
 
-    def number(self, argument: Any) -> Any:
+    def _number(self, argument: Any) -> Any:
         """The present value of an argument: a tensor, a number, or a list of them."""
         return fx.node.map_arg(argument, lambda node: self.env[node])
 
-    def numbers(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
-        """All arguments of an operator, as it was called."""
-        return [self.number(each) for each in node.args], {
-            key: self.number(each) for key, each in node.kwargs.items()
-        }
-
-    def marks(self, value: Value, like: Tensor) -> Marks:
-        """The marks of a value, for a tensor of its shape; a parameter that is a summand has none."""
-        if isinstance(value, Tensor):
+    def marks(self, value: Value, like: Any) -> Marks:
+        """The marks of a value of this tensor's shape; a parameter is a table of numbers here, no matrix."""
+        if isinstance(value, Routed):
+            return self.merge(value)
+        if isinstance(value, Marks):
             return value
-        return torch.full((SPACES, *like.shape), NONE, device="cpu")
+        if not isinstance(value, Weight):
+            return unknown(like.shape if isinstance(like, Tensor) else ())
+        sizes = self.inputs.sizes[value.name]
+        if value.name not in self._tables:
+            self._tables[value.name] = self.sources.make(value.name, sizes, self.units)
+        flat = value.flat(sizes)
+        return self._tables[value.name].each(lambda layer: layer.reshape(-1)[flat])
+
+    def meets(self, value: Marks) -> None:
+        """Note that the numbers of sources without units meet others."""
+        if not value.marked:
+            for source in self.sources.of(value.origin):
+                source.meetings += 1
 
     def note(self, part: str, value: Any) -> None:
         """Note that the marks of a value are part of something that decides the role of a weight."""
-        if isinstance(value, Tensor):
-            self.parts[part].update(value[value >= 0].unique().tolist())
-
-    def fail(self, node: fx.Node, why: str) -> CannotFollowError:
-        """Return the error that names the place and the operator."""
-        return CannotFollowError(f"{place_of(node)}: {node.target}: {why}")
-
-
-BATCH_NORMS: dict[Any, int] = {
-    torch.ops.aten.batch_norm.default: 7,
-    torch.ops.aten._native_batch_norm_legit_no_training.default: 6,
-    torch.ops.aten._native_batch_norm_legit.default: 7,
-    torch.ops.aten._native_batch_norm_legit.no_stats: 5,
-}
-"""Batch norms, and the place of ``eps`` among their arguments."""
+        if isinstance(value, Routed):
+            for each in value.experts:
+                self.note(part, each)
+        elif isinstance(value, Marks):
+            for space in value.spaces:
+                space = thin(space)
+                self.found.parts[part].update(space[space >= 0].unique().tolist())
 
 
-def holds_units(value: Any) -> bool:
-    """Return whether anything is known of a value, or of one in a list."""
-    if isinstance(value, (list, tuple)):
-        return any(map(holds_units, value))
-    return value is not None
+def follow(
+    program: fx.GraphModule, values: Sequence[Any], inputs: Inputs, rules: Mapping[str, Entry]
+) -> Found:
+    """Follow a program on its example, again if it turns out that an input or a table has units.
+
+    Args:
+        program: what ``torch.export`` made of the model.
+        values: one for each placeholder.
+        inputs: what the placeholders are.
+        rules: what each operator does with marks, by name.
+
+    Raises:
+        CannotFollowError: the message names module and operator.
+    """
+    seeds: dict[str, list[frozenset[int]]] | None = {}
+    while seeds is not None:
+        sources = Sources(seeds)
+        follower = Follower(program, inputs, rules, sources)
+        try:
+            follower.run(*values, enable_io_processing=False)
+        except CannotFollowError as error:
+            raise CannotFollowError(str(error).split("\n\nWhile executing")[0]) from None
+        seeds = sources.found()
+    return follower.found
+
+
+def name_of(target: Any) -> str:
+    """Return the name of an operator, with its library's if that is not PyTorch's own."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    library, name = target._schema.name.split("::")
+    return name if library == "aten" else f"{library}::{name}"
+
+
+def _has_units(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor may have units: not those of places, and what is true."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _leaves(each)
+    elif value is not None:
+        yield value
+
+
+def _of_expert(value: Any, place: int) -> Any:
+    if isinstance(value, list):
+        return [_of_expert(each, place) for each in value]
+    return value.experts[place] if isinstance(value, Routed) else value
 
 
 def place_of(node: fx.Node) -> str:

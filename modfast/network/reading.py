@@ -19,8 +19,9 @@ from modfast.layers.replaced import replaced_weights, require_own_parameters
 from modfast.layers.running import copied, device_of, is_several, moved, not_compiled, preserved, with_leaves
 from modfast.layers.source import in_evaluation_mode
 
-from .following import CannotFollowError, Follower, components
-from .roles import roles_of
+from .following import CannotFollowError, Found, Inputs, Matrix, follow
+from .marks import components
+from .roles import find_roles
 from .rules import RULES
 from .units import INPUT, Network, NetworkLayer
 
@@ -68,27 +69,40 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
         require_whole(f"model: {name!r}", parameter)
         require_shape(f"model: {name!r}", parameter)
     with torch.inference_mode(False), torch.no_grad(), preserved(model), in_evaluation_mode(model):
-        found = find_layers(model)
-        with _as_parameters(model, found) as (layers_of, names):
-            follower = _follow(model, copied(moved(example_inputs, device_of(model))), names)
-    units, spaces = _numbered(follower, follower.units.numbers())
-    layers = _layers(follower, units, layers_of)
-    if not layers:
+        layers = find_layers(model)
+        with _as_parameters(layers, model):
+            by_tensor: dict[object, list[Layer]] = {}
+            for layer in layers:
+                by_tensor.setdefault((_identity(layer.whole()), layer.place), []).append(layer)
+            stacks = {_identity(layer.whole()) for layer in layers if layer.place is not None}
+            found, tensors = _follow(model, copied(moved(example_inputs, device_of(model))), stacks)
+    units, spaces = _numbered(found, found.units.numbers())
+    layers_of: dict[Matrix, list[Layer]] = {}
+    for matrix in found.uses:
+        layers_of[matrix] = by_tensor.get((tensors[matrix.parameter], matrix.place), [])
+        if not layers_of[matrix]:
+            raise CannotFollowError(
+                f"model: it multiplies by {matrix.parameter!r}, which is the weight of no layer: an adapter "
+                "or a parametrisation computes with it"
+            )
+    if not layers_of:
         raise ValueError(
             "model must multiply by a weight when it is called with example_inputs: it uses none"
         )
-    return Network(model, layers, _named(spaces, layers), int(units.max()) + 1 if len(units) else 0)
+    joined = _layers(found, units, layers_of)
+    written = {
+        layer.name: units[use.out] for matrix, use in found.uses.items() for layer in layers_of[matrix]
+    }
+    return Network(model, joined, _named(spaces, joined, written), int(units.max()) + 1)
+
+
+def _identity(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 @contextmanager
-def _as_parameters(
-    model: nn.Module, layers: list[Layer]
-) -> Iterator[tuple[dict[str, list[Layer]], dict[int, str]]]:
-    """Inside, every weight is a parameter, those as well that are computed from others.
-
-    Yields:
-        The layers of each weight, and the names of weights by their address.
-    """
+def _as_parameters(layers: list[Layer], model: nn.Module) -> Iterator[None]:
+    """Inside, every weight is one tensor that the model holds, those as well that are computed from others."""
     computed = {layer: layer.weight().detach().clone() for layer in layers if layer.is_computed}
     with replaced_weights(model, computed):
         for module in model.modules():
@@ -96,12 +110,7 @@ def _as_parameters(
             for attribute, tensor in own.items() if isinstance(own, dict) else ():
                 if tensor is not None and not isinstance(tensor, nn.Parameter):
                     own[attribute] = nn.Parameter(tensor, requires_grad=False)
-        layers_of: dict[str, list[Layer]] = {}
-        names: dict[int, str] = {}
-        for layer in layers:
-            address = (computed[layer] if layer in computed else layer.whole()).data_ptr()
-            layers_of.setdefault(names.setdefault(address, layer.parameter_name), []).append(layer)
-        yield layers_of, names
+        yield
 
 
 class _Called(nn.Module):
@@ -145,7 +154,14 @@ def _tensors_in(output: Any) -> Iterator[Tensor]:
         yield output.logits
 
 
-def _follow(model: nn.Module, inputs: Any, names: Mapping[int, str]) -> Follower:
+def _follow(
+    model: nn.Module, inputs: Any, stacks: set[tuple[int, tuple[int, ...]]]
+) -> tuple[Found, dict[str, object]]:
+    """Follow the model's computation.
+
+    Returns:
+        What was found, and the identities of parameters by their names there.
+    """
     tensors: list[Tensor] = []
 
     def note(value: Any) -> Any:
@@ -165,31 +181,31 @@ def _follow(model: nn.Module, inputs: Any, names: Mapping[int, str]) -> Follower
                 f"model: its computation cannot be followed, since torch.export fails: {_first_lines(error)}"
             ) from error
     signature, state, constants = program.graph_signature, program.state_dict, program.constants
-    weights: dict[str, str] = {}
-    held: dict[str, str] = {}
-    sizes: dict[str, tuple[int, ...]] = {}
-    values, given = [], iter(tensors)
-    inputs_by_name = set()
+    names: dict[str, str] = {}
+    parameters: dict[str, str] = {}
+    given: set[str] = set()
+    values: list[Any] = []
     for spec in signature.input_specs:
         if spec.kind.name == "USER_INPUT":
-            inputs_by_name.add(spec.arg.name)
-            values.append(next(given))
+            given.add(spec.arg.name)
+            values.append(tensors[len(given) - 1])
             continue
         target = str(spec.target)
-        tensor = state[target] if target in state else constants[target]
-        values.append(tensor)
-        held[spec.arg.name] = target.removeprefix("model.")
-        name = names.get(tensor.data_ptr()) if isinstance(tensor, Tensor) and tensor.numel() else None
-        if name is not None:
-            weights[spec.arg.name] = name
-            sizes[name] = tuple(tensor.shape)
-    follower = Follower(program.graph_module, weights, sizes, RULES)
-    follower.inputs, follower.held = inputs_by_name, held
-    try:
-        follower.run(*values, enable_io_processing=False)
-    except CannotFollowError as error:
-        raise CannotFollowError(str(error).split("\n\nWhile executing")[0]) from None
-    return follower
+        values.append(state[target] if target in state else constants[target])
+        names[spec.arg.name] = target.removeprefix("model.")
+        if spec.kind.name in ("PARAMETER", "CONSTANT_TENSOR"):
+            parameters[spec.arg.name] = names[spec.arg.name]
+    held = dict(zip((spec.arg.name for spec in signature.input_specs), values, strict=True))
+    identities = {name: _identity(held[place]) for place, name in parameters.items()}
+    inputs_of_program = Inputs(
+        parameters,
+        frozenset(given),
+        {name: shape for name, (_, shape) in identities.items()},
+        frozenset(name for name, identity in identities.items() if identity in stacks),
+        names,
+    )
+    found = follow(program.graph_module, values, inputs_of_program, RULES)
+    return found, dict(identities)
 
 
 def _first_lines(error: Exception, number: int = 3) -> str:
@@ -197,13 +213,13 @@ def _first_lines(error: Exception, number: int = 3) -> str:
     return " ".join(lines[:number]) or type(error).__name__
 
 
-def _numbered(follower: Follower, units: Tensor) -> tuple[Tensor, list[slice]]:
+def _numbered(found: Found, units: Tensor) -> tuple[Tensor, list[slice]]:
     """Number units space by space; a space is what several sides of weights have in common.
 
     Returns:
         The unit of each mark, and the range of each space.
     """
-    sides = [units[side] for use in follower.uses.values() for side in (use.out, use.into)]
+    sides = [units[side] for use in found.uses.values() for side in (use.out, use.into)]
     count = int(units.max()) + 1 if len(units) else 0
     firsts = torch.cat([side[:1].expand_as(side) for side in sides]) if sides else units
     everything = torch.cat(sides) if sides else units
@@ -217,17 +233,26 @@ def _numbered(follower: Follower, units: Tensor) -> tuple[Tensor, list[slice]]:
     return torch.from_numpy(number)[units], ranges
 
 
-def _named(spaces: list[slice], layers: dict[str, NetworkLayer]) -> dict[str, slice]:
-    """Name each space: the stream that most layers write, or by a layer that writes or reads it."""
+def _named(
+    spaces: list[slice], layers: dict[str, NetworkLayer], written: dict[str, Tensor]
+) -> dict[str, slice]:
+    """Name each space: the stream that most layers write, or by a layer that writes or reads it.
+
+    Args:
+        spaces: the range of each.
+        layers: by name.
+        written: the units that each layer writes: its columns, if it is an embedding or used transposed.
+    """
 
     def within(side: Tensor, space: slice) -> bool:
         first = int(side.flatten()[0])
         return bool(space.start <= first < space.stop)
 
-    # The rows of an embedding are what it reads, and its columns what it writes.
     embeddings = {name for name, layer in layers.items() if "embedding" in layer.role}
-    written = {n: layer.col_units if n in embeddings else layer.row_units for n, layer in layers.items()}
-    read = {n: layer.row_units if n in embeddings else layer.col_units for n, layer in layers.items()}
+    read = {
+        name: layer.col_units if torch.equal(layer.row_units, written[name]) else layer.row_units
+        for name, layer in layers.items()
+    }
     writers = [[name for name in layers if within(written[name], space)] for space in spaces]
     readers = [[name for name in layers if within(read[name], space)] for space in spaces]
     outputs = [
@@ -251,23 +276,27 @@ def _named(spaces: list[slice], layers: dict[str, NetworkLayer]) -> dict[str, sl
     return named
 
 
-def _layers(
-    follower: Follower, units: Tensor, layers_of: Mapping[str, list[Layer]]
-) -> dict[str, NetworkLayer]:
+def _layers(found: Found, units: Tensor, layers_of: Mapping[Matrix, list[Layer]]) -> dict[str, NetworkLayer]:
     """Return what each layer joins, in the order in which their weights were used first."""
-    found: dict[str, NetworkLayer] = {}
-    roles = roles_of(follower, units)
-    for name, use in follower.uses.items():
+    joined: dict[str, NetworkLayer] = {}
+    roles = find_roles(found, units)
+    for matrix, use in found.uses.items():
         first: str | None = None
         norms = use.norms[0] if len(set(use.norms)) == 1 else None
-        for layer in layers_of[name]:
-            rows_are_out = use.out_dim == (1 if layer.stored_transposed else 0)
+        for layer in layers_of[matrix]:
+            first_dim = 0 if matrix.place is None else 1
+            rows_are_out = use.out_dim == first_dim + (1 if layer.stored_transposed else 0)
             rows, cols = (use.out, use.into) if rows_are_out else (use.into, use.out)
-            shape = layer.shape[:2]
             if use.groups > 1:
                 cols = cols.reshape(use.groups, 1, -1).expand(-1, len(rows) // use.groups, -1).flatten(0, 1)
-            found[layer.name] = NetworkLayer(
-                layer.name, roles[name], (shape[0], shape[1]), units[rows], units[cols], first, norms
+            joined[layer.name] = NetworkLayer(
+                layer.name,
+                roles[matrix],
+                (layer.shape[0], layer.shape[1]),
+                units[rows],
+                units[cols],
+                first,
+                norms if rows_are_out or not norms else None,
             )
             first = first or layer.name
-    return found
+    return joined

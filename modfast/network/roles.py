@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .following import Follower
+from .following import Found, Matrix
 
 ROLES = (
     "embedding",
@@ -23,9 +23,9 @@ ROLES = (
 )
 
 
-def find_roles(follower: Follower, units: Tensor) -> dict[str, str]:
+def find_roles(found: Found, units: Tensor) -> dict[Matrix, str]:
     """Return the role of each parameter, by what reads and writes its units."""
-    uses = follower.uses
+    uses = found.uses
     written = {name: frozenset(units[use.out].tolist()) for name, use in uses.items()}
     read = {name: frozenset(units[use.into].tolist()) for name, use in uses.items()}
     linear = [name for name, use in uses.items() if use.kind == "linear"]
@@ -34,7 +34,7 @@ def find_roles(follower: Follower, units: Tensor) -> dict[str, str]:
         roles[name] = use.kind
         if use.kind == "embedding" and use.counts:
             roles[name] = "position_embedding"
-    parts = follower.parts
+    parts = found.parts
     for name in linear:
         rows = set(uses[name].out.tolist())
         factors = [part for part in ("query", "key", "value") if rows & parts[part]]

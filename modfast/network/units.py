@@ -15,7 +15,8 @@ from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choic
 from modfast.partition import Labels, Partition, read_labels
 
 from .blocks import Blocks, check_affinity
-from .following import BatchNorm, components
+from .following import BatchNorm
+from .marks import components
 from .roles import ROLES
 
 # The space that only the caller gives. No layer's name can be this: the names of modules hold no dot.
