@@ -196,6 +196,11 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         g.gradient(lambda w: modfast.laplacian_eigenvalues([g.large, w], 3), torch.ones_like(g.large.T)),
     ],
     "network_graph": lambda g, _: modfast.network_graph(g.model),
+    "read_network": lambda g, _: [
+        (n := modfast.read_network(g.model, g.inputs)).graph(),
+        n.partitions(2),
+        n.layers["2"].col_units,
+    ],
     "network_nodes": lambda g, _: str(modfast.network_nodes(g.model)),
     "network_partitions": lambda g, _: modfast.network_partitions(g.model, [i % 2 for i in range(18)]),
     "shuffle_test": lambda g, _: modfast.shuffle_test(g.model, 2, 3),
@@ -270,7 +275,10 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         )
     ],
 }
-COMPUTES_NOTHING = {"ConvergenceWarning", "LiveUnits", "ShuffleTest", "__version__", "backend"}
+COMPUTES_NOTHING = {
+    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "ShuffleTest", "__version__",
+    "backend",
+}  # fmt: skip
 
 
 def on_the_cpu(model: nn.Module) -> bool:

@@ -47,6 +47,10 @@ CALLS = {
     "network_partitions": lambda model: modfast.network_partitions(
         model, torch.arange(26) % 2, example_inputs=INPUTS
     ),
+    "read_network": lambda model: [
+        use(modfast.read_network(model, INPUTS))
+        for use in (lambda network: network.graph(), lambda network: network.partitions(2))
+    ],
     "search_space_reduction": lambda model: modfast.search_space_reduction(
         model, CLUSTERS, example_inputs=INPUTS
     ),
@@ -64,7 +68,7 @@ def circuit(model):
 
 # These have no model; some are tried on its weights.
 WITHOUT_A_MODEL = {
-    "ConvergenceWarning", "LiveUnits", "Partition", "ShuffleTest", "__version__", "backend", "block_energy",
+    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "Partition", "ShuffleTest", "__version__", "backend", "block_energy",
     "block_inner", "block_scale", "circuit_overlap", "cluster_information", "cluster_shares",
     "clusterability", "enmeshment", "laplacian_eigenvalues", "live_units", "load_circuits",
     "load_partitions", "normalized_cut", "random_circuits", "save_circuits", "save_partitions",

@@ -52,7 +52,7 @@ class Blocks:
         Args:
             layer: says which units these are.
             weight: without an autograd graph.
-            model: the model that has the batch norms.
+            model: the model that has the batch norms, without wrappers.
 
         Raises:
             ValueError: a magnitude is not finite.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from modfast.layers.layer import Layer, operation
+from modfast.layers.names import unwrapped
 
 from .following import BatchNorm
 from .layer_order import OrderedLayer, joins_units, named_order, norms_in_sequences, sequence_order
@@ -86,7 +87,7 @@ def _units_read(previous: Layer | None, layer: Layer, size: int) -> int:
 def _norms_of(model: nn.Module, link: OrderedLayer) -> tuple[BatchNorm, ...]:
     if link.norm is None:
         return ()
-    prefix = next(name for name, module in model.named_modules() if module is link.norm)
+    prefix = next(name for name, module in unwrapped(model).named_modules() if module is link.norm)
     weight, variance = (
         None if getattr(link.norm, attribute) is None else f"{prefix}.{attribute}" if prefix else attribute
         for attribute in ("weight", "running_var")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from modfast.arrays import require_whole
 from modfast.layers.layer import Layer, find_layers
-from modfast.layers.readable import require_shape
+from modfast.layers.names import unwrapped
+from modfast.layers.readable import UnsupportedWeightError, require_shape
 from modfast.layers.replaced import replaced_weights, require_own_parameters
 from modfast.layers.running import copied, device_of, is_several, moved, not_compiled, preserved, with_leaves
 from modfast.layers.source import in_evaluation_mode
@@ -69,7 +70,7 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
         require_whole(f"model: {name!r}", parameter)
         require_shape(f"model: {name!r}", parameter)
     with torch.inference_mode(False), torch.no_grad(), preserved(model), in_evaluation_mode(model):
-        layers = find_layers(model)
+        layers = [layer for layer in find_layers(model) if _can_be_read(layer)]
         with _as_parameters(layers, model):
             by_tensor: dict[object, list[Layer]] = {}
             for layer in layers:
@@ -82,8 +83,8 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
         layers_of[matrix] = by_tensor.get((tensors[matrix.parameter], matrix.place), [])
         if not layers_of[matrix]:
             raise CannotFollowError(
-                f"model: it multiplies by {matrix.parameter!r}, which is the weight of no layer: an adapter "
-                "or a parametrisation computes with it"
+                f"model: it multiplies by {matrix.parameter!r}, which is the weight of no layer that can be "
+                "read: an adapter or a forward pass of its own computes with it"
             )
     if not layers_of:
         raise ValueError(
@@ -94,6 +95,15 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
         layer.name: units[use.out] for matrix, use in found.uses.items() for layer in layers_of[matrix]
     }
     return Network(model, joined, _named(spaces, joined, written), int(units.max()) + 1)
+
+
+def _can_be_read(layer: Layer) -> bool:
+    """Whether a layer's weight can be read; if not, no unit is its own, and following it raises."""
+    try:
+        layer.whole()
+    except UnsupportedWeightError:
+        return False
+    return True
 
 
 def _identity(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
@@ -170,7 +180,7 @@ def _follow(
         return value
 
     with_leaves(inputs, note)
-    called = _Called(model, inputs)
+    called = _Called(unwrapped(model), inputs)  # DistributedDataParallel cannot be exported
     with not_compiled():
         try:
             program = torch.export.export(called, tuple(tensors), strict=False).run_decompositions({})

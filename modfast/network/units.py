@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modfast.arguments import check_count
 from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choices
+from modfast.layers.names import unwrapped
 from modfast.partition import Labels, Partition, read_labels
 
 from .blocks import Blocks, check_affinity
@@ -163,7 +164,7 @@ class Network:
                 weight = stored.oriented(stored.whole()).detach()
                 if change is not None:
                     weight = change(stored, weight)
-                blocks.add(layer, weight, self.model)
+                blocks.add(layer, weight, unwrapped(self.model))
             return blocks.graph()
 
     def part(self, layers: Iterable[str] | str) -> Network:

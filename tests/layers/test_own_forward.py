@@ -127,7 +127,7 @@ def test_the_other_layers_are_read(kind):
     expected = enmeshment(model[2].weight, Partition.blocks((4, 8), 2))
     assert EnmeshmentLoss(model, 2, layers=["2"])() == expected
     assert EnmeshmentLoss(model, 2, exclude=model[0])() == expected
-    assert modfast.network_graph(model, layers=["2"], example_inputs=INPUTS).shape == (12, 12)
+    assert modfast.network_graph(model, layers=["2"]).shape == (12, 12)
     partitions = {"2": Partition.blocks((4, 8), 2)}
     assert modfast.cluster_accuracy(model, (INPUTS, LABELS), partitions, "only").shape == (2, 4)
     assert modfast.gradient_affinity(model, "2", [(INPUTS, LABELS)], F.cross_entropy).shape == (4, 8)

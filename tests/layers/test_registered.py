@@ -55,7 +55,11 @@ def test_it_is_gone_and_comes_again(kind, call):
     model = Registering(kind)
     held = dict(model.named_buffers()) | dict(model.named_parameters())
     saved, children = list(model.state_dict()), list(model.children())
-    CALLS[call](model)
+    if (kind, call) == ("replaced buffer", "network_graph"):
+        with pytest.raises(modfast.CannotFollowError, match="torch.export fails: Non-persistent buffer"):
+            CALLS[call](model)
+    else:
+        CALLS[call](model)
     now = dict(model.named_buffers()) | dict(model.named_parameters())
     assert list(now) == list(held)
     assert all(now[name] is tensor for name, tensor in held.items())

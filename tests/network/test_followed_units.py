@@ -68,7 +68,7 @@ def test_a_square_weight_may_be_read_the_wrong_way_round(kind: type[nn.Module], 
     assert torch.equal(turned.layers["first"].col_units, turned.layers["last"].col_units)
     assert turned.spaces == {".input": slice(0, 8), "first": slice(8, 16), "last": slice(16, 20)}
     assert torch.equal(turned.layers["first"].row_units, torch.arange(8))
-    with pytest.raises(CannotFollowError, match="aten.matmul.default: multiplies .*'last.weight'"):
+    with pytest.raises(CannotFollowError, match=r"aten.matmul.default: multiplies .*'last.weight'"):
         nodes(lambda net, x: net.first(x) @ net.last.weight.reshape(8, 4), layer())
 
 

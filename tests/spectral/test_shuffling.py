@@ -111,9 +111,7 @@ def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_entry_goes_everywhere() -> None:
     (layer,) = find_layers(nn.Linear(2, 2))
     weight = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-    orders = {
-        tuple(shuffling._shuffle(0, number)(layer, weight).flatten().tolist()) for number in range(400)
-    }
+    orders = {tuple(shuffling._shuffle(0, number)(layer, weight).flatten().tolist()) for number in range(400)}
     assert len(orders) == 24
 
 

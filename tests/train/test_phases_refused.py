@@ -62,17 +62,15 @@ def test_a_convolution_in_groups_cannot_be_chained(digits, tmp_path):
         nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 16, 10)
     )
     config = replace(CHAINED, layers=("1",), num_clusters=2)
-    refused(model, digits, config, tmp_path, "chained must be False for layer '1', a convolution in 2 groups")
+    refused(
+        model,
+        digits,
+        config,
+        tmp_path,
+        "chained must be False for layer '1', a convolution in groups, got True",
+    )
     run = train(model, digits, replace(config, chained=False))
     assert run.partitions["1"].num_clusters == 2
-
-
-def test_a_layer_beside_the_chain_cannot_be_chained(digits, tmp_path):
-    model = nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.Flatten(), nn.Linear(400, 16), nn.Linear(16, 10))
-    config = replace(CHAINED, layers=("0", "2"), num_clusters=1)
-    refused(
-        model, digits, config, tmp_path, r"layers must be among .*'3'.* to be chained, got \['0'\] as well"
-    )
 
 
 class Residual(nn.Module):
@@ -86,10 +84,33 @@ class Residual(nn.Module):
         return self.fc3(first + self.fc2(first).relu())
 
 
-def test_a_model_that_is_no_chain_cannot_be_chained(digits, tmp_path):
-    # The message ends with the reason: naming other layers would not help.
-    match = r"chained must be False for this model, got True \(.*'Add'.* which layer feeds which\)$"
-    refused(Residual(), digits, replace(CHAINED, layers=("fc1", "fc2")), tmp_path, match)
+def test_a_layer_that_is_not_used_cannot_be_chained(digits, tmp_path):
+    config = replace(CHAINED, layers=("fc1", "unused"), num_clusters=2)
+    refused(
+        Residual(),
+        digits,
+        config,
+        tmp_path,
+        r"layers must be among .*'fc3'.* to be chained, got \['unused'\]",
+    )
+
+
+def test_a_model_that_is_no_chain_may_be_chained(digits):
+    config = replace(CHAINED, layers=("fc1", "fc2"), num_clusters=4)
+    run = train(Residual(), digits, config)
+    # Both write the units that the second one reads.
+    assert torch.equal(run.partitions["fc1"].row_labels, run.partitions["fc2"].row_labels)
+    assert torch.equal(run.partitions["fc1"].row_labels, run.partitions["fc2"].col_labels)
+
+
+class Sums(Residual):
+    def forward(self, images):
+        return super().forward(images.cumsum(1)) + self.fc3(self.fc1(images.flatten(1)).cumsum(1))
+
+
+def test_a_model_that_cannot_be_followed_cannot_be_chained(digits, tmp_path):
+    match = r"chained must be False for this model, got True \(the model \(Sums\): aten.cumsum"
+    refused(Sums(), digits, replace(CHAINED, layers=("fc1", "fc2")), tmp_path, match)
 
 
 def test_gradients_of_a_layer_that_is_not_used(digits, tmp_path):
