@@ -106,7 +106,7 @@ class Blocks:
         degrees = torch.zeros(count, dtype=torch.int64, device=device)
         for place in range(len(self._spaces)):
             for _, block in self._beside(place):
-                degrees[self._spaces[place]] += (block != 0).sum(1)
+                degrees[self._spaces[place]] += block.count_nonzero(1)
         starts = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
         entries = int(starts[-1])
         columns = torch.empty(entries, dtype=torch.int64, device=device)
@@ -120,11 +120,16 @@ class Blocks:
             at_once = max(1, _AT_ONCE // len(numbers))
             for first in range(0, space.stop - space.start, at_once):
                 rows = torch.cat([block[first : first + at_once].to(dtype) for _, block in beside], dim=1)
-                is_edge = rows != 0
-                found = int(is_edge.sum())
-                columns[filled : filled + found] = numbers.expand_as(rows)[is_edge]
-                values[filled : filled + found] = rows[is_edge]
-                filled += found
+                found = int(rows.count_nonzero())
+                end = filled + found
+                if found == rows.numel():  # the usual case, and much faster
+                    columns[filled:end].view(rows.shape).copy_(numbers.expand_as(rows))
+                    values[filled:end].view(rows.shape).copy_(rows)
+                else:
+                    is_edge = rows != 0
+                    columns[filled:end] = numbers.expand_as(rows)[is_edge]
+                    values[filled:end] = rows[is_edge]
+                filled = end
         return torch.sparse_csr_tensor(
             starts, columns, values, (count, count), device=device, check_invariants=False
         )

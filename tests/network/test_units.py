@@ -6,11 +6,8 @@ import torchvision
 import transformers
 from torch import nn
 
-from modfast import EnmeshmentLoss, spectral_cluster
-from modfast.layers.layer import find_layers
+from modfast import CannotFollowError, read_network
 from modfast.models import CNN
-from modfast.network.following import CannotFollowError
-from modfast.network.reading import read_network
 
 TOKENS = {"input_ids": torch.arange(8)[None], "use_cache": False}
 TINY = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -300,30 +297,3 @@ def test_what_cannot_be_followed_raises():
         read_network(ReadsBothWays(nn.Linear(4, 4), nn.Linear(6, 6)), torch.rand(2, 6, 4))
     with pytest.raises(CannotFollowError, match=r"no rule for the operator aten\.lstm"):
         read_network(nn.LSTM(4, 3), torch.rand(5, 2, 4))
-
-
-def test_planted_clusters_are_found_and_partition_every_layer():
-    torch.manual_seed(0)
-    model, inputs = gpt2()
-    network = read_network(model, inputs)
-    truth = torch.randint(0, 3, (network.num_units,))
-    with torch.no_grad():
-        for layer in find_layers(model):
-            read = network.layers[layer.name]
-            if read.tied_to is None:
-                inside = truth[read.row_units][:, None] == truth[read.col_units]
-                layer.weight().copy_(
-                    torch.randn(inside.shape).where(inside, 0.02 * torch.randn(inside.shape))
-                )
-    graph = network.graph()
-    assert torch.equal(graph.to_dense(), graph.to_dense().T)
-    found = spectral_cluster(graph, 3)
-    # Each cluster that was found is one that was planted.
-    pairs = torch.unique(torch.stack([found, truth]), dim=1)
-    assert pairs.shape[1] == 3
-    loss = EnmeshmentLoss(model, network.partitions(found, network.select("mlp_input", "mlp_output")))
-    assert float(loss()) < 0.01
-    blocks = network.partitions(4, network.select("mlp_input"))
-    for name, partition in blocks.items():
-        other = network.partitions(4)[name.replace("c_fc", "c_proj")]
-        assert torch.equal(partition.row_labels, other.col_labels)
