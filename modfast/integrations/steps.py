@@ -178,7 +178,7 @@ class EnmeshmentSteps:
         return float(factor)
 
     def logs(self) -> dict[str, float]:
-        """Return loss and clusterability of the weights that the last step began with; wait for the device."""
+        """Return loss and clusterability of the weights that the last step began with (waits for them)."""
         if self._values is None:
             return {}
         values = self._values.tolist()
