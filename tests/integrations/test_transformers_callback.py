@@ -189,7 +189,13 @@ def test_a_weight_of_zero_changes_no_bit(tmp_path):
 def test_what_is_logged(tmp_path):
     callback = EnmeshmentCallback(4, WEIGHT, layers=LAYERS)
     trainer = make_trainer(
-        tmp_path, [callback], count=48, logging_strategy="steps", logging_steps=2, eval_strategy="steps", eval_steps=2
+        tmp_path,
+        [callback],
+        count=48,
+        logging_strategy="steps",
+        logging_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
     )
     calls = []
     logs = callback._steps.logs
