@@ -224,12 +224,7 @@ def gather_no_more(model: nn.Module) -> None:
 
 
 def as_text(packed: Tensor) -> str:
-    """Encode packed partitions for a file of JSON, where a list of labels would have a line for each.
-
-    Example:
-        >>> as_text(torch.tensor([1, 0]))
-        'eJxjZIAAABAAAg=='
-    """
+    """Encode packed partitions for a file of JSON, where a list of labels would have a line for each."""
     return base64.b64encode(zlib.compress(packed.numpy().astype("<i8").tobytes())).decode("ascii")
 
 

@@ -26,6 +26,7 @@ from modfast import (
     spectral_cocluster,
 )
 from modfast.integrations.lightning import EnmeshmentCallback
+from modfast.integrations.reclustering import found_partitions
 from modfast.integrations.schedules import LinearSchedule
 from modfast.network.units import read_network
 from modfast.partition import unpack_partitions
@@ -255,7 +256,14 @@ class Searching(Task):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
 
 
-def test_an_optimiser_that_computes_gradients_several_times_in_a_step(tmp_path):
+def test_an_optimiser_that_computes_gradients_several_times_in_a_step(tmp_path, monkeypatch):
+    found = []
+
+    def find(*arguments):
+        found.append(found_partitions(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr("modfast.integrations.steps.found_partitions", find)
     callback = EnmeshmentCallback(4, WEIGHT, recluster_at=[1])
     _, module = fit(tmp_path, [callback], batches(2), Searching(), gradient_clip_val=None)
     expected, present = make_model(), None
@@ -271,6 +279,7 @@ def test_an_optimiser_that_computes_gradients_several_times_in_a_step(tmp_path):
             return task(expected, batch)  # what Lightning returns: the line search is off
 
         optimizer.step(closure)
+    assert found == [present]  # once, with the weights that the step began with
     assert callback.partitions == present
     assert_same_weights(module.model, expected, rtol=1e-4)
 
@@ -349,6 +358,9 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, saved_at):
     assert again.partitions == callback.partitions
     for step in range(saved_at + 1, 7):
         assert partitions_in(tmp_path / "resumed" / f"step={step}.ckpt") == partitions[step]
+    # The next training of the same callback is a new one.
+    fit(tmp_path, [again], batches(1))
+    assert again.partitions == other
 
 
 def test_a_checkpoint_without_partitions(tmp_path):

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import accelerate
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from finetuned import (
@@ -113,6 +114,7 @@ class Control:
 
 def test_gradients_that_a_scaler_scales():
     # Accelerate lends no scaler to a CPU, so that the steps of a Trainer are made by hand.
+    accelerate.Accelerator(cpu=True)
     model, state = make_model(torch.float32), Control()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     optimizer = AcceleratedOptimizer(

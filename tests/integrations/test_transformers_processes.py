@@ -3,6 +3,7 @@
 Each function that is given to ``processes(n).run`` runs in n real processes.
 """
 
+import copy
 import os
 
 import pytest
@@ -25,10 +26,11 @@ from finetuned import (
     make_trainer,
     tokens,
 )
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from modfast import load_partitions, spectral_cocluster
+from modfast import Partition, load_partitions, reference, spectral_cocluster
 from modfast.integrations.transformers import EnmeshmentCallback
 
 
@@ -115,31 +117,76 @@ def test_two_processes_train_as_one(processes, tmp_path, accumulated):
     assert first == found_in(make_model()) != present
 
 
-def own_loop(as_view):
-    """Gradients that are there before the first batch, in both of DDP's ways to hold them."""
+def own_loop(how):
+    """Gradients that are there before the first batch, in all ways to hold them, without a Trainer."""
     model = make_model()
-    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=as_view)
+    if how == "sharded":
+        for block in model.transformer.h:
+            fully_shard(block)
+        # The root stays gathered after an evaluation; its layers are ``lm_head`` and the embeddings.
+        wrapped = fully_shard(model)
+    else:
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=how == "views")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    callback = EnmeshmentCallback(4, WEIGHT, LAYERS)
+    callback = EnmeshmentCallback(4, WEIGHT, [LAYERS, "*.wpe"], recluster_at=1)
     args = type("Args", (), {"report_to": [], "deepspeed": None, "optim": "sgd"})
     state = type("State", (), {"global_step": 0})()
     state.stateful_callbacks = {}
+
+    def evaluate():
+        with torch.no_grad():
+            wrapped(**batch_of(tokens(2)))
+
+    evaluate()
+    if how == "sharded":
+        # Gathered, the only layer is one that no optimiser holds.
+        of_the_root = EnmeshmentCallback(4, WEIGHT, "*.wpe")
+        of_the_root.on_train_begin(args, copy.copy(state), None, model=model, optimizer=optimizer)
+        state.stateful_callbacks.clear()
+        evaluate()
     callback.on_train_begin(args, state, None, model=model, optimizer=optimizer)
     for step in tokens(24).split(8):
+        evaluate()
         callback.on_step_begin(args, state, None, model=model, optimizer=optimizer)
         mine = step.chunk(2)[dist.get_rank()].split(2)
-        with wrapped.no_sync():
+        if how == "sharded":
+            wrapped.set_requires_gradient_sync(False)
             (wrapped(**batch_of(mine[0])).loss / 2).backward()
+            wrapped.set_requires_gradient_sync(True)
+        else:
+            with wrapped.no_sync():
+                (wrapped(**batch_of(mine[0])).loss / 2).backward()
         (wrapped(**batch_of(mine[1])).loss / 2).backward()
         optimizer.step()
         optimizer.zero_grad()
         callback.on_step_end(args, state, None)
         state.global_step += 1
-    return model
+    whole = make_model()
+    with torch.no_grad():
+        for mine, trained in zip(whole.parameters(), model.parameters(), strict=True):
+            mine.copy_(trained.full_tensor() if how == "sharded" else trained)
+    return whole, callback.partitions
 
 
-@pytest.mark.parametrize("as_view", [False, True], ids=["copies", "views"])
-def test_gradients_that_are_there_before_the_first_batch(processes, as_view):
-    expected = by_hand(make_model(), [[step] for step in tokens(24).split(8)], clip=0)
-    for model in processes(2).run(own_loop, as_view):
+@pytest.mark.parametrize("how", ["copies", "views", "sharded"])
+def test_gradients_that_are_there_before_the_first_batch(processes, how):
+    def weights(model):
+        return {name: model.get_submodule(name).weight.T for name in NAMES} | {
+            "transformer.wpe": model.transformer.wpe.weight
+        }
+
+    present, steps = {}, iter(range(3))
+
+    def loss(model):
+        if next(steps) == 1:
+            present.update({name: spectral_cocluster(w.detach(), 4) for name, w in weights(model).items()})
+        each = [
+            reference.enmeshment(w, present.get(name, Partition.blocks(w.shape, 4)))
+            for name, w in weights(model).items()
+        ]
+        return torch.stack(each).mean()
+
+    expected = by_hand(make_model(), [[step] for step in tokens(24).split(8)], clip=0, loss=loss)
+    for model, partitions in processes(2).run(own_loop, how):
+        assert partitions == present
         assert_same_weights(model, expected)
