@@ -38,7 +38,7 @@ def found_partitions(
         ValueError: a layer has no weight but zero, or, with a network, the layers have different numbers of
             clusters.
         TypeError: with a network, a weight is spread over processes (``DTensor``).
-        RankError: one of these, with several processes.
+        RankError: one of these on the first of several processes.
     """
     group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
     found = (
@@ -64,7 +64,7 @@ def _layer_by_layer(
 
 def _labels_of_one(name: str, weight: Tensor, num_clusters: int, seed: int) -> Callable[[], _Labels]:
     def labels() -> _Labels:
-        return _checked(name, spectral_cocluster(weight, num_clusters, seed=seed))
+        return _checked(name, spectral_cocluster(weight, num_clusters, seed=seed), num_clusters)
 
     return labels
 
@@ -77,28 +77,26 @@ def _shared(
         raise ValueError(
             f"partitions must have one number of clusters to be found over a network, got {sorted(counts)}"
         )
-    for layer in find_layers(model):
-        if layer.name in partitions and is_sharded(layer.weight()):
-            raise TypeError(
-                f"network must be None for weights that are spread over processes (DTensor), as that of "
-                f"layer {layer.name!r} is"
-            )
+    (count,) = counts
     # The network may have been read from another copy of the model.
     own = copy.copy(network)
     own.model = model
 
     def labels() -> dict[str, _Labels]:
-        names = list(partitions)
-        units = spectral_cluster(own.graph(layers=names), counts.pop(), seed=seed)
-        found = own.partitions(units, layers=names)
-        return {name: _checked(name, found[name]) for name in names}
+        found = {}
+        # Layers that share no unit are graphs of their own, each with all clusters.
+        for names in own.part(list(partitions)).apart():
+            part = own.part(names)
+            shared = part.partitions(spectral_cluster(part.graph(), count, seed=seed), layers=names)
+            found.update({name: _checked(name, shared[name], count) for name in names})
+        return found
 
     return ranks.first(labels)
 
 
-def _checked(name: str, partition: Partition) -> _Labels:
+def _checked(name: str, partition: Partition, num_clusters: int) -> _Labels:
     rows, cols = partition.row_labels, partition.col_labels
     if bool((rows < 0).all()) or bool((cols < 0).all()):
         # The loss would be a constant, and the layer's clusterability a number about nothing.
         raise ValueError(f"recluster_at: layer {name!r} has no clusters now, since all its weights are zero")
-    return rows.tolist(), cols.tolist(), partition.num_clusters
+    return rows.tolist(), cols.tolist(), num_clusters

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from modfast import (
     EnmeshmentLoss,
     Partition,
+    read_network,
     reference,
     save_partitions,
     spectral_cluster,
@@ -28,7 +29,6 @@ from modfast import (
 from modfast.integrations.lightning import EnmeshmentCallback
 from modfast.integrations.reclustering import found_partitions
 from modfast.integrations.schedules import LinearSchedule
-from modfast.network.units import read_network
 from modfast.partition import unpack_partitions
 
 WEIGHT = 20.0

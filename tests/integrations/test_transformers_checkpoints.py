@@ -21,10 +21,16 @@ from finetuned import (
     tokens,
 )
 
-from modfast import Partition, load_partitions, save_partitions, spectral_cluster, spectral_cocluster
+from modfast import (
+    Partition,
+    load_partitions,
+    read_network,
+    save_partitions,
+    spectral_cluster,
+    spectral_cocluster,
+)
 from modfast.integrations.schedules import CosineSchedule
 from modfast.integrations.transformers import EnmeshmentCallback
-from modfast.network.units import read_network
 
 SHAPE = (64, 16)
 
@@ -130,8 +136,8 @@ def test_clusters_found_anew_over_a_network(tmp_path):
     # From the weights after one step.
     restored = type(model).from_pretrained(tmp_path / "checkpoint-1").double()
     again = read_network(restored, {"input_ids": tokens(1)})
-    labels = spectral_cluster(again.graph(layers=chosen), 4)
-    assert found == again.partitions(labels, layers=chosen)
+    part = again.part(chosen)
+    assert found == part.partitions(spectral_cluster(part.graph(), 4))
 
 
 def callback_of_a_run(partitions=4):
