@@ -7,16 +7,11 @@ compared, and print what they are.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from modfast.arguments import Constraint, Integer, Number, check
 
-_ALLOWED: dict[str, Constraint] = {
-    "steps": Integer(1),
-    "start": Integer(0),
-    "first": Number(-math.inf),
-    "last": Number(-math.inf),
-}
+FINITE: Constraint = Number(-math.inf)
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,11 @@ class _Between:
     last: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check(field.name, getattr(self, field.name), _ALLOWED[field.name])
+        check("steps", self.steps, Integer(1))
+        check("start", self.start, Integer(0))
+        for name, factor in (("first", self.first), ("last", self.last)):
+            if factor not in FINITE:
+                raise ValueError(f"{name} must be a finite number, got {factor!r}")
 
     def _share(self, step: int) -> float:
         """Which part of the way is done at a step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Constraint, Integer, Number, check
+from modfast.arguments import Constraint, Integer, check
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.autograd_graph import leaves_of
 from modfast.layers.layer import Choices
@@ -22,6 +21,7 @@ from modfast.network.units import Network
 from modfast.partition import Partition, load_partitions, pack_partitions, unpack_partitions
 
 from .reclustering import found_partitions
+from .schedules import FINITE
 
 PartitionsOrPath = int | Mapping[str, Partition] | str | os.PathLike[str]
 """A number of clusters, partitions by name of layer, or a file of :func:`modfast.save_partitions`."""
@@ -29,7 +29,6 @@ PartitionsOrPath = int | Mapping[str, Partition] | str | os.PathLike[str]
 Schedule = Callable[[int], float]
 """The factor of the weight after so many optimiser steps."""
 
-_FINITE: Constraint = Number(-math.inf)
 _STEP: Constraint = Integer(0)
 
 
@@ -55,7 +54,8 @@ class EnmeshmentSteps:
         network: Network | None,
         seed: int,
     ) -> None:
-        check("weight", weight, _FINITE)
+        if weight not in FINITE:
+            raise ValueError(f"weight must be a finite number, got {weight!r}")
         check("seed", seed, _STEP)
         if schedule is not None and not callable(schedule):
             raise TypeError(
@@ -173,7 +173,7 @@ class EnmeshmentSteps:
         if self._schedule is None:
             return 1.0
         factor = self._schedule(step)
-        if factor not in _FINITE:
+        if factor not in FINITE:
             raise ValueError(f"schedule must return a finite number, got {factor!r} at step {step}")
         return float(factor)
 

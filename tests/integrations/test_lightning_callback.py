@@ -330,7 +330,7 @@ def run(folder, partitions=4, ckpt_path=None):
     schedule = LinearSchedule(4, start=1)
     callback = EnmeshmentCallback(partitions, WEIGHT, NAMES, schedule, recluster_at=[1, 4])
     every = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
-    options = {"enable_checkpointing": True, "max_epochs": 2, "ckpt_path": ckpt_path}
+    options = {"enable_checkpointing": True, "max_epochs": 9, "max_steps": 6, "ckpt_path": ckpt_path}
     _, module = fit(folder, [every, callback, Reordering()], batches(3), ByStep(), **options)
     return callback, module
 
