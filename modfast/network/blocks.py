@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 _AT_ONCE = 1 << 24
 
 
-def check_affinity(affinity: str) -> None:
-    """Raises for an unknown affinity."""
+def check_options(affinity: str, index_dtype: torch.dtype) -> None:
+    """Raises for an unknown affinity, or a dtype that is none of indices."""
+    if index_dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"index_dtype must be torch.int64 or torch.int32, got {index_dtype}")
     if affinity not in ("abs", "square"):
         raise ValueError(f"affinity must be 'abs' or 'square', got {affinity!r}")
 
@@ -95,8 +97,12 @@ class Blocks:
     def _space_of(self, units: Tensor) -> int:
         return int(torch.searchsorted(self._starts, units.flatten()[0], right=True)) - 1
 
-    def graph(self) -> Tensor:
-        """Return the graph, ``torch.sparse_csr``, of all units."""
+    def graph(self, index_dtype: torch.dtype) -> Tensor:
+        """Return the graph, ``torch.sparse_csr``, of all units.
+
+        Raises:
+            ValueError: there are more entries than ``index_dtype`` can count.
+        """
         take_warnings()
         device = self._device if self._device is not None else torch.device("cpu")
         dtype = torch.float32
@@ -109,14 +115,21 @@ class Blocks:
                 degrees[self._spaces[place]] += block.count_nonzero(1)
         starts = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
         entries = int(starts[-1])
-        columns = torch.empty(entries, dtype=torch.int64, device=device)
+        if entries > torch.iinfo(index_dtype).max:
+            raise ValueError(f"index_dtype must be torch.int64 for {entries} entries, got {index_dtype}")
+        columns = torch.empty(entries, dtype=index_dtype, device=device)
         values = torch.empty(entries, dtype=dtype, device=device)
         filled = 0
         for place, space in enumerate(self._spaces):
             beside = self._beside(place)
             if not beside:
                 continue
-            numbers = torch.cat([torch.arange(other.start, other.stop, device=device) for other, _ in beside])
+            numbers = torch.cat(
+                [
+                    torch.arange(other.start, other.stop, dtype=index_dtype, device=device)
+                    for other, _ in beside
+                ]
+            )
             at_once = max(1, _AT_ONCE // len(numbers))
             for first in range(0, space.stop - space.start, at_once):
                 rows = torch.cat([block[first : first + at_once].to(dtype) for _, block in beside], dim=1)
@@ -131,7 +144,7 @@ class Blocks:
                     values[filled:end] = rows[is_edge]
                 filled = end
         return torch.sparse_csr_tensor(
-            starts, columns, values, (count, count), device=device, check_invariants=False
+            starts.to(index_dtype), columns, values, (count, count), device=device, check_invariants=False
         )
 
     def _beside(self, place: int) -> list[tuple[slice, Tensor]]:

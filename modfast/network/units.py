@@ -15,7 +15,7 @@ from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choic
 from modfast.layers.names import unwrapped
 from modfast.partition import Labels, Partition, read_labels
 
-from .blocks import Blocks, check_affinity
+from .blocks import Blocks, check_options
 from .following import BatchNorm
 from .marks import components
 from .roles import ROLES
@@ -98,7 +98,13 @@ class Network:
                 raise ValueError(f"roles must be among {', '.join(ROLES)}, got {role!r}")
         return [name for name, layer in self.layers.items() if layer.role in roles]
 
-    def graph(self, layers: Iterable[str] | str | None = None, affinity: str = "abs") -> Tensor:
+    def graph(
+        self,
+        layers: Iterable[str] | str | None = None,
+        affinity: str = "abs",
+        *,
+        index_dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
         """Return the units as one sparse undirected graph, for :func:`spectral_cluster`.
 
         The edge weight between two units is the sum of ``|W|`` over the weights between them: over a kernel's
@@ -111,15 +117,18 @@ class Network:
             layers: the names of some of the layers, or globs; None takes all. Units that none of them joins
                 have no edges.
             affinity: "abs" for ``|W|``; "square" for its square, so that large weights count more.
+            index_dtype: of the graph's indices. ``torch.int32`` takes 8 bytes an entry in place of 12: choose
+                it for models of a billion parameters.
 
         Returns:
             ``torch.sparse_csr``, ``(num_units, num_units)``, symmetric, not negative; float64 if a weight is,
-            else float32; int64 indices; on the device of the first layer. It takes 12 bytes an entry, and
-            while it is made the memory of one dense float32 matrix for each two spaces that are joined.
+            else float32; on the device of the first layer. Each pair of units that weights join has two
+            entries. While it is made, a dense matrix is held for each two spaces that are joined.
 
         Raises:
             ValueError: a layer or the affinity is unknown, a weight is not finite or is used several times
-                with different batch norms.
+                with different batch norms, ``index_dtype`` is neither ``torch.int64`` nor ``torch.int32``, or
+                there are too many entries for it.
             TypeError: a weight is spread over processes (``DTensor``).
 
         Source: "Clusterability in Neural Networks" (arXiv 2103.03386), for chains of layers.
@@ -135,10 +144,15 @@ class Network:
                     [3., 4., 0., 5.],
                     [0., 0., 5., 0.]])
         """
-        return self.changed_graph(None, layers, affinity)
+        return self.changed_graph(None, layers, affinity, index_dtype=index_dtype)
 
     def changed_graph(
-        self, change: Change | None, layers: Iterable[str] | str | None = None, affinity: str = "abs"
+        self,
+        change: Change | None,
+        layers: Iterable[str] | str | None = None,
+        affinity: str = "abs",
+        *,
+        index_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
         """Return the graph of other weights in the places of the model's own; else as :meth:`graph`.
 
@@ -146,11 +160,12 @@ class Network:
             change: returns what to take in place of a layer's weight, of the same shape.
             layers: as for :meth:`graph`.
             affinity: as for :meth:`graph`.
+            index_dtype: as for :meth:`graph`.
 
         Raises:
             ValueError, TypeError: as :meth:`graph`.
         """
-        check_affinity(affinity)
+        check_options(affinity, index_dtype)
         weights = {layer.name: layer for layer in find_layers(self.model)}
         chosen = [self.layers[name] for name in self._chosen(layers)]
         blocks = Blocks(list(self.spaces.values()), affinity)
@@ -165,7 +180,7 @@ class Network:
                 if change is not None:
                     weight = change(stored, weight)
                 blocks.add(layer, weight, unwrapped(self.model))
-            return blocks.graph()
+            return blocks.graph(index_dtype)
 
     def part(self, layers: Iterable[str] | str) -> Network:
         """Return the network that some of the layers make, with their units alone, numbered anew.

@@ -43,6 +43,17 @@ def test_planted_clusters_are_found_and_partition_every_layer(make):
         assert float(EnmeshmentLoss(model, partitions)()) < 0.01
 
 
+def test_indices_may_be_short():
+    model, inputs = gpt2()
+    network = read_network(model, inputs)
+    long, short = (network.graph(index_dtype=dtype) for dtype in (torch.int64, torch.int32))
+    assert short.crow_indices().dtype == short.col_indices().dtype == torch.int32
+    assert torch.equal(short.to_dense(), long.to_dense())
+    assert torch.equal(spectral_cluster(short, 3), spectral_cluster(long, 3))
+    with pytest.raises(ValueError, match="index_dtype must be torch.int64 or torch.int32, got torch.int16"):
+        network.graph(index_dtype=torch.int16)
+
+
 def test_blocks_of_each_space_are_shared_by_all_layers():
     model, inputs = gpt2()
     network = read_network(model, inputs)
