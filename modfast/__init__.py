@@ -8,6 +8,7 @@ from .energy.functional import block_energy, block_inner, block_scale, clusterab
 from .energy.loss import EnmeshmentLoss
 from .library import backend
 from .network.affinity import gradient_affinity
+from .network.description import describe_layers
 from .network.following import CannotFollowError
 from .network.graph import network_graph, network_nodes, network_partitions
 from .network.reading import read_network
@@ -42,6 +43,7 @@ __all__ = [
     "cluster_information",
     "cluster_shares",
     "clusterability",
+    "describe_layers",
     "enmeshment",
     "find_circuit",
     "find_circuits",
