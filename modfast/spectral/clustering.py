@@ -223,7 +223,7 @@ def spectral_cluster(
         tensor([0, 0, 1, 1])
     """
     start = time.perf_counter()
-    similarity, degrees = _read_graph(adjacency)
+    similarity, degrees = read_graph(adjacency)
     nodes = similarity.shape[0]
     check("num_clusters", num_clusters, Integer(1, nodes), f" for {nodes} nodes")
     check_solver(n_init, tol, max_iter, seed)
@@ -277,7 +277,7 @@ def normalized_cut(adjacency: Any, labels: Labels | Partition, *, affinity: str 
         degrees = similarity.sums()
         inside, volume, _ = sides_cut(similarity, degrees, sides, labels.num_clusters, torch.float64)
     else:
-        similarity, _ = _read_graph(adjacency)
+        similarity, _ = read_graph(adjacency)
         checked = _node_labels(labels, similarity.shape[0]).to(similarity.device)
         inside, volume = ops.graph_cut(similarity, checked, max(int(checked.max()) + 1, 1))
     return float(((volume - inside) / volume)[volume > 0].sum())
@@ -298,7 +298,7 @@ def graph_embedding(
         >>> graph_embedding(torch.ones(3, 3), 1).std().item() < 1e-6
         True
     """
-    similarity, degrees = _read_graph(adjacency)
+    similarity, degrees = read_graph(adjacency)
     nodes = similarity.shape[0]
     check("num_vectors", num_vectors, Integer(1, nodes), f" for {nodes} nodes")
     check_solver(1, tol, max_iter, seed)
@@ -314,7 +314,7 @@ def graph_embedding(
 # --- Arguments
 
 
-def _read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
+def read_graph(adjacency: Any) -> tuple[SparseSimilarity, Tensor]:
     """Return a graph's similarities and the degrees of its nodes."""
     matrix = as_matrix(adjacency, "adjacency")
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:

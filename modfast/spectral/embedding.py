@@ -192,6 +192,17 @@ def embed_graph(
     )
 
 
+def without_vectors(found: Embedding, count: int) -> Embedding:
+    """Return the embedding by the first ``count`` vectors alone."""
+    points = found.points[:, :count]
+    # As in an embedding that was made with so many: what none of its vectors reaches lies at 0.
+    return found._replace(
+        points=_without_rounding(points.clone(), found.dtype),
+        values=found.values[:count],
+        residuals=found.residuals[:count],
+    )
+
+
 def graph_eigenvectors(
     similarity: SparseSimilarity, degrees: Tensor, count: int, *, tol: float, max_iter: int, seed: int
 ) -> tuple[Tensor, Eigen, torch.dtype]:
@@ -354,6 +365,9 @@ def _in_units(points: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
     If the graph has more connected components than there are vectors, some components have no vector. Their
     points are set to exactly 0, rather than to a direction that rounding chose.
     """
-    points = (points * total.sqrt().to(points.dtype)).to(torch.float32)
+    return _without_rounding((points * total.sqrt().to(points.dtype)).to(torch.float32), dtype)
+
+
+def _without_rounding(points: Tensor, dtype: torch.dtype) -> Tensor:
     lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True)
     return points.masked_fill_(lengths <= (1e-8 if dtype == torch.float64 else 1e-3), 0.0)
