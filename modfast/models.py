@@ -14,7 +14,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -269,33 +269,63 @@ def import_model(name: str) -> nn.Module:
     return _call(name, "package.module:callable")
 
 
+def import_example(name: str) -> Any:
+    """Make the inputs that ``"package.module:callable"`` returns when it is called without arguments.
+
+    Returns:
+        What it returns: a tensor, a tuple of positional arguments, or a mapping of keyword arguments, on the
+        CPU unless the callable names another device.
+
+    Raises:
+        ValueError: ``name`` has another form or cannot be imported.
+        TypeError: what it refers to cannot be called like this or returns something else.
+
+    Example:
+        >>> import_example("modfast.models:nothing")
+        Traceback (most recent call last):
+        ValueError: example 'modfast.models:nothing': modfast.models has no 'nothing'
+    """
+    example = _called(name, "example", "package.module:callable", {})
+    if not isinstance(example, (Tensor, tuple, Mapping)):
+        raise TypeError(
+            f"example {name!r}: must return a tensor, a tuple of positional arguments or a mapping of "
+            f"keyword arguments, but returned a {type(example).__name__}"
+        )
+    return example
+
+
 def _call(name: str, allowed: str, **arguments: Any) -> nn.Module:
+    model = _called(name, "model name", allowed, arguments)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
+    return model
+
+
+def _called(name: str, what: str, allowed: str, arguments: dict[str, Any]) -> Any:
+    """What the callable of this name returns; ``what`` says in messages what it is called for."""
     module_name, separator, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not (separator and module_name and attribute) or module_name.startswith("."):
-        raise ValueError(f"model name must be {allowed}; got {name!r}")
+        raise ValueError(f"{what} must be {allowed}; got {name!r}")
     with _current_folder_importable():
-        return _call_attribute(name, module_name, attribute, arguments)
+        return _call_attribute(f"{what} {name!r}", module_name, attribute, arguments)
 
 
-def _call_attribute(name: str, module_name: str, attribute: str, arguments: dict[str, Any]) -> nn.Module:
+def _call_attribute(what: str, module_name: str, attribute: str, arguments: dict[str, Any]) -> Any:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise ValueError(f"model name {name!r}: cannot import {module_name} ({error})") from error
+        raise ValueError(f"{what}: cannot import {module_name} ({error})") from error
     except AttributeError as error:
-        raise ValueError(f"model name {name!r}: {module_name} has no {attribute!r}") from error
+        raise ValueError(f"{what}: {module_name} has no {attribute!r}") from error
     if not callable(factory):
-        raise TypeError(f"model name {name!r}: must name a callable, but is a {type(factory).__name__}")
+        raise TypeError(f"{what}: must name a callable, but is a {type(factory).__name__}")
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
         accepted = f"the keyword arguments {' and '.join(arguments)}" if arguments else "no arguments"
-        raise TypeError(f"model name {name!r}: must accept {accepted} ({error})") from error
+        raise TypeError(f"{what}: must accept {accepted} ({error})") from error
     with torch.device("cpu"):
-        model = factory(**arguments)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
-    return model
+        return factory(**arguments)
 
 
 @contextmanager

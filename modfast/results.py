@@ -33,10 +33,11 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{os.fspath(folder)} holds no {RESULTS}: no run has finished there")
     results = read_json(path)
-    known = ({"history"}, {"clustering"}, set(KINDS))
+    known = ({"history"}, {"clustering"}, {"network_clustering"}, set(KINDS))
     if not isinstance(results, dict) or not any(keys <= set(results) for keys in known):
         raise ValueError(f"{path} is no result of modfast")
-    kinds = {"config": dict, "history": list, "clustering": dict, **dict.fromkeys(KINDS, dict)}
+    kinds = {"config": dict, "history": list, **dict.fromkeys(KINDS, dict)}
+    kinds |= dict.fromkeys(["clustering", "network_clustering"], dict)
     for key, kind in kinds.items():
         if not isinstance(results.get(key, kind()), kind):
             raise ValueError(f"{path} is damaged: {key!r} must hold a {kind.__name__}")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from modfast.experiment.clusters import check_out, check_weights, cluster_model
 from modfast.experiment.eigengap import AFFINITIES, ClusterConfig
+from modfast.experiment.network_clusters import cluster_network, read_chosen, unused_layers
 from modfast.machine import choose_device
+from modfast.report.network_table import network_table
 from modfast.report.tables import cluster_table
 from modfast.train.distributed import Ranks
 from modfast.weights.read import Weights, read_weights
+from modfast.weights.whole_models import example_for, whole_model
 
 from .display import Display
 from .machine import load_data
@@ -104,7 +107,21 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        help="if MODEL is a callable: call it with this data set's image shape and number of classes",
+        help="if MODEL is a callable: call it with this data set's image shape and number of classes; with "
+        "--network also the shape of the image on which the model is followed",
+    )
+    parser.add_argument(
+        "--network",
+        action="store_true",
+        help="cluster the whole network: its layers share the clusters of what they write and read. MODEL is "
+        "then a folder of transformers, package.module:callable, or what train wrote",
+    )
+    parser.add_argument(
+        "--example",
+        metavar="package.module:callable",
+        help="with --network: a function that returns the inputs (a tensor, a tuple, or a mapping of keyword "
+        "arguments) on which the model is followed (default: --data's, or what the config of a model of "
+        "transformers shows)",
     )
     return parser
 
@@ -129,6 +146,11 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
         threads=options.threads,
     )
     choose_device(config.device)
+    if options.network:
+        _cluster_network(options, config, sizes)
+        return
+    if options.example is not None:
+        raise ValueError("example needs --network: single layers are clustered without inputs")
     weights = read_weights(options.model, config.layers, sizes=sizes, seed=config.seed)
     check_weights(weights, config.num_clusters)
     check_out(options.model, options.out)
@@ -147,3 +169,30 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
             on_layer=display.on_layer,
         )
         display.table(cluster_table(results), Path(options.out))
+
+
+def _cluster_network(
+    options: argparse.Namespace, config: ClusterConfig, sizes: tuple[Sequence[int], int] | None
+) -> None:
+    """Cluster the units that all layers share, and show all numbers of clusters."""
+    model = whole_model(options.model, sizes=sizes, seed=config.seed)
+    network = read_chosen(model, example_for(model, options.example, sizes), config)
+    check_out(options.model, options.out)
+    with Display() as display:
+        unused = unused_layers(network) if config.layers is None else []
+        if unused:
+            display.note(f"Not used on the example, so not in the network: {_some(unused)}")
+        display.note(repr(network))
+        results = cluster_network(
+            network,
+            config,
+            options.out,
+            source={"model": options.model, "sizes": sizes, "example": options.example},
+            resume=options.resume,
+            overwrite=options.overwrite,
+            on_step=display.on_clustering,
+        )
+        record = results["network_clustering"]
+        if record["without_partition"]:
+            display.note(f"Without a partition of their own: {_some(record['without_partition'])}")
+        display.table(network_table(results), Path(options.out))

@@ -9,7 +9,9 @@ from pathlib import Path
 from modfast.circuits.folder import CIRCUITS, REPORT, read_circuits
 from modfast.experiment.circuits import draw_circuits, trained_since
 from modfast.experiment.cluster_files import redraw_clustering
+from modfast.experiment.network_files import redraw_network
 from modfast.experiment.runs import draw_reproduction, draw_run
+from modfast.report.network_table import network_table
 from modfast.report.tables import cluster_table, results_table, run_table
 from modfast.results import KINDS, read_results
 from modfast.run_folder import RunFolder
@@ -45,6 +47,11 @@ def _show(folder: Path) -> None:
             if reason is not None:
                 display.note(reason)
             table = cluster_table(results)
+        elif "network_clustering" in results:
+            reason = redraw_network(drawing)
+            if reason is not None:
+                display.note(reason)
+            table = network_table(results)
         elif all(kind in results for kind in KINDS):
             draw_reproduction(drawing)
             table = results_table(results)

@@ -68,12 +68,12 @@ def clustering_settings(
         "layers": None if config.layers is None else list(config.layers),
         "model": model if checkpoint is None else str(checkpoint.resolve()),
         "sizes": None if sizes is None else [list(sizes[0]), sizes[1]],
-        "weights": {name: _fingerprint(weight) for name, weight in weights.items()},
+        "weights": {name: fingerprint(weight) for name, weight in weights.items()},
         "command": command_line(),
     }
 
 
-def _fingerprint(weight: Tensor) -> str:
+def fingerprint(weight: Tensor) -> str:
     """The first 16 hexadecimal digits of a SHA-256 over shape, dtype and values."""
     digest = hashlib.sha256(json.dumps([list(weight.shape), str(weight.dtype)]).encode())
     # As bytes, since NumPy has no bfloat16.
@@ -180,7 +180,7 @@ def redraw_clustering(folder: str | os.PathLike[str]) -> str | None:
             )
         except (ValueError, OSError, ImportError, TrainingError) as error:
             reason = str(error)
-    if weights is not None and {n: _fingerprint(w) for n, w in weights.items()} != config["weights"]:
+    if weights is not None and {n: fingerprint(w) for n, w in weights.items()} != config["weights"]:
         weights, reason = None, f"{config['model']} holds other weights now"
     draw_clustering(folder, results, weights)
     return None if weights is not None else f"matrices.png is left as it was: {reason}"

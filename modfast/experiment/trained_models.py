@@ -143,7 +143,7 @@ def trained_on(folder: str | os.PathLike[str]) -> str:
         ValueError: the folder holds something else.
     """
     results = read_results(folder)
-    if "clustering" in results:
+    if "clustering" in results or "network_clustering" in results:
         raise ValueError(f"{folder} holds clusters; circuits are found in what train or reproduce wrote")
     return str(results["config"]["data"])
 

@@ -15,7 +15,7 @@ from modfast.layers.names import is_adapter
 from modfast.layers.readable import UnsupportedWeightError
 from modfast.layers.source import parametrized_tensors
 
-from .units import read_network
+from .reading import read_network
 
 # A repr has at most ten lines: a title, headings, rows, and a line that says what is left out.
 _MOST_SHOWN = 7
@@ -218,7 +218,7 @@ def _computed(layer: Layer) -> str | None:
     if is_adapter(layer.module):
         return "an adapter (LoRA)"
     if layer.attribute in parametrized_tensors(layer.module):
-        changes = layer.module.parametrizations[layer.attribute]  # type: ignore[union-attr, index]
+        changes = layer.module.parametrizations[layer.attribute]  # type: ignore[index]
         names = ", ".join(type(change).__name__.lstrip("_") for change in changes)
         return f"a parametrization ({names})"
     hook = getattr(layer.source, "hook", None)

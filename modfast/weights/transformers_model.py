@@ -65,6 +65,22 @@ def known_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         UnknownModelError: it names no model, or transformers is not installed, lacks the model or cannot
             build it.
     """
+    kind = model_class(config)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = kind(kind.config_class.from_dict(dict(config)))
+        return KnownModel(model, shapes)
+    except Exception as error:  # a model built from another version's settings may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnknownModelError(f"transformers cannot build {kind.__name__} ({reason})") from error
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """Return the class of the model that a ``config.json`` names, one of transformers' own.
+
+    Raises:
+        UnknownModelError: it names no model, or transformers is not installed or lacks the model.
+    """
     architectures = config.get("architectures")
     if (
         not isinstance(architectures, list)
@@ -79,13 +95,7 @@ def known_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     kind: Any = getattr(library, architectures[0], None)
     if not (isinstance(kind, type) and issubclass(kind, library.PreTrainedModel)):
         raise UnknownModelError(f"transformers has no {architectures[0]}")
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = kind(kind.config_class.from_dict(dict(config)))  # type: ignore[attr-defined]
-        return KnownModel(model, shapes)
-    except Exception as error:  # a model built from another version's settings may raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UnknownModelError(f"transformers cannot build {architectures[0]} ({reason})") from error
+    return kind
 
 
 def _kept_shape(layer: Layer) -> tuple[int, ...] | None:

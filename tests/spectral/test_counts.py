@@ -9,7 +9,8 @@ from modfast.spectral.counts import spectral_cluster_counts
 
 def planted_graph(clusters, size, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    truth = torch.arange(clusters).repeat_interleave(size)[torch.randperm(clusters * size, generator=generator)]
+    order = torch.randperm(clusters * size, generator=generator)
+    truth = torch.arange(clusters).repeat_interleave(size)[order]
     weights = torch.rand(len(truth), len(truth), generator=generator)
     weights = weights * torch.where(truth[:, None] == truth, 1.0, 0.05)
     return (weights + weights.T).fill_diagonal_(0.0), truth

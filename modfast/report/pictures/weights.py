@@ -81,11 +81,13 @@ def _axis_label(side: str, panel: Panel, edges: NDArray[np.int64]) -> str:
     return label if group == 1 else f"{label}\n(a cell is the maximum of up to {group} {unit}s)"
 
 
-def _cluster_ticks(starts: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[list[float], list[str]]:
-    """Return the centres and names of the clusters that are wide enough for a readable name."""
+def cluster_ticks(
+    starts: NDArray[np.int64], labels: NDArray[np.int64], least: float = 0.045
+) -> tuple[list[float], list[str]]:
+    """Return the centres and names of the clusters whose share is enough for a readable name."""
     ticks, names = [], []
     for begin, end in pairwise(starts):
-        if (end - begin) / starts[-1] >= 0.045:
+        if (end - begin) / starts[-1] >= least:
             ticks.append((begin + end) / 2)
             names.append("none" if labels[begin] < 0 else str(labels[begin]))
     return ticks, names
@@ -214,8 +216,8 @@ def _draw_pair(figure: Figure, axes_pair: Sequence[Axes], pair: tuple[Panel, Pan
         for border in col_starts[1:-1]:
             axes.axvline(border, color="white", linewidth=0.6)
         if panel.partition is not None:
-            axes.set_xticks(*_cluster_ticks(col_starts, side.labels[1]))
-            axes.set_yticks(*_cluster_ticks(row_starts, side.labels[0]))
+            axes.set_xticks(*cluster_ticks(col_starts, side.labels[1]))
+            axes.set_yticks(*cluster_ticks(row_starts, side.labels[0]))
         axes.tick_params(length=0, labelsize=8)
         axes.set_xlabel(_axis_label("input", panel, col_edges), fontsize=9)
         axes.set_title(panel.title, fontsize=10)
