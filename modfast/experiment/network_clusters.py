@@ -13,17 +13,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modfast.energy.functional import clusterability
 from modfast.files import write_json
-from modfast.layers.layer import Layer, find_layers
+from modfast.layers.layer import find_layers
 from modfast.layers.names import match_names
 from modfast.machine import choose_device, environment, using_threads
 from modfast.network.reading import read_network
@@ -31,6 +29,7 @@ from modfast.network.units import Network
 from modfast.results import RESULTS
 from modfast.run_folder import RunFolder, claim
 from modfast.spectral.counts import spectral_cluster_counts
+from modfast.spectral.shuffling import shuffle, single_threads
 from modfast.train.config import Record
 
 from .eigengap import ClusterConfig, by_chance, choose_count, eigengaps
@@ -253,7 +252,7 @@ def _shuffles(
 
     if not numbers:
         return
-    with _single_threads(min(torch.get_num_threads(), len(numbers))) as pool:
+    with single_threads(min(torch.get_num_threads(), len(numbers))) as pool:
         places = {pool.submit(shuffled, number): number for number in numbers}
         for future in as_completed(places):
             yield places[future], future.result()
@@ -268,30 +267,7 @@ def shuffled_graph(network: Network, affinity: str, seed: int, number: int) -> T
         seed: the seed of all shuffles.
         number: which shuffle; each has random numbers of its own.
     """
-    # Not seed + number: then neighbouring seeds would share nearly all of their shuffled networks.
-    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
-    generator = torch.Generator("cpu").manual_seed(int(words[0]))
-
-    def permuted(layer: Layer, weight: Tensor) -> Tensor:
-        flat = weight.reshape(-1)
-        order = torch.randperm(len(flat), generator=generator, device="cpu")
-        return flat[order.to(flat.device)].view(weight.shape)
-
-    return network.changed_graph(permuted, affinity=affinity)
-
-
-@contextmanager
-def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Start workers that run PyTorch on one thread each; afterwards new threads get as many as before."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "modfast-shuffle", torch.set_num_threads, (1,))
-    try:
-        yield pool
-    finally:
-        try:
-            pool.shutdown(cancel_futures=True)
-        finally:
-            torch.set_num_threads(before)
+    return network.changed_graph(shuffle(seed, number), affinity=affinity)
 
 
 def _shares(network: Network, partitions: dict[str, Any]) -> dict[str, Any]:

@@ -111,13 +111,13 @@ def shuffle_test(
         return normalized_cut(graph, spectral_cluster(graph, num_clusters, seed=seed, **options))
 
     def shuffled_cut(number: int) -> float:
-        return cut(network.changed_graph(_shuffle(int(seed), number)))
+        return cut(network.changed_graph(shuffle(int(seed), number)))
 
     if graph.is_cuda:
         # The workers have streams of their own, on which the caller's work on the weights may not be done.
         torch.cuda.current_stream(graph.device).synchronize()
     shuffled = torch.empty(count, dtype=torch.float64, device="cpu")
-    with _single_threads(min(threads, count)) as pool:
+    with single_threads(min(threads, count)) as pool:
         # First and alone, so that bad options raise early; in a worker, so that it runs like the others.
         own = pool.submit(cut, graph).result()
         places = {pool.submit(shuffled_cut, number): number for number in range(count)}
@@ -136,7 +136,7 @@ def shuffle_test(
     )
 
 
-def _shuffle(seed: int, number: int) -> Change:
+def shuffle(seed: int, number: int) -> Change:
     """Return a function that permutes the entries of each weight that it is called with."""
     # Not seed + number: then neighbouring seeds would share nearly all of their shuffled networks.
     words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
@@ -152,7 +152,7 @@ def _shuffle(seed: int, number: int) -> Change:
 
 
 @contextmanager
-def _single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+def single_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Start workers that run PyTorch on one thread each."""
     # Each thread has its own number of PyTorch threads, but a new thread takes over the number that was set
     # last, and so does one that has not read its own yet. Reading it here fixes the caller's number; setting

@@ -295,8 +295,8 @@ def test_what_holds_no_computation_or_no_inputs_is_refused(tmp_path, capsys):
     assert "'fc9' matches no layer" in error(
         f"{__name__}:Gated", tmp_path / "out", *example, "--layers", "fc9"
     )
-    assert "at most 48, the units of the network" in error(
-        f"{__name__}:Gated", tmp_path / "out", *example, "-k", "49"
+    assert "at most 36, the units of the network" in error(
+        f"{__name__}:Gated", tmp_path / "out", *example, "-k", "37"
     )
     assert main(["cluster", f"{__name__}:Gated", "--out", str(tmp_path / "out"), *example]) == 1
     assert "example needs --network" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> N
     shuffle_test(model, 2, 2, layers=["0", "3", "4"], workers=1)
     expected = [network_graph(model, ["0", "3", "4"])]
     for number in range(2):
-        change = shuffling._shuffle(0, number)
+        change = shuffling.shuffle(0, number)
         shuffled = copy.deepcopy(model)
         for layer in find_layers(shuffled):
             weight = change(layer, own[layer.name])
@@ -111,7 +111,7 @@ def test_shuffles_keep_each_layers_entries(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_entry_goes_everywhere() -> None:
     (layer,) = find_layers(nn.Linear(2, 2))
     weight = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-    orders = {tuple(shuffling._shuffle(0, number)(layer, weight).flatten().tolist()) for number in range(400)}
+    orders = {tuple(shuffling.shuffle(0, number)(layer, weight).flatten().tolist()) for number in range(400)}
     assert len(orders) == 24
 
 
