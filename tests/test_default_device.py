@@ -195,6 +195,7 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         g.gradient(lambda w: modfast.laplacian_eigenvalues(w, 3)),
         g.gradient(lambda w: modfast.laplacian_eigenvalues([g.large, w], 3), torch.ones_like(g.large.T)),
     ],
+    "describe_layers": lambda g, _: str(modfast.describe_layers(g.model)),
     "network_graph": lambda g, _: modfast.network_graph(g.model),
     "read_network": lambda g, _: [
         (n := modfast.read_network(g.model, g.inputs)).graph(),
