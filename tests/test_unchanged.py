@@ -47,6 +47,9 @@ CALLS = {
     "network_partitions": lambda model: modfast.network_partitions(
         model, torch.arange(26) % 2, example_inputs=INPUTS
     ),
+    "describe_layers": lambda model: [
+        str(modfast.describe_layers(model, inputs)) for inputs in (None, INPUTS)
+    ],
     "read_network": lambda model: [
         use(modfast.read_network(model, INPUTS))
         for use in (lambda network: network.graph(), lambda network: network.partitions(2))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from modfast import EnmeshmentLoss, Network, Partition, spectral_cocluster
 from modfast.experiment.clusters import cluster_model
-from modfast.experiment.eigengap import ClusterConfig
+from modfast.experiment.eigengap import ClusterConfig, by_chance
 from modfast.experiment.network_clusters import cluster_network, read_chosen
 from modfast.experiment.network_files import load_labels
 from modfast.files import write_json
@@ -96,6 +96,7 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
         "with_embeddings": _summary(with_embeddings["network_clustering"]),
         "members": {str(k): _members(network, labels[k], k) for k in SHOWN},
         "blocks": {str(k): _blocks(network, labels[k]) for k in SHOWN},
+        "outliers": _outliers(model, network, labels[5], 5),
         "nulls": _nulls(network, encoder["network_clustering"]),
         "enmeshment": {str(k): _enmeshment(model, network, labels[k], k) for k in SHOWN},
         "sides": {str(k): _sides(model, k) for k in SHOWN},
@@ -162,6 +163,31 @@ def _blocks(network: Network, labels: Tensor) -> dict[str, float]:
     return found
 
 
+def _outliers(model: nn.Module, network: Network, labels: Tensor, k: int) -> dict[str, Any]:
+    """The clusters with few dimensions of the residual stream, and how much is written into these.
+
+    What is written into a dimension is its row's sum of magnitudes in the second weights of all MLPs, in
+    multiples of the median. The largest weight of each of these is given as its dimension and its neuron.
+    """
+    layers = {layer.name: layer for layer in find_layers(model)}
+    names = [f"encoder.layer.{block}.output.dense" for block in range(BLOCKS)]
+    written = sum(layers[name].weight().detach().abs().sum(1) for name in names)
+    assert isinstance(written, Tensor)
+    ratios = written / written.median()
+    stream = labels[network.spaces["residual"]]
+    dimensions = [(stream == cluster).nonzero().flatten().tolist() for cluster in range(k)]
+    small = {str(cluster): each for cluster, each in enumerate(dimensions) if len(each) <= 8}
+    return {
+        "num_clusters": k,
+        "dimensions": small,
+        "written": {str(d): _rounded(float(ratios[d]), 2) for each in small.values() for d in each},
+        "most_written": ratios.topk(5).indices.tolist(),
+        "largest_weights": [
+            list(divmod(int(layers[name].weight().abs().argmax()), layers[name].shape[1])) for name in names
+        ],
+    }
+
+
 def _nulls(network: Network, record: Mapping[str, Any]) -> dict[str, Any]:
     """The cut of networks that keep more than the set of weights: their rows, or their columns."""
     found: dict[str, Any] = {}
@@ -212,6 +238,8 @@ def _enmeshment(model: nn.Module, network: Network, labels: Tensor, k: int) -> d
         "random": _rounded(mean(random)),
         "random_deviation": _rounded(stdev(random)),
         "own": _rounded(share(own)),
+        "own_by_chance": _rounded(mean(by_chance(each)["clusterability"] for each in own.values())),
+        "shared_by_chance": _rounded(mean(by_chance(each)["clusterability"] for each in shared.values())),
         "blocks_of_equal_size": _rounded(share(network.partitions(k))),
         "by_role": {role: _rounded(mean(values)) for role, values in roles.items()},
     }
