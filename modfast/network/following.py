@@ -15,7 +15,20 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from .marks import Marks, Routed, Sources, Units, Value, Weight, as_stored, thin, unknown
+from .marks import (
+    NONE,
+    Marks,
+    Routed,
+    Sources,
+    Units,
+    Value,
+    Weight,
+    as_stored,
+    is_all,
+    thin,
+    unknown,
+    varies,
+)
 
 
 class CannotFollowError(ValueError):
@@ -78,6 +91,7 @@ class Use:
         routed: whether the input chooses this matrix among others.
         norms: for each time that it was used, the batch norms that multiply its outputs before anything else
             reads them.
+        within: whether it reads what such a matrix has written.
     """
 
     kind: str
@@ -90,14 +104,18 @@ class Use:
     counts: bool = False
     routed: bool = False
     norms: list[tuple[BatchNorm, ...]] = field(default_factory=list)
+    within: bool = False
 
 
-# Of an attention: its factors, and what comes out of it. "curved": what a nonlinearity has taken; "picked": of
-# what the greatest were chosen.
+# Of an attention: its factors, and what comes out of it. "curved": what a nonlinearity has taken; "picked":
+# among which the greatest were chosen.
 PARTS = ("query", "key", "value", "attended", "curved", "picked")
 
 # Whether a number is so: positions that are counted from them do not depend on what the input is.
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "ones_like", "zeros_like", "new_ones", "new_zeros"}
+
+
+_RECURRENT = ("lstm", "gru", "rnn", "quantized_lstm", "quantized_gru", "_thnn")
 
 
 @dataclass(frozen=True)
@@ -261,7 +279,9 @@ class Follower(fx.Interpreter):
 
     def _placeholder(self, node: fx.Node, tensor: Any) -> Value:
         name = self.inputs.parameters.get(str(node.target))
-        if not isinstance(tensor, Tensor) or not _has_units(tensor):
+        # What the caller gives may be numbers as well if they are integers.
+        given = str(node.target) in self.inputs.given
+        if not isinstance(tensor, Tensor) or not (given or _has_units(tensor)):
             return None
         if name is not None and tensor.dim() >= 2:
             return as_stored(name, tensor.shape)
@@ -283,7 +303,23 @@ class Follower(fx.Interpreter):
                     f"{place_of(node)}: {node.target}: the rule gives marks of shape {tuple(each.shape)} "
                     f"for a result of shape {tuple(result.shape)}"
                 )
-        return value
+        return self._placed(key, node, value) if isinstance(value, Marks) else value
+
+    def _placed(self, key: str, node: fx.Node, marks: Marks) -> Marks:
+        """Make what a weight has written a source in the space that it left free: that of its places."""
+        free = [index for index, space in enumerate(marks.spaces) if is_all(space, NONE)]
+        if not free or not is_all(marks.origin, NONE) or not marks.marked:
+            return marks
+        dims = range(len(marks.shape))
+        along = {dim for dim in dims if any(varies(space, dim) for space in marks.spaces)}
+        shape = [1 if dim in along else size for dim, size in enumerate(marks.shape)]
+        source = self.sources.make(key, shape, self.units)
+        if not all(is_all(space, NONE) for space in source.spaces[len(free) :]):
+            raise CannotFollowError(f"{place_of(node)}: {node.target}: the result has units of three kinds")
+        spaces = list(marks.spaces)
+        for index, space in zip(free, source.spaces, strict=False):
+            spaces[index] = space.expand(marks.shape)
+        return Marks(tuple(spaces), source.origin.expand(marks.shape))
 
     def _follow(self, node: fx.Node, result: Any) -> Any:
         """Return what is known of the result of an operator."""
@@ -304,10 +340,7 @@ class Follower(fx.Interpreter):
         options = {key: self._number(each) for key, each in node.kwargs.items()}
         call = Call(node, name, given, named, arguments, options, result)
         routed = [value for value in values if isinstance(value, Routed)]
-        if not routed:
-            return entry.rule(self, call)
-        if not entry.by_itself:
-            call = Call(node, name, self._merged(given), named, arguments, options, result)
+        if not routed or not entry.by_itself:
             return entry.rule(self, call)
         each = [
             entry.rule(self, Call(node, name, _of_expert(given, place), named, arguments, options, result))
@@ -319,19 +352,19 @@ class Follower(fx.Interpreter):
 
     def _refuse(self, node: fx.Node, values: list[Any]) -> None:
         """Raise for an operator without a rule; of a source alone note that it went there."""
-        error = CannotFollowError(
-            f"{place_of(node)}: there is no rule for the operator {node.target}, and a weight's units go in"
-        )
+        parameters = [repr(value.name) for value in values if isinstance(value, Weight)]
+        if name_of(node.target).startswith(_RECURRENT):
+            why = "recurrent layers cannot be read as units"
+        elif parameters:
+            why = f"it computes something from the parameter {parameters[0]}"
+        else:
+            why = "what weights have written goes in"
+        error = CannotFollowError(f"{place_of(node)}: there is no rule for the operator {node.target}: {why}")
         for value in values:
             if not isinstance(value, Marks) or value.marked:
                 raise error
             for source in self.sources.of(value.origin):
                 source.lost = error
-
-    def _merged(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._merged(each) for each in value]
-        return self.merge(value) if isinstance(value, Routed) else value
 
     def merge(self, routed: Routed) -> Marks:
         """Join what comes from different experts: their numbers are added up, or lie side by side."""
@@ -369,9 +402,8 @@ class Follower(fx.Interpreter):
 
     def meets(self, value: Marks) -> None:
         """Note that the numbers of sources without units meet others."""
-        if not value.marked:
-            for source in self.sources.of(value.origin):
-                source.meetings += 1
+        for source in self.sources.of(value.origin):
+            source.meetings += 1
 
     def note(self, part: str, value: Any) -> None:
         """Note that the marks of a value are part of something that decides the role of a weight."""

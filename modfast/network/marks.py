@@ -24,7 +24,8 @@ class Marks:
     Attributes:
         spaces: ``SPACES`` tensors of the tensor's shape, int64: in each space a mark, ``NONE`` or ``MIXED``.
         origin: the same shape: from which number of which source (an input, a table) the number comes, by
-            :class:`Sources`; ``NONE`` if from none. It tells which units a source has, once a weight reads it.
+            :class:`Sources`; ``NONE`` if from none. It tells which units a source has, once a weight reads
+            it.
     """
 
     spaces: tuple[Tensor, ...]
@@ -97,7 +98,7 @@ def as_stored(name: str, shape: Sequence[int]) -> Weight:
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """What is known of a tensor whose numbers come from one of several experts: the marks for each of them."""
+    """What is known of a tensor whose numbers come from one of several experts: the marks for each."""
 
     experts: tuple[Marks, ...]
 
@@ -159,10 +160,14 @@ class Units:
             self._pairs.append(pairs)
 
     def join_all(self, marks: Tensor) -> Tensor:
-        """Note that all marks of each row, ``(n, m)``, are one unit; return a mark for each, ``(n,)``."""
-        some = marks.amax(1)
-        self.join(some[:, None], marks)
-        return some
+        """Note that all marks of each row, ``(n, m)``, are one unit; return a new mark for each, ``(n,)``.
+
+        Rows with the same marks get the same new one.
+        """
+        rows, place = marks.unique(dim=0, return_inverse=True)
+        some = self.new(len(rows))
+        self.join(some[:, None], rows)
+        return some[place]
 
     def gate(self, one: Tensor, several: Tensor, error: Callable[[], Exception] | None) -> None:
         """Note that each number of ``one`` meets several units.
@@ -331,8 +336,8 @@ def _with(known: list[frozenset[int]], dims: frozenset[int]) -> list[frozenset[i
     """Add a set of dimensions to those of which each space has one: what overlaps is one space."""
     if not dims and known:
         return known
-    apart = [each for each in known if each and not each & dims]
-    overlapping = [each for each in known if each & dims]
-    for each in overlapping:
-        dims &= each
-    return sorted([*apart, dims], key=sorted)
+    for place, each in enumerate(known):
+        if each & dims or not each:
+            known = [*known[:place], each & dims or dims, *known[place + 1 :]]
+            return known
+    return [*known, dims]

@@ -20,6 +20,7 @@ from modfast.layers.replaced import replaced_weights, require_own_parameters
 from modfast.layers.running import copied, device_of, is_several, moved, not_compiled, preserved, with_leaves
 from modfast.layers.source import in_evaluation_mode
 
+from .exporting import composed_operators, in_plain_operators
 from .following import CannotFollowError, Found, Inputs, Matrix, follow
 from .marks import components
 from .roles import find_roles
@@ -69,6 +70,9 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
     for name, parameter in model.named_parameters():
         require_whole(f"model: {name!r}", parameter)
         require_shape(f"model: {name!r}", parameter)
+        if parameter.is_meta:
+            raise ValueError(f"model: {name!r} has no numbers: it is on the meta device")
+    with_leaves(example_inputs, _require_numbers)
     with torch.inference_mode(False), torch.no_grad(), preserved(model), in_evaluation_mode(model):
         layers = [layer for layer in find_layers(model) if _can_be_read(layer)]
         with _as_parameters(layers, model):
@@ -97,6 +101,12 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
     return Network(model, joined, _named(spaces, joined, written), int(units.max()) + 1)
 
 
+def _require_numbers(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError("example_inputs must hold numbers, got a tensor on the meta device")
+    return value
+
+
 def _can_be_read(layer: Layer) -> bool:
     """Whether a layer's weight can be read; if not, no unit is its own, and following it raises."""
     try:
@@ -112,7 +122,7 @@ def _identity(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
 
 @contextmanager
 def _as_parameters(layers: list[Layer], model: nn.Module) -> Iterator[None]:
-    """Inside, every weight is one tensor that the model holds, those as well that are computed from others."""
+    """Inside, every weight is one tensor that the model holds, also those that are computed from others."""
     computed = {layer: layer.weight().detach().clone() for layer in layers if layer.is_computed}
     with replaced_weights(model, computed):
         for module in model.modules():
@@ -181,9 +191,10 @@ def _follow(
 
     with_leaves(inputs, note)
     called = _Called(unwrapped(model), inputs)  # DistributedDataParallel cannot be exported
-    with not_compiled():
+    with not_compiled(), in_plain_operators(called):
         try:
-            program = torch.export.export(called, tuple(tensors), strict=False).run_decompositions({})
+            program = torch.export.export(called, tuple(tensors), strict=False)
+            program = program.run_decompositions(composed_operators())
         except Exception as error:
             if isinstance(error, TypeError) and str(error).startswith("model must return"):
                 raise

@@ -17,6 +17,10 @@ ROLES = (
     "mlp_input",
     "mlp_gate",
     "mlp_output",
+    "expert_input",
+    "expert_gate",
+    "expert_output",
+    "router",
     "convolution",
     "linear",
     "head",
@@ -28,13 +32,14 @@ def find_roles(found: Found, units: Tensor) -> dict[Matrix, str]:
     uses = found.uses
     written = {name: frozenset(units[use.out].tolist()) for name, use in uses.items()}
     read = {name: frozenset(units[use.into].tolist()) for name, use in uses.items()}
-    linear = [name for name, use in uses.items() if use.kind == "linear"]
+    linear = [name for name, use in uses.items() if use.kind == "linear" and not use.routed]
     roles = {}
     for name, use in uses.items():
         roles[name] = use.kind
         if use.kind == "embedding" and use.counts:
             roles[name] = "position_embedding"
     parts = found.parts
+    roles.update(_roles_of_experts(found, written))
     for name in linear:
         rows = set(uses[name].out.tolist())
         factors = [part for part in ("query", "key", "value") if rows & parts[part]]
@@ -44,8 +49,10 @@ def find_roles(found: Found, units: Tensor) -> dict[Matrix, str]:
             roles[name] = "attention_qkv"
         elif factors:
             roles[name] = f"attention_{factors[0]}"
+        elif any(use.routed for use in uses.values()) and rows <= parts["picked"]:
+            roles[name] = "router"
     for name in linear:
-        if roles[name] != "linear":
+        if roles[name] != "linear" or read[name] == written[name]:
             continue
         # What reads the stream, whose hidden units another layer reads to write the stream again.
         outputs = [
@@ -64,4 +71,25 @@ def find_roles(found: Found, units: Tensor) -> dict[Matrix, str]:
     for name in linear:
         if roles[name] == "linear" and not written[name] & everything_read and len(linear) > 1:
             roles[name] = "head"
+    return roles
+
+
+def _roles_of_experts(found: Found, written: dict[Matrix, frozenset[int]]) -> dict[Matrix, str]:
+    """The roles of the matrices that the input chooses: what experts read of the stream, and write."""
+    experts = {name: use for name, use in found.uses.items() if use.routed}
+    roles = {}
+    for name, use in experts.items():
+        # A gate is what a nonlinearity takes before it meets the rest.
+        curved = set(use.out.tolist()) <= found.parts["curved"]
+        partners = any(
+            other != name
+            and other.place == name.place
+            and written[other] == written[name]
+            and not each.within
+            for other, each in experts.items()
+        )
+        if use.within:
+            roles[name] = "expert_output"
+        else:
+            roles[name] = "expert_gate" if partners and curved else "expert_input"
     return roles

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modfast.network.following import Call, Follower
-from modfast.network.marks import MIXED, NONE, SPACES, Marks, Routed, Weight, is_all, thin, varies
+from modfast.network.marks import MIXED, NONE, SPACES, Marks, Routed, Weight, is_all, thin, unknown, varies
 
 from .elementwise import meet
 from .reducing import reduced
@@ -32,7 +32,7 @@ def adds_product(follower: Follower, call: Call) -> Any:
     return meet(follower, call, [call.given[0], found], numbers, call.result.shape, adding=True)
 
 
-@rule("mv dot vdot")
+@rule("mv ")
 def multiplies_vector(follower: Follower, call: Call) -> Any:
     """A vector is a weight without rows: what is read becomes a mixture."""
     one, other = call.given[:2]
@@ -92,11 +92,17 @@ def _activations(follower: Follower, call: Call, one: Marks, other: Marks) -> Ma
     inner = varies(left, -1) or varies(right, -2)
     if (rows or cols) and inner:
         raise call.fail("multiplies activations whose units lie along more than one dimension")
+    if rows and cols and len(shape) < 4:
+        raise call.fail("multiplies each unit by every other one, without heads")
+    if len(shape) == 2 and not rows and not cols:
+        # A product of two vectors for each pair: nothing says that its units are one head.
+        follower.units.join(left[0], right[:, 0])
+        return unknown(shape, MIXED)
     if rows != cols:
         # One side has a unit alone in each batch. Scores of an attention are of the head's unit, and so are
-        # its values; anything else is a factor of several units.
+        # its values; a single factor of all units scales them alike.
         factor, several = (right, left) if rows else (left, right)
-        if not _are(follower.scores, factor):
+        if not _are(follower.scores, factor) and len(thin(factor)[thin(factor) >= 0].unique()) == 1:
             small = thin_last(factor)[..., :1, :1]
             follower.units.gate(small, several, None)
             return _in_first_space((several[..., :1] if rows else several[..., :1, :]).expand(shape))

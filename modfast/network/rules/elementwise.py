@@ -17,7 +17,7 @@ _COPIES = "alias clone contiguous detach lift_fresh lift_fresh_copy _to_copy to 
 
 _CURVED = (
     "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu mish relu relu6 selu sigmoid silu softplus "
-    "softsign tanh threshold log_sigmoid"
+    "tanh threshold log_sigmoid"
 )
 
 
@@ -28,8 +28,8 @@ def copies(follower: Follower, call: Call) -> Any:
 
 
 @rule(
-    f"{_CURVED} abs bernoulli ceil clamp clamp_max clamp_min cos dropout erf exp exp2 expm1 "
-    "feature_dropout floor glu_jvp log log1p log2 logit nan_to_num neg reciprocal round rsqrt sign sin "
+    f"{_CURVED} abs ceil clamp clamp_max clamp_min cos dropout erf exp exp2 expm1 "
+    "feature_dropout floor log log1p log2 logit nan_to_num neg reciprocal round rsqrt sign sin "
     "sqrt square alpha_dropout logical_not bitwise_not",
     by_itself=True,
 )
@@ -64,7 +64,7 @@ def adds(follower: Follower, call: Call) -> Any:
 
 
 @rule(
-    "mul div fmod remainder floor_divide true_divide atan2 pow eq ne lt le gt ge isnan isinf bitwise_and "
+    "mul div fmod remainder floor_divide atan2 pow eq ne lt le gt ge isnan isinf bitwise_and "
     "bitwise_or logical_and logical_or __and__ __or__ masked_fill prelu _prelu_kernel copysign",
     by_itself=True,
 )
@@ -154,7 +154,8 @@ def _meet_in_space(
     our_repeats = {dim for dim in theirs if one.shape[dim] == 1}
     their_repeats = {dim for dim in ours if other.shape[dim] == 1}
     for side, along, repeats in ((one, theirs, our_repeats), (other, ours, their_repeats)):
-        if bool((thin(side) == MIXED).any()) and along - repeats:
+        # A statistic over a group of units scales all of them; nothing else that is mixed meets units.
+        if bool((thin(side) == MIXED).any()) and along and not repeats:
             raise call.fail("joins units with what mixes several, number by number")
     has_units = bool((thin(one) >= 0).any()) and bool((thin(other) >= 0).any())
     if has_units and ((our_repeats and their_repeats) or not (ours <= theirs or theirs <= ours)):
@@ -165,7 +166,9 @@ def _meet_in_space(
 
     if our_repeats:
         one, other = other, one
-    if our_repeats or their_repeats:
+    # One factor of all units scales them alike. Several, each of a group of units, tie the group together.
+    repeated = bool(our_repeats or their_repeats)
+    if repeated and (adding or len(thin(other)[thin(other) >= 0].unique()) == 1):
         follower.units.gate(other, one, refused if adding else None)
     else:
         follower.units.join(one, other)

@@ -16,10 +16,11 @@ ATEN: Any = torch.ops.aten
 
 
 @rule(
-    "view reshape _unsafe_view _reshape_alias view_copy flatten unflatten permute transpose t unsqueeze squeeze "
-    "expand slice select split split_with_sizes chunk unbind narrow flip roll repeat repeat_interleave "
-    "movedim moveaxis swapaxes swapdims pixel_shuffle pixel_unshuffle channel_shuffle index index_select "
-    "gather tile unfold diagonal broadcast_to expand_as view_as rot90 tensor_split im2col take_along_dim",
+    "view reshape _unsafe_view _reshape_alias flatten unflatten permute transpose t unsqueeze "
+    "squeeze expand slice select split split_with_sizes chunk unbind narrow flip roll repeat "
+    "repeat_interleave movedim pixel_shuffle pixel_unshuffle channel_shuffle "
+    "index index_select gather tile unfold diagonal broadcast_to expand_as view_as rot90 "
+    "im2col take_along_dim",
     by_itself=True,
 )
 def moves(follower: Follower, call: Call) -> Any:
@@ -27,12 +28,17 @@ def moves(follower: Follower, call: Call) -> Any:
     value = call.given[0]
     if value is None:
         return None  # the other arguments are places
-    layers = value.index if isinstance(value, Weight) else (*value.spaces, value.origin)
     chosen = _chosen_by_input(follower, call)
     if chosen and isinstance(value, Weight):
-        return _routed(follower, call, value, chosen)
+        if value.name in follower.inputs.stacks and len(value.shape) > 2:
+            return _routed(follower, call, value, chosen)
+        value = follower.marks(value, call.arguments[0])  # a table, as of a bias for each expert
+    layers = value.index if isinstance(value, Weight) else (*value.spaces, value.origin)
     for dim in chosen:
         if any(varies(space, dim) for space in layers[:SPACES]):
+            if call.name in ("gather", "take_along_dim"):
+                follower.note("picked", value)
+                return unknown(call.result.shape, MIXED)
             raise call.fail("picks units by what the input is")
     moved = [_moved(call, layer) for layer in layers]
 
@@ -68,7 +74,7 @@ def _moved(call: Call, layer: Tensor) -> Any:
 
 def _chosen_by_input(follower: Follower, call: Call) -> list[int]:
     """The dimensions along which an operator picks numbers by what the caller gives."""
-    places = call.node.args[1] if call.name == "index" else call.node.args[1:]
+    places: Any = call.node.args[1] if call.name == "index" else call.node.args[1:]
     fed = [each for each in places if isinstance(each, fx.Node) and each in follower.fed]
     if not fed:
         return []
@@ -89,12 +95,12 @@ def _chosen_by_input(follower: Follower, call: Call) -> list[int]:
 def _routed(follower: Follower, call: Call, weight: Weight, dims: list[int]) -> Weight:
     """Matrices of a stack that are chosen by what the input is."""
     whole = weight.index[0].shape[0] == follower.inputs.sizes[weight.name][0] and not weight.moved
-    if dims != [0] or weight.name not in follower.inputs.stacks or not whole:
+    if dims != [0] or not whole:
         raise call.fail(f"picks numbers of the parameter {weight.name!r} by what the input is")
     return Weight(weight.name, tuple(_moved(call, index) for index in weight.index), True, True)
 
 
-@rule("cat concat concatenate stack", by_itself=True)
+@rule("cat stack", by_itself=True)
 def joins(follower: Follower, call: Call) -> Any:
     """Units lie side by side; what has none gets none."""
     tensors = call.arguments[0]
@@ -112,12 +118,23 @@ def joins(follower: Follower, call: Call) -> Any:
 
 @rule("pad constant_pad_nd _pad_enum", by_itself=True)
 def pads(follower: Follower, call: Call) -> Any:
-    """What is put around has no unit; what mirrors or repeats the numbers has theirs."""
+    """What is put around a channel's places is of the channel's unit; what is put beside units has none."""
     marks = follower.marks(call.given[0], call.arguments[0])
-    mode = call.option("mode", "constant")
-    if mode not in ("constant", 0):
-        raise call.fail(f"pads in the mode {mode!r}")
-    return marks.each(lambda layer: ATEN.constant_pad_nd(layer, call.arguments[1], NONE))
+    mode, amounts = call.option("mode", "constant"), call.arguments[1]
+    last = len(marks.shape) - 1
+    dims = [last - place // 2 for place, amount in enumerate(amounts) if amount != 0]
+
+    def put(layer: Tensor) -> Tensor:
+        if not any(varies(layer, dim) for dim in dims):
+            for dim in dims:
+                layer = layer.narrow(dim, 0, 1)
+            return layer.expand(call.result.shape)
+        if mode not in ("constant", 0):
+            moved: Tensor = torch.nn.functional.pad(layer.double(), amounts, mode)
+            return moved.long()
+        return torch.nn.functional.pad(layer, amounts, value=NONE)
+
+    return marks.each(put)
 
 
 @rule(
@@ -142,6 +159,12 @@ def scatters(follower: Follower, call: Call) -> Any:
 
     spaces = tuple(put(a, b) for a, b in zip(one.spaces, other.spaces, strict=True))
     return Marks(spaces, put(one.origin, other.origin))
+
+
+@rule("copy", by_itself=True)
+def overwrites(follower: Follower, call: Call) -> Any:
+    """The numbers of the second tensor, repeated to the shape of the first."""
+    return follower.marks(call.given[1], call.arguments[1]).expand(call.result.shape)
 
 
 @rule("view_as_complex")
@@ -171,18 +194,19 @@ def picks(follower: Follower, call: Call) -> Any:
     return [marks.each(lambda layer: layer.narrow(dim, 0, 1).expand(shape)), None]
 
 
-@rule("cumsum cumprod cummax logcumsumexp")
+@rule("cumsum")
 def adds_up(follower: Follower, call: Call) -> Any:
     """Numbers of one unit are added up along a dimension of places."""
     marks, dim = follower.marks(call.given[0], call.arguments[0]), call.option("dim")
     if any(varies(space, dim) for space in marks.spaces):
         raise call.fail("adds up along a dimension along which units lie")
-    return marks if isinstance(call.result, Tensor) else [marks, None]
+    return marks
 
 
 @rule(
-    "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like rand_like randn_like "
-    "argmax argmin argsort sym_size _assert_tensor_metadata _assert_async nonzero histc one_hot bincount any all"
+    "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
+    "argmax argmin argsort sym_size _assert_tensor_metadata _assert_async nonzero histc one_hot bincount any "
+    "all"
 )
 def forgets(follower: Follower, call: Call) -> Any:
     """The result does not hold the numbers, only where they are, or how many there are."""

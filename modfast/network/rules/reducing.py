@@ -10,16 +10,15 @@ from torch import Tensor
 from modfast.network.following import Call, Follower
 from modfast.network.marks import MIXED, Marks, thin, varies
 
+from .elementwise import meet
 from .table import rule
 
 
-@rule(
-    "mean sum nansum amax amin max min var std var_mean linalg_vector_norm logsumexp norm prod median std_mean"
-)
+@rule("mean sum amax amin max min var std var_mean std_mean linalg_vector_norm logsumexp prod median")
 def reduces(follower: Follower, call: Call) -> Any:
     """Over numbers of one unit the result is of that unit; over several it is a mixture."""
     if call.name in ("max", "min") and isinstance(call.option("other"), Tensor):
-        raise call.fail("compares two tensors here; maximum and minimum have a rule")
+        return meet(follower, call, call.given[:2], call.arguments[:2], call.result.shape, adding=True)
     marks = follower.marks(call.given[0], call.arguments[0])
     dims = call.option("dim")
     if dims is None or dims == []:
@@ -59,11 +58,11 @@ def _first(origin: Tensor, dims: list[int]) -> Tensor:
 @rule(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices lp_pool2d "
-    "max_pool1d_with_indices _max_pool2d_with_indices "
+    "adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices max_pool3d_with_indices "
+    ""
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d upsample_bilinear2d "
-    "upsample_linear1d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "grid_sampler_2d"
+    "upsample_linear1d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa grid_sampler_2d"
 )
 def pools(follower: Follower, call: Call) -> Any:
     """Places of a channel are pooled, or put between others: they are of the channel's unit."""
@@ -71,9 +70,10 @@ def pools(follower: Follower, call: Call) -> Any:
     result = call.result[0] if isinstance(call.result, (tuple, list)) else call.result
     number = next(int(letter) for letter in "123" if f"{letter}d" in call.name or f"_{letter}d" in call.name)
     places = list(range(len(marks.shape) - number, len(marks.shape)))
-    for space in marks.spaces:
-        if any(varies(space, dim) for dim in places):
-            raise call.fail("pools places that are of different units")
+    if any(varies(space, dim) for space in marks.spaces[1:] for dim in places):
+        raise call.fail("pools channels whose places are units as well: they would be mixed")
+    if any(varies(marks.spaces[0], dim) for dim in places):
+        raise call.fail("pools places that are of different units")
     found = Marks(
         tuple(_first(space, places).expand(result.shape) for space in marks.spaces),
         _first(marks.origin, places).expand(result.shape),

@@ -14,7 +14,8 @@ def rule(operators: str, *, by_itself: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for operators, by their names; no PyTorch needs to have all of them.
 
     Args:
-        operators: names of ``torch.ops.aten``, or of other libraries as ``library::name``, with blanks between.
+        operators: names of ``torch.ops.aten``, or of other libraries as ``library::name``, with blanks
+            between.
         by_itself: whether the operator treats each number by itself, or only moves numbers.
     """
 

@@ -43,7 +43,7 @@ def sides_of(
     sizes = follower.inputs.sizes[value.name]
     stacked = value.name in follower.inputs.stacks
     computed = call.fail(
-        f"multiplies by the parameter {value.name!r} so that its rows and columns are not those that are stored"
+        f"multiplies by the parameter {value.name!r}, but with other rows and columns than are stored"
     )
     rows_dim, cols_dim = (1, 0) if transposed else (0, 1)
     along_rows, along_cols = set(), set()
@@ -63,7 +63,7 @@ def sides_of(
     inside = {
         dim for dim in matrix if any(varies(value.index[dim], d) for d in range(2, value.index[dim].dim()))
     }
-    if inside or along_rows & kernel or (groups > 1 and (value.moved or stacked)):
+    if inside or along_rows & kernel or (groups > 1 and stacked):
         raise computed
 
     def at(dim: int, side: int) -> Tensor:
@@ -74,6 +74,10 @@ def sides_of(
         return index.flatten()
 
     rows, cols = at(out_dim, rows_dim), at(in_dim, cols_dim)
+
+    whole = [torch.arange(sizes[dim], device="cpu") for dim in (out_dim, in_dim)]
+    if groups > 1 and not (torch.equal(rows, whole[0]) and torch.equal(cols, whole[1])):
+        raise computed
 
     def use(place: int | None) -> Use:
         return _use(
@@ -89,11 +93,11 @@ def sides_of(
     uses = {place: use(place) for place in present}
     both = {place: _sides(each, out_dim) for place, each in uses.items()}
     if 0 in along_rows:  # several matrices, one below the other
-        out = [torch.stack([both[int(p)][0][r] for p, r in zip(places[rows_dim], rows, strict=True)])]
-        return Sides(list(uses.values()), out, [into[cols] for _, into in both.values()])
+        below = [torch.stack([both[int(p)][0][r] for p, r in zip(places[rows_dim], rows, strict=True)])]
+        return Sides(list(uses.values()), below, [into[cols] for _, into in both.values()])
     if 0 in along_cols:  # several matrices side by side
-        into = torch.stack([both[int(p)][1][c] for p, c in zip(places[cols_dim], cols, strict=True)])
-        return Sides(list(uses.values()), [out[rows] for out, _ in both.values()], [into])
+        beside = torch.stack([both[int(p)][1][c] for p, c in zip(places[cols_dim], cols, strict=True)])
+        return Sides(list(uses.values()), [out[rows] for out, _ in both.values()], [beside])
     ((out, into),) = both.values()
     return Sides(list(uses.values()), [out[rows]], [into[cols]])
 
@@ -134,13 +138,16 @@ def contract(follower: Follower, call: Call, marks: Marks, sides: Sides) -> Mark
     if bool((small == MIXED).any()):
         raise call.fail("reads what mixes several units, so that its inputs have none")
     seen = frozenset(small[small >= 0].unique().tolist())
+    if seen and seen <= follower.scores:  # scores stay scores where weights mix those of several heads
+        follower.scores.update(*(out.tolist() for out in sides.out))
     for use in sides.uses:
         use.read |= seen
     for into in sides.into:
         follower.units.join(space, into)
+        follower.units.join(sides.into[0], into)
     for out in sides.out[1:]:
         follower.units.join(sides.out[0], out)
-    if not marks.marked or bool((small == NONE).any()):
+    if bool((small == NONE).any()):
         unmarked = torch.where(small >= 0, NONE, marks.origin)
         follower.sources.read(unmarked)
     shape = (*marks.shape[:-1], len(sides.out[0]))
@@ -148,7 +155,8 @@ def contract(follower: Follower, call: Call, marks: Marks, sides: Sides) -> Mark
         sides.out[0].expand(shape) if index == read else each[..., :1].expand(shape)
         for index, each in enumerate(marks.spaces)
     ]
-    return Marks(tuple(spaces), torch.tensor(NONE, device="cpu").expand(shape))
+    # The places of what is written are those of what was read.
+    return Marks(tuple(spaces), marks.origin[..., :1].expand(shape))
 
 
 def product(
@@ -171,7 +179,7 @@ def _batched(
         for marks, expert in zip(given, experts, strict=True):
             sides = sides_of(follower, call, expert, "linear", transposed=transposed)
             for use in sides.uses:
-                use.routed = True
+                use.routed, use.within = True, use.within or isinstance(one, Routed)
             found.append(contract(follower, call, marks, sides))
         return Routed(tuple(found))
     marks, batches = follower.marks(one, number), weight.shape[0]
@@ -253,7 +261,9 @@ def convolution(follower: Follower, call: Call) -> Any:
     )
     contract(follower, call, turned, sides)
     (out,), (into,) = sides.out, sides.into
-    if groups == len(into) and len(out) % groups == 0:  # depthwise: channels keep to themselves
+    if (
+        groups > 1 and groups == len(into) and len(out) % groups == 0
+    ):  # depthwise: channels keep to themselves
         follower.units.join(out.reshape(groups, -1), into[:, None])
     shape = call.result.shape
     result = out.reshape(-1, *[1] * places).expand(shape)
