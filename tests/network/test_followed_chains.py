@@ -122,7 +122,7 @@ def test_units_are_followed_to_the_places_where_they_are_read(between: Any, orde
     ],
 )
 def test_what_mixes_units_raises_and_says_where(between: Any, message: str) -> None:
-    with pytest.raises(CannotFollowError, match=f"the model .Network.: .*{message}"):
+    with pytest.raises(CannotFollowError, match=f"(the model .Network.|module .*): .*{message}"):
         units(chain(between))
 
 
