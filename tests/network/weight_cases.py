@@ -76,6 +76,23 @@ CASES = [
         a_matrix_for_each,
     ),
     (
+        "matmul",
+        lambda: weights(
+            lambda m, x: torch.matmul(torch.matmul(x, m.w), m.v),
+            torch.rand(3, 2, 7, 3),
+            w=(2, 3, 6),
+            v=(2, 6, 5),
+        ),
+        a_matrix_for_each,
+    ),
+    (
+        "matmul",
+        lambda: weights(
+            lambda m, x: torch.matmul(torch.matmul(x, m.w), m.v), torch.rand(7, 3), w=(2, 3, 6), v=(2, 6, 5)
+        ),
+        a_matrix_for_each,
+    ),
+    (
         "baddbmm",
         lambda: weights(lambda m, x: torch.baddbmm(torch.zeros(1), x, m.w), torch.rand(2, 7, 3), w=(2, 3, 6)),
         lambda n: all_sizes(n, 2),

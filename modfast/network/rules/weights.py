@@ -163,6 +163,8 @@ def product(
     follower: Follower, call: Call, one: Any, number: Tensor, weight: Any, *, transposed: bool = False
 ) -> Any:
     """``x W^T`` for a weight ``(out, in)``, or a batch of both; ``x W`` for one that is ``(in, out)``."""
+    if isinstance(weight, Weight) and len(weight.shape) > 3:
+        raise call.fail(f"multiplies by the parameter {weight.name!r} with more than one batch dimension")
     if isinstance(weight, Weight) and len(weight.shape) == 3:
         return _batched(follower, call, one, number, weight, transposed)
     sides = sides_of(follower, call, weight, "linear", transposed=transposed)
@@ -183,17 +185,26 @@ def _batched(
             found.append(contract(follower, call, marks, sides))
         return Routed(tuple(found))
     marks, batches = follower.marks(one, number), weight.shape[0]
-    same = not any(varies(index, 0) for index in weight.index)
+    if len(marks.shape) == 2:
+        marks = marks.each(lambda layer: layer[None])
+    repeated = marks.shape[-3] == 1
+    if not any(varies(index, 0) for index in weight.index):
+        batches = 1
     parts = []
-    for batch in range(1 if same else batches):
+    for batch in range(batches):
         matrix = Weight(weight.name, tuple(index[batch] for index in weight.index), weight.moved)
-        part = marks if same else marks.each(lambda layer, b=batch: layer[b : b + 1])  # type: ignore[misc]
+        place = 0 if repeated else batch
+        part = (
+            marks if batches == 1 else marks.each(lambda layer, p=place: layer.narrow(-3, p, 1))  # type: ignore[misc]
+        )
         sides = sides_of(follower, call, matrix, "linear", transposed=transposed)
         parts.append(contract(follower, call, part, sides))
-    if same:
-        return parts[0]
-    spaces = [torch.cat([part.spaces[space] for part in parts]) for space in range(SPACES)]
-    return Marks(tuple(spaces), torch.cat([part.origin for part in parts]))
+    spaces = [torch.cat([part.spaces[space] for part in parts], -3) for space in range(SPACES)]
+    joined = Marks(tuple(spaces), torch.cat([part.origin for part in parts], -3))
+    if joined.shape[-3] != weight.shape[0]:  # the same matrix for each of the batches
+        shape = (*joined.shape[:-3], max(weight.shape[0], joined.shape[-3]), *joined.shape[-2:])
+        joined = joined.expand(shape)
+    return joined
 
 
 def _experts(follower: Follower, weight: Weight) -> list[Weight]:
