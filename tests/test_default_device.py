@@ -277,8 +277,8 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     ],
 }
 COMPUTES_NOTHING = {
-    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "ShuffleTest", "__version__",
-    "backend",
+    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "ShuffleTest",
+    "__version__", "backend",
 }  # fmt: skip
 
 

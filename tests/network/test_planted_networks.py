@@ -50,7 +50,7 @@ def test_indices_may_be_short():
     assert short.crow_indices().dtype == short.col_indices().dtype == torch.int32
     assert torch.equal(short.to_dense(), long.to_dense())
     assert torch.equal(spectral_cluster(short, 3), spectral_cluster(long, 3))
-    with pytest.raises(ValueError, match="index_dtype must be torch.int64 or torch.int32, got torch.int16"):
+    with pytest.raises(ValueError, match=r"index_dtype must be torch.int64 or torch.int32, got torch.int16"):
         network.graph(index_dtype=torch.int16)
 
 
