@@ -71,11 +71,11 @@ def circuit(model):
 
 # These have no model; some are tried on its weights.
 WITHOUT_A_MODEL = {
-    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "Partition", "ShuffleTest", "__version__", "backend", "block_energy",
-    "block_inner", "block_scale", "circuit_overlap", "cluster_information", "cluster_shares",
-    "clusterability", "enmeshment", "laplacian_eigenvalues", "live_units", "load_circuits",
-    "load_partitions", "normalized_cut", "random_circuits", "save_circuits", "save_partitions",
-    "spectral_cluster", "spectral_cocluster",
+    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "Partition",
+    "ShuffleTest", "__version__", "backend", "block_energy", "block_inner", "block_scale",
+    "circuit_overlap", "cluster_information", "cluster_shares", "clusterability", "enmeshment",
+    "laplacian_eigenvalues", "live_units", "load_circuits", "load_partitions", "normalized_cut",
+    "random_circuits", "save_circuits", "save_partitions", "spectral_cluster", "spectral_cocluster",
 }  # fmt: skip
 
 
