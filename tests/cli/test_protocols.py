@@ -105,7 +105,7 @@ def test_results_say_it_also_where_python_gives_them(digits, tmp_path, partition
     [
         (["--epochs", "1"], "epochs must be at least 2 for the protocol 'published-2025'"),
         (["--layers", "fc9"], "'fc9'"),
-        (["--layers", "fc1", "fc3", "--chained"], "layers must follow each other"),
+        (["--layers", "fc1", "fc3", "--chained"], "layers must have units in common"),
         (["--layers", "fc4", "--clusters", "11"], "num_clusters must be at most 10"),
         (["--clusters-from", "blocks", "--chained"], "chained must be False unless"),
         (["--clusters-from", "file"], "partitions must be given"),
