@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from modfast.layers.bias import bias_of
-from modfast.layers.layer import find_layers
+from modfast.layers.layer import Layer, find_layers
 from modfast.layers.partitioned import partitioned_layers
 from modfast.partition import Partition
 
@@ -47,8 +47,8 @@ def search_space_reduction(
         example_inputs: as for :func:`modfast.network_graph`; a model with a forward pass of its own needs it.
 
     Returns:
-        A number in [0, 1]. Counted are the weights and biases of the network's layers, a weight that several
-        share once.
+        A number in [0, 1]. Counted are the weights and biases of the network's layers, a weight or bias that
+        several share once.
 
     Raises:
         ValueError: what :func:`modfast.network_graph` raises; a layer of ``partitions`` is unknown, not in
@@ -81,11 +81,7 @@ def search_space_reduction(
                 "channel in each group"
             )
     layers_of = {layer.name: layer for layer in find_layers(model)}
-    counted = [
-        _Counted(layer, math.prod(layers_of[name].shape[2:]), bias_of(layers_of[name]) is not None)
-        for name, layer in network.layers.items()
-        if layer.tied_to is None
-    ]
+    counted = _counted(network, {name: layers_of[name] for name in network.layers})
     total = sum(each.layer.shape[0] * (each.layer.shape[1] * each.kernel + each.biased) for each in counted)
     (clusters,) = counts
     left = sum(_left(network, counted, chosen, cluster) for cluster in range(clusters))
@@ -94,11 +90,24 @@ def search_space_reduction(
 
 
 class _Counted(NamedTuple):
-    """A layer, how many weights each pair of a row and a column has, and whether each row has a bias."""
+    """A layer, how many weights of its own each pair of a row and a column has, and if rows have biases."""
 
     layer: NetworkLayer
     kernel: int
     biased: bool
+
+
+def _counted(network: Network, layers: Mapping[str, Layer]) -> list[_Counted]:
+    counted = []
+    biases: set[object] = set()
+    for name, layer in network.layers.items():
+        bias = bias_of(layers[name])
+        key = None if bias is None else (id(bias.source.leaves()[-1]), bias.place)
+        # A weight that is an earlier layer's counts there; the layer may have a bias of its own.
+        kernel = math.prod(layers[name].shape[2:]) if layer.tied_to is None else 0
+        counted.append(_Counted(layer, kernel, key is not None and key not in biases))
+        biases.add(key)
+    return counted
 
 
 def _left(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
@@ -27,7 +28,12 @@ Change: TypeAlias = Callable[[Layer, Tensor], Tensor]
 """What takes the place of a weight: a function of the layer and its weight, ``(out, in, *kernel)``."""
 
 
-@dataclass(frozen=True)
+# A computed weight is computed in evaluation mode. Two threads of shuffle_test at once would each put back
+# the mode that the other has set meanwhile, and leave the model in another one than it was in.
+_READING = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
 class NetworkLayer:
     """One weight of a network, and the units that it joins.
 
@@ -127,8 +133,9 @@ class Network:
 
         Raises:
             ValueError: a layer or the affinity is unknown, a weight is not finite or is used several times
-                with different batch norms, ``index_dtype`` is neither ``torch.int64`` nor ``torch.int32``, or
-                there are too many entries for it.
+                with different batch norms, the model no longer has a layer or it has another shape,
+                ``index_dtype`` is neither ``torch.int64`` nor ``torch.int32``, or there are too many entries
+                for it.
             TypeError: a weight is spread over processes (``DTensor``).
 
         Source: "Clusterability in Neural Networks" (arXiv 2103.03386), for chains of layers.
@@ -163,11 +170,12 @@ class Network:
             index_dtype: as for :meth:`graph`.
 
         Raises:
-            ValueError, TypeError: as :meth:`graph`.
+            ValueError, TypeError: as :meth:`graph`; ``change`` returns no tensor, or one of another shape.
         """
         check_options(affinity, index_dtype)
-        weights = {layer.name: layer for layer in find_layers(self.model)}
-        chosen = [self.layers[name] for name in self._chosen(layers)]
+        with _READING:
+            weights = {layer.name: layer for layer in find_layers(self.model)}
+            chosen = [self.layers[name] for name in self._chosen(layers)]
         blocks = Blocks(list(self.spaces.values()), affinity)
         seen: set[str] = set()
         with torch.no_grad():
@@ -175,10 +183,11 @@ class Network:
                 if (layer.tied_to or layer.name) in seen:
                     continue
                 seen.add(layer.tied_to or layer.name)
-                stored = weights[layer.name]
-                weight = stored.oriented(stored.whole()).detach()
+                with _READING:
+                    stored = _found(layer, weights)
+                    weight = stored.oriented(stored.whole()).detach()
                 if change is not None:
-                    weight = change(stored, weight)
+                    weight = _changed(change, stored, weight)
                 blocks.add(layer, weight, unwrapped(self.model))
             return blocks.graph(index_dtype)
 
@@ -232,18 +241,16 @@ class Network:
             >>> read_network(model, torch.zeros(1, 2)).part(["0", "2"]).apart()
             [['0'], ['2']]
         """
-        spaces = list(self.spaces.values())
+        # By units, not by spaces: what a layer reads side by side is one space, but its writers share none.
         sides = {
-            name: [
-                next(place for place, space in enumerate(spaces) if space.start <= unit < space.stop)
-                for unit in (int(layer.row_units.flatten()[0]), int(layer.col_units.flatten()[0]))
-            ]
+            name: torch.cat([layer.row_units, layer.col_units.flatten()]).unique()
             for name, layer in self.layers.items()
         }
-        least = components(len(spaces), np.array(list(sides.values())).T)
+        pairs = [torch.stack([units[:1].expand_as(units), units]) for units in sides.values()]
+        least = components(self.num_units, torch.cat(pairs, dim=1).numpy())
         groups: dict[int, list[str]] = {}
-        for name, (space, _) in sides.items():
-            groups.setdefault(int(least[space]), []).append(name)
+        for name, units in sides.items():
+            groups.setdefault(int(least[units[0]]), []).append(name)
         return list(groups.values())
 
     def partitions(
@@ -296,8 +303,8 @@ class Network:
 
     def _labels(self, labels: Labels | int) -> tuple[Tensor, int]:
         """The label of each unit, and the number of clusters."""
-        if isinstance(labels, int) and not isinstance(labels, bool):
-            clusters = check_count("labels", labels)
+        if isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
+            clusters = check_count("labels", int(labels))
             given = torch.empty(self.num_units, dtype=torch.int64, device="cpu")
             for space in self.spaces.values():
                 parts = torch.arange(space.stop - space.start, device="cpu").tensor_split(clusters)
@@ -329,3 +336,26 @@ class Network:
                 )
             chosen += used
         return list(dict.fromkeys(chosen))
+
+
+def _found(layer: NetworkLayer, layers: Mapping[str, Layer]) -> Layer:
+    """The model's layer of this name, which must have the shape that was read."""
+    now = layers.get(layer.name)
+    shape = None if now is None else tuple(now.shape[:2])
+    if now is None or shape != tuple(layer.shape):
+        has = "has no such layer" if now is None else f"has {shape} there"
+        raise ValueError(
+            f"model: layer {layer.name!r} was (out, in) {tuple(layer.shape)} when the network was read, and "
+            f"the model now {has}: read it again"
+        )
+    return now
+
+
+def _changed(change: Change, layer: Layer, weight: Tensor) -> Tensor:
+    changed = change(layer, weight)
+    if not isinstance(changed, Tensor) or changed.shape != weight.shape:
+        got = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+        raise ValueError(
+            f"change must return a tensor of shape {tuple(weight.shape)} for layer {layer.name!r}, got {got}"
+        )
+    return changed

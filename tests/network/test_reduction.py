@@ -180,3 +180,32 @@ def test_a_compiled_model_is_that_which_was_compiled(has_run):
         with torch.no_grad():
             compiled(images)
     assert search_space_reduction(compiled, partitions, example_inputs=images) == expected
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden, self.head = (
+            nn.Embedding(7, 4),
+            nn.Linear(4, 4, bias=False),
+            nn.Linear(4, 7),
+        )
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(self.hidden(self.embedding(tokens)))
+
+
+def test_the_bias_of_a_tied_layer_counts():
+    partitions = {"hidden": Partition.blocks((4, 4), 2)}
+    found = search_space_reduction(Tied(), partitions, example_inputs=torch.arange(5)[None])
+    # All seven logits are left, with their biases; of the embedding and the hidden layer half and a quarter.
+    assert found == 1 - (28 / 2 + 16 / 4 + 7) / (28 + 16 + 7)
+    model = Tied()
+    model.shared = nn.Linear(4, 7)
+    model.shared.weight, model.shared.bias = model.head.weight, model.head.bias
+    model.forward = lambda tokens: (
+        model.shared(model.hidden(model.embedding(tokens)))
+        + model.head(model.hidden(model.embedding(tokens)))
+    )
+    assert search_space_reduction(model, partitions, example_inputs=torch.arange(5)[None]) == found
