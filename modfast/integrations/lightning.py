@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import ref
 
 from modfast.layers.layer import Choices
 from modfast.network.units import Network
@@ -34,7 +35,8 @@ class EnmeshmentCallback(Callback):
     ``enmeshment``, ``clusterability`` and ``clusterability/<layer>``, of the weights that a step begins with,
     are logged through ``LightningModule.log`` at the steps at which the ``Trainer`` logs
     (``log_every_n_steps``). Each checkpoint holds the partitions as the callback's state, and
-    ``fit(ckpt_path=...)`` restores them whatever was given here;
+    ``fit(ckpt_path=...)`` restores them whatever was given here, and a second ``fit`` of the same ``Trainer``
+    and module goes on with those of the first;
     ``modfast.partition.unpack_partitions(torch.load(path)["callbacks"]["EnmeshmentCallback"]["partitions"])``
     reads them.
 
@@ -97,6 +99,7 @@ class EnmeshmentCallback(Callback):
         self._done = 0
         self._is_stepping = False
         self._optimizer: Any = None
+        self._trained: tuple[ref[Any], ref[Any]] | None = None
 
     @property
     def partitions(self) -> dict[str, Partition]:
@@ -110,6 +113,9 @@ class EnmeshmentCallback(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget what was restored for an earlier run; comes before this run's checkpoint is read."""
         self._restored = None
+        if stage == "fit" and trainer.global_step > 0 and self._trained == (ref(trainer), ref(pl_module)):
+            # The Trainer goes on where its last fit ended, and so do partitions and steps.
+            self._restored = self.state_dict()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, and restore a checkpoint's partitions."""
@@ -125,14 +131,16 @@ class EnmeshmentCallback(Callback):
         if len(holders) > 1:
             raise ValueError(f"layers must belong to one optimiser, got parameters of {len(holders)} of them")
         self._optimizer = trainer.optimizers[holders[0]]
+        self._trained = ref(trainer), ref(pl_module)
         self._done, self._is_stepping = 0, False
         if self._restored is not None:
             self._steps.restore(self._restored["partitions"])
             self._done = self._restored["steps"]
         elif any(step < trainer.global_step for step in self._steps.recluster_at):
             raise ValueError(
-                f"recluster_at must be at least {trainer.global_step}, the step of a checkpoint that was "
-                f"saved without an EnmeshmentCallback, got {sorted(self._steps.recluster_at)}"
+                f"recluster_at must be at least {trainer.global_step}, the step of a checkpoint or of an "
+                "earlier fit that knew no partitions of this module, got "
+                f"{sorted(self._steps.recluster_at)}"
             )
         else:
             self._done = trainer.global_step

@@ -49,6 +49,22 @@ def found_partitions(
     return {name: Partition(*labels) for name, labels in found.items()}
 
 
+def number_shared(partitions: Mapping[str, Partition], network: Network) -> int:
+    """Return how many clusters layers share that are to be clustered over a network.
+
+    Raises:
+        ValueError: they have different numbers, or the network lacks one of them.
+    """
+    counts = {partition.num_clusters for partition in partitions.values()}
+    if len(counts) > 1:
+        raise ValueError(
+            f"partitions must have one number of clusters to be found over a network, got {sorted(counts)}"
+        )
+    network.part(list(partitions))
+    (count,) = counts
+    return count
+
+
 def _layer_by_layer(
     model: nn.Module, partitions: Mapping[str, Partition], seed: int, ranks: Ranks
 ) -> dict[str, _Labels]:
@@ -72,12 +88,7 @@ def _labels_of_one(name: str, weight: Tensor, num_clusters: int, seed: int) -> C
 def _shared(
     model: nn.Module, partitions: Mapping[str, Partition], network: Network, seed: int, ranks: Ranks
 ) -> dict[str, _Labels]:
-    counts = {partition.num_clusters for partition in partitions.values()}
-    if len(counts) > 1:
-        raise ValueError(
-            f"partitions must have one number of clusters to be found over a network, got {sorted(counts)}"
-        )
-    (count,) = counts
+    count = number_shared(partitions, network)
     # The network may have been read from another copy of the model.
     own = copy.copy(network)
     own.model = model

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Constraint, Integer, check
+from modfast.arguments import SEED, Constraint, Integer, check
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.autograd_graph import leaves_of
 from modfast.layers.layer import Choices
 from modfast.network.units import Network
 from modfast.partition import Partition, load_partitions, pack_partitions, unpack_partitions
 
-from .reclustering import found_partitions
+from .reclustering import found_partitions, number_shared
 from .schedules import FINITE
 
 PartitionsOrPath = int | Mapping[str, Partition] | str | os.PathLike[str]
@@ -56,7 +56,7 @@ class EnmeshmentSteps:
     ) -> None:
         if weight not in FINITE:
             raise ValueError(f"weight must be a finite number, got {weight!r}")
-        check("seed", seed, _STEP)
+        check("seed", seed, SEED)
         if schedule is not None and not callable(schedule):
             raise TypeError(
                 f"schedule must be None or a function of the step, got {type(schedule).__name__}; "
@@ -104,13 +104,15 @@ class EnmeshmentSteps:
 
         Raises:
             ValueError: as :class:`modfast.EnmeshmentLoss` does; or no parameter that the loss depends on is
-                trained.
+                trained; or layers cannot be clustered over the network.
         """
         gather_no_more(model)
         self._model, self._values, self._reclustered = model, None, None
         self._loss = EnmeshmentLoss(
             model, self._first_partitions(model), self._layers, "none", exclude=self._exclude
         )
+        if self._network is not None and self.recluster_at:
+            number_shared(self._loss.partitions, self._network)  # now, not hours later
         with torch.enable_grad():
             leaves = {id(leaf) for leaf in leaves_of(self._loss())}
         names = list(self._loss.partitions)
@@ -161,6 +163,8 @@ class EnmeshmentSteps:
             loss.set_extra_state(pack_partitions(found))
             self._reclustered = step
         weight = self._weight * self._factor(step)
+        if weight not in FINITE:
+            raise ValueError(f"weight times schedule must be finite, got {weight} at step {step}")
         if weight == 0.0:
             # A gradient of zeros is not the same as none: weight decay and momentum act on it.
             with torch.no_grad():

@@ -374,6 +374,29 @@ def test_a_checkpoint_without_partitions(tmp_path):
     assert new.partitions["model.2"] != Partition.blocks((8, 16), 4)
 
 
+def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):
+    callback = EnmeshmentCallback(4, WEIGHT, NAMES, recluster_at=[1, 3])
+    factors = []
+    callback._steps._schedule = lambda step: factors.append(step) or 1.0
+    trainer, module = fit(tmp_path, [callback], batches(2))
+    assert callback.partitions["model.0"] != Partition.blocks((16, 12), 4)
+    loader = torch.utils.data.DataLoader(batches(2), batch_size=None)
+    trainer.fit_loop.max_epochs = 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few workers
+        trainer.fit(module, loader)
+    assert factors == [0, 1, 2, 3]
+    whole, expected = fit(
+        tmp_path, [EnmeshmentCallback(4, WEIGHT, NAMES, recluster_at=[1, 3])], batches(2), max_epochs=2
+    )
+    assert whole.global_step == trainer.global_step == 4
+    assert_same_weights(module.model, expected.model, rtol=0.0)
+    # Another module is a new training, for which an early step is one that has passed.
+    trainer.fit_loop.max_epochs = 3
+    with pytest.raises(ValueError, match="an earlier fit that knew no partitions of this module"):
+        trainer.fit(Task(), loader)
+
+
 def test_a_part_of_the_module_and_its_network(tmp_path):
     model = make_model()
     network = read_network(model, torch.zeros(1, 12, dtype=torch.float64))

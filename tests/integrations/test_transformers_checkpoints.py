@@ -291,7 +291,8 @@ def test_different_numbers_of_clusters_over_a_network(tmp_path):
     model = make_model()
     network = read_network(model, {"input_ids": tokens(1)})
     given = {name: Partition.blocks(SHAPE, 4 + index) for index, name in enumerate(NAMES)}
-    message = refused(tmp_path, [EnmeshmentCallback(given, WEIGHT, recluster_at=0, network=network)], model)
+    # Already when training begins, not at that step, which it may reach hours later.
+    message = refused(tmp_path, [EnmeshmentCallback(given, WEIGHT, recluster_at=99, network=network)], model)
     assert message.startswith("partitions must have one number of clusters")
     assert "[4, 5]" in message
 
@@ -309,7 +310,8 @@ def test_different_numbers_of_clusters_over_a_network(tmp_path):
         ({"recluster_at": [1, 2.5]}, ValueError, "recluster_at must be an integer of at least 0, got 2.5"),
         ({"recluster_at": "3"}, ValueError, "recluster_at must be an integer of at least 0, got '3'"),
         ({"network": "gpt2"}, TypeError, "network must be None or a Network, got str"),
-        ({"seed": -1}, ValueError, "seed must be an integer of at least 0, got -1"),
+        ({"seed": -1}, ValueError, "seed must be an integer in .* got -1"),
+        ({"seed": 2**63}, ValueError, "seed must be an integer in"),
     ],
 )
 def test_arguments(change, error, told):
@@ -326,3 +328,8 @@ def test_before_training_there_are_no_partitions():
 def test_a_schedule_that_returns_no_number(tmp_path, factor):
     message = refused(tmp_path, [EnmeshmentCallback(4, WEIGHT, LAYERS, lambda step: factor)])
     assert message == f"schedule must return a finite number, got {factor!r} at step 0"
+
+
+def test_a_weight_that_overflows_with_its_schedule(tmp_path):
+    message = refused(tmp_path, [EnmeshmentCallback(4, 1e300, LAYERS, lambda step: 1e300)])
+    assert message == "weight times schedule must be finite, got inf at step 0"
