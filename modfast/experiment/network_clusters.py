@@ -109,7 +109,8 @@ def cluster_network(
         ``finished``, ``config`` and ``environment``.
 
     Raises:
-        ValueError: the results in ``out`` belong to other weights or settings; a weight is not finite.
+        ValueError: the results in ``out`` belong to other weights, units or settings; a weight is not finite,
+            or all are zero. Nothing is changed then.
         OutputExistsError: as for :func:`modfast.experiment.clusters.cluster_model`.
     """
     device, folder = choose_device(config.device), RunFolder(out, "cluster")
@@ -120,15 +121,19 @@ def cluster_network(
     claimed = claim([(folder, network_plan())], resume=resume, overwrite=overwrite)
     if resume and (folder.path / RESULTS).exists():
         record |= finished_parts(folder.path, results["config"])
+    # Before anything is removed: a weight may be NaN.
+    began = time.perf_counter()
+    graph = None if record["clusters"] else _graph(network, config, device)
     claimed.take()
     counts = [k for k in config.num_clusters if k <= network.num_units]
     steps = _Steps(on_step, len(counts), config.shuffles + 1)
     steps.done = len(counts) * (bool(record["clusters"]) + len(record["shuffled"]))
     with using_threads(config.threads):
-        if not record["clusters"]:
-            found, labels = _cluster(network, config, counts, device, steps)
+        if graph is not None:
+            found, labels = _cluster(graph, config, counts, steps)
+            graph = None  # shuffled ones need the memory
             save_labels(folder.file("labels.npz"), labels)
-            record |= found
+            record |= {**found, "seconds": time.perf_counter() - began}
             write_json(folder.file(RESULTS), results)
         missing = [number for number in range(config.shuffles) if str(number) not in record["shuffled"]]
         for number, shuffled in _shuffles(network, config, counts, device, steps, missing):
@@ -178,17 +183,25 @@ class _Steps:
             self.done += 1
 
 
+def _graph(network: Network, config: ClusterConfig, device: torch.device) -> Tensor:
+    graph = network.graph(affinity=config.affinity).to(device)
+    if graph._nnz() == 0:
+        raise ValueError(
+            "model: no two units are joined, since all weights between them are zero: there is nothing to "
+            "cluster"
+        )
+    return graph
+
+
 def _cluster(
-    network: Network, config: ClusterConfig, counts: Sequence[int], device: torch.device, steps: _Steps
+    graph: Tensor, config: ClusterConfig, counts: Sequence[int], steps: _Steps
 ) -> tuple[Record, dict[int, Tensor]]:
     """Cluster the network itself.
 
     Returns:
-        ``chosen``, ``eigenvalues``, ``converged``, ``seconds`` and ``clusters`` (for each number
+        ``chosen``, ``eigenvalues``, ``edges``, ``converged`` and ``clusters`` (for each number
         ``num_clusters``, ``normalized_cut``, ``gap`` and ``sizes``); and the labels by number of clusters.
     """
-    began = time.perf_counter()
-    graph = network.graph(affinity=config.affinity).to(device)
     found = spectral_cluster_counts(
         graph,
         counts,
@@ -213,7 +226,6 @@ def _cluster(
         "eigenvalues": found.eigenvalues,
         "edges": graph._nnz() // 2,
         "converged": found.converged,
-        "seconds": time.perf_counter() - began,
         "clusters": clusters,
     }
     return record, labels

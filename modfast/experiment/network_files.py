@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modfast.files import read_arrays, write_arrays
 from modfast.layers.layer import find_layers
+from modfast.layers.names import unwrapped
 from modfast.machine import command_line
 from modfast.network.units import Network
 from modfast.partition import Partition, load_partitions, save_partitions
@@ -57,6 +58,8 @@ def network_settings(
         "sizes": None if sizes is None else [list(sizes[0]), sizes[1]],
         "example": None if source is None else source["example"],
         "weights": _fingerprints(network.model, network.layers),
+        "norms": _of_norms(network),
+        "units": _of_units(network),
         "command": command_line(),
     }
 
@@ -66,18 +69,41 @@ def _fingerprints(model: nn.Module, names: Container[str]) -> dict[str, str]:
     return {layer.name: fingerprint(layer.weight()) for layer in find_layers(model) if layer.name in names}
 
 
+@torch.no_grad()
+def _of_norms(network: Network) -> dict[str, str]:
+    """Fingerprints of the batch norms that multiply the rows of layers, which are part of the graph."""
+    model, found = unwrapped(network.model), {}
+    for name, layer in network.layers.items():
+        like = torch.empty(len(layer.row_units), 0, dtype=torch.float64, device="cpu")
+        scales = [norm.scale(model, like) for norm in layer.norms or ()]
+        if scales:
+            found[name] = fingerprint(torch.stack(scales))
+    return found
+
+
+def _of_units(network: Network) -> str:
+    """A fingerprint of which row and column is which unit: another example may show other units."""
+    sides = [side.flatten() for each in network.layers.values() for side in (each.row_units, each.col_units)]
+    return fingerprint(torch.cat(sides))
+
+
 def finished_parts(folder: Path, wanted: Mapping[str, Any]) -> Record:
     """Return what needs not be computed again: the network's clusters, and those of shuffled networks.
 
     Raises:
-        ValueError: they belong to other weights or settings, or the labels are damaged.
+        ValueError: they belong to other weights, units or settings, or the labels are damaged.
         FileNotFoundError: the file with the labels is missing.
     """
     saved = read_results(folder)
     if "network_clustering" not in saved:
         raise ValueError(f"{folder} holds no clustering of a network to resume")
-    if saved["config"]["weights"] != wanted["weights"]:
-        raise ValueError(f"{folder} was made with other weights: cluster these into another folder")
+    for part, what in (
+        ("weights", "weights"),
+        ("norms", "batch norms"),
+        ("units", "units, by another example"),
+    ):
+        if saved["config"].get(part) != wanted[part]:
+            raise ValueError(f"{folder} was made with other {what}: cluster these into another folder")
     for part in ("num_clusters", "affinity", "n_init", "shuffles", "tol", "seed"):
         if saved["config"][part] != wanted[part]:
             raise ValueError(

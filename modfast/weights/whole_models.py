@@ -102,13 +102,22 @@ def _pretrained(folder: Path) -> nn.Module:
     except Exception as error:  # another version's settings or a damaged file may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{folder}: transformers cannot load {kind.__name__} ({reason})") from error
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    missing = sorted(name for name in found["missing_keys"] if parameters[name].dim() > 1)
+    missing = sorted(name for name in found["missing_keys"] if _is_in_graph(model, name))
     if missing:
         raise ValueError(
-            f"{folder} lacks weights of {kind.__name__}, which would be random: {', '.join(missing[:5])}"
+            f"{folder} lacks weights of {kind.__name__}, which would be made up: {', '.join(missing[:5])}"
         )
     return model  # type: ignore[no-any-return]
+
+
+def _is_in_graph(model: nn.Module, name: str) -> bool:
+    """Whether a parameter or buffer decides a network's graph: a weight, or the scale of a batch norm."""
+    prefix, _, attribute = name.rpartition(".")
+    module = model.get_submodule(prefix)
+    if getattr(module, "running_var", None) is not None:
+        return attribute in ("weight", "running_var")
+    tensor = getattr(module, attribute)
+    return isinstance(tensor, nn.Parameter) and tensor.dim() > 1
 
 
 def example_for(model: nn.Module, example: str | None = None, sizes: Sizes | None = None) -> Any:

@@ -1,6 +1,7 @@
 """``modfast cluster --network``: clusters that all layers of a model share, from the options to the files."""
 
 import json
+import sys
 
 import pytest
 import safetensors.torch
@@ -311,3 +312,88 @@ def test_a_folder_that_lacks_weights_is_refused(planted, tmp_path):
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks weights of GPT2LMHeadModel.*transformer\.h\.1\.mlp\.c_fc"):
         whole_model(str(tmp_path))
+
+
+def test_a_batch_norm_that_is_lacking_is_named(tmp_path):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes))
+    model.save_pretrained(tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    del tensors["resnet.embedder.embedder.normalization.running_var"]
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"made up: resnet\.embedder\.embedder\.normalization\.running_var"):
+        whole_model(str(tmp_path))
+
+
+def test_one_cluster_alone_has_pictures(tmp_path):
+    example = ["--example", f"{__name__}:gated_inputs"]
+    assert run(f"{__name__}:Gated", tmp_path / "out", *example, "-k", "1") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert results_of(tmp_path / "out")["network_clustering"]["chosen"] == 1
+
+
+class Changing(nn.Module):
+    """Joins other units on other examples, and has a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Linear(12, 12)
+        with torch.no_grad():
+            self.norm.running_var.fill_(variance)
+
+    def forward(self, x):
+        h = self.norm(self.first(x))
+        return self.second(h) + (h if len(x) > 2 else 0.0)
+
+
+variance = 1.0
+
+
+def two_rows():
+    return torch.zeros(2, 8)
+
+
+def three_rows():
+    return torch.zeros(3, 8)
+
+
+def test_other_units_and_norms_are_not_resumed(tmp_path, monkeypatch, capsys):
+    out, model = tmp_path / "out", f"{__name__}:Changing"
+    two, three = (["--example", f"{__name__}:{name}"] for name in ("two_rows", "three_rows"))
+    assert run(model, out, *two) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert run(model, out, *three, "--resume") == 1
+    assert "was made with other units, by another example" in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.setattr(sys.modules[__name__], "variance", 2.0)
+    assert run(model, out, *two, "--resume") == 1
+    assert "was made with other batch norms" in capsys.readouterr().err.replace("\n", " ")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    monkeypatch.undo()
+    assert run(model, out, *two, "--resume") == 0
+
+
+class Nothing(Gated):
+    """All weights have one value."""
+
+    def __init__(self):
+        super().__init__()
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, value)
+
+
+value = 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [(0.0, "no two units are joined"), (torch.nan, "must be finite")]
+)
+def test_weights_that_cannot_be_clustered_cost_no_earlier_results(
+    given, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.modules[__name__], "value", given)
+    out, example = tmp_path / "out", ["--example", f"{__name__}:gated_inputs"]
+    assert run(f"{__name__}:Gated", out, *example, "-k", "2") == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert run(f"{__name__}:Nothing", out, *example, "-k", "2", "--overwrite") == 1
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before

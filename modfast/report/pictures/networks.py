@@ -90,7 +90,7 @@ def _draw_cuts(axes: Axes, record: Mapping[str, Any]) -> None:
     axes.fill_between(
         counts, [min(each) for each in shuffled], [max(each) for each in shuffled], color=_CHANCE, alpha=0.3
     )
-    low, high = min(*own, *middle), max(*own, *middle)
+    low, high = min([*own, *middle], default=0.0), max([*own, *middle], default=0.0)
     if high > low:
         axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     axes.set_title("normalised cut / (k - 1)\n(lower: more separate)", fontsize=9)
