@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from .following import BatchNorm
     from .units import NetworkLayer
 
 # How many entries of the graph are laid out at once.
@@ -57,7 +58,7 @@ class Blocks:
             model: the model that has the batch norms, without wrappers.
 
         Raises:
-            ValueError: a magnitude is not finite.
+            ValueError: a magnitude is not finite, or the model no longer has the layer's batch norm.
         """
         self._device = weight.device if self._device is None else self._device
         magnitudes = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
@@ -79,7 +80,7 @@ class Blocks:
                 "norms"
             )
         for norm in layer.norms:
-            scale = norm.scale(model, block)
+            scale = _scale(norm, model, block, layer.name)
             block = block * (scale.square() if self._affinity == "square" else scale)[:, None]
         if not bool(block.isfinite().all()):
             raise ValueError(
@@ -110,9 +111,10 @@ class Blocks:
             dtype = torch.promote_types(dtype, block.dtype)
         count = self._spaces[-1].stop if self._spaces else 0
         degrees = torch.zeros(count, dtype=torch.int64, device=device)
-        for place in range(len(self._spaces)):
-            for _, block in self._beside(place):
-                degrees[self._spaces[place]] += block.count_nonzero(1)
+        joined = self._beside()
+        for space, beside in zip(self._spaces, joined, strict=True):
+            for _, block in beside:
+                degrees[space] += block.count_nonzero(1)
         starts = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
         entries = int(starts[-1])
         if entries > torch.iinfo(index_dtype).max:
@@ -120,8 +122,7 @@ class Blocks:
         columns = torch.empty(entries, dtype=index_dtype, device=device)
         values = torch.empty(entries, dtype=dtype, device=device)
         filled = 0
-        for place, space in enumerate(self._spaces):
-            beside = self._beside(place)
+        for space, beside in zip(self._spaces, joined, strict=True):
             if not beside:
                 continue
             numbers = torch.cat(
@@ -147,17 +148,32 @@ class Blocks:
             starts.to(index_dtype), columns, values, (count, count), device=device, check_invariants=False
         )
 
-    def _beside(self, place: int) -> list[tuple[slice, Tensor]]:
-        """The spaces that one is joined with, in order, and the block to each of them."""
-        return [
-            (self._spaces[other], block)
-            for other in range(len(self._spaces))
-            for block in self._between(place, other)
-        ]
+    def _beside(self) -> list[list[tuple[slice, Tensor]]]:
+        """For each space those that it is joined with, in order, and the block to each of them."""
+        beside: list[list[tuple[slice, Tensor]]] = [[] for _ in self._spaces]
+        # Those with smaller numbers come first, and in order, since keys begin with the smaller one.
+        for (one, other), block in sorted(self._blocks.items(), key=lambda item: item[0]):
+            if one != other:
+                beside[other].append((self._spaces[one], block.T))
+        for (one, other), block in sorted(self._blocks.items(), key=lambda item: item[0]):
+            beside[one].append((self._spaces[other], block))
+        return beside
 
-    def _between(self, one: int, other: int) -> list[Tensor]:
-        block = self._blocks.get((min(one, other), max(one, other)))
-        return [] if block is None else [block if one <= other else block.T]
+
+def _scale(norm: BatchNorm, model: nn.Module, like: Tensor, name: str) -> Tensor:
+    try:
+        scale = norm.scale(model, like)
+    except AttributeError as error:
+        raise ValueError(
+            f"model: a batch norm with {norm.weight or norm.variance!r} followed layer {name!r} when the "
+            "network was read, and the model now has none: read it again"
+        ) from error
+    if len(scale) != len(like):
+        raise ValueError(
+            f"model: the batch norm that follows layer {name!r} must have {len(like)} channels, as when the "
+            f"network was read, got {len(scale)}: read it again"
+        )
+    return scale
 
 
 def _summed(magnitudes: Tensor, units: Tensor, count: int) -> Tensor:

@@ -75,6 +75,28 @@ def test_a_layer_of_another_shape_raises(change, message):
 
 
 @pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        (
+            nn.Identity(),
+            r"a batch norm with '1\.weight' followed layer '0' when .* now has none: read it again",
+        ),
+        (nn.BatchNorm1d(6, affine=False), r"a batch norm with '1\.weight' followed layer '0'"),
+        (
+            nn.BatchNorm1d(7),
+            "the batch norm that follows layer '0' must have 6 channels, .* got 7: read it again",
+        ),
+    ],
+)
+def test_another_batch_norm_raises(norm, message):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    network = read_network(model, INPUTS)
+    model[1] = norm
+    with pytest.raises(ValueError, match=message):
+        network.graph()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda layer, weight: weight[:2], r"a tensor of shape \(6, 4\) for layer '0', got shape \(2, 4\)"),
