@@ -74,26 +74,26 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
             raise ValueError(f"model: {name!r} has no numbers: it is on the meta device")
     with_leaves(example_inputs, _require_numbers)
     with torch.inference_mode(False), torch.no_grad(), preserved(model), in_evaluation_mode(model):
-        layers = [layer for layer in find_layers(model) if _can_be_read(layer)]
-        with _as_parameters(layers, model):
+        layers, unreadable = _readable(model)
+        with _as_parameters(layers, model), _explained(unreadable):
             by_tensor: dict[object, list[Layer]] = {}
             for layer in layers:
                 by_tensor.setdefault((_identity(layer.whole()), layer.place), []).append(layer)
             stacks = {_identity(layer.whole()) for layer in layers if layer.place is not None}
             found, tensors = _follow(model, copied(moved(example_inputs, device_of(model))), stacks)
-    units, spaces = _numbered(found, found.units.numbers())
-    layers_of: dict[Matrix, list[Layer]] = {}
-    for matrix in found.uses:
-        layers_of[matrix] = by_tensor.get((tensors[matrix.parameter], matrix.place), [])
-        if not layers_of[matrix]:
-            raise CannotFollowError(
-                f"model: it multiplies by {matrix.parameter!r}, which is the weight of no layer that can be "
-                "read: an adapter or a forward pass of its own computes with it"
-            )
+            layers_of: dict[Matrix, list[Layer]] = {}
+            for matrix in found.uses:
+                layers_of[matrix] = by_tensor.get((tensors[matrix.parameter], matrix.place), [])
+                if not layers_of[matrix]:
+                    raise CannotFollowError(
+                        f"model: it multiplies by {matrix.parameter!r}, which is the weight of no layer that "
+                        "can be read: an adapter or a forward pass of its own computes with it"
+                    )
     if not layers_of:
         raise ValueError(
             "model must multiply by a weight when it is called with example_inputs: it uses none"
         )
+    units, spaces = _numbered(found, found.units.numbers())
     joined = _layers(found, units, layers_of)
     written = {
         layer.name: units[use.out] for matrix, use in found.uses.items() for layer in layers_of[matrix]
@@ -107,13 +107,30 @@ def _require_numbers(value: Any) -> Any:
     return value
 
 
-def _can_be_read(layer: Layer) -> bool:
-    """Whether a layer's weight can be read; if not, no unit is its own, and following it raises."""
+def _readable(model: nn.Module) -> tuple[list[Layer], dict[str, UnsupportedWeightError]]:
+    """The layers whose weight can be read, and by the names of the others why it cannot."""
+    layers, unreadable = [], {}
+    for layer in find_layers(model):
+        try:
+            layer.whole()
+        except UnsupportedWeightError as error:
+            unreadable[layer.name] = error
+        else:
+            layers.append(layer)
+    return layers, unreadable
+
+
+@contextmanager
+def _explained(unreadable: Mapping[str, UnsupportedWeightError]) -> Iterator[None]:
+    """Where a computation cannot be followed through a layer that cannot be read, that is the reason."""
     try:
-        layer.whole()
-    except UnsupportedWeightError:
-        return False
-    return True
+        yield
+    except CannotFollowError as error:
+        message = str(error)
+        for name, reason in unreadable.items():
+            if f"'{name}'" in message or f"'{name}." in message or (not name and "the model" in message):
+                raise reason from error
+        raise
 
 
 def _identity(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
