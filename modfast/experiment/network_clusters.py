@@ -24,14 +24,16 @@ from modfast.files import write_json
 from modfast.layers.layer import find_layers
 from modfast.layers.names import match_names
 from modfast.machine import choose_device, environment, using_threads
+from modfast.manifest import manifest_path
 from modfast.network.reading import read_network
 from modfast.network.units import Network
 from modfast.results import RESULTS
-from modfast.run_folder import RunFolder, claim
+from modfast.run_folder import Plan, RunFolder, claim
 from modfast.spectral.counts import spectral_cluster_counts
 from modfast.spectral.shuffling import shuffle, single_threads
 from modfast.train.config import Record
 
+from .cluster_files import LAYERS
 from .eigengap import ClusterConfig, by_chance, choose_count, eigengaps
 from .network_files import (
     draw_network,
@@ -118,7 +120,11 @@ def cluster_network(
     results["config"] = network_settings(network, config, source)
     results["environment"] = environment()
     record = results["network_clustering"]
-    claimed = claim([(folder, network_plan())], resume=resume, overwrite=overwrite)
+    plans: list[tuple[RunFolder, Plan]] = [(folder, network_plan())]
+    if overwrite and manifest_path(folder.path / LAYERS, "cluster").exists():
+        # Of a clustering of single layers, which has more files: nothing takes their place.
+        plans.append((RunFolder(folder.path, "cluster", LAYERS), {}))
+    claimed = claim(plans, resume=resume, overwrite=overwrite)
     if resume and (folder.path / RESULTS).exists():
         record |= finished_parts(folder.path, results["config"])
     # Before anything is removed: a weight may be NaN.

@@ -48,7 +48,8 @@ class EnmeshmentCallback(TrainerCallback):
 
     Each checkpoint's folder holds ``partitions.npz`` (:func:`modfast.load_partitions` reads it), and its
     ``trainer_state.json`` the same partitions, which ``train(resume_from_checkpoint=...)`` restores whatever
-    was given here. After ``load_best_model_at_end`` the partitions are those of the best checkpoint.
+    was given here. After ``load_best_model_at_end`` the partitions are those of the best checkpoint;
+    a warning says so if it has none.
 
     Args:
         partitions: the number of clusters; or :class:`modfast.Partition` by name of layer; or the path of a
@@ -194,8 +195,15 @@ class EnmeshmentCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the partitions of the checkpoint whose weights the model now has."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            best = load_partitions(Path(state.best_model_checkpoint) / PARTITIONS_FILE)
-            self._steps.restore(pack_partitions(best))
+            path = Path(state.best_model_checkpoint) / PARTITIONS_FILE
+            if not path.exists():  # to raise now would cost the whole training
+                warnings.warn(
+                    f"the best checkpoint has no {path}, since it was saved without an EnmeshmentCallback: "
+                    "the partitions are those of the last step, not those of the model's weights",
+                    stacklevel=2,
+                )
+                return
+            self._steps.restore(pack_partitions(load_partitions(path)))
 
 
 def _refuse(args: Any) -> None:

@@ -205,6 +205,12 @@ def test_overwrite_replaces_what_the_command_wrote_and_nothing_else(planted, tmp
     ]
     assert main([*layers, "--out", str(out), "--overwrite"]) == 0
     assert not (out / "layers.png").exists()
+    assert (out / "layers" / "000.npz").exists()
+    (out / "layers" / "notes.txt").write_text("mine")
+    assert run(planted[0], out, "-k", "2", "--layers", "transformer.h.0.*", "--overwrite") == 0
+    assert (out / "layers.png").exists()
+    assert not (out / "layers" / "000.npz").exists()
+    assert (out / "layers" / "notes.txt").read_text() == "mine"
 
 
 def test_shuffles_permute_each_weight_and_leave_the_model(planted):

@@ -1,6 +1,7 @@
 """The callback for the Trainer of transformers: partitions in checkpoints, clusters found anew, refusals."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -223,6 +224,21 @@ def test_the_best_checkpoint_s_partitions(tmp_path):
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     assert load_partitions(tmp_path / "checkpoint-3" / "partitions.npz") != callback.partitions
     assert callback.partitions == {name: Partition.blocks(SHAPE, 4) for name in NAMES}
+
+
+def test_a_best_checkpoint_without_partitions(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    for callbacks, resume in ([], None), ([EnmeshmentCallback(4, WEIGHT, LAYERS)], tmp_path / "checkpoint-2"):
+        trainer = make_trainer(tmp_path, callbacks, **options)
+        trainer.evaluate = lambda trainer=trainer, **kwargs: {"eval_loss": float(trainer.state.global_step)}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    (told,) = [str(each.message) for each in caught if "partitions" in str(each.message)]
+    assert told.startswith(f"the best checkpoint has no {tmp_path}")
+    assert callbacks[0].partitions == {name: Partition.blocks(SHAPE, 4) for name in NAMES}
 
 
 def test_a_folder_that_is_elsewhere(tmp_path):
