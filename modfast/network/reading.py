@@ -51,7 +51,8 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
     Raises:
         CannotFollowError: (a ``ValueError``) the computation holds something without a rule: an operator
             between two weights that cannot be followed, a weight that is computed in the forward pass, or
-            what ``torch.export`` does not take. The message names module and operator.
+            what ``torch.export`` does not take; or the computation fails on this example. The message names
+            module and operator.
         ValueError: a weight cannot be read, or the model has none that the example used.
         TypeError: ``model`` is no ``nn.Module`` or returns no tensor; a weight is spread over processes
             (``DTensor``) or kept by FSDP.
@@ -242,7 +243,17 @@ def _follow(
         frozenset(name for name, identity in identities.items() if identity in stacks),
         names,
     )
-    found = follow(program.graph_module, values, inputs_of_program, RULES)
+    try:
+        found = follow(program.graph_module, values, inputs_of_program, RULES)
+    except (CannotFollowError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what the model computes with may fail in any way, as its own call would
+        empty = [f"{name!r} of shape {shape}" for name, (_, shape) in identities.items() if 0 in shape]
+        empty += [f"an input of shape {tuple(each.shape)}" for each in tensors if each.numel() == 0]
+        hint = f" (there are no numbers in {', '.join(empty)})" if empty else ""
+        raise CannotFollowError(
+            f"model: its computation on example_inputs fails: {_first_lines(error, 1)}{hint}"
+        ) from error
     return found, dict(identities)
 
 

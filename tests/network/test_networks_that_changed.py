@@ -1,4 +1,4 @@
-"""Networks whose model has changed since it was read, and threads that read them at once."""
+"""Networks whose model has changed since it was read, threads that read them at once, models that fail."""
 
 import copy
 import pickle
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from modfast import read_network, shuffle_test
+from modfast.network.following import CannotFollowError
 
 INPUTS = torch.zeros(1, 4)
 
@@ -136,3 +137,22 @@ def test_what_lies_side_by_side_shares_no_units():
     assert network.apart() == [["one", "other", "both"]]
     assert network.part(["one", "other"]).apart() == [["one"], ["other"]]
     assert network.part(["one", "both"]).apart() == [["one", "both"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (make_model(), torch.zeros(0, 4), r"no numbers in an input of shape \(0, 4\)"),
+        (
+            nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3)),
+            INPUTS,
+            r"no numbers in '0\.weight' of shape \(0, 4\)",
+        ),
+        (make_model(), INPUTS.double(), "must have the same dtype, but got Double and Float$"),
+        (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3).double()), INPUTS, "but got Float and Double$"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_computation_that_fails_says_so(model, inputs, message):
+    with pytest.raises(CannotFollowError, match=f"its computation on example_inputs fails: .*{message}"):
+        read_network(model, inputs)
