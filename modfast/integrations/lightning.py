@@ -101,6 +101,10 @@ class EnmeshmentCallback(Callback):
         self._optimizer: Any = None
         self._trained: tuple[ref[Any], ref[Any]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the weak references, which cannot be copied or sent to another process."""
+        return {**self.__dict__, "_trained": None}
+
     @property
     def partitions(self) -> dict[str, Partition]:
         """The present partitions by name of layer.

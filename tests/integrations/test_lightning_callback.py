@@ -390,6 +390,7 @@ def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):
         tmp_path, [EnmeshmentCallback(4, WEIGHT, NAMES, recluster_at=[1, 3])], batches(2), max_epochs=2
     )
     assert whole.global_step == trainer.global_step == 4
+    assert copy.deepcopy(callback).partitions == callback.partitions
     assert_same_weights(module.model, expected.model, rtol=0.0)
     # Another module is a new training, for which an early step is one that has passed.
     trainer.fit_loop.max_epochs = 3
