@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from .marks import (
     NONE,
+    SPACES,
     Marks,
     Routed,
     Sources,
@@ -147,6 +148,14 @@ class Call:
                 return self.arguments[place]
         return self.options.get(name, default)
 
+    def known(self, name: str) -> Any:
+        """What is known of the argument with this name, however it was passed."""
+        target: Any = self.node.target
+        for place, argument in enumerate(target._schema.arguments):
+            if argument.name == name and place < len(self.given):
+                return self.given[place]
+        return self.named.get(name)
+
     def fail(self, why: str) -> CannotFollowError:
         """Return the error that names the place and the operator."""
         return CannotFollowError(f"{place_of(self.node)}: {self.node.target}: {why}")
@@ -211,6 +220,7 @@ class Follower(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
         self.fed: set[fx.Node] = set()  # what depends on what the caller gives
         self.held: set[fx.Node] = set()  # the same, but for what depends only on comparisons of it
+        self.weighed: set[fx.Node] = set()  # what depends on a parameter that may be a matrix
         self.scores: set[int] = set()  # marks of products of queries with keys
         self.used: list[Matrix] = []  # what the present operator multiplies by
         # What one weight has written, and nothing else has read: the weight, and which of its uses it was.
@@ -227,6 +237,9 @@ class Follower(fx.Interpreter):
             any(each in self.held for each in n.all_input_nodes) and name_of(n.target) not in _COMPARISONS
         ):
             self.held.add(n)
+        matrix = str(n.target) in self.inputs.parameters and isinstance(result, Tensor) and result.dim() > 1
+        if (n.op == "placeholder" and matrix) or any(each in self.weighed for each in n.all_input_nodes):
+            self.weighed.add(n)
         if n.op == "placeholder":
             self.values[n] = self._placeholder(n, result)
         elif n.op == "call_function":
@@ -439,6 +452,12 @@ def follow(
         except CannotFollowError as error:
             raise CannotFollowError(str(error).split("\n\nWhile executing")[0]) from None
         seeds = sources.found()
+        for key, several in (seeds or {}).items():
+            if len(several) > SPACES:
+                raise CannotFollowError(
+                    f"model: layers read {key!r}, which none of them has written, along {len(several)} "
+                    f"dimensions: units along at most {SPACES} can be followed"
+                )
     return follower.found
 
 

@@ -283,7 +283,9 @@ class Sources:
             self._bases.append(self._end)
             self._end += number
         spaces = list(unknown(shape).spaces)
-        for space, dims in enumerate(self.seeds.get(key, [])):
+        # A run that knew less may have seen units where now others lie, so that the dimension is cut.
+        seeds = [dims for dims in self.seeds.get(key, []) if not dims or any(shape[dim] > 1 for dim in dims)]
+        for space, dims in enumerate(seeds):
             along = [size if dim in dims else 1 for dim, size in enumerate(shape)]
             spaces[space] = units.new(int(np.prod(along, dtype=np.int64))).reshape(along).expand(shape)
         return Marks(tuple(spaces), origin)

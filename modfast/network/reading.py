@@ -266,9 +266,16 @@ def _numbered(found: Found, units: Tensor) -> tuple[Tensor, list[slice]]:
     """Number units space by space; a space is what several sides of weights have in common.
 
     Returns:
-        The unit of each mark, and the range of each space.
+        The unit of each mark, -1 for one that no weight reads or writes; and the range of each space.
     """
     sides = [units[side] for use in found.uses.values() for side in (use.out, use.into)]
+    if sides:
+        # What no weight reads or writes is no unit: numbers of an input that only meet each other.
+        of_weights = torch.cat(sides).unique()
+        places = torch.full((int(units.max()) + 1,), -1, device="cpu")
+        places[of_weights] = torch.arange(len(of_weights), device="cpu")
+        units = places[units]
+        sides = [places[side] for side in sides]
     count = int(units.max()) + 1 if len(units) else 0
     firsts = torch.cat([side[:1].expand_as(side) for side in sides]) if sides else units
     everything = torch.cat(sides) if sides else units
@@ -279,7 +286,7 @@ def _numbered(found: Found, units: Tensor) -> tuple[Tensor, list[slice]]:
     number[order] = np.arange(count)
     ends = [*(np.flatnonzero(np.diff(space_of[order])) + 1).tolist(), count] if count else []
     ranges = [slice(begin, end) for begin, end in pairwise([0, *ends])]
-    return torch.from_numpy(number)[units], ranges
+    return torch.where(units >= 0, torch.from_numpy(number)[units], -1), ranges
 
 
 def _named(

@@ -6,9 +6,11 @@ from tiny_models import (
     COMPARED,
     CURVED,
     MEET,
+    NOISE,
     SMOOTH,
     all_same,
     between,
+    bounded,
     chain,
     chained_pools,
     compared,
@@ -17,6 +19,7 @@ from tiny_models import (
     met_in_all,
     mixed_halves,
     norm,
+    normed,
     order,
     pairs,
     pools1d,
@@ -83,6 +86,18 @@ CASES = [
         lambda: met(lambda a, c: (a[..., None] + c[..., None, :])[..., 0]),
         raises("different dimensions"),
     ),
+    ("clamp clamp_min clamp_max", lambda: met(bounded), all_same("a", "other", "b.")),
+    *[
+        (
+            name,
+            lambda name=name: met(lambda a, c: normed(name, a, c)),
+            all_same("a", "other", "b."),
+        )
+        for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm")
+    ],
+    ("prelu", lambda: met(lambda a, c: torch.prelu(a.mT, c[0, 0]).mT), raises("slopes that weights have")),
+    ("tril triu", lambda: between(lambda _, h: h.tril() + h.triu()), same),
+    ("randn_like rand_like", lambda: met(lambda a, c: a + torch.randn_like(c) * torch.rand_like(c)), NOISE),
     ("glu", lambda: between(lambda self, h: ATEN.glu(h), 3), order(0, 1, 2, glu=True)),
     # What moves numbers: by hand, where each lands.
     ("flip", lambda: between(lambda _, h: h.flip(-1)), order(5, 4, 3, 2, 1, 0)),

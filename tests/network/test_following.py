@@ -144,6 +144,13 @@ W = {"w": (8, 3), "v": (2, 3)}
         lambda m, x: functional.linear(x, torch.cat([m.w, m.v])),
         lambda m, x: functional.linear(x, m.w / m.w.norm()),
         lambda m, x: functional.linear(x, m.w.round().to(torch.int8).float()),
+        lambda m, x: functional.linear(x, m.w.to(torch.int8).float()),
+        lambda m, x: x @ (m.w * (m.w > 0)).T,
+        lambda m, x: (m.w * 0.5) @ x.T,
+        lambda m, x: functional.linear(x, m.w) @ (m.w / m.w.norm(dim=-1, keepdim=True)),
+        lambda m, x: x @ (m.v.T @ m.v),
+        lambda m, x: (m.v.T @ m.v) @ x.T,
+        lambda m, x: m.v.softmax(0).T @ functional.linear(x, m.w),
     ],
 )
 def test_computed_weights_raise(compute):
@@ -211,3 +218,55 @@ def test_what_is_put_around_a_channel_is_of_the_channel(mode):
     found = sides(network)
     assert torch.equal(found["b"][1], found["a"][0].repeat_interleave(7))
     assert network.num_units == 2 + 3 + 4
+
+
+def test_a_summand_of_a_layer_that_another_has_written_is_of_its_units():
+    def linear(m, x):
+        return m.b(functional.linear(x, m.a.weight, m.other(x[0, 0])))
+
+    layers = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 5), "other": nn.Linear(4, 6)}
+    found = sides(read_network(Model(linear, **layers), torch.rand(2, 7, 4)))
+    assert torch.equal(found["a"][0], found["other"][0])
+
+    def convolution(m, x):
+        return m.b(functional.conv1d(x, m.a.weight, m.other(x[0, :, 0])))
+
+    layers = {"a": nn.Conv1d(4, 6, 2), "b": nn.Conv1d(6, 5, 1), "other": nn.Linear(4, 6)}
+    found = sides(read_network(Model(convolution, **layers), torch.rand(2, 4, 7)))
+    assert torch.equal(found["a"][0], found["other"][0])
+
+
+def test_learned_queries_attend():
+    def attends(m, x):
+        queries, keys, values = (
+            each.unflatten(-1, (2, 3)).transpose(-2, -3) for each in (m.q(m.learned), m.k(x), m.v(x))
+        )
+        return m.b(((queries @ keys.mT).softmax(-1) @ values).transpose(-2, -3).flatten(-2))
+
+    layers = {name: nn.Linear(4, 6) for name in "qkv"}
+    model = Model(attends, **layers, b=nn.Linear(6, 5))
+    model.learned = nn.Parameter(torch.randn(3, 4))
+    found = sides(read_network(model, torch.rand(2, 7, 4)))
+    for name in "kv":
+        assert torch.equal(found[name][0], found["q"][0])
+    assert torch.equal(found["b"][1], found["q"][0])
+    assert len(found["q"][0].unique()) == 2
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4)])
+def test_numbers_of_neighbours_are_of_the_same_units(shape):
+    model = Model(lambda m, x: m.c((m.a(m.graph @ x) + m.b(x)).relu()), a=nn.Linear(4, 6), b=nn.Linear(4, 6))
+    model.c = nn.Linear(6, 2)
+    model.register_buffer("graph", torch.rand(5, 5))
+    network = read_network(model, torch.rand(shape))
+    found = sides(network)
+    for side in (0, 1):
+        assert torch.equal(found["a"][side], found["b"][side])
+    assert network.num_units == 4 + 6 + 2
+
+
+def test_units_along_three_dimensions_of_an_input_raise():
+    layers = {"a": nn.Linear(5, 2), "b": nn.Linear(4, 2), "c": nn.Linear(3, 2)}
+    model = Model(lambda m, x: (m.a(x), m.b(x.mT), m.c(x.transpose(1, 3))), **layers)
+    with pytest.raises(CannotFollowError, match="along 3 dimensions: units along at most 2 can be followed"):
+        read_network(model, torch.rand(2, 3, 4, 5))

@@ -284,3 +284,45 @@ def pairwise():
 
 QKV = torch.nn.functional.scaled_dot_product_attention
 GRAM = "multiplies each unit by every other one"
+
+
+def bounded(a, c):
+    """Numbers are replaced by bounds that another layer has written."""
+    return torch.clamp(a, min=c) + torch.clamp_min(a, c) + torch.clamp_max(a, c)
+
+
+def normed(name, a, c):
+    """Norms whose factors and summands another layer has written."""
+    factor, summand = c[0, 0], c[0, 1]
+    if name == "layer_norm":
+        return ATEN.layer_norm(a, [6], factor, None) + ATEN.layer_norm(a, [6], None, summand)
+    if name == "rms_norm":
+        return ATEN.rms_norm(a, [6], factor)
+    if name == "group_norm":
+        return ATEN.group_norm(a.mT, 3, factor, summand).mT
+    return torch.nn.functional.instance_norm(a.mT, weight=factor, bias=summand).mT
+
+
+def looked_up(network):
+    """The rows of a parameter are looked up, as those of an embedding."""
+    found = sides(network)
+    assert torch.equal(found["w"][1], found["b"][1])
+    assert network.layers["w"].role == "embedding"
+    assert network.num_units == 9 + 6 + 5
+
+
+def columns_looked_up(network):
+    found = sides(network)
+    assert torch.equal(found["w"][0], found["b"][1])
+    assert network.layers["w"].role == "embedding"
+    assert network.num_units == 9 + 6 + 5
+
+
+def tables(compute, *shape):
+    """A model that looks up rows or columns of a parameter, and then reads them."""
+    model = Model(compute, b=nn.Linear(6, 5))
+    model.w = nn.Parameter(torch.randn(shape))
+    return model, torch.tensor([[1, 2, 8]])
+
+
+NOISE = all_same("a", "b.")

@@ -64,7 +64,29 @@ def multiply(follower: Follower, call: Call, first: int) -> Any:
     marks = follower.marks(one, left), follower.marks(other, right)
     for each in marks:
         follower.meets(each)
+    for place, dims in ((0, (-1, -2)), (1, (-2, -1))):
+        if _is_computed_weight(follower, call.node.args[first + place], marks[place], marks[1 - place], dims):
+            raise call.fail("multiplies by a weight that is computed: it cannot be told whose units it has")
     return _activations(follower, call, *marks)
+
+
+def _is_computed_weight(
+    follower: Follower, node: Any, one: Marks, other: Marks, dims: tuple[int, int]
+) -> bool:
+    """Whether a factor, computed by ``node``, was made of parameters alone and takes no part in an attention.
+
+    Of its two dimensions the first one is added up, and the second one stays.
+    """
+    if node not in follower.weighed or node in follower.fed:
+        return False
+    if not one.marked:
+        return True
+    space, theirs = one.spaces[0], other.spaces[0]
+    if _are(follower.scores, space) or (other.marked and _are(follower.scores, theirs)):
+        return False
+    # Learned queries and keys have their units along what is added up; a weight writes along what stays.
+    added, stays = dims
+    return not other.marked or (not varies(space, added) and (one.shape[added] > 1 or varies(space, stays)))
 
 
 def _turned(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modfast.network.following import Call, Follower
-from modfast.network.marks import MIXED, NONE, Marks, is_all, lies_along, thin
+from modfast.network.marks import MIXED, NONE, Marks, Weight, is_all, lies_along, thin
 
 from .table import rule
 
@@ -21,16 +21,24 @@ _CURVED = (
 )
 
 
+# Norms whose weights lie along the last dimensions; those of the others lie along the channels.
+_OVER_LAST = ("layer_norm", "rms_norm", "_fused_rms_norm")
+
+
 @rule(_COPIES, by_itself=True)
 def copies(follower: Follower, call: Call) -> Any:
-    """The same numbers, perhaps in another dtype; a weight stays that weight."""
+    """The same numbers, perhaps in another dtype; a weight stays that weight, unless it is made integers."""
+    if isinstance(call.given[0], Weight) and not (
+        call.result.is_floating_point() or call.result.is_complex()
+    ):
+        return follower.marks(call.given[0], call.arguments[0])
     return call.given[0]
 
 
 @rule(
-    f"{_CURVED} abs ceil clamp clamp_max clamp_min cos dropout erf exp exp2 expm1 "
+    f"{_CURVED} abs ceil cos dropout erf exp exp2 expm1 "
     "feature_dropout floor log log1p log2 logit nan_to_num neg reciprocal round rsqrt sign sin "
-    "sqrt square alpha_dropout logical_not bitwise_not",
+    "sqrt square tril triu alpha_dropout logical_not bitwise_not",
     by_itself=True,
 )
 def passes(follower: Follower, call: Call) -> Any:
@@ -38,6 +46,18 @@ def passes(follower: Follower, call: Call) -> Any:
     if call.name in _CURVED.split():
         follower.note("curved", call.given[0])
     return follower.marks(call.given[0], call.arguments[0])
+
+
+@rule("clamp clamp_max clamp_min", by_itself=True)
+def clamps(follower: Follower, call: Call) -> Any:
+    """Bounds are numbers; or tensors, which take the place of what exceeds them."""
+    marks, shape = follower.marks(call.given[0], call.arguments[0]), call.result.shape
+    for name in ("min", "max"):
+        bound = call.option(name)
+        if isinstance(bound, Tensor):
+            numbers = [call.arguments[0], bound]
+            marks = meet(follower, call, [marks, call.known(name)], numbers, shape, adding=True) or marks
+    return marks
 
 
 @rule(
@@ -48,10 +68,14 @@ def passes(follower: Follower, call: Call) -> Any:
 def scales(follower: Follower, call: Call) -> Any:
     """Numbers are scaled by what others are, and by the norm's own weights, which are left out here.
 
+    A factor and a summand that weights have written are no weights of the norm: they meet the numbers.
     Operators with several results have the numbers first, and statistics after them.
     """
     marks = follower.marks(call.given[0], call.arguments[0])
     follower.meets(marks)
+    dim = None if call.name.removeprefix("native_") in _OVER_LAST else 1
+    for name, adding in (("weight", False), ("bias", True)):
+        marks = meet_channels(follower, call, marks, name, dim, adding)
     if isinstance(call.result, Tensor):
         return marks
     return [marks, *[None] * (len(call.result) - 1)]
@@ -71,6 +95,8 @@ def adds(follower: Follower, call: Call) -> Any:
 def multiplies(follower: Follower, call: Call) -> Any:
     """Factors at the same place are of the same unit; a factor of several units is one of its own."""
     if "prelu" in call.name:  # a slope for each channel, which is no weight between units
+        if isinstance(call.given[1], Marks) and call.given[1].marked:
+            raise call.fail("has slopes that weights have written")
         follower.note("curved", call.given[0])
         return call.given[0]
     return meet(follower, call, call.given[:2], call.arguments[:2], call.result.shape, adding=False)
@@ -113,6 +139,24 @@ def gates(follower: Follower, call: Call) -> Any:
     ]
     follower.note("curved", halves[1])
     return meet(follower, call, halves, [call.result] * 2, call.result.shape, adding=False)
+
+
+def meet_channels(
+    follower: Follower, call: Call, marks: Marks, name: str, dim: int | None, adding: bool
+) -> Marks:
+    """Let an argument with a number for each channel meet the result, if weights have written it.
+
+    The argument has this ``name``; the result has these ``marks``, and its channels along dimension ``dim``,
+    or along the last ones if that is None. It is added, or it multiplies.
+    """
+    value = call.known(name)
+    if not isinstance(value, Marks) or not value.marked:
+        return marks
+    if dim is not None:
+        behind = len(marks.shape) - dim - 1
+        value = value.each(lambda layer: layer[(..., *[None] * behind)])
+    number = call.option(name)
+    return meet(follower, call, [marks, value], [number, number], marks.shape, adding=adding) or marks
 
 
 def meet(

@@ -11,6 +11,7 @@ from modfast.network.following import Call, Follower
 from modfast.network.marks import MIXED, NONE, SPACES, Marks, Weight, unknown, varies
 
 from .table import rule
+from .weights import looked_up
 
 ATEN: Any = torch.ops.aten
 
@@ -29,6 +30,8 @@ def moves(follower: Follower, call: Call) -> Any:
     if value is None:
         return None  # the other arguments are places
     chosen = _chosen_by_input(follower, call)
+    if _looks_up(follower, call, value, chosen):
+        return looked_up(follower, call, value, chosen[0])
     if chosen and isinstance(value, Weight):
         if value.name in follower.inputs.stacks and len(value.shape) > 2:
             return _routed(follower, call, value, chosen)
@@ -90,6 +93,21 @@ def _chosen_by_input(follower: Follower, call: Call) -> list[int]:
             found += list(range(dim, dim + size))
         dim += size
     return found
+
+
+def _looks_up(follower: Follower, call: Call, value: Any, chosen: list[int]) -> bool:
+    """Whether rows or columns of a matrix are looked up, as those of an embedding: by what the caller gives.
+
+    What weights have chosen, as an expert, picks of a table.
+    """
+    if not isinstance(value, Weight) or len(value.shape) != 2 or len(chosen) != 1:
+        return False
+    if call.name not in ("index", "index_select") or value.name in follower.inputs.stacks:
+        return False
+    places: Any = call.node.args[1] if call.name == "index" else call.node.args[2:]
+    nodes = [each for each in places if isinstance(each, fx.Node)]
+    boolean = any(follower.env[node].dtype == torch.bool for node in nodes)
+    return len(nodes) == 1 and not boolean and nodes[0] not in follower.weighed
 
 
 def _routed(follower: Follower, call: Call, weight: Weight, dims: list[int]) -> Weight:
@@ -204,7 +222,7 @@ def adds_up(follower: Follower, call: Call) -> Any:
 
 
 @rule(
-    "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
+    "new_zeros new_ones new_full new_empty randn_like rand_like zeros_like ones_like full_like empty_like "
     "argmax argmin argsort sym_size _assert_tensor_metadata _assert_async nonzero histc one_hot bincount any "
     "all"
 )

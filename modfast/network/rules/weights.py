@@ -11,6 +11,7 @@ from torch import Tensor
 from modfast.network.following import Call, Follower, Matrix, Use
 from modfast.network.marks import MIXED, NONE, SPACES, Marks, Routed, Weight, thin, unknown, varies
 
+from .elementwise import meet_channels
 from .reducing import along_last
 from .table import rule
 
@@ -219,7 +220,10 @@ def _experts(follower: Follower, weight: Weight) -> list[Weight]:
 @rule("linear")
 def linear(follower: Follower, call: Call) -> Any:
     """``x W^T + b``."""
-    return product(follower, call, call.given[0], call.arguments[0], call.given[1])
+    found = product(follower, call, call.given[0], call.arguments[0], call.given[1])
+    if isinstance(found, Marks):
+        return meet_channels(follower, call, found, "bias", None, True)
+    return found
 
 
 @rule("transformers::grouped_mm_fallback _grouped_mm")
@@ -247,6 +251,15 @@ def embedding(follower: Follower, call: Call) -> Any:
         (sides.out[0].expand(result.shape), *unknown(result.shape).spaces[1:]), unknown(result.shape).origin
     )
     return [found, None, None, None] if isinstance(call.result, (tuple, list)) else found
+
+
+def looked_up(follower: Follower, call: Call, weight: Weight, dim: int) -> Marks:
+    """The marks of what an index picks of ``(in, out)`` along dimension 0, or of ``(out, in)`` along 1."""
+    sides = sides_of(follower, call, weight, "embedding", transposed=dim == 0)
+    none = unknown(call.result.shape)
+    behind = 0 if dim == 0 else len(none.shape) - 1
+    out = sides.out[0][(..., *[None] * behind)].expand(none.shape)
+    return Marks((out, *none.spaces[1:]), none.origin)
 
 
 @rule("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
@@ -279,4 +292,6 @@ def convolution(follower: Follower, call: Call) -> Any:
     shape = call.result.shape
     result = out.reshape(-1, *[1] * places).expand(shape)
     none = torch.tensor(NONE, device="cpu").expand(shape)
-    return Marks((result, *[none] * (SPACES - 1)), none)
+    return meet_channels(
+        follower, call, Marks((result, *[none] * (SPACES - 1)), none), "bias", channels, True
+    )
