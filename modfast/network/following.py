@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -30,6 +30,7 @@ from .marks import (
     unknown,
     varies,
 )
+from .spread import Spread
 
 
 class CannotFollowError(ValueError):
@@ -115,7 +116,6 @@ PARTS = ("query", "key", "value", "attended", "curved", "picked")
 # Whether a number is so: positions that are counted from them do not depend on what the input is.
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "ones_like", "zeros_like", "new_ones", "new_zeros"}
 
-
 _RECURRENT = ("lstm", "gru", "rnn", "quantized_lstm", "quantized_gru", "_thnn")
 
 
@@ -150,11 +150,7 @@ class Call:
 
     def known(self, name: str) -> Any:
         """What is known of the argument with this name, however it was passed."""
-        target: Any = self.node.target
-        for place, argument in enumerate(target._schema.arguments):
-            if argument.name == name and place < len(self.given):
-                return self.given[place]
-        return self.named.get(name)
+        return replace(self, arguments=self.given, options=self.named).option(name)
 
     def fail(self, why: str) -> CannotFollowError:
         """Return the error that names the place and the operator."""
@@ -222,6 +218,7 @@ class Follower(fx.Interpreter):
         self.held: set[fx.Node] = set()  # the same, but for what depends only on comparisons of it
         self.weighed: set[fx.Node] = set()  # what depends on a parameter that may be a matrix
         self.scores: set[int] = set()  # marks of products of queries with keys
+        self.spread = Spread()
         self.used: list[Matrix] = []  # what the present operator multiplies by
         # What one weight has written, and nothing else has read: the weight, and which of its uses it was.
         self._sole: dict[fx.Node, tuple[Matrix, int]] = {}
@@ -246,6 +243,9 @@ class Follower(fx.Interpreter):
             self.used = []
             self.values[n] = self._complete(n.name, n, self._follow(n, result), result)
             self._note_sole(n)
+            entry = self.rules.get(name_of(n.target))
+            if entry is not None and entry.by_itself and isinstance(result, Tensor):
+                self.spread.pass_on(n, name_of(n.target), result.shape)
         elif n.op not in ("output", "get_attr"):
             raise CannotFollowError(f"{place_of(n)}: an operation of kind {n.op!r} cannot be followed")
         for used in self.user_to_last_uses.get(n, ()):
@@ -409,7 +409,7 @@ class Follower(fx.Interpreter):
             return unknown(like.shape if isinstance(like, Tensor) else ())
         sizes = self.inputs.sizes[value.name]
         if value.name not in self._tables:
-            self._tables[value.name] = self.sources.make(value.name, sizes, self.units)
+            self._tables[value.name] = self.sources.make(f"parameter {value.name}", sizes, self.units)
         flat = value.flat(sizes)
         return self._tables[value.name].each(lambda layer: layer.reshape(-1)[flat])
 

@@ -270,3 +270,29 @@ def test_units_along_three_dimensions_of_an_input_raise():
     model = Model(lambda m, x: (m.a(x), m.b(x.mT), m.c(x.transpose(1, 3))), **layers)
     with pytest.raises(CannotFollowError, match="along 3 dimensions: units along at most 2 can be followed"):
         read_network(model, torch.rand(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda m, x: (x[..., None] * m.w.T).sum(-2),
+        lambda m, x: (x[..., None] * m.w.T).relu().permute(0, 2, 1).sum(-1),
+        lambda m, x: (functional.linear(x, m.v)[:, None] * m.v.T).sum(-1),
+        lambda m, x: ((x[:, None] - m.w) ** 2).sum(-1),
+        lambda m, x: torch.linalg.vector_norm(x[:, None] - m.w, dim=-1),
+    ],
+)
+def test_a_matrix_product_in_disguise_raises(compute):
+    with pytest.raises(CannotFollowError, match=r"adds up what the parameter '[wv]' meets number by number"):
+        read_network(*weights(compute, torch.rand(2, 3), **W))
+
+
+def test_vectors_that_multiply_the_numbers_of_heads_may_be_added_up():
+    def scored(m, x):
+        heads = m.a(x).unflatten(-1, (2, 3))
+        return m.b((heads * (heads * m.w).sum(-1, keepdim=True).softmax(0)).flatten(1))
+
+    model = Model(scored, a=nn.Linear(4, 6), b=nn.Linear(6, 5))
+    model.w = nn.Parameter(torch.randn(1, 2, 3))
+    found = sides(read_network(model, torch.rand(5, 4)))
+    assert torch.equal(found["a"][0], found["b"][1])

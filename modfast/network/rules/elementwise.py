@@ -164,6 +164,7 @@ def meet(
 ) -> Marks | None:
     """The marks of a result, at each of whose places the numbers of several values meet."""
     known = []
+    follower.spread.meet(call.node, values, numbers, len(shape))
     for value, number in zip(values, numbers, strict=True):
         if isinstance(number, Tensor) and value is not None:
             marks = follower.marks(value, number)

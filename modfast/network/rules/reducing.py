@@ -25,6 +25,12 @@ def reduces(follower: Follower, call: Call) -> Any:
         dims = list(range(len(marks.shape)))
     dims = [dims] if isinstance(dims, int) else list(dims)
     dims = [dim % len(marks.shape) for dim in dims]
+    matrix = follower.spread.added_up(call.node.args[0], [dim - len(marks.shape) for dim in dims])
+    if matrix is not None and call.name in ("sum", "linalg_vector_norm"):
+        raise call.fail(
+            f"adds up what the parameter {matrix!r} meets number by number, as a matrix does: it "
+            "cannot be told whose units that has"
+        )
     result = call.result[0] if isinstance(call.result, (tuple, list)) else call.result
     spaces = tuple(reduced(space, dims).reshape(result.shape) for space in marks.spaces)
     found = Marks(spaces, _first(marks.origin, dims).reshape(result.shape))
