@@ -203,6 +203,18 @@ def test_matrices_of_a_stack_one_by_one():
     assert network.num_units == 4 + 2 * 6
 
 
+def test_several_outputs_of_a_depthwise_channel_are_units_of_their_own():
+    model = nn.Sequential(nn.Conv1d(3, 6, 1, groups=3), nn.Conv1d(6, 2, 1))
+    network = read_network(model, torch.rand(1, 3, 4))
+    assert {name: space.stop - space.start for name, space in network.spaces.items()} == {
+        ".input": 3,
+        "0": 6,
+        "1": 2,
+    }
+    # Its weights are then edges, from each channel to its outputs.
+    assert (network.graph().to_dense()[3:9, :3] != 0).sum(1).tolist() == [1] * 6
+
+
 def test_a_convolution_of_one_channel_is_not_depthwise():
     model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Conv2d(3, 2, 1))
     assert read_network(model, torch.rand(2, 1, 4, 4)).num_units == 1 + 3 + 2

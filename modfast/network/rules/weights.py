@@ -285,10 +285,9 @@ def convolution(follower: Follower, call: Call) -> Any:
     )
     contract(follower, call, turned, sides)
     (out,), (into,) = sides.out, sides.into
-    if (
-        groups > 1 and groups == len(into) and len(out) % groups == 0
-    ):  # depthwise: channels keep to themselves
-        follower.units.join(out.reshape(groups, -1), into[:, None])
+    if groups > 1 and groups == len(into) == len(out):
+        # Depthwise: channels keep to themselves. Several outputs of a channel are units of their own.
+        follower.units.join(out, into)
     shape = call.result.shape
     result = out.reshape(-1, *[1] * places).expand(shape)
     none = torch.tensor(NONE, device="cpu").expand(shape)
