@@ -156,6 +156,7 @@ def test_a_packed_matrix_of_any_name_is_no_silent_gap():
 def test_a_codebook_head_of_transformers_is_stored_transposed():
     modeling = pytest.importorskip("transformers.models.csm.modeling_csm")
     model = nn.ModuleDict({"head": modeling.CsmCodebooksHead(8, 4, 20)})
+    nn.init.normal_(model["head"].weight)  # which transformers leaves as the memory was
     layer = find_layer(model, "head.weight[1]", "layer")
     assert layer.shape == (20, 8)
     assert torch.equal(layer.weight(), model["head"].weight[1].T)
