@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .following import BatchNorm
+    from .batch_norms import BatchNorm
     from .units import NetworkLayer
 
 # How many entries of the graph are laid out at once.

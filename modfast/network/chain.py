@@ -10,7 +10,7 @@ from torch import nn
 from modfast.layers.layer import Layer, operation
 from modfast.layers.names import unwrapped
 
-from .following import BatchNorm
+from .batch_norms import BatchNorm
 from .layer_order import OrderedLayer, joins_units, named_order, norms_in_sequences, sequence_order
 from .units import INPUT, Network, NetworkLayer
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from .batch_norms import BATCH_NORMS, BatchNorm
 from .marks import (
     NONE,
     SPACES,
@@ -42,41 +43,6 @@ class Matrix(NamedTuple):
 
     parameter: str
     place: int | None = None
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """A batch norm in evaluation mode, which multiplies the rows of the weight before it.
-
-    Attributes:
-        weight: the name of the parameter that it multiplies by; None if it has none.
-        variance: the name of the buffer with its running variance; None if it keeps none.
-        eps: what is added to the variance.
-    """
-
-    weight: str | None
-    variance: str | None
-    eps: float
-
-    def scale(self, model: nn.Module, like: Tensor) -> Tensor:
-        """Return the magnitude of the factor of each row of ``like``, a matrix, as the model has it now."""
-
-        def value(name: str) -> Tensor:
-            module, _, attribute = name.rpartition(".")
-            tensor: Tensor = getattr(model.get_submodule(module), attribute)
-            return tensor.detach().to(like)
-
-        scale = like.new_ones(len(like)) if self.weight is None else value(self.weight).abs()
-        return scale if self.variance is None else scale / (value(self.variance) + self.eps).sqrt()
-
-
-# Batch norms, and the places of their weight, their running variance and ``eps`` among the arguments.
-_BATCH_NORMS: dict[str, tuple[int, int | None, int]] = {
-    "batch_norm.default": (1, 4, 7),
-    "_native_batch_norm_legit_no_training.default": (1, 4, 6),
-    "_native_batch_norm_legit.default": (1, 4, 7),
-    "_native_batch_norm_legit.no_stats": (1, None, 5),
-}
 
 
 @dataclass
@@ -266,7 +232,7 @@ class Follower(fx.Interpreter):
         marked = [each for each, value in sources if isinstance(value, (Marks, list)) and each in self.fed]
         if len(marked) == 1 and len(marked[0].users) == 1 and marked[0] in self._sole:
             self._sole[node] = self._sole[marked[0]]
-            places = _BATCH_NORMS.get(str(node.target).removeprefix("aten."))
+            places = BATCH_NORMS.get(str(node.target).removeprefix("aten."))
             if places is not None:
                 self._note_norm(node, self.values[marked[0]], places)
 
@@ -458,7 +424,20 @@ def follow(
                     f"model: layers read {key!r}, which none of them has written, along {len(several)} "
                     f"dimensions: units along at most {SPACES} can be followed"
                 )
+    _refuse_two_kinds_of_use(follower, sources)
     return follower.found
+
+
+def _refuse_two_kinds_of_use(follower: Follower, sources: Sources) -> None:
+    """Raise for a parameter that is a matrix and a table of numbers: nothing joins the units of the two."""
+    matrices = {matrix.parameter for matrix in follower.uses}
+    tables = {source.key: source for source in sources.all if source.meetings}
+    for name in sorted(matrices):
+        if f"parameter {name}" in tables:
+            raise CannotFollowError(
+                f"model: it multiplies by the parameter {name!r} as a matrix, and adds or multiplies its "
+                "numbers one by one elsewhere: it cannot be told that these are of the same units"
+            )
 
 
 def name_of(target: Any) -> str:

@@ -16,8 +16,8 @@ from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choic
 from modfast.layers.names import unwrapped
 from modfast.partition import Labels, Partition, read_labels
 
+from .batch_norms import BatchNorm
 from .blocks import Blocks, check_options
-from .following import BatchNorm
 from .marks import components
 from .roles import ROLES
 

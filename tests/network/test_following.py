@@ -203,6 +203,24 @@ def test_matrices_of_a_stack_one_by_one():
     assert network.num_units == 4 + 2 * 6
 
 
+def test_a_parameter_that_is_a_matrix_and_a_table_raises():
+    class Dictionary(nn.Module):
+        """A sparse autoencoder whose activations are scaled by the norms of what they write."""
+
+        def __init__(self, scaled):
+            super().__init__()
+            self.encode, self.decode = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 4))
+            self.scaled = scaled
+
+        def forward(self, x):
+            hidden = self.encode(x).relu()
+            return (hidden * self.decode.norm(dim=1) if self.scaled else hidden) @ self.decode
+
+    assert read_network(Dictionary(False), torch.rand(2, 4)).num_units == 4 + 6 + 4
+    with pytest.raises(CannotFollowError, match=r"multiplies by the parameter 'decode' as a matrix"):
+        read_network(Dictionary(True), torch.rand(2, 4))
+
+
 def test_several_outputs_of_a_depthwise_channel_are_units_of_their_own():
     model = nn.Sequential(nn.Conv1d(3, 6, 1, groups=3), nn.Conv1d(6, 2, 1))
     network = read_network(model, torch.rand(1, 3, 4))
