@@ -1,0 +1,1 @@
+"""Circuits over units: which neurons, channels and heads a task needs, and what ablating them does."""
