@@ -29,17 +29,38 @@ def in_plain_operators(model: nn.Module) -> Iterator[None]:
     that.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _experts_run_by(model, "batched_mm", of={"eager"}):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def in_plain_experts(model: nn.Module) -> Iterator[None]:
+    """Inside, the experts of transformers' models are called one by one, each with its own matrix."""
+    with _experts_run_by(model, "eager", of=None):
+        yield
+
+
+@contextmanager
+def _experts_run_by(model: nn.Module, implementation: str, of: set[str] | None) -> Iterator[None]:
+    """Inside, experts run by another implementation, where they run by one of these, or by any."""
     configs: dict[int, Any] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         configs[id(config)] = config
-    eager = [c for c in configs.values() if getattr(c, "_experts_implementation", None) == "eager"]
-    torch.backends.mha.set_fastpath_enabled(False)
+    before = [
+        (config, chosen)
+        for config in configs.values()
+        if (chosen := getattr(config, "_experts_implementation", None)) is not None
+        and (of is None or chosen in of)
+    ]
     try:
-        for config in eager:
-            config._experts_implementation = "batched_mm"
+        for config, _ in before:
+            config._experts_implementation = implementation
         yield
     finally:
-        for config in eager:
-            config._experts_implementation = "eager"
-        torch.backends.mha.set_fastpath_enabled(fast)
+        for config, chosen in before:
+            config._experts_implementation = chosen

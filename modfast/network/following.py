@@ -60,6 +60,8 @@ class Use:
         norms: for each time that it was used, the batch norms that multiply its outputs before anything else
             reads them.
         within: whether it reads what such a matrix has written.
+        contracted: the dimensions of the parameter along which it reads: of a weight that is used again
+            transposed, both.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Use:
     routed: bool = False
     norms: list[tuple[BatchNorm, ...]] = field(default_factory=list)
     within: bool = False
+    contracted: set[int] = field(default_factory=set)
 
 
 # Of an attention: its factors, and what comes out of it. "curved": what a nonlinearity has taken; "picked":

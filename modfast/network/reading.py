@@ -341,7 +341,10 @@ def _layers(found: Found, units: Tensor, layers_of: Mapping[Matrix, list[Layer]]
         norms = use.norms[0] if len(set(use.norms)) == 1 else None
         for layer in layers_of[matrix]:
             first_dim = 0 if matrix.place is None else 1
-            rows_are_out = use.out_dim == first_dim + (1 if layer.stored_transposed else 0)
+            rows_dim, cols_dim = first_dim, first_dim + 1
+            if layer.stored_transposed:
+                rows_dim, cols_dim = cols_dim, rows_dim
+            rows_are_out = use.out_dim == rows_dim
             rows, cols = (use.out, use.into) if rows_are_out else (use.into, use.out)
             if use.groups > 1:
                 cols = cols.reshape(use.groups, 1, -1).expand(-1, len(rows) // use.groups, -1).flatten(0, 1)
@@ -353,6 +356,9 @@ def _layers(found: Found, units: Tensor, layers_of: Mapping[Matrix, list[Layer]]
                 units[cols],
                 first,
                 norms if rows_are_out or not norms else None,
+                tuple(
+                    side for side, dim in (("columns", cols_dim), ("rows", rows_dim)) if dim in use.contracted
+                ),
             )
             first = first or layer.name
     return joined

@@ -47,6 +47,8 @@ class NetworkLayer:
         tied_to: the name of an earlier layer with the same parameter, or None.
         norms: the batch norms that multiply the rows, before anything else reads what the layer writes;
             None if the layer is used several times, with different ones.
+        reads: the sides whose units it reads: ``("columns",)``; of an embedding, or a parameter that
+            activations are multiplied by as ``x W``, ``("rows",)``; of a weight that is used both ways, both.
     """
 
     name: str
@@ -56,6 +58,7 @@ class NetworkLayer:
     col_units: Tensor
     tied_to: str | None = None
     norms: tuple[BatchNorm, ...] | None = ()
+    reads: tuple[str, ...] = ("columns",)
 
 
 class Network:

@@ -122,6 +122,7 @@ def _use(
         # What it reads comes first, so that units are numbered in the order in which they are computed.
         read = follower.units.new(into * groups)
         use = follower.uses[matrix] = Use(kind, follower.units.new(out), read, out_dim, in_dim, groups)
+    use.contracted.add(in_dim)
     follower.used.append(matrix)
     return use
 
