@@ -1,12 +1,16 @@
 """modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
 
-from .accuracy import class_accuracy, cluster_accuracy
 from .circuit import Circuit, load_circuits, save_circuits
 from .circuits.find import find_circuit, find_circuits
 from .circuits.measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
+from .circuits.units.attribution import unit_scores
+from .circuits.units.unit_circuit import UnitCircuit, load_unit_circuits, save_unit_circuits
+from .class_accuracy import class_accuracy, cluster_accuracy
 from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy.loss import EnmeshmentLoss
 from .library import backend
+from .metrics import accuracy, class_log_likelihood, logit_difference, next_token_log_likelihood
+from .network.ablation import ablate_units
 from .network.affinity import gradient_affinity
 from .network.description import describe_layers
 from .network.following import CannotFollowError
@@ -32,13 +36,17 @@ __all__ = [
     "NetworkLayer",
     "Partition",
     "ShuffleTest",
+    "UnitCircuit",
     "__version__",
+    "ablate_units",
+    "accuracy",
     "backend",
     "block_energy",
     "block_inner",
     "block_scale",
     "circuit_overlap",
     "class_accuracy",
+    "class_log_likelihood",
     "cluster_accuracy",
     "cluster_information",
     "cluster_shares",
@@ -53,16 +61,21 @@ __all__ = [
     "live_units",
     "load_circuits",
     "load_partitions",
+    "load_unit_circuits",
+    "logit_difference",
     "network_graph",
     "network_nodes",
     "network_partitions",
+    "next_token_log_likelihood",
     "normalized_cut",
     "random_circuits",
     "read_network",
     "save_circuits",
     "save_partitions",
+    "save_unit_circuits",
     "search_space_reduction",
     "shuffle_test",
     "spectral_cluster",
     "spectral_cocluster",
+    "unit_scores",
 ]

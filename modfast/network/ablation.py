@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from modfast.arguments import OneOf, check
 from modfast.arrays import as_tensor, require_plain
+from modfast.batches import Batches, each_batch, inputs_of
 from modfast.layers.running import call_model, device_of, evaluating, moved
 
-from .examples import Batches, each_batch, inputs_of
 from .reads import ROWS, Change, Read, Reads, sides_read
 from .units import Network
 
@@ -228,7 +228,7 @@ def baseline_of(
     sides = sides_read(network)
     baseline = Mean(sides) if ablation == "mean" else Resampled()
     if ablation == "resample":
-        _refuse_routed(network, wanted)
+        refuse_routed(network, wanted)
     for number, batch in enumerate(each_batch(reference, "reference")):
         if ablation == "resample" and number > 0:
             raise ValueError('reference must be one batch for ablation="resample", got several')
@@ -236,7 +236,8 @@ def baseline_of(
     return baseline
 
 
-def _refuse_routed(network: Network, wanted: Tensor) -> None:
+def refuse_routed(network: Network, wanted: Tensor) -> None:
+    """Raise if an expert reads such units: its examples are not those of another run."""
     for layer in network.layers.values():
         if layer.role.startswith("expert_") and bool(wanted[layer.col_units].any()):
             raise ValueError(

@@ -457,8 +457,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _indices(whole: Tensor, offset: int) -> list[int]:
     """The index along each dimension of the number that lies at an offset."""
-    found = [0] * whole.dim()
-    for dim in sorted(range(whole.dim()), key=lambda d: -int(whole.stride(d))):
-        if whole.stride(dim) > 0 and whole.shape[dim] > 1:
-            found[dim], offset = divmod(offset, whole.stride(dim))
+    found, strides = [0] * whole.dim(), list(whole.stride())
+    for dim in sorted(range(whole.dim()), key=lambda d: -strides[d]):
+        if strides[dim] > 0 and whole.shape[dim] > 1:
+            found[dim], offset = divmod(offset, strides[dim])
     return found

@@ -3,7 +3,6 @@
 import pytest
 import test_units as small
 import torch
-import torchvision
 from test_dependency_groups import MODELS
 from test_zoo import ZOO
 from zeroed import outputs, zeroed

@@ -9,7 +9,7 @@ from modfast.layers.layer import find_layers
 
 
 def zeroed(model, network, units):
-    """A copy of the model whose weights have zeros where they read units; None if a weight is used both ways."""
+    """A copy whose weights have zeros where they read units; None if one of them is used both ways."""
     model = copy.deepcopy(model)
     layers = {layer.name: layer for layer in find_layers(model)}
     with torch.no_grad():

@@ -243,17 +243,18 @@ def _read(index: int, entry: Mapping[str, Any], arrays: Mapping[str, Any]) -> Un
     packed = arrays[f"kept_{index}"]
     if packed.dtype != np.uint8 or packed.shape != ((len(scores) + 7) // 8,):
         raise ValueError(f"kept has {packed.shape} bytes of {packed.dtype} for {len(scores)} units")
-    tensors = {
-        kind: {
+
+    def stored(kind: str) -> dict[str, Tensor]:
+        return {
             str(name): torch.from_numpy(np.asarray(arrays[f"{kind}_{index}_{place}"]))
             for place, name in enumerate(entry[kind])
         }
-        for kind in ("reads", "means")
-    }
+
     return UnitCircuit(
         kept=torch.from_numpy(np.unpackbits(packed, count=len(scores)).astype(bool)),
         scores=torch.from_numpy(scores),
         spaces={str(name): slice(int(start), int(stop)) for name, (start, stop) in entry["spaces"].items()},
-        **tensors,
+        reads=stored("reads"),
+        means=stored("means"),
         **{key: entry[key] for key in _VALUES},
     )
