@@ -4,6 +4,7 @@ from .circuit import Circuit, load_circuits, save_circuits
 from .circuits.find import find_circuit, find_circuits
 from .circuits.measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
 from .circuits.units.attribution import unit_scores
+from .circuits.units.find import find_unit_circuit
 from .circuits.units.unit_circuit import UnitCircuit, load_unit_circuits, save_unit_circuits
 from .class_accuracy import class_accuracy, cluster_accuracy
 from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
@@ -55,6 +56,7 @@ __all__ = [
     "enmeshment",
     "find_circuit",
     "find_circuits",
+    "find_unit_circuit",
     "gradient_affinity",
     "label_semanticity",
     "laplacian_eigenvalues",

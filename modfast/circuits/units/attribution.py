@@ -118,8 +118,10 @@ def _add_gradients(
         tap = _Tap(task.asked.to(task.device), baseline, share, totals, start)
         with Reads(model, task.sides, task.asked, tap).caught():
             output = call_model(model, inputs_of(batch))
-            value = measured(task.metric_of(output, batch), size)
-            total = value.sum() if value.dim() else value * size
+        value = measured(task.metric_of(output, batch), size)
+        total = value.sum() if value.dim() else value * size
+        # Caught again, for a model that computes parts anew on the way back.
+        with Reads(model, task.sides, task.asked, tap).caught():
             if tap.count and not total.requires_grad:
                 raise ValueError(
                     "metric must depend on the units by what has a gradient: its value has none (is it a "

@@ -24,6 +24,7 @@ from modfast.network.ablation import (
     Zero,
     ablatable,
     check_ablation,
+    check_units,
     refuse_routed,
     run,
 )
@@ -47,6 +48,7 @@ class Evaluation:
 
     Attributes:
         asked: bool, ``(num_units,)``: the units that may be ablated.
+        dtype: of the metric's values, once it was measured.
         num_passes: how often all examples have gone through the model, not counting the reference.
     """
 
@@ -79,9 +81,25 @@ class Evaluation:
         self.num_passes = 0
         self._num_examples: int | None = None
         self._mean: Mean | None = None
-        if ablation == "resample":
-            refuse_routed(network, self.asked)
-        Reads(model, self.sides, self.asked, _unchanged)  # raises now what it would raise later
+        self.dtype = torch.float64
+        self._check_asked()
+
+    def ask(self, units: Tensor) -> None:
+        """Let these units be ablated in place of those of ``spaces``, bool ``(num_units,)``.
+
+        Raises:
+            ValueError: no weight reads one of them, or there is none.
+        """
+        if not units.any():
+            raise ValueError("scores must be numbers for at least one unit, all are NaN")
+        self.asked = check_units(self.network, units)
+        self._check_asked()
+
+    def _check_asked(self) -> None:
+        if self.ablation == "resample":
+            refuse_routed(self.network, self.asked)
+        # Raises now what it would raise later.
+        Reads(self.model, self.sides, self.asked, _unchanged)
 
     @property
     def num_examples(self) -> int:
@@ -94,6 +112,11 @@ class Evaluation:
     def means(self) -> dict[str, Tensor]:
         """For mean ablation the mean of what each column reads of the reference; else empty."""
         return {} if self.ablation != "mean" else self._over_reference().means
+
+    def digests(self) -> list[list[int]]:
+        """Checksums of all batches, and of those of the reference."""
+        both = [self._batches] if self._reference is None else [self._batches, self._reference]
+        return [[_digest(batch) for batch in each] for each in both]
 
     def metric(self, ablated: Tensor) -> float:
         """The mean of the metric over all examples, if these units are ablated, bool ``(num_units,)``.
@@ -132,6 +155,7 @@ class Evaluation:
                 with Reads(self.model, self.sides, ablated, change).caught():
                     output = call_model(self.model, inputs_of(batch))
                 values = measured(self.metric_of(output, batch), size)
+            self.dtype = values.dtype
             count += size
             yield values.to(torch.float64).cpu(), size
         self._num_examples = count

@@ -1,0 +1,172 @@
+"""The greedy choice of units: each is ablated for good unless the metric then falls too far."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modfast.circuits.checkpoint import fingerprint
+from modfast.files import read_arrays, write_arrays
+from modfast.layers.names import unwrapped
+
+from .candidates import Candidates
+from .evaluation import Evaluation
+
+_FORMAT = "modfast unit walk 1"
+_WHAT = "file of an unfinished choice of units"
+_SECONDS_BETWEEN = 10.0
+_SAME_METRIC = 1e-6
+
+
+class GreedyWalk:
+    """Decides about units from the least important on, as a plain loop of ablations does.
+
+    A plain loop ablates one more unit, measures, and keeps the ablation if the metric is still at least
+    ``least``. Several decisions are made in one batch: each candidate's set assumes guesses for those before
+    it, namely that they go as the last decision went. A decision counts if all guesses before it were right.
+
+    Args:
+        task: the model, its examples and the metric.
+        order: int64: the units to decide about, the least important first.
+        before: the metric of the whole model.
+        tolerance: by how much it may fall. Metrics that differ by no more than rounding are equal.
+    """
+
+    def __init__(self, task: Evaluation, order: Tensor, before: float, tolerance: float) -> None:
+        self._candidates = Candidates(task)
+        self._order = order
+        self._least = least_metric(before, tolerance, task.dtype)
+        self._num_units = task.network.num_units
+        self.ablated = torch.zeros(self._num_units, dtype=torch.bool, device="cpu")
+        self.done = 0
+        self._accepts, self._size = True, 4
+
+    def step(self) -> None:
+        """Decide about one unit at least."""
+        window = self._order[self.done : self.done + min(self._size, self._candidates.at_once)]
+        sets = self.ablated.repeat(len(window), 1)
+        rows = torch.arange(len(window), device="cpu")
+        if self._accepts:
+            # Each set holds the candidates before it as well.
+            sets[:, window] |= rows[:, None] >= rows
+        else:
+            sets[rows, window] = True
+        values = self._candidates.metrics(self.ablated, sets)
+        for number, (unit, value) in enumerate(zip(window.tolist(), values, strict=True)):
+            accepted = value >= self._least
+            self.ablated[unit] = accepted
+            self.done += 1
+            if accepted != self._accepts:
+                self._accepts = accepted
+                # Runs were about this long lately.
+                self._size = max(4, min(self._size, 2 * (number + 1)))
+                return
+        self._size = min(2 * self._size, self._candidates.at_once)
+
+
+def least_metric(before: float, tolerance: float, dtype: torch.dtype) -> float:
+    """The lowest metric that is allowed.
+
+    Args:
+        before: the metric of the whole model.
+        tolerance: by how much it may fall.
+        dtype: of the metric's values, whose rounding makes no difference: otherwise it would decide about
+            units without any effect.
+    """
+    share = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype)
+    if share is None:
+        share = 4 * torch.finfo(dtype).eps if dtype.is_floating_point else 1e-12
+    return before - tolerance - share * (1 + abs(before))
+
+
+class WalkFile:
+    """The file of an unfinished walk, from which a walk that was killed goes on.
+
+    Args:
+        path: the file; None writes nothing.
+        digest: of everything that the walk depends on but the metric's code.
+        before: the metric of the whole model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, digest: str, before: float) -> None:
+        self._path, self._digest, self._before = path, digest, before
+        self._saved = time.monotonic()
+
+    def restore(self, walk: GreedyWalk, task: Evaluation) -> None:
+        """Bring the walk to the state in the file, if there is one.
+
+        Raises:
+            ValueError: the file is damaged, or of another walk.
+            OSError: it cannot be read.
+        """
+        if self._path is None or not os.path.exists(self._path):
+            return
+        with read_arrays(self._path, _FORMAT, _WHAT) as (entry, arrays):
+            count = len(walk.ablated)
+            same = entry["digest"] == self._digest and entry["units"] == count
+            # The digest covers the model's numbers, not its code and not the metric's.
+            if not same or not math.isclose(
+                entry["before"], self._before, rel_tol=_SAME_METRIC, abs_tol=_SAME_METRIC
+            ):
+                raise ValueError("it is of another model, network, metric, other batches or other options")
+            bits = np.unpackbits(np.asarray(arrays["ablated"]), count=count).astype(bool)
+            done, passes = int(entry["done"]), int(entry["passes"])
+        walk.ablated = torch.from_numpy(bits)
+        walk.done = done
+        task.num_passes = passes
+
+    def save(self, walk: GreedyWalk, task: Evaluation, *, now: bool) -> None:
+        """Write the file if ``now`` is set or the last write was long enough ago."""
+        if self._path is None or not (now or time.monotonic() - self._saved > _SECONDS_BETWEEN):
+            return
+        arrays: dict[str, np.ndarray[Any, Any]] = {"ablated": np.packbits(walk.ablated.numpy())}
+        entry = {"digest": self._digest, "before": self._before, "done": walk.done}
+        write_arrays(
+            self._path, _FORMAT, {**entry, "passes": task.num_passes, "units": len(walk.ablated)}, arrays
+        )
+        self._saved = time.monotonic()
+
+
+def choose_greedily(
+    task: Evaluation,
+    order: Tensor,
+    before: float,
+    tolerance: float,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """Return the units that end up ablated, bool ``(num_units,)``.
+
+    Args:
+        task: the model, its examples and the metric.
+        order: the units to decide about, the least important first.
+        before: the metric of the whole model.
+        tolerance: by how much it may fall.
+        checkpoint: the file of an unfinished walk, or None.
+        progress: called with the number of units decided, and of all.
+
+    Raises:
+        ValueError, OSError: ``checkpoint`` is damaged, of another walk, or cannot be read or written.
+    """
+    walk = GreedyWalk(task, order, before, tolerance)
+    digest = ""
+    if checkpoint is not None:
+        options = {"tolerance": tolerance, "ablation": task.ablation, "batches": task.digests()}
+        digest = fingerprint(unwrapped(task.model), {"order": order}, options)
+    file = WalkFile(checkpoint, digest, before)
+    file.restore(walk, task)
+    # Saved at once, so that a file that cannot be written raises before the work begins.
+    file.save(walk, task, now=True)
+    while walk.done < len(order):
+        walk.step()
+        file.save(walk, task, now=walk.done == len(order))
+        if progress is not None:
+            progress(walk.done, len(order))
+    return walk.ablated
