@@ -259,6 +259,7 @@ class Ablation(AbstractContextManager[None]):
         self, model: nn.Module, sides: Mapping[str, Tensor], ablated: Tensor, baseline: Baseline
     ) -> None:
         self._model, self._sides, self._ablated, self._baseline = model, sides, ablated, baseline
+        Reads(model, sides, ablated, Replacing(ablated, baseline))  # raises now what it would raise later
         self._entered: list[ExitStack] = []
 
     def __enter__(self) -> None:
@@ -329,6 +330,4 @@ def ablate_units(
     check_ablation(ablation, reference)
     chosen = check_units(network, units)
     baseline = baseline_of(model, network, chosen, ablation, reference)
-    sides = sides_read(network)
-    Reads(model, sides, chosen, lambda _, activations: activations)  # raises now what it would raise later
-    return Ablation(model, sides, chosen, baseline)
+    return Ablation(model, sides_read(network), chosen, baseline)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from modfast.layers.layer import Layer, find_layers, is_linear, operation
+from modfast.layers.names import unwrapped
 from modfast.layers.running import not_compiled
 
 from .exporting import in_plain_experts
@@ -131,7 +132,9 @@ class Reads(TorchFunctionMode):
         self._places: dict[tuple[str, torch.device], Tensor] = {}
         self._find(model)
         self._by_storage: dict[int, list[_Held]] = {}
-        self._by_identity = {id(held.parameter): held for held in self._held}
+        self._by_identity: dict[int, _Held] = {}
+        self._located: list[tuple[int, int]] = []
+        self._depth = 0  # of calls of the whole model
         self._locate()
         self._model = model
 
@@ -197,17 +200,43 @@ class Reads(TorchFunctionMode):
                 "nor a convolution: it cannot be told what it reads, so its inputs cannot be ablated"
             )
 
+    def _enter(self, *_: Any) -> None:
+        self._depth += 1
+        self._locate()
+
+    def _leave(self, *_: Any) -> None:
+        self._depth -= 1
+
     def _locate(self) -> None:
+        """Find out which tensors are weights now: others may stand for parameters, as in functional_call."""
+        present = [held.layer.parameter for held in self._held]
+        places = [
+            (id(each), 0 if each is None or _is_transformed(each) else each.untyped_storage().data_ptr())
+            for each in present
+        ]
+        if places == self._located:
+            return
+        self._located = places
         self._by_storage.clear()
-        for held in self._held:
-            pointer = held.parameter.untyped_storage().data_ptr()
-            self._by_storage.setdefault(pointer, []).append(held)
+        self._by_identity.clear()
+        for held, parameter, (_, pointer) in zip(self._held, present, places, strict=True):
+            if parameter is None:
+                raise ValueError(
+                    f"model: layer {held.name!r} had a weight when this context was made, and has none"
+                )
+            held.parameter = parameter
+            self._by_identity[id(parameter)] = held
+            if pointer:
+                self._by_storage.setdefault(pointer, []).append(held)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Inside, reads are changed; the model is as it was afterwards."""
         with ExitStack() as stack:
             stack.enter_context(not_compiled())
+            root = unwrapped(self._model)
+            stack.callback(root.register_forward_pre_hook(self._enter).remove)
+            stack.callback(root.register_forward_hook(self._leave, always_call=True).remove)
             if any(held.stack_dim is not None for held in self._held):
                 stack.enter_context(in_plain_experts(self._model))
             for layer in self._hooked:
@@ -254,8 +283,9 @@ class Reads(TorchFunctionMode):
         if product is None:
             result = func(*args, **options)
             made = [each for each in _tensors(result) if self._holding(each) is None]
-            # What reads other numbers that are made of a weight would not be caught.
-            if made and getattr(func, "__name__", "") not in _HARMLESS:
+            # What the model reads by numbers that are made of a weight would not be caught. Outside of its
+            # forward pass (a penalty on weights, an optimiser) nothing is read.
+            if made and self._depth > 0:
                 raise self._refusal(held, func, "that is no product whose factors are known")
             return result
         if product.picks:
@@ -281,12 +311,10 @@ class Reads(TorchFunctionMode):
         held = self._by_identity.get(id(value))
         if held is not None:
             return held
-        if value.layout != torch.strided or value.is_meta:
+        # Where functions are transformed (vmap), tensors have no memory that could be a weight's.
+        if value.layout != torch.strided or value.is_meta or _is_transformed(value):
             return None
-        try:
-            pointer = value.untyped_storage().data_ptr()
-        except (NotImplementedError, RuntimeError):  # a tensor without memory of its own, as under vmap
-            return None
+        pointer = value.untyped_storage().data_ptr()
         for held in self._by_storage.get(pointer, ()):
             begin = held.parameter.storage_offset()
             if begin <= value.storage_offset() < begin + max(held.parameter.numel(), 1):
@@ -442,8 +470,8 @@ class _View:
         return cls(dims, stacks[0] if stacks else -1, place)
 
 
-# What a caller may do with a weight beside multiplying by it, which no activation meets.
-_HARMLESS = frozenset({"__deepcopy__", "__reduce_ex__", "__repr__", "__format__", "__get__"})
+def _is_transformed(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modfast.arrays import require_plain
 from modfast.files import read_arrays, write_arrays
+from modfast.layers.plain_copy import plain_copy
+from modfast.network.ablation import ABLATIONS, Ablation, Mean, Zero
 
 METHODS = ("attribution", "greedy")
-ABLATIONS = ("zero", "mean", "resample")
 
 _FORMAT = "modfast unit circuits 1"
 _WHAT = "unit circuits file"
@@ -154,6 +155,30 @@ class UnitCircuit:
             if count
         }
 
+    def apply(self, model: nn.Module) -> AblatedModel:
+        """Return a copy of the model in which all units outside the circuit are ablated.
+
+        Args:
+            model: the one that the circuit was found in, or one like it. It is not changed.
+
+        Returns:
+            A module that is called as the model is. Its ``model`` is the copy, in its plainest form, with the
+            weights unchanged: units are ablated where they are read.
+
+        Raises:
+            ValueError: the circuit was found with ``"resample"``, which depends on the inputs: use
+                :func:`ablate_units`; or the model has no such layers.
+            TypeError: it is no ``nn.Module``.
+        """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if self.ablation == "resample":
+            raise ValueError(
+                'ablation="resample" takes values of other examples: use ablate_units(model, network, '
+                '~circuit.kept, "resample", reference)'
+            )
+        return AblatedModel(plain_copy(model), self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to a file; see :func:`save_unit_circuits`."""
         save_unit_circuits(path, [self])
@@ -171,6 +196,27 @@ class UnitCircuit:
                 f"path: {os.fspath(path)!r} must hold one unit circuit, it holds {len(circuits)}"
             )
         return circuits[0]
+
+
+class AblatedModel(nn.Module):
+    """A model in which units are ablated whenever it is called; made by :meth:`UnitCircuit.apply`."""
+
+    def __init__(self, model: nn.Module, circuit: UnitCircuit) -> None:
+        super().__init__()
+        self.model = model
+        self._reads = dict(circuit.reads)
+        self._ablated, self._means = ~circuit.kept, dict(circuit.means)
+        self._ablation()  # raises now what it would raise later
+        self.train(model.training)
+
+    def _ablation(self) -> Ablation:
+        baseline = Mean(self._reads, self._means) if self._means else Zero()
+        return Ablation(self.model, self._reads, self._ablated, baseline)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with the units ablated."""
+        with self._ablation():
+            return self.model(*args, **kwargs)
 
 
 def _described(value: object) -> str:
