@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from computed_models import ALL_MAKERS
+from small_transformers import gpt2
 from test_ablation_zoo import assert_ablation_is_zeros
 from test_unchanged import picture
-from test_units import gpt2
 from torch import nn
 from zeroed import outputs, zeroed
 

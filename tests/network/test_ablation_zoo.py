@@ -1,7 +1,7 @@
 """Zero ablation of units equals zeros in the columns that read them, in every model of the zoo."""
 
 import pytest
-import test_units as small
+import small_transformers as small
 import torch
 from test_dependency_groups import MODELS
 from test_zoo import ZOO

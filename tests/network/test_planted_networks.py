@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from sklearn.metrics import adjusted_rand_score
-from test_units import gpt2, llama, vit
+from small_transformers import gpt2, llama, vit
 
 from modfast import EnmeshmentLoss, read_network, shuffle_test, spectral_cluster
 from modfast.layers.layer import find_layers

@@ -89,6 +89,7 @@ def unit_scores(
     return scores_of(task, steps, progress)
 
 
+@torch.inference_mode(False)
 def scores_of(task: Evaluation, steps: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
     """The scores of a task's units; see :func:`unit_scores`."""
     totals = torch.zeros(task.network.num_units, dtype=torch.float64, device=task.device)

@@ -306,7 +306,8 @@ class _Repeated:
         digests: list[int] = []
         for batch in each_batch(self._held, self._argument):
             digests.append(_digest(batch))
-            if self._digests is not None and self._digests[len(digests) - 1 : len(digests)] != digests[-1:]:
+            earlier = self._digests
+            if earlier is not None and earlier[len(digests) - 1 : len(digests)] != digests[-1:]:
                 raise ValueError(
                     f"{self._argument} must give the same batches at each iteration, and has given others: "
                     "make a loader without shuffling and random changes, or give a list"
