@@ -90,8 +90,20 @@ def unit_scores(
 
 
 @torch.inference_mode(False)
-def scores_of(task: Evaluation, steps: int, progress: Callable[[int, int], None] | None = None) -> Tensor:
-    """The scores of a task's units; see :func:`unit_scores`."""
+def scores_of(
+    task: Evaluation,
+    steps: int,
+    progress: Callable[[int, int], None] | None = None,
+    ablated: Tensor | None = None,
+) -> Tensor:
+    """The scores of a task's units; see :func:`unit_scores`.
+
+    Args:
+        task: the model, its examples and the metric.
+        steps: of integrated gradients.
+        progress: called with the number of batches done.
+        ablated: bool, ``(num_units,)``: units that are ablated meanwhile, whose scores say nothing.
+    """
     totals = torch.zeros(task.network.num_units, dtype=torch.float64, device=task.device)
     examples = done = 0
     # One step is taken at the model itself: the gradient that "attribution patching" means.
@@ -99,7 +111,7 @@ def scores_of(task: Evaluation, steps: int, progress: Callable[[int, int], None]
     for batch, baseline in task.examples():
         size = num_examples(inputs_of(batch), "batches")
         for share in shares:
-            _add_gradients(task, batch, size, baseline, share, totals)
+            _add_gradients(task, batch, size, baseline, share, totals, ablated)
             done += 1
             if progress is not None:
                 progress(done, 0)
@@ -110,13 +122,20 @@ def scores_of(task: Evaluation, steps: int, progress: Callable[[int, int], None]
 
 
 def _add_gradients(
-    task: Evaluation, batch: Any, size: int, baseline: Baseline, share: float, totals: Tensor
+    task: Evaluation,
+    batch: Any,
+    size: int,
+    baseline: Baseline,
+    share: float,
+    totals: Tensor,
+    ablated: Tensor | None,
 ) -> None:
     model = task.model
     with torch.inference_mode(False), preserved(model), in_evaluation_mode(model), torch.enable_grad():
         # Every read depends on this number: one gradient reaches all of them, and no weight's is needed.
         start = torch.zeros((), device=task.device, requires_grad=True)
-        tap = _Tap(task.asked.to(task.device), baseline, share, totals, start)
+        off = torch.zeros_like(task.asked) if ablated is None else ablated
+        tap = _Tap(task.asked, off, baseline, share, totals, start)
         with Reads(model, task.sides, task.asked, tap).caught():
             output = call_model(model, inputs_of(batch))
         value = measured(task.metric_of(output, batch), size)
@@ -137,15 +156,27 @@ class _Tap:
     """Lets gradients pass, and adds up what they say of units."""
 
     def __init__(
-        self, asked: Tensor, baseline: Baseline, share: float, totals: Tensor, start: Tensor
+        self,
+        asked: Tensor,
+        ablated: Tensor,
+        baseline: Baseline,
+        share: float,
+        totals: Tensor,
+        start: Tensor,
     ) -> None:
-        self.asked, self.baseline, self.share, self.totals, self.start = asked, baseline, share, totals, start
+        self.baseline, self.share, self.totals, self.start = baseline, share, totals, start
+        self.asked = (asked & ~ablated).to(totals.device)
+        self.ablated = ablated.to(totals.device) if bool(ablated.any()) else None
         self.count = 0
 
     def __call__(self, read: Read, activations: Tensor) -> Tensor:
         self.count += 1
         value = self.baseline.value(read, activations)
-        asked = self.asked[read.units.clamp(min=0)] & (read.units >= 0)
+        units, known = read.units.clamp(min=0), read.units >= 0
+        if self.ablated is not None:
+            off = read.along(self.ablated[units] & known, activations.dim())
+            activations = torch.where(off, value, activations)
+        asked = self.asked[units] & known
         changed: Tensor = _Gradient.apply(activations, self.start, self, read, value, asked)
         return changed
 

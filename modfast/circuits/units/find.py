@@ -101,6 +101,7 @@ def find_unit_circuit(
     if checkpoint is not None and method != "greedy":
         raise ValueError('checkpoint is for method="greedy"; "attribution" has no state to keep')
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
+    given = scores is not None
     scores = scores_of(task, steps) if scores is None else _checked(scores, task, named=spaces is not None)
     nothing = torch.zeros_like(task.asked)
     before = task.metric(nothing)
@@ -108,7 +109,8 @@ def find_unit_circuit(
     order = torch.where(task.asked, scores, torch.nan).argsort(descending=True, stable=True)
     order = order[task.asked[order]]
     if method == "greedy":
-        ablated = choose_greedily(task, order.flip(0), before, tolerance, checkpoint, progress)
+        guides = None if given else scores
+        ablated = choose_greedily(task, order.flip(0), before, tolerance, guides, checkpoint, progress)
     else:
         ablated = _shortest(task, order, before, tolerance, progress)
     after = task.metric(ablated)

@@ -16,6 +16,7 @@ from modfast.circuits.checkpoint import fingerprint
 from modfast.files import read_arrays, write_arrays
 from modfast.layers.names import unwrapped
 
+from .attribution import scores_of
 from .candidates import Candidates
 from .evaluation import Evaluation
 
@@ -24,51 +25,82 @@ _WHAT = "file of an unfinished choice of units"
 _SECONDS_BETWEEN = 10.0
 _SAME_METRIC = 1e-6
 
+# New scores cost about as much as some candidates, so they are not taken after each wrong guess.
+_BETWEEN_SCORES = 32
+
 
 class GreedyWalk:
     """Decides about units from the least important on, as a plain loop of ablations does.
 
     A plain loop ablates one more unit, measures, and keeps the ablation if the metric is still at least
     ``least``. Several decisions are made in one batch: each candidate's set assumes guesses for those before
-    it, namely that they go as the last decision went. A decision counts if all guesses before it were right.
+    it, and a decision counts if all guesses before it were right. They come from scores: the metric is
+    expected to fall by the sum of the scores of what is ablated. After wrong guesses, new scores are taken of
+    the model as it is then. A metric without a gradient has none: then it is guessed that decisions go on as
+    the last one went.
 
     Args:
         task: the model, its examples and the metric.
         order: int64: the units to decide about, the least important first.
         before: the metric of the whole model.
         tolerance: by how much it may fall. Metrics that differ by no more than rounding are equal.
+        scores: ``(num_units,)``, of the whole model; None if the metric has no gradient.
     """
 
-    def __init__(self, task: Evaluation, order: Tensor, before: float, tolerance: float) -> None:
-        self._candidates = Candidates(task)
-        self._order = order
+    def __init__(
+        self, task: Evaluation, order: Tensor, before: float, tolerance: float, scores: Tensor | None
+    ) -> None:
+        self._task, self._candidates = task, Candidates(task)
+        self._order, self._scores = order, scores
         self._least = least_metric(before, tolerance, task.dtype)
-        self._num_units = task.network.num_units
-        self.ablated = torch.zeros(self._num_units, dtype=torch.bool, device="cpu")
+        self.ablated = torch.zeros(task.network.num_units, dtype=torch.bool, device="cpu")
         self.done = 0
-        self._accepts, self._size = True, 4
+        self._value, self._last, self._size, self._since = before, True, 4, 0
+
+    def go_on(self, ablated: Tensor, done: int) -> None:
+        """Go on from the state in which another walk was stopped."""
+        self.ablated, self.done = ablated, done
+        if done:
+            self._value = self._task.metric(ablated)
+            if self._scores is not None:
+                self._scores = scores_of(self._task, 1, ablated=ablated)
 
     def step(self) -> None:
         """Decide about one unit at least."""
         window = self._order[self.done : self.done + min(self._size, self._candidates.at_once)]
-        sets = self.ablated.repeat(len(window), 1)
+        guesses = self._guessed(window)
+        # Each set holds its candidate, and those before it that are guessed to be ablated.
         rows = torch.arange(len(window), device="cpu")
-        if self._accepts:
-            # Each set holds the candidates before it as well.
-            sets[:, window] |= rows[:, None] >= rows
-        else:
-            sets[rows, window] = True
+        chosen = (rows[:, None] > rows) & guesses | (rows[:, None] == rows)
+        sets = self.ablated.repeat(len(window), 1)
+        sets[:, window] |= chosen
         values = self._candidates.metrics(self.ablated, sets)
+        self._since += len(window)
         for number, (unit, value) in enumerate(zip(window.tolist(), values, strict=True)):
             accepted = value >= self._least
             self.ablated[unit] = accepted
             self.done += 1
-            if accepted != self._accepts:
-                self._accepts = accepted
-                # Runs were about this long lately.
+            self._last = accepted
+            if accepted:
+                self._value = value
+            if accepted != bool(guesses[number]):
+                # Guesses were right for about so long lately.
                 self._size = max(4, min(self._size, 2 * (number + 1)))
+                if self._scores is not None and self._since >= _BETWEEN_SCORES:
+                    self._scores = scores_of(self._task, 1, ablated=self.ablated)
+                    self._since = 0
                 return
         self._size = min(2 * self._size, self._candidates.at_once)
+
+    def _guessed(self, window: Tensor) -> Tensor:
+        """For each candidate whether it will be ablated, if the metric falls by its score."""
+        if self._scores is None:
+            return torch.full((len(window),), self._last, device="cpu")
+        value, guesses = self._value, []
+        for score in self._scores[window].tolist():
+            guesses.append(value - score >= self._least)
+            value -= score if guesses[-1] else 0.0
+        return torch.tensor(guesses, device="cpu")
 
 
 def least_metric(before: float, tolerance: float, dtype: torch.dtype) -> float:
@@ -118,8 +150,7 @@ class WalkFile:
                 raise ValueError("it is of another model, network, metric, other batches or other options")
             bits = np.unpackbits(np.asarray(arrays["ablated"]), count=count).astype(bool)
             done, passes = int(entry["done"]), int(entry["passes"])
-        walk.ablated = torch.from_numpy(bits)
-        walk.done = done
+        walk.go_on(torch.from_numpy(bits), done)
         task.num_passes = passes
 
     def save(self, walk: GreedyWalk, task: Evaluation, *, now: bool) -> None:
@@ -139,6 +170,7 @@ def choose_greedily(
     order: Tensor,
     before: float,
     tolerance: float,
+    scores: Tensor | None,
     checkpoint: str | os.PathLike[str] | None,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
@@ -149,13 +181,14 @@ def choose_greedily(
         order: the units to decide about, the least important first.
         before: the metric of the whole model.
         tolerance: by how much it may fall.
+        scores: ``(num_units,)``, to guess decisions by; None if the metric has no gradient.
         checkpoint: the file of an unfinished walk, or None.
         progress: called with the number of units decided, and of all.
 
     Raises:
         ValueError, OSError: ``checkpoint`` is damaged, of another walk, or cannot be read or written.
     """
-    walk = GreedyWalk(task, order, before, tolerance)
+    walk = GreedyWalk(task, order, before, tolerance, scores)
     digest = ""
     if checkpoint is not None:
         options = {"tolerance": tolerance, "ablation": task.ablation, "batches": task.digests()}
