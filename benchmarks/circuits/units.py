@@ -53,11 +53,11 @@ HEADINGS = [
     "decided alike",
 ]
 CAPTION = (
-    "GPT-2 with 4 layers, width 128, 4 heads, {tokens} tokens, trained to repeat a text; {units} units, all heads "
-    "and hidden neurons; tolerance {tolerance} nats. Medians. A training step is forward, backward and AdamW. "
-    "The plain loop runs {trials} of its trials, from the first on, and is {units} times one; decisions are "
-    "compared there. Peak memory above the model and its inputs at {memory_size}: training step {step:.0f} MiB, "
-    "scores {scores:.0f} MiB."
+    "GPT-2 with 4 layers, width 128, 4 heads, {tokens} tokens, trained to repeat a text; {units} units, all "
+    "heads and hidden neurons; tolerance {tolerance} nats. Medians. A training step is forward, backward and "
+    "AdamW. The plain loop runs {trials} of its trials, the first ones, and is {units} times one; decisions "
+    "are compared there. Peak memory above the model and its inputs at {memory_size}: training step "
+    "{step:.0f} MiB, scores {scores:.0f} MiB."
 )
 
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from modfast.arrays import require_whole
 from modfast.layers.layer import Layer, find_layers, is_linear, operation
 from modfast.layers.names import unwrapped
+from modfast.layers.replaced import require_own_parameters
 from modfast.layers.running import not_compiled
 
 from .exporting import in_plain_experts
@@ -118,15 +120,32 @@ class Reads(TorchFunctionMode):
         sides: as :func:`sides_read` returns them.
         wanted: bool, ``(num_units,)``: the units that matter; other reads go on untouched.
         change: called for each product that reads such units.
+        instead: functions to call in place of others, with the other one before the arguments.
 
     Raises:
         ValueError: the model has no such layer or one of another shape, or such a weight is used in a way in
             which it cannot be told what is read; the message names the layer and the function.
+        TypeError: a weight is spread over processes (``DTensor``), or FSDP keeps the model's parameters.
     """
 
-    def __init__(self, model: nn.Module, sides: Mapping[str, Tensor], wanted: Tensor, change: Change) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sides: Mapping[str, Tensor],
+        wanted: Tensor,
+        change: Change,
+        instead: Mapping[Any, Callable[..., Any]] | None = None,
+    ) -> None:
         super().__init__()
+        require_own_parameters(model)
+        for module in model.modules():
+            if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+                raise ValueError(
+                    "model must run in this thread, got DataParallel over several devices, which copies it "
+                    "into others: give model.module"
+                )
         self._sides, self._wanted, self._change = sides, wanted, change
+        self._instead = dict(instead or {})
         self._hooked: list[Layer] = []
         self._held: list[_Held] = []
         self._places: dict[tuple[str, torch.device], Tensor] = {}
@@ -192,6 +211,8 @@ class Reads(TorchFunctionMode):
                     f"model: layer {layer.name!r} must read {units.shape[-1]} inputs as in the network, it "
                     f"reads {size}: read it again"
                 )
+        if layer.parameter is not None:
+            require_whole(f"model: the weight of layer {layer.name!r}", layer.parameter)
         if layer.is_computed and not (
             layer.attribute == "weight" and (is_linear(operation(layer.module)) or layer.is_convolution)
         ):
@@ -274,6 +295,8 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         """Change what a product with a held weight reads; anything else runs as it is."""
         options = dict(kwargs or {})
+        if func in self._instead:
+            return self._instead[func](func, *args, **options)
         if func is functional.multi_head_attention_forward:
             return self._attention(func, args, options)
         held = self._first_held([args, list(options.values())])

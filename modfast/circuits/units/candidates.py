@@ -42,7 +42,9 @@ class Candidates:
     def __init__(self, task: Evaluation) -> None:
         self._task = task
         self._depths = _depths(task)
-        self._reads = Reads(task.model, task.sides, task.asked, self._change)
+        # PyTorch itself loops over many sets in attention on a CPU.
+        instead = {functional.scaled_dot_product_attention: _attend}
+        self._reads = Reads(task.model, task.sides, task.asked, self._change, instead)
         self._largest = 1
         self._baseline: Baseline | None = None
         self._sets, self._index = task.asked[None], torch.zeros((), dtype=torch.int64, device="cpu")
@@ -115,7 +117,7 @@ class Candidates:
 
             def of_one(index: Tensor, batch: Any = batch, size: int = size) -> Tensor:
                 self._index = index
-                with self._reads.caught(), _Attention():
+                with self._reads.caught():
                     output = call_model(task.model, inputs_of(batch))
                 value = task.metric_of(output, batch)
                 return value if isinstance(value, Tensor) else torch.tensor(value, device=index.device)
@@ -156,16 +158,6 @@ def _depths(task: Evaluation) -> Tensor:
             units = (layer.row_units if side == "rows" else layer.col_units).flatten()
             depths[units] = depths[units].clamp(max=place)
     return depths
-
-
-class _Attention(torch.overrides.TorchFunctionMode):
-    """Inside, attention over many sets is one call; PyTorch itself loops over them on a CPU."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = dict(kwargs or {})
-        if func is functional.scaled_dot_product_attention and not options.get("dropout_p"):
-            return _attend(func, *args, **options)
-        return func(*args, **options)
 
 
 def _attend(
