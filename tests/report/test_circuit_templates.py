@@ -28,13 +28,15 @@ HOSTILE = (
 
 
 def test_the_package_holds_them() -> None:
-    templates = files("modfast.report.circuits") / "templates"
-    names = {each.name for each in templates.iterdir()}
+    rooms = [files(f"modfast.report.{room}") / "templates" for room in ("circuits", "pages")]
+    templates = [each for room in rooms for each in room.iterdir()]
+    names = {each.name for each in templates}
+    assert len(names) == len(templates)
     assert {"page.html", "style.css"} <= names
     # Whatever a template asks for is there.
     asked = {
         name
-        for each in templates.iterdir()
+        for each in templates
         for name in re.findall(r'{% (?:include|import) "([^"]+)"', each.read_text(encoding="utf-8"))
     }
     source = (files("modfast.report.circuits") / "report.py").read_text(encoding="utf-8")
@@ -46,7 +48,7 @@ def test_the_package_holds_them() -> None:
 def test_the_style_sheet_is_in_the_page(tmp_path: Path) -> None:
     write_run(tmp_path, seeds=(1,))
     written = write_circuit_report(tmp_path).read_text(encoding="utf-8")
-    style = (files("modfast.report.circuits") / "templates" / "style.css").read_text(encoding="utf-8")
+    style = (files("modfast.report.pages") / "templates" / "style.css").read_text(encoding="utf-8")
     (inlined,) = re.findall(r"<style>(.*?)</style>", written, flags=re.DOTALL)
     assert inlined.strip() == style.strip()
 

@@ -1,0 +1,1 @@
+"""What all pages share: how templates are read and filled in, the style sheet, and parts of pages."""
