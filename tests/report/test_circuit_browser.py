@@ -6,17 +6,15 @@ import html
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import find_browser
 from circuit_report_helpers import write_run
 from test_circuit_report import RUNS
 
 from modfast.report.circuits.report import write_circuit_report
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 _FRAME = '<iframe title="{name}" width="360" height="800" style="border: 0" srcdoc="{page}"></iframe>'
 _PROBE = """
@@ -56,9 +54,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     ``chromium --headless --screenshot=page.png --window-size=1280,14000 circuits.html`` and, in print,
     ``chromium --headless --print-to-pdf=page.pdf circuits.html``.
     """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+    browser = find_browser()
     frames = []
     for name, settings in RUNS.items():
         write_run(tmp_path / name, **settings)
