@@ -13,11 +13,23 @@ from typing import Any, NamedTuple
 
 from .files import Target, read_json, sha256_of, write_json
 
-COMMANDS = ("train", "reproduce", "cluster", "circuits", "report")
+COMMANDS = ("train", "reproduce", "cluster", "circuits", "unit-circuits", "report")
+"""The commands that write in folders. What ``modfast circuits --units`` writes is listed apart from the
+circuits of weights, since either replaces its own files alone."""
 
 _FORMAT, _OLDER_FORMAT = "modfast manifest 2", "modfast manifest 1"
 _MOST_PROCESSES = 100_000
 _NAME = re.compile(rf"manifest-({'|'.join(COMMANDS)})(-\d+)?\.json")
+
+
+def typed(command: str) -> str:
+    """Return a command as users type it, for messages.
+
+    Example:
+        >>> typed("train"), typed("unit-circuits")
+        ('modfast train', 'modfast circuits --units')
+    """
+    return "modfast circuits --units" if command == "unit-circuits" else f"modfast {command}"
 
 
 class Written(NamedTuple):
@@ -232,7 +244,7 @@ def read_manifest(folder: Path, command: str, process: int = 0) -> Contents | No
         return None if status.st_size == 0 else _parse(read_json(path), command)
     except ValueError as error:
         raise ValueError(
-            f"{path} should say which files `modfast {command}` wrote, and cannot be used ({error}): without "
+            f"{path} should say which files `{typed(command)}` wrote, and cannot be used ({error}): without "
             "it nothing here is replaced or removed. Choose another folder, or move it away: then --resume "
             "continues what is here"
         ) from error

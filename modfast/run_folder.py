@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from .files import Target, kind_of
-from .manifest import COMMANDS, Manifest, Written, holds_any, is_plain, read_manifest
+from .manifest import COMMANDS, Manifest, Written, holds_any, is_plain, read_manifest, typed
 
 # `report` draws the images of other commands again; they are then its own as well as theirs.
 _REPORT = "report"
 _DRAWN = (".png", ".html")
+
+# What these write is called circuits in messages, not a run.
+_OF_CIRCUITS = ("circuits", "unit-circuits")
 
 
 class OutputExistsError(FileExistsError):
@@ -134,8 +137,8 @@ class RunFolder(os.PathLike[str]):
         if owner is None:
             return f"{path} is in no manifest of modfast"
         if owner == self.command or self.command == _REPORT:
-            return f"{path} is no longer what `modfast {owner}` wrote"
-        return f"{path} was written by `modfast {owner}`"
+            return f"{path} is no longer what `{typed(owner)}` wrote"
+        return f"{path} was written by `{typed(owner)}`"
 
     def owns(self, name: str) -> bool:
         """Whether there is such a file, and it is the command's own."""
@@ -173,7 +176,7 @@ class RunFolder(os.PathLike[str]):
             refusal = self.refusal(name)
             if refusal is None and not (resume or overwrite):
                 ours = "continue it with --resume, or replace it with --overwrite"
-                if self.command == "circuits":
+                if self.command in _OF_CIRCUITS:
                     ours = "continue with --resume, or replace them with --overwrite"
                 raise OutputExistsError(f"{self._held(name)}: {ours}")
             if refusal is None:
@@ -229,7 +232,7 @@ class RunFolder(os.PathLike[str]):
 
     def _held(self, name: str) -> str:
         """A message that the folder holds such a file already."""
-        return f"{self.path} holds {'circuits' if self.command == 'circuits' else 'a run'} already ({name})"
+        return f"{self.path} holds {'circuits' if self.command in _OF_CIRCUITS else 'a run'} already ({name})"
 
     def begin(
         self, plan: Plan, continued: Mapping[str, Written], *, overwrite: bool, processes: int = 1

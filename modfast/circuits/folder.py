@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from modfast.circuit import Circuit
 from modfast.files import open_to_read, read_json, write_json
-from modfast.run_folder import Plan, Planned, RunFolder
+from modfast.manifest import typed
+from modfast.run_folder import Plan, Planned, RunFile, RunFolder
 
 from .checkpoint import read_walk, walk_file
 from .keys import ALL, layer_key
@@ -22,35 +23,46 @@ _SETTINGS = "settings.json"
 _WALKS = "unfinished"
 
 
-class CircuitFolder:
-    """The circuits of one model by one criterion, a file for each label, and their common settings.
+class _Saved(Protocol):
+    def save(self, path: str | os.PathLike[str]) -> None: ...
+
+
+Found = TypeVar("Found", bound=_Saved)
+
+
+class KeptCircuits(Generic[Found]):
+    """The circuits of one model that were found in one way, a file for each label, and their common settings.
 
     Args:
         run: the model's folder.
-        settings: everything that determines the circuits, as JSON values, with the keys ``criterion`` and
-            ``tolerance``.
+        inner: the folder within it that holds the circuits.
+        command: the command that finds them, one of :data:`modfast.manifest.COMMANDS`.
+        settings: everything that determines the circuits, as JSON values.
         process: the index of this process among those that find circuits.
-
-    Example:
-        >>> import tempfile, torch
-        >>> folder = CircuitFolder(tempfile.mkdtemp(), {"criterion": "loss", "tolerance": 0.0})
-        >>> masks = {"fc": torch.eye(2, dtype=torch.bool)}
-        >>> folder.save(Circuit(3, masks, "loss", 0.0, 1, 0.5, 0.4, 1.0, 1.0))
-        >>> folder.holds(3), folder.holds(4), folder.load(3).size
-        (True, False, 0.5)
+        read: reads a circuit's file, and raises if it is no such circuit.
+        read_walk: reads the file of an unfinished walk, and raises if it is another kind of file.
     """
 
-    def __init__(self, run: str | os.PathLike[str], settings: Mapping[str, Any], process: int = 0) -> None:
+    def __init__(
+        self,
+        run: str | os.PathLike[str],
+        inner: str,
+        command: str,
+        settings: Mapping[str, Any],
+        process: int,
+        read: Callable[[int, Path], Found],
+        read_walk: Callable[[Path], object],
+    ) -> None:
         self.settings = dict(settings)
-        self.path = Path(run) / _FOLDER / str(self.settings["criterion"])
-        inner = self.path.relative_to(run)
-        self._circuits = RunFolder(run, "circuits", str(inner), process)
-        self._walks = RunFolder(run, "circuits", str(inner / _WALKS), process)
+        self.path = Path(run, inner)
+        self._command, self._read, self._read_walk = command, read, read_walk
+        self._circuits = RunFolder(run, command, inner, process)
+        self._walks = RunFolder(run, command, os.path.join(inner, _WALKS), process)
 
     def plans(self, labels: Iterable[int]) -> list[tuple[RunFolder, Plan]]:
         """Return the plans of the files for the circuits of these labels, as a claim takes them."""
         circuits = {self._file(label).name: Planned(functools.partial(self._read, label)) for label in labels}
-        walks = {walk_file(label): Planned(read_walk) for label in labels}
+        walks = {walk_file(label): Planned(self._read_walk) for label in labels}
         settings = {_SETTINGS: Planned(lambda _: self.check())}
         return [(self._circuits, settings | circuits), (self._walks, walks)]
 
@@ -69,7 +81,7 @@ class CircuitFolder:
             if self.holds(label):
                 self.load(label)
             elif os.path.exists(walk := self._walks.path / walk_file(label)):
-                read_walk(walk)
+                self._read_walk(walk)
 
     def _check_settings(self, labels: Sequence[int]) -> None:
         path = self.path / _SETTINGS
@@ -78,7 +90,8 @@ class CircuitFolder:
             if held:
                 raise ValueError(
                     f"{self.path} holds circuits but no {_SETTINGS}, which would say how they were found: "
-                    f"move {', '.join(held)} away, or --overwrite replaces what `modfast circuits` wrote"
+                    f"move {', '.join(held)} away, or --overwrite replaces what "
+                    f"`{typed(self._command)}` wrote"
                 )
             return
         try:
@@ -106,13 +119,17 @@ class CircuitFolder:
             write_json(self._circuits.file(_SETTINGS), self.settings)
         return self._walks
 
-    def save(self, circuit: Circuit) -> None:
+    def walk(self, label: int) -> RunFile:
+        """Return the file of the label's unfinished walk, entered in the manifest."""
+        return self.begin().file(walk_file(label))
+
+    def keep(self, label: int, circuit: Found) -> None:
         """Write a circuit's file, whole or not at all, and remove the file of its walk."""
         walks = self.begin()
-        circuit.save(self._circuits.file(self._file(circuit.label).name))
-        walks.remove(walk_file(circuit.label))
+        circuit.save(self._circuits.file(self._file(label).name))
+        walks.remove(walk_file(label))
 
-    def load(self, label: int) -> Circuit:
+    def load(self, label: int) -> Found:
         """Return the label's circuit.
 
         Raises:
@@ -131,16 +148,51 @@ class CircuitFolder:
         self._circuits.clear()
         self._walks.clear()
 
-    def _read(self, label: int, path: Path) -> Circuit:
-        circuit = Circuit.load(path)
-        wanted = {"label": label, **{name: self.settings[name] for name in ("criterion", "tolerance")}}
-        stored = {name: getattr(circuit, name) for name in wanted}
-        if stored != wanted:
-            raise ValueError(f"{path} holds a circuit of {stored}, not {wanted}: --overwrite replaces it")
-        return circuit
-
     def _file(self, label: int) -> Path:
         return self.path / f"label-{label}.npz"
+
+
+class CircuitFolder(KeptCircuits[Circuit]):
+    """The circuits of one model by one criterion, a file for each label, and their common settings.
+
+    Args:
+        run: the model's folder.
+        settings: everything that determines the circuits, as JSON values, with the keys ``criterion`` and
+            ``tolerance``.
+        process: the index of this process among those that find circuits.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = CircuitFolder(tempfile.mkdtemp(), {"criterion": "loss", "tolerance": 0.0})
+        >>> masks = {"fc": torch.eye(2, dtype=torch.bool)}
+        >>> folder.save(Circuit(3, masks, "loss", 0.0, 1, 0.5, 0.4, 1.0, 1.0))
+        >>> folder.holds(3), folder.holds(4), folder.load(3).size
+        (True, False, 0.5)
+    """
+
+    def __init__(self, run: str | os.PathLike[str], settings: Mapping[str, Any], process: int = 0) -> None:
+        inner = os.path.join(_FOLDER, str(settings["criterion"]))
+        super().__init__(run, inner, "circuits", settings, process, self._read_circuit, read_walk)
+
+    def save(self, circuit: Circuit) -> None:
+        """Write a circuit's file, whole or not at all, and remove the file of its walk."""
+        self.keep(circuit.label, circuit)
+
+    def _read_circuit(self, label: int, path: Path) -> Circuit:
+        circuit = Circuit.load(path)
+        require_same(
+            path,
+            circuit,
+            {"label": label, **{name: self.settings[name] for name in ("criterion", "tolerance")}},
+        )
+        return circuit
+
+
+def require_same(path: Path, circuit: object, wanted: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless a circuit that was read from ``path`` has these attributes."""
+    stored = {name: getattr(circuit, name) for name in wanted}
+    if stored != wanted:
+        raise ValueError(f"{path} holds a circuit of {stored}, not {wanted}: --overwrite replaces it")
 
 
 def read_circuits(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -189,7 +241,8 @@ def _read_table(path: Path) -> dict[str, Any]:
     return results
 
 
-def _read_report(path: Path) -> None:
+def read_report(path: Path) -> None:
+    """Check that a file is a report: a page that modfast wrote."""
     begins = b"<!DOCTYPE html>\n<html"  # every report begins like this
     with open_to_read(path) as file:
         if file.read(len(begins)) != begins:
@@ -198,6 +251,6 @@ def _read_report(path: Path) -> None:
 
 TABLE_PLAN: Plan = {
     CIRCUITS: Planned(_read_table),
-    REPORT: Planned(_read_report, drawn_from=CIRCUITS),
+    REPORT: Planned(read_report, drawn_from=CIRCUITS),
 }
 """The files of the results, in the folder of the run or comparison."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from modfast.circuit import Circuit
+from modfast.circuits.units.unit_circuit import UnitCircuit
 from modfast.experiment.runs import Progress
 from modfast.progress import rich_progress
 from modfast.report.numbers import ranges
@@ -109,6 +110,21 @@ class Display:
         self.note(
             f"{run}  circuits of labels {labels} by {criterion}  {100 * size:.2f} % of the weights  "
             f"accuracy {100 * accuracy:.1f} %  {seconds:.2f} s"
+        )
+
+    def on_unit_search(self, run: str, done: float, total: int) -> None:
+        """Show how many unit circuits have been found, a part of the present one included."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total, completed=done, unit="circuits")
+        self._bar.update(self._task, description=f"unit circuits of {run}", completed=done)
+
+    def on_unit_circuits(self, run: str, circuits: Sequence[UnitCircuit], seconds: float) -> None:
+        """Print a line for a model whose unit circuits have been found."""
+        size = sum(circuit.size for circuit in circuits) / len(circuits)
+        passes = sum(circuit.num_passes for circuit in circuits) / len(circuits)
+        self.note(
+            f"{run}  {len(circuits)} unit circuits  {100 * size:.2f} % of the units  "
+            f"{passes:.0f} passes each  {seconds:.2f} s"
         )
 
     def note(self, text: str) -> None:

@@ -7,17 +7,19 @@ import shlex
 from pathlib import Path
 
 from modfast.circuits.folder import CIRCUITS, REPORT, read_circuits
+from modfast.circuits.units.folder import UNIT_CIRCUITS, read_unit_circuits
 from modfast.experiment.circuits import draw_circuits, trained_since
 from modfast.experiment.cluster_files import redraw_clustering
 from modfast.experiment.network_files import redraw_network
 from modfast.experiment.runs import draw_reproduction, draw_run
+from modfast.experiment.unit_circuits import draw_unit_circuits, units_trained_since
 from modfast.report.network_table import network_table
 from modfast.report.tables import cluster_table, results_table, run_table
 from modfast.results import KINDS, read_results
 from modfast.run_folder import RunFolder
 from modfast.train.distributed import Ranks
 
-from .circuits import show_circuits
+from .circuits import show_circuits, show_unit_circuits
 from .display import Display
 from .options import Parsers
 
@@ -63,6 +65,8 @@ def _show(folder: Path) -> None:
         display.table(table, folder)
         if (folder / CIRCUITS).exists():
             _report_circuits(folder, display)
+        if (folder / UNIT_CIRCUITS).exists():
+            _report_unit_circuits(folder, display)
 
 
 def _report_circuits(folder: Path, display: Display) -> None:
@@ -80,4 +84,20 @@ def _report_circuits(folder: Path, display: Display) -> None:
         display.note(
             f"{', '.join(changed)} was trained further after its circuits were found: "
             f"`modfast circuits {shlex.quote(str(folder))} --overwrite` finds the circuits again"
+        )
+
+
+def _report_unit_circuits(folder: Path, display: Display) -> None:
+    circuits = read_unit_circuits(folder)
+    changed = units_trained_since(folder, circuits)
+    if not changed:
+        try:
+            draw_unit_circuits(folder, "report")
+        except (ValueError, OSError) as error:  # the table does not need what is missing or another now
+            display.note(f"pages of units are left as they are: {error}")
+    show_unit_circuits(circuits, folder, display)
+    if changed:
+        display.note(
+            f"{', '.join(changed)} was trained further after its unit circuits were found: "
+            f"`modfast circuits {shlex.quote(str(folder))} --units --overwrite` finds them again"
         )

@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from modfast.circuit import CRITERIA, Circuit
 from modfast.circuits.find import find_circuits
@@ -33,6 +31,7 @@ from .trained_models import (
     TrainedModel,
     check_circuits,
     circuit_settings,
+    first_images,
     occurring_labels,
     open_models,
 )
@@ -242,7 +241,7 @@ class _Walks:
 
     def __init__(self, dataset: Dataset, config: CircuitConfig, walks: Sequence[_Walk]) -> None:
         self.config, self.walks = config, walks
-        self.images, self.labels = _first_images(dataset, config.images)
+        self.images, self.labels = first_images(dataset, config.images)
         self.seconds: dict[_Walk, float] = {}
         self.on_step: Callable[[str, str, int, int], None] | None = None
         self.on_circuits: Callable[[str, str, Sequence[Circuit], float], None] | None = None
@@ -288,16 +287,6 @@ class _Walks:
         )
         if self.on_circuits is not None:
             self.on_circuits(run.name, criterion, circuits, time.perf_counter() - began)
-
-
-def _first_images(dataset: Dataset, count: int | None) -> tuple[Tensor, Tensor]:
-    """Return the test images, or the first ``count`` of each class, and their labels."""
-    labels = dataset.test_labels
-    if count is None:
-        return dataset.normalize(dataset.test_images), labels
-    own = one_hot(labels, dataset.num_classes)
-    chosen = own.cumsum(0).gather(1, labels[:, None])[:, 0] <= count
-    return dataset.normalize(dataset.test_images[chosen]), labels[chosen]
 
 
 # --- The table.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from modfast.arguments import Distinct, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.circuit import CRITERIA
@@ -81,8 +82,28 @@ class CircuitConfig:
             raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
 
 
+class OpenedModel(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        name: the name of its run, such as ``"plain-seed42"``.
+        kind: ``"plain"`` or ``"modular"``.
+        folder: the folder of its run.
+        results: the contents of its ``results.json``.
+        model: the network in evaluation mode, on the device asked for.
+        partitions: layer name to clusters, from its ``partitions.npz``.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    results: Mapping[str, Any]
+    model: nn.Module
+    partitions: dict[str, Partition]
+
+
 class TrainedModel(NamedTuple):
-    """A trained model, and the folders of its circuits.
+    """A trained model as :class:`OpenedModel`, and the folders of its circuits.
 
     Attributes:
         name: the name of its run, such as ``"plain-seed42"``.
@@ -118,21 +139,40 @@ def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) ->
         raise ValueError("layers: the model has no linear layer to find circuits in")
     if BACKEND != "reference":  # the reference takes any model
         read_tail(model, dataset.normalize(dataset.test_images[:_FEW_IMAGES]), config.layers)
+    return check_labels(dataset, config.labels)
+
+
+def check_labels(dataset: Dataset, labels: Sequence[int] | None) -> list[int]:
+    """Return the labels, ascending; all that have a test image for None.
+
+    Raises:
+        ValueError: one is out of range or has no test image.
+    """
     occurring = occurring_labels(dataset)
-    if config.labels is None:
+    if labels is None:
         return occurring
-    for label in config.labels:
+    for label in labels:
         if not 0 <= label < dataset.num_classes:
             raise ValueError(f"labels must lie in [0, {dataset.num_classes}), got {label}")
         if label not in occurring:
             raise ValueError(f"labels: there is no test image of {label} ({dataset.classes[label]})")
-    return sorted(config.labels)
+    return sorted(labels)
 
 
 def occurring_labels(dataset: Dataset) -> list[int]:
     """Return the labels that have a test image."""
     labels: list[int] = dataset.test_labels.unique().tolist()
     return labels
+
+
+def first_images(dataset: Dataset, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return the test images as models read them, or the first ``count`` of each class, and their labels."""
+    labels = dataset.test_labels
+    if count is None:
+        return dataset.normalize(dataset.test_images), labels
+    own = one_hot(labels, dataset.num_classes)
+    chosen = own.cumsum(0).gather(1, labels[:, None])[:, 0] <= count
+    return dataset.normalize(dataset.test_images[chosen]), labels[chosen]
 
 
 def trained_on(folder: str | os.PathLike[str]) -> str:
@@ -165,14 +205,37 @@ def open_models(
             does not fit its model, or has been trained further since the results.
         TrainingError: a checkpoint is damaged.
     """
+    data_fingerprint = dataset.fingerprint()
+    runs = []
+    for opened in each_model(folder, dataset, config.device):
+        weights = fingerprint(opened.model, {}, {})[:16]
+        settings = {"weights": weights, **circuit_settings(config, data_fingerprint)}
+        circuit_folders = {
+            criterion: CircuitFolder(opened.folder, settings | {"criterion": criterion}, process)
+            for criterion in config.criteria
+        }
+        runs.append(TrainedModel(*opened, circuit_folders))
+    return runs
+
+
+def each_model(folder: str | os.PathLike[str], dataset: Dataset, device: str) -> Iterator[OpenedModel]:
+    """Open every model of a folder, as :func:`open_models` does.
+
+    Args:
+        folder: the folder that ``modfast train`` or ``modfast reproduce`` wrote.
+        dataset: the images that the models were trained on.
+        device: where the models are to be.
+
+    Raises:
+        FileNotFoundError, ValueError, TrainingError: as for :func:`open_models`.
+    """
     folder = Path(folder)
     trained_on(folder)
     results = read_results(folder)
-    data_fingerprint, device = dataset.fingerprint(), choose_device(config.device)
+    data_fingerprint, place = dataset.fingerprint(), choose_device(device)
     paths = [folder]
     if "history" not in results:
         paths = [folder / run_name(kind, seed) for seed in results["config"]["seeds"] for kind in KINDS]
-    runs = []
     for path in paths:
         run_results, state = read_run(path)
         trained = run_results["config"]
@@ -182,17 +245,10 @@ def open_models(
                 f"(fingerprint {data_fingerprint}, not {trained['data_fingerprint']}): "
                 "--data says where that is now"
             )
-        model = _load_model(path, run_results, state, dataset).to(device)
+        model = _load_model(path, run_results, state, dataset).to(place)
         kind = "modular" if trained["enmeshment_weight"] > 0 else "plain"
-        settings = {"weights": fingerprint(model, {}, {})[:16], **circuit_settings(config, data_fingerprint)}
-        circuit_folders = {
-            criterion: CircuitFolder(path, settings | {"criterion": criterion}, process)
-            for criterion in config.criteria
-        }
         partitions = load_partitions(path / PARTITIONS)
-        name = run_name(kind, trained["seed"])
-        runs.append(TrainedModel(name, kind, path, run_results, model, partitions, circuit_folders))
-    return runs
+        yield OpenedModel(run_name(kind, trained["seed"]), kind, path, run_results, model, partitions)
 
 
 def circuit_settings(config: CircuitConfig, data_fingerprint: str) -> dict[str, Any]:

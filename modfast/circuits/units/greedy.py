@@ -118,6 +118,17 @@ def least_metric(before: float, tolerance: float, dtype: torch.dtype) -> float:
     return before - tolerance - share * (1 + abs(before))
 
 
+def read_unit_walk(path: str | os.PathLike[str]) -> None:
+    """Check that a file is that of an unfinished choice of units, of any model.
+
+    Raises:
+        ValueError: the file is truncated, damaged or another kind of file.
+        OSError: the file cannot be read.
+    """
+    with read_arrays(path, _FORMAT, _WHAT):
+        pass
+
+
 class WalkFile:
     """The file of an unfinished walk, from which a walk that was killed goes on.
 

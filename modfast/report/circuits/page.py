@@ -35,7 +35,7 @@ def page(title: str, sections: Sequence[Section], findings: Findings) -> str:
         sections: the parts of the page, in order.
         findings: what the report is made of.
     """
-    templates = page_templates(__package__)
+    templates = page_templates("modfast.report.circuits")
     criteria = [CRITERIA[criterion] for criterion in findings.config["criteria"]]
     return templates.get_template("page.html").render(
         title=title, sections=sections, findings=findings, criteria=criteria

@@ -234,7 +234,7 @@ def summarize_circuits(
     for group in every[0]:
         names = dict.fromkeys(name for measures in every for name in measures[group])
         summary[group] = {
-            name: _summary(
+            name: over_seeds(
                 {kind: [run[group].get(name) for run in of_kind] for kind, of_kind in measured.items()}
             )
             for name in names
@@ -286,7 +286,12 @@ def _over_seeds(by_seed: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": mean, "interval": interval, "values": by_seed}
 
 
-def _summary(values: Mapping[str, list[float | None]]) -> dict[str, Any]:
+def over_seeds(values: Mapping[str, list[float | None]]) -> dict[str, Any]:
+    """Return a measure over seeds, of each kind and of the difference, as :func:`summarize_circuits` does.
+
+    Args:
+        values: for each kind a value for each seed, in the same order.
+    """
     summary: dict[str, Any] = {kind: _over_seeds(by_seed) for kind, by_seed in values.items()}
     if {"plain", "modular"} <= set(values):
         summary["difference"] = {"mean": None, "interval": None, "effect_size": None}

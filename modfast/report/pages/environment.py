@@ -22,7 +22,7 @@ def page_templates(room: str) -> Environment:
         room: the package whose folder ``templates`` is looked in first, such as ``modfast.report.circuits``.
     """
     templates = Environment(
-        loader=ChoiceLoader([PackageLoader(room), PackageLoader(__package__)]),
+        loader=ChoiceLoader([PackageLoader(room), PackageLoader("modfast.report.pages")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
