@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,15 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
         "python_random_state": random.getstate(),
         "numpy_random_state": _with_tensors(np.random.get_state(legacy=False)),
     }
+    write_state(path, state)
+
+
+def write_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write plain containers and tensors with ``torch.save``, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(state, file)
@@ -106,6 +116,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: ``path`` is no regular file.
         TrainingError: the file is damaged or no checkpoint of modfast.
     """
+    return read_state(path, _FORMAT, _PARTS)
+
+
+def read_state(path: str | os.PathLike[str], file_format: str, parts: Sequence[str]) -> dict[str, Any]:
+    """Return what :func:`write_state` wrote, without running code from it.
+
+    Args:
+        path: the file.
+        file_format: what its ``"format"`` must be.
+        parts: the names of what it must hold besides.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: ``path`` is no regular file.
+        TrainingError: the file is damaged, of another format, or lacks one of the parts.
+    """
     open_to_read(path).close()  # refuses a pipe, which torch.load would wait for
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -115,9 +141,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         # Without PyTorch's advice, which is to load the file in a way that may run code from it.
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise TrainingError(f"{os.fspath(path)} is damaged or no checkpoint ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    if not isinstance(state, dict) or state.get("format") != file_format:
         raise TrainingError(f"{os.fspath(path)} is no checkpoint of this version of modfast")
-    missing = [part for part in _PARTS if part not in state]
+    missing = [part for part in parts if part not in state]
     if missing:
         raise TrainingError(f"{os.fspath(path)} is damaged: it lacks {', '.join(missing)}")
     return state
