@@ -82,8 +82,8 @@ def train_task(
 ) -> list[Record]:
     """Train a model in place, on its own device.
 
-    Each step seeds PyTorch's generators with the run's seed and the step's number, so that a resumed run draws
-    what an uninterrupted one does; the caller's random state is put back.
+    Each step seeds PyTorch's generators with the run's seed and the step's number, so that a resumed run
+    draws what an uninterrupted one does; the caller's random state is put back.
 
     Args:
         task: what to learn.
