@@ -236,7 +236,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
     with evaluating(model):
         for inputs, targets in batches:
             logits, answers = logits_of(model(inputs.to(device))), targets.to(device)
-            entropy += _loss(logits.double(), answers).item() * targets.numel()
+            entropy += _loss(logits, answers).item() * targets.numel()
             right += int((logits.argmax(-1) == answers).sum())
             count += targets.numel()
     return entropy / count, right / count
@@ -248,7 +248,8 @@ def _loss(output: Any, targets: Tensor) -> Tensor:
         raise ValueError(
             f"model must return logits of shape {(*targets.shape, 'classes')}, got {tuple(logits.shape)}"
         )
-    return cross_entropy(logits.flatten(0, -2), targets.flatten())
+    # In float32 a loss near zero is nothing but rounding, which weight decay then makes training jump by.
+    return cross_entropy(logits.double().flatten(0, -2), targets.flatten())
 
 
 def _digest(model: nn.Module) -> str:
