@@ -184,7 +184,7 @@ def copying(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
     for read in (PREVIOUS, ANSWER):
         model.unembed.weight[:, read] = CONFIDENCE * torch.eye(TOKENS)
 
-    tokens = torch.randint(1, TOKENS, (192, LENGTH), generator=generator)
+    tokens = torch.randint(1, TOKENS, (96, LENGTH), generator=generator)
     for place in range(1, LENGTH):
         again = torch.rand(len(tokens), generator=generator) < 0.4
         tokens[again, place] = tokens[again, place - 1]
@@ -192,7 +192,7 @@ def copying(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
     targets = tokens.roll(1, 1)
     targets[targets == tokens] = START
     targets[:, 0] = IGNORED
-    batches = list(zip(tokens.split(64), targets.split(64), strict=True))
+    batches = list(zip(tokens.split(40), targets.split(40), strict=True))
     needed = {"blocks.0.attention.output": [head * SIZE], "blocks.0.mlp_out": neurons}
     return finish(model, batches, token_metric, needed, insides(1), dtype, tolerance=0.05)
 
@@ -217,11 +217,11 @@ def induction(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
     model.unembed.weight[:, ANSWER] = CONFIDENCE * torch.eye(TOKENS)
 
     half = LENGTH // 2
-    said = torch.rand(192, TOKENS - 1, generator=generator).argsort(1)[:, :half] + 1
-    tokens = torch.cat([torch.full((192, 1), START), said, said], dim=1)
+    said = torch.rand(96, TOKENS - 1, generator=generator).argsort(1)[:, :half] + 1
+    tokens = torch.cat([torch.full((96, 1), START), said, said], dim=1)
     targets = torch.full_like(tokens, IGNORED)
     targets[:, -half:] = said.roll(-1, 1) % (TOKENS - 1) + 1
-    batches = list(zip(tokens.split(64), targets.split(64), strict=True))
+    batches = list(zip(tokens.split(40), targets.split(40), strict=True))
     needed = {
         "blocks.0.attention.output": [first * SIZE],
         "blocks.1.attention.output": [second * SIZE],
@@ -270,15 +270,15 @@ def planted_mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
         planted_weight(CLASSES, sizes[-1], list(range(CLASSES)), places[-1], gain, generator)
     )
     head.bias.zero_()
-    labels = torch.arange(192) % CLASSES
-    inputs = noise(192, sizes[0], generator=generator)
+    labels = torch.arange(96) % CLASSES
+    inputs = noise(96, sizes[0], generator=generator)
     inputs[:, places[0]] = functional.one_hot(labels, CLASSES) + noise(
-        192, CLASSES, generator=generator, scale=0.1
+        96, CLASSES, generator=generator, scale=0.1
     )
-    batches = list(zip(inputs.split(64), labels.split(64), strict=True))
+    batches = list(zip(inputs.split(40), labels.split(40), strict=True))
     needed = {str(2 * i): places[i] for i in (1, 2, 3)}
     return finish(
-        nn.Sequential(*layers, head), batches, class_metric, needed, list(needed), dtype, tolerance=0.1
+        nn.Sequential(*layers, head), batches, class_metric, needed, list(needed), dtype, tolerance=0.05
     )
 
 
@@ -316,10 +316,10 @@ def planted_cnn(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
         layer.bias.copy_(noise(outputs, generator=generator, scale=0.1))
         layer.bias[rows] = 0
     model.bn.running_var.copy_(0.5 + torch.rand(16, generator=generator))
-    labels = torch.arange(192) % CLASSES
-    images = noise(192, 8, 8, 8, generator=generator)
-    images[:, places[0]] = noise(192, CLASSES, 8, 8, generator=generator, scale=0.05)
-    corners = torch.randint(5, (192, 2), generator=generator).tolist()
+    labels = torch.arange(96) % CLASSES
+    images = noise(96, 8, 8, 8, generator=generator)
+    images[:, places[0]] = noise(96, CLASSES, 8, 8, generator=generator, scale=0.05)
+    corners = torch.randint(5, (96, 2), generator=generator).tolist()
     for image, label, (top, left) in zip(images, labels.tolist(), corners, strict=True):
         image[places[0][label], top : top + 4, left : left + 4] += 1
     model.fc.weight.copy_(
@@ -331,9 +331,9 @@ def planted_cnn(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
         logits = model.eval()(images)
     for label in range(CLASSES):
         model.fc.weight[label] *= CONFIDENCE / float(logits[labels == label, label].mean())
-    batches = list(zip(images.split(64), labels.split(64), strict=True))
+    batches = list(zip(images.split(40), labels.split(40), strict=True))
     needed = {"conv2": places[1], "fc": places[2]}
-    return finish(model, batches, class_metric, needed, list(needed), dtype, tolerance=0.1)
+    return finish(model, batches, class_metric, needed, list(needed), dtype, tolerance=0.05)
 
 
 MAKERS = {
