@@ -190,3 +190,47 @@ def test_scores_of_many_steps_sum_to_the_whole_fall(kind):
     scores = scored(known, 40, "zero")
     fall = value_of(known, known.model) - without(known, known.asked)
     assert scores.nansum().item() == pytest.approx(fall, rel=0.01)
+
+
+def circuit_of(known, method, ablation):
+    reference = None if ablation == "zero" else known.batches
+    return modfast.find_unit_circuit(
+        known.model,
+        known.batches,
+        known.metric,
+        known.network,
+        tolerance=known.tolerance,
+        method=method,
+        ablation=ablation,
+        reference=reference,
+    )
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_greedy_finds_exactly_what_matters(kind, seed, ablation):
+    known = made(kind, seed)
+    circuit = circuit_of(known, "greedy", ablation)
+    assert torch.equal(circuit.kept & known.asked, known.matters)
+    before = value_of(known, known.model)
+    means = None if ablation == "zero" else means_by_hand(known)
+    assert circuit.metric_before == pytest.approx(before, abs=1e-9)
+    assert circuit.metric_after == pytest.approx(without(known, ~circuit.kept, means), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_greedy_in_float32(kind):
+    known = made(kind, 0, COARSE)
+    circuit = circuit_of(known, "greedy", "zero")
+    assert torch.equal(circuit.kept & known.asked, known.matters)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_attribution_keeps_all_that_matters_and_few_others(kind, seed, ablation):
+    known = made(kind, seed)
+    kept = circuit_of(known, "attribution", ablation).kept & known.asked
+    assert bool(kept[known.matters].all())
+    assert int(kept.sum()) <= 1.5 * int(known.matters.sum())
