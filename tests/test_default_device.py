@@ -28,6 +28,7 @@ from modfast.models import CNN, build_model
 from modfast.spectral import graph_embedding
 from modfast.spectral.refinement import refine_graph
 from modfast.spectral.similarity import read_similarity
+from modfast.tasks import logit_frequencies, modular_addition, neuron_frequencies, next_token
 from modfast.train import TrainConfig, train
 from modfast.weights import read_weights
 
@@ -263,6 +264,17 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         reference.laplacian_eigenvalues(g.weight, 3),
     ],
     "train": lambda g, _: g.trained(),
+    "modular_addition": lambda _, path: [
+        (task := modular_addition(7)).train_batches,
+        (model := task.model("mlp", hidden=6)),
+        task.train(model, 3, batch_size=5, checkpoint=path / "addition.pt"),
+        task.train(model, 4, batch_size=5, checkpoint=path / "addition.pt"),
+        task.train(task.model("transformer", width=8, hidden=6), 2),
+        neuron_frequencies(task.activations(model, "fc2")),
+        logit_frequencies(task.logits(model)),
+        (path / "addition.pt").unlink(),
+    ],
+    "next_token": lambda _, path: next_tokens(path / "some.txt"),
     "cluster_layer": lambda g, _: cluster_layer(g.large, ClusterConfig(num_clusters=(2, 3), device="cpu")),
     "load_dataset": lambda _, __: [
         [each.train_images[:3], each.train_labels, each.test_labels]
@@ -280,6 +292,14 @@ COMPUTES_NOTHING = {
     "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "ShuffleTest",
     "__version__", "backend",
 }  # fmt: skip
+
+
+def next_tokens(path: Path) -> list[Any]:
+    path.write_text("to be or not to be, that is the question. " * 5)
+    task = next_token(path, 8, level="character")
+    model = task.model(width=8, heads=2)
+    history = task.train(model, 2, batch_size=3)
+    return [task.windows("test", most=2), task.encode("to be"), history, model]
 
 
 def on_the_cpu(model: nn.Module) -> bool:

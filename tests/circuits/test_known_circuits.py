@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 from known_circuits import MAKERS, Known
+from rankings import auroc
 from torch import Tensor, nn
 
 import modfast
@@ -17,15 +18,6 @@ FINE, COARSE = torch.float64, torch.float32
 @cache
 def made(kind: str, seed: int, dtype: torch.dtype = FINE) -> Known:
     return MAKERS[kind](seed, dtype)
-
-
-def auroc(scores: Tensor, positive: Tensor) -> float:
-    """How often a positive has a higher score than a negative; ties count half. By the sum of ranks."""
-    values, place = scores.unique(return_inverse=True)
-    counts = torch.bincount(place, minlength=len(values)).double()
-    ranks = (counts.cumsum(0) - (counts - 1) / 2)[place]
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    return float(ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def auroc_of(known: Known, scores: Tensor) -> float:

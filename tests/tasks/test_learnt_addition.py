@@ -5,9 +5,11 @@ from functools import cache
 
 import pytest
 import torch
+from rankings import auroc
 from torch import Tensor, nn
 
 import modfast
+from modfast.metrics import class_log_likelihood
 from modfast.tasks import ModularAddition, logit_frequencies, modular_addition, neuron_frequencies
 
 pytestmark = pytest.mark.slow
@@ -129,3 +131,55 @@ def test_some_frequencies_are_enough_for_the_mlp():
     assert found.accuracy_without(~kept) > 0.99
     few = torch.isin(found.frequency, strongest[:2])
     assert found.accuracy_without(~few) < 0.7
+
+
+def log_odds(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Of the right answer. Its log probability is nearly 0 everywhere, and its gradient, too."""
+    right = batch[1][:, None]
+    others = output.scatter(1, right, -torch.inf).logsumexp(1)
+    return output.gather(1, right)[:, 0] - others
+
+
+def neurons_alone(found: Learnt) -> str:
+    """The space of the neurons."""
+    first = int(found.units[0])
+    return next(name for name, space in found.network.spaces.items() if space.start <= first < space.stop)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_scores_find_the_live_neurons_of_the_transformer(ablation):
+    found = learnt("transformer")
+    scores = modfast.unit_scores(
+        found.model,
+        found.task.batches,
+        log_odds,
+        found.network,
+        spaces=neurons_alone(found),
+        ablation=ablation,
+        reference=None if ablation == "zero" else found.task.batches,
+    )
+    assert auroc(scores[found.units], found.live) > 0.95
+
+
+def test_the_transformer_s_circuit_is_of_neurons_of_the_key_frequencies():
+    found = learnt("transformer")
+    circuit = modfast.find_unit_circuit(
+        found.model,
+        found.task.batches,
+        class_log_likelihood,
+        found.network,
+        spaces=neurons_alone(found),
+        tolerance=0.01,
+        method="greedy",
+        ablation="mean",
+        reference=found.task.batches,
+        steps=8,
+    )
+    kept = circuit.kept[found.units]
+    key = found.in_logits > 0.02
+    assert bool(key[found.frequency[kept] - 1].all())
+    assert (found.live[kept]).double().mean() > 0.9
+    assert int(kept.sum()) < int(found.live.sum())
+    assert found.accuracy_without(~kept) > 0.99
+    # Each key frequency has neurons in it: none can be spared.
+    assert set(found.frequency[kept].tolist()) == set((key.nonzero().flatten() + 1).tolist())
