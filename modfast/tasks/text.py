@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,11 +225,11 @@ def next_token(
             that occurs; files must be UTF-8. Choose characters for text that is not English: a window then
             holds more of it.
         test_share: the share at the end of each file that is held out.
-        pattern: a glob for the names of files in folders.
+        pattern: a glob for the names of files in folders, in which small and large letters differ.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        OSError: a file cannot be read.
+        OSError: a file or folder cannot be read.
         ValueError: an argument is out of its range; a folder has no such file; a file is given twice, is no
             regular file, is no UTF-8, or is too short: what is trained on and what is held out must have at
             least ``length + 1`` tokens each.
@@ -280,7 +281,7 @@ def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], pat
         if not each.is_dir():
             files.append(each)
             continue
-        found = sorted(path for path in each.rglob(pattern) if path.is_file())
+        found = sorted(_within(each, pattern))
         if not found:
             raise ValueError(f"paths: the folder {each} has no file whose name fits pattern {pattern!r}")
         files += found
@@ -290,6 +291,16 @@ def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], pat
             raise ValueError(f"paths must name each file once, got {path} twice")
         seen.add(path.resolve())
     return files
+
+
+def _within(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files of a folder and of those within it; of a glob, unreadable folders would go unnoticed."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=stop):
+        yield from (Path(parent, name) for name in names if fnmatch.fnmatchcase(name, pattern))
 
 
 def _read(path: Path, level: str) -> str:

@@ -24,7 +24,7 @@ class Known:
         batches: pairs of inputs and targets.
         metric: of an output and a batch, one number for each example; higher is better.
         asked: bool ``(num_units,)``: neurons, heads and channels.
-        matters: bool ``(num_units,)``: those that the task needs; all others write next to nothing that counts.
+        matters: bool ``(num_units,)``: those that the task needs; all others write next to nothing of it.
         tolerance: more than what all that does not matter changes together, less than any unit that matters.
     """
 
@@ -72,7 +72,7 @@ def finish(
     dtype: torch.dtype,
     tolerance: float,
 ) -> Known:
-    """Read the network; ``needed`` names columns that matter, ``inside`` the layers whose columns are asked for."""
+    """Read the network; ``needed`` are the columns that matter, ``inside`` the layers that are asked for."""
     model = model.to(dtype).eval()
     if batches[0][0].is_floating_point():
         batches = [(inputs.to(dtype), targets) for inputs, targets in batches]
@@ -152,7 +152,9 @@ def set_head(block: nn.Module, head: int, query: Tensor, key: Tensor, value: Ten
         attention.output.weight[write, first + place] = 1
 
 
-def set_neuron(block: nn.Module, neuron: int, reads: list[int], bias: float, writes: dict[int, float]) -> None:
+def set_neuron(
+    block: nn.Module, neuron: int, reads: list[int], bias: float, writes: dict[int, float]
+) -> None:
     block.mlp_in.weight[neuron] = 0
     block.mlp_in.weight[neuron, reads] = 1
     block.mlp_in.bias[neuron] = bias
@@ -200,9 +202,9 @@ def copying(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
 def induction(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
     """In ``START a b c d e a b c d e`` say at each place of the second half the number after the next one.
 
-    A head of the first block writes to each place the token before it. A head of the second block attends from
-    a token to where the token before is the same, and copies what is there: induction. A neuron of the second
-    block for each token turns it into its successor. All other heads and neurons are distractors.
+    A head of the first block writes to each place the token before it. A head of the second block attends
+    from a token to where the token before is the same, and copies what is there: induction. A neuron of the
+    second block for each token turns it into its successor. All other heads and neurons are distractors.
     """
     generator = torch.Generator().manual_seed(seed)
     model = blank_transformer(2)
@@ -238,7 +240,7 @@ CLASSES = 4
 def planted_weight(
     outputs: int, inputs: int, rows: list[int], cols: list[int], gain: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Random numbers between what is not planted; ``gain`` on the planted pairs, and little between the two."""
+    """Random numbers between what is not planted; ``gain`` on planted pairs, and little between the two."""
     weight = noise(outputs, inputs, generator=generator, scale=(2 / inputs) ** 0.5)
     weight[rows] *= WEAK
     weight[:, cols] *= WEAK
@@ -266,9 +268,7 @@ def planted_mlp(seed: int = 0, dtype: torch.dtype = torch.float64) -> Known:
         layers += [linear, nn.ReLU()]
     head = nn.Linear(sizes[-1], CLASSES).requires_grad_(False)
     gain = CONFIDENCE / scale
-    head.weight.copy_(
-        planted_weight(CLASSES, sizes[-1], list(range(CLASSES)), places[-1], gain, generator)
-    )
+    head.weight.copy_(planted_weight(CLASSES, sizes[-1], list(range(CLASSES)), places[-1], gain, generator))
     head.bias.zero_()
     labels = torch.arange(96) % CLASSES
     inputs = noise(96, sizes[0], generator=generator)

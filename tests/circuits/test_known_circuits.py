@@ -40,15 +40,17 @@ def channels_last(module: nn.Module, values: Tensor) -> Tensor:
 def means_by_hand(known: Known) -> dict[str, Tensor]:
     """The mean of each column that a layer reads, over examples and places."""
     read: dict[str, list[Tensor]] = {}
-    hooks = []
-    for name, module in known.model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+    names = {module: name for name, module in known.model.named_modules()}
 
-            def keep(module, inputs, kept=read.setdefault(name, [])):
-                values = channels_last(module, inputs[0])
-                kept.append(values.reshape(-1, values.shape[-1]))
+    def keep(module, inputs):
+        values = channels_last(module, inputs[0])
+        read.setdefault(names[module], []).append(values.reshape(-1, values.shape[-1]))
 
-            hooks.append(module.register_forward_pre_hook(keep))
+    hooks = [
+        module.register_forward_pre_hook(keep)
+        for module in names
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
     value_of(known, known.model)
     for hook in hooks:
         hook.remove()
@@ -131,9 +133,7 @@ def test_auroc_of_known_rankings():
 def test_random_scores_find_nothing(kind):
     known = made(kind, 0)
     generator = torch.Generator().manual_seed(0)
-    found = [
-        auroc_of(known, torch.rand(known.network.num_units, generator=generator)) for _ in range(400)
-    ]
+    found = [auroc_of(known, torch.rand(known.network.num_units, generator=generator)) for _ in range(400)]
     assert sum(found) / len(found) == pytest.approx(0.5, abs=0.03)
     # What is asked for below would rarely come by chance.
     assert sum(value >= 0.95 for value in found) < 8

@@ -155,7 +155,11 @@ class Twice(nn.Module):
         (Twice(), "linear", "layer must run once, 'linear' ran 2 times"),
         (Twice(), "embedding", "layer must name a linear layer, got 'embedding' of a Embedding"),
         (Twice(), "fc9", "fc9"),
-        (nn.Sequential(nn.Flatten(0), nn.Embedding(5, 5), nn.Linear(5, 5)), "2", "one row of numbers for each"),
+        (
+            nn.Sequential(nn.Flatten(0), nn.Embedding(5, 5), nn.Linear(5, 5)),
+            "2",
+            "one row of numbers for each",
+        ),
     ],
 )
 def test_activations_that_there_are_not(model, layer, message):

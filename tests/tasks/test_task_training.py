@@ -23,14 +23,14 @@ class Dropped(nn.Module):
         return self.linear(self.norm(self.dropout(self.embedding(pairs).sum(1))))
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_after(step):
     def progress(done, total):
         if done == step:
-            raise Stopped
+            raise StoppedError
 
     return progress
 
@@ -46,7 +46,9 @@ def always_saving(monkeypatch):
 
 
 def assert_same(one, other):
-    for (name, value), (_, expected) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+    for (name, value), (_, expected) in zip(
+        one.state_dict().items(), other.state_dict().items(), strict=True
+    ):
         assert torch.equal(value, expected), name
 
 
@@ -59,7 +61,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(task, tmp_path):
     history = task.train(whole, 11, **OPTIONS)
     assert [record["step"] for record in history] == [3, 6, 9, 11]
     path = tmp_path / "run.pt"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         task.train(killed, 11, checkpoint=path, progress=stop_after(5), **OPTIONS)
     again = tmp_path / "again.pt"
     again.write_bytes(path.read_bytes())
@@ -93,6 +95,42 @@ def test_training_changes_no_random_state_and_no_mode(task):
     task.train(model, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
+
+
+class Logits(nn.Module):
+    """Returns an object that has logits, as models of transformers do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pairs):
+        return {"logits": self.model(pairs), "loss": None}
+
+
+def test_models_may_return_more_than_logits(task):
+    plain, wrapped = task.model("mlp", hidden=8), Logits(task.model("mlp", hidden=8))
+    assert task.train(plain, 3) == task.train(wrapped, 3)
+    assert_same(plain, wrapped.model)
+    assert torch.equal(task.logits(plain), task.logits(wrapped))
+
+
+def test_frozen_weights_stay(task):
+    model = task.model("mlp", hidden=8)
+    model.fc1.weight.requires_grad_(False)
+    before = copy.deepcopy(model)
+    task.train(model, 3)
+    assert torch.equal(model.fc1.weight, before.fc1.weight)
+    assert not torch.equal(model.fc2.weight, before.fc2.weight)
+
+
+def test_reading_a_model_changes_nothing(task):
+    model = Dropped()
+    before = copy.deepcopy(model)
+    task.logits(model)
+    task.activations(model, "linear")
+    assert_same(model, before)
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
 
 
 def test_the_seed_decides_what_is_drawn(task):
@@ -145,7 +183,11 @@ def test_a_checkpoint_of_another_model_or_task(task, tmp_path):
     path = tmp_path / "run.pt"
     task.train(task.model("mlp", hidden=8), 3, checkpoint=path)
     contents = path.read_bytes()
-    for other in (task.model("mlp", hidden=9), task.model("mlp", hidden=8, seed=1), task.model("transformer")):
+    for other in (
+        task.model("mlp", hidden=9),
+        task.model("mlp", hidden=8, seed=1),
+        task.model("transformer"),
+    ):
         before = copy.deepcopy(other)
         with pytest.raises(TrainingError, match="is of a model that began with other weights"):
             task.train(other, 3, checkpoint=path)

@@ -111,6 +111,9 @@ def test_files_that_cannot_be_used(folder, tmp_path):
         next_token([folder, folder / "one.txt"], 10)
     with pytest.raises(ValueError, match="paths must name at least one file or folder, got none"):
         next_token([], 10)
+    (folder / "in" / "gone.txt").symlink_to(folder / "absent.txt")
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
+        next_token(folder, 10)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="a named pipe, not a file"):
         next_token(tmp_path / "pipe", 10)
