@@ -85,6 +85,10 @@ def test_a_finished_run_can_be_trained_further(task, tmp_path):
     longer = task.train(model, 8, checkpoint=path, **OPTIONS)  # with the model as it is now
     assert longer == task.train(whole, 8, **OPTIONS)
     assert_same(model, whole)
+    # The file is still that of the run's beginning: a new process goes on from there, too.
+    again = Dropped()
+    assert task.train(again, 8, checkpoint=path, **OPTIONS) == longer
+    assert_same(again, whole)
 
 
 def test_training_changes_no_random_state_and_no_mode(task):

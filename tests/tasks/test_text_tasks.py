@@ -42,9 +42,12 @@ def test_targets_are_the_next_tokens(folder, level):
         assert torch.equal(targets, torch.stack([pair[1] for pair in pairs]))
 
 
-def test_drawn_windows_lie_within_one_file_and_reach_all_of_it(folder):
-    task = next_token(folder, 10)
+def test_drawn_windows_lie_within_one_file_and_reach_all_of_it(tmp_path):
+    # No window is there twice.
     generator = torch.Generator().manual_seed(0)
+    for name, size in (("a", 150), ("b", 400)):
+        (tmp_path / name).write_bytes(bytes(torch.randint(256, (size,), generator=generator).tolist()))
+    task = next_token([tmp_path / "a", tmp_path / "b"], 10, test_share=0.2)
     inputs, targets = task.draw(5000, generator)
     drawn = {(*one, other[-1]) for one, other in zip(inputs.tolist(), targets.tolist(), strict=True)}
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -53,6 +56,7 @@ def test_drawn_windows_lie_within_one_file_and_reach_all_of_it(folder):
         for text in task.train_texts
         for start in range(len(text) - 10)
     }
+    assert len(expected) == 120 - 10 + 320 - 10
     assert drawn == expected
 
 
@@ -117,6 +121,19 @@ def test_files_that_cannot_be_used(folder, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="a named pipe, not a file"):
         next_token(tmp_path / "pipe", 10)
+
+
+def test_a_folder_within_that_cannot_be_read(folder, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "in":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="in"):
+        next_token(folder, 10)
 
 
 @pytest.mark.parametrize(
