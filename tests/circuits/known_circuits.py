@@ -25,6 +25,7 @@ class Known:
         metric: of an output and a batch, one number for each example; higher is better.
         asked: bool ``(num_units,)``: neurons, heads and channels.
         matters: bool ``(num_units,)``: those that the task needs; all others write next to nothing of it.
+        classes: int64 ``(num_units,)``: of planted models the class whose signal a unit carries; else -1.
         tolerance: more than what all that does not matter changes together, less than any unit that matters.
     """
 
@@ -34,6 +35,7 @@ class Known:
     metric: Callable[[Tensor, Batch], Tensor]
     asked: Tensor
     matters: Tensor
+    classes: Tensor
     tolerance: float
 
 
@@ -80,9 +82,12 @@ def finish(
     asked, matters = (torch.zeros(network.num_units, dtype=torch.bool) for _ in range(2))
     for layer in inside:
         asked[readers(network, layer)] = True
+    classes = torch.full((network.num_units,), -1)
     for layer, columns in needed.items():
         matters[readers(network, layer)[columns]] = True
-    return Known(model, network, batches, metric, asked, matters, tolerance)
+        if metric is class_metric:  # the columns are in the order of the classes
+            classes[readers(network, layer)[columns]] = torch.arange(CLASSES)
+    return Known(model, network, batches, metric, asked, matters, classes, tolerance)
 
 
 # --- transformers
