@@ -112,7 +112,7 @@ class ModularAddition:
 
         The training loss is soon near zero; large weight decay then makes the model find the general
         solution ("grokking"). With the defaults ``"mlp"`` for ``p=113`` gets every held-out pair right after
-        1,200 steps, in a minute on one core.
+        1,200 steps, and ``"transformer"`` for ``p=59`` after 600; both take a minute on one core.
 
         Args:
             model: maps int64 pairs ``(n, 2)`` to logits ``(n, p)``; it is trained on its own device.
