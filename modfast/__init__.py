@@ -10,7 +10,13 @@ from .class_accuracy import class_accuracy, cluster_accuracy
 from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
 from .energy.loss import EnmeshmentLoss
 from .library import backend
-from .metrics import accuracy, class_log_likelihood, logit_difference, next_token_log_likelihood
+from .metrics import (
+    accuracy,
+    class_log_likelihood,
+    class_log_odds,
+    logit_difference,
+    next_token_log_likelihood,
+)
 from .network.ablation import ablate_units
 from .network.affinity import gradient_affinity
 from .network.description import describe_layers
@@ -48,6 +54,7 @@ __all__ = [
     "circuit_overlap",
     "class_accuracy",
     "class_log_likelihood",
+    "class_log_odds",
     "cluster_accuracy",
     "cluster_information",
     "cluster_shares",

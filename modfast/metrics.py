@@ -104,6 +104,37 @@ def class_log_likelihood(output: Any, batch: Any) -> Tensor:
     return _log_softmax(logits).gather(1, _targets(logits, batch)[:, None]).squeeze(1)
 
 
+def class_log_odds(output: Any, batch: Any) -> Tensor:
+    """The log odds of each example's class: its logit less that of all others together.
+
+    Choose it in place of :func:`class_log_likelihood` to score units of a model that is sure of its answers:
+    the log of a probability near 1 has next to no gradient, the log odds have.
+
+    Args:
+        output: logits ``(n, classes)``, of at least two classes.
+        batch: as for :func:`class_log_likelihood`.
+
+    Returns:
+        ``(n,)``, ``log(p / (1 - p))``, with the gradient of the logits; float64 for float64 logits, else
+        float32.
+
+    Raises:
+        ValueError, TypeError: as :func:`class_log_likelihood`; or there is one class alone.
+
+    Example:
+        >>> class_log_odds(torch.tensor([[2.0, 2.0, 2.0]]), (torch.rand(1, 3), torch.tensor([1]))).exp()
+        tensor([0.5000])
+    """
+    logits = _of_classes(output)
+    if logits.shape[1] < 2:
+        raise ValueError(f"model must return logits of at least two classes, got shape {tuple(logits.shape)}")
+    targets = _targets(logits, batch)[:, None]
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    others = logits.scatter(1, targets, -torch.inf).logsumexp(1)
+    return logits.gather(1, targets).squeeze(1) - others
+
+
 def accuracy(output: Any, batch: Any) -> Tensor:
     """Whether each example's answer is right: 1 or 0. It has no gradient: score units by another metric.
 

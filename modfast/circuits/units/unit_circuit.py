@@ -47,7 +47,7 @@ class UnitCircuit:
             asked for, which are never ablated.
         scores: float64, ``(num_units,)``: how much the metric falls if a unit is ablated, by attribution; NaN
             for units that were not asked for.
-        spaces: the ranges of the units by name, as :attr:`modfast.Network.spaces`.
+        spaces: the ranges of the units by name, as in :class:`modfast.Network`.
         method: how it was chosen, ``"attribution"`` or ``"greedy"``.
         ablation: ``"zero"``, ``"mean"`` or ``"resample"``.
         tolerance: by how much the metric was allowed to fall.
