@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import check_count
+from modfast.arrays import require_numbers
 from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choices
 from modfast.layers.names import unwrapped
 from modfast.partition import Labels, Partition, read_labels
@@ -285,7 +286,7 @@ class Network:
             >>> partitions["0"].row_labels, partitions["2"].col_labels
             (tensor([0, 0, 1, 1]), tensor([0, 0, 1, 1]))
         """
-        given, clusters = self._labels(labels)
+        given, clusters = self.unit_labels(labels)
         found = {}
         for name in self._chosen(layers):
             layer = self.layers[name]
@@ -304,8 +305,20 @@ class Network:
             found[name] = Partition(given[layer.row_units], cols, clusters)
         return found
 
-    def _labels(self, labels: Labels | int) -> tuple[Tensor, int]:
-        """The label of each unit, and the number of clusters."""
+    def unit_labels(self, labels: Labels | int) -> tuple[Tensor, int]:
+        """Return the cluster of each unit, int64 ``(num_units,)``, and the number of clusters.
+
+        Args:
+            labels: as for :meth:`partitions`.
+
+        Raises:
+            ValueError: labels are not one integer, -1 or above, for each unit.
+
+        Example:
+            >>> from modfast import read_network
+            >>> read_network(nn.Linear(2, 4), torch.zeros(1, 2)).unit_labels(2)
+            (tensor([0, 1, 0, 0, 1, 1]), 2)
+        """
         if isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
             clusters = check_count("labels", int(labels))
             given = torch.empty(self.num_units, dtype=torch.int64, device="cpu")
@@ -314,7 +327,9 @@ class Network:
                 sizes = torch.tensor([len(part) for part in parts], device="cpu")
                 given[space] = torch.arange(clusters, device="cpu").repeat_interleave(sizes)
             return given, clusters
-        given = read_labels("labels", cast("Labels", labels), 2**31 - 2).cpu()
+        given = read_labels("labels", cast("Labels", labels), 2**31 - 2)
+        require_numbers("labels", given)
+        given = given.cpu()
         if len(given) != self.num_units:
             raise ValueError(
                 f"labels must be {self.num_units}, one for each unit of the network, got {len(given)}"
