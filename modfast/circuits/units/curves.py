@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import Integer, check
-from modfast.arrays import as_tensor, require_numbers
 from modfast.batches import Batches
 from modfast.metrics import Metric
 from modfast.network.units import Network
 
 from .evaluation import Evaluation
 from .faithfulness import FaithfulnessCurve
+from .find import checked_scores
 
 # The sizes of MIB's circuits, as shares of what was ranked.
 _SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -29,7 +29,7 @@ def faithfulness_curve(
     batches: Batches,
     metric: Metric,
     network: Network,
-    scores: Tensor | Sequence[float],
+    scores: Tensor,
     *,
     sizes: Iterable[int | float] | None = None,
     spaces: Iterable[str] | str | None = None,
@@ -50,17 +50,16 @@ def faithfulness_curve(
     Args:
         model: as for :func:`unit_scores`; it runs in evaluation mode and is not changed.
         batches: as for :func:`unit_scores`; iterated once for each point, so each time they must be the same.
-        metric: as for :func:`unit_scores`, but it need not have a gradient; ``modfast.metrics.accuracy`` will
+        metric: as for :func:`unit_scores`, but it need not have a gradient; :func:`modfast.accuracy` will
             do.
         network: the units.
-        scores: ``(num_units,)`` numbers, the best units first when sorted from high to low; of equal scores
-            the unit of lower index comes first. NaN for units that are not asked for, which are never
-            ablated. :func:`unit_scores` returns such. For CMD, MIB ranks by ``scores.abs()``.
+        scores: floating-point, ``(num_units,)``: the higher the better; of equal scores the unit of lower
+            index is the better one. NaN for units that are not asked for, which are never ablated.
+            :func:`unit_scores` returns such. For CMD, MIB ranks by ``scores.abs()``.
         sizes: integers are numbers of units, from 0 to all that are asked for; floats are shares of these, in
             [0, 1], rounded up to whole units. In any order; sizes that are the same count once. By default 0
             and MIB's shares: 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 %.
-        spaces: names or globs of spaces to which to restrict the curve. None takes all units that have a
-            score.
+        spaces: names or globs of spaces to restrict the curve to. None takes all units that have a score.
         ablation: what the other units are replaced by, as for :func:`ablate_units`.
         reference: as for :func:`unit_scores`.
         n_random: the number of random rankings. Each costs as much as the ranking itself: two passes over
@@ -72,10 +71,10 @@ def faithfulness_curve(
         The :class:`FaithfulnessCurve`.
 
     Raises:
-        ValueError: scores are not one real number or NaN for each unit, or all are NaN; a unit has a score
-            that no weight reads; a space has none; a size is out of range; ``n_random`` or ``seed`` is
-            negative; or what :func:`unit_scores` raises.
-        TypeError: a size is no number; or what :func:`unit_scores` raises.
+        ValueError: scores are not one finite number or NaN for each unit, all are NaN, or one is of a unit
+            that no weight reads; a unit of ``spaces`` has none; a size is out of range; ``n_random`` or
+            ``seed`` is negative; or what :func:`unit_scores` raises.
+        TypeError: scores are no tensor, or a size is no number; or what :func:`unit_scores` raises.
 
     Source: MIB (arXiv 2504.13151), of which :class:`FaithfulnessCurve` says what differs.
 
@@ -96,22 +95,9 @@ def faithfulness_curve(
     """
     check("n_random", n_random, Integer(0))
     check("seed", seed, Integer(0))
-    if not isinstance(network, Network):
-        raise TypeError(f"network must be a Network, as read_network returns, got {type(network).__name__}")
-    given = _scores(network, scores)
-    scored = ~given.isnan()
-    if not bool(scored.any()):
-        raise ValueError("scores must be numbers for at least one unit, all are NaN")
-    task = Evaluation(
-        model,
-        batches,
-        metric,
-        network,
-        ablation=ablation,
-        reference=reference,
-        spaces=_scored_spaces(network, scored) if spaces is None else spaces,
-    )
-    asked = _asked(network, task.asked, scored, spaces is None)
+    task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
+    given = checked_scores(scores, task, named=spaces is not None)
+    asked = task.asked
     units = asked.nonzero().flatten()
     chosen = _sizes(sizes, len(units))
     generator = np.random.default_rng(seed)
@@ -153,38 +139,6 @@ def faithfulness_curve(
         num_passes=task.num_passes,
         seed=int(seed),
     )
-
-
-def _scores(network: Network, scores: Any) -> Tensor:
-    given = as_tensor("scores", scores)
-    require_numbers("scores", given)
-    if given.is_complex() or given.dtype == torch.bool:
-        raise ValueError(f"scores must be real numbers, got {given.dtype}")
-    if given.shape != (network.num_units,):
-        raise ValueError(
-            f"scores must be {network.num_units}, one for each unit of the network, got shape "
-            f"{tuple(given.shape)}"
-        )
-    return given.detach().cpu().to(torch.float64)
-
-
-def _scored_spaces(network: Network, scored: Tensor) -> list[str]:
-    return [name for name, space in network.spaces.items() if bool(scored[space].any())]
-
-
-def _asked(network: Network, allowed: Tensor, scored: Tensor, all_scored: bool) -> Tensor:
-    """The units to rank: those that have a score, in the spaces that are asked for."""
-    unread = (scored & ~allowed).nonzero().flatten()
-    if all_scored and len(unread):
-        unit = int(unread[0])
-        raise ValueError(
-            f"scores must be NaN for units that no weight reads, unit {unit} has one: ablating it would "
-            "change nothing. Name spaces= to leave out others"
-        )
-    for name, space in network.spaces.items():
-        if bool(allowed[space].any()) and not bool((allowed & scored)[space].any()):
-            raise ValueError(f"spaces: {name!r} must hold units that have scores, all of its scores are NaN")
-    return allowed & scored
 
 
 def _sizes(sizes: Any, count: int) -> list[int]:

@@ -129,7 +129,7 @@ def cluster_dependence(
     Args:
         model: as for :func:`cluster_ablation`.
         batches: as for :func:`cluster_ablation`.
-        metric: returns for each example 1 if the answer is right, else 0, as ``modfast.metrics.accuracy``
+        metric: returns for each example 1 if the answer is right, else 0, as :func:`modfast.accuracy`
             does.
         network: the units.
         labels: as for :func:`cluster_ablation`.
@@ -152,8 +152,7 @@ def cluster_dependence(
     Source: per-sample dependence on modules in the public code of arXiv 2409.15747.
 
     Example:
-        >>> from modfast import read_network
-        >>> from modfast.metrics import accuracy
+        >>> from modfast import accuracy, read_network
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
         >>> for layer in model:
         ...     layer.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -102,7 +102,9 @@ def find_unit_circuit(
         raise ValueError('checkpoint is for method="greedy"; "attribution" has no state to keep')
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     given = scores is not None
-    scores = scores_of(task, steps) if scores is None else _checked(scores, task, named=spaces is not None)
+    scores = (
+        scores_of(task, steps) if scores is None else checked_scores(scores, task, named=spaces is not None)
+    )
     nothing = torch.zeros_like(task.asked)
     before = task.metric(nothing)
     # The highest score first; of equal ones the first unit.
@@ -132,8 +134,19 @@ def find_unit_circuit(
     )
 
 
-def _checked(scores: Tensor, task: Evaluation, *, named: bool) -> Tensor:
-    """Scores that were given, of which numbers say which units are asked for."""
+def checked_scores(scores: Tensor, task: Evaluation, *, named: bool) -> Tensor:
+    """Scores that were given, of which numbers say which units are asked for; the task then asks for these.
+
+    Args:
+        scores: as for :func:`find_unit_circuit`.
+        task: what is measured.
+        named: whether the caller named spaces: then all of their units must have scores, and scores of other
+            units are not looked at.
+
+    Raises:
+        ValueError: scores do not fit, are infinite, or NaN where they must be numbers.
+        TypeError: they are no tensor.
+    """
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores must be a tensor, got {type(scores).__name__}")
     require_plain("scores", scores)

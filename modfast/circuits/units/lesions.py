@@ -200,7 +200,7 @@ def cluster_lesions(
     Args:
         model: as for :func:`cluster_ablation`.
         batches: as for :func:`cluster_ablation`.
-        metric: returns one number per example, higher is better; ``modfast.metrics.accuracy`` gives the
+        metric: returns one number per example, higher is better; :func:`modfast.accuracy` gives the
             published measures.
         network: the units.
         labels: as for :func:`cluster_ablation`.
@@ -230,8 +230,7 @@ def cluster_lesions(
     Source: "Quantifying Local Specialization in Deep Neural Networks" (arXiv 2110.08058).
 
     Example:
-        >>> from modfast import read_network
-        >>> from modfast.metrics import accuracy
+        >>> from modfast import accuracy, read_network
         >>> model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 2, bias=False))
         >>> model[0].weight.data = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
         >>> model[1].weight.data = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
@@ -259,8 +258,8 @@ def cluster_lesions(
         done += 1
         if progress is not None:
             progress(done, total)
-        sums: Tensor = index.bincount(found)
-        return sums / index.bincount()
+        means: Tensor = index.bincount(found) / index.bincount()
+        return means
 
     before = class_means(torch.zeros_like(task.asked))
 
