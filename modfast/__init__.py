@@ -4,7 +4,12 @@ from .circuit import Circuit, load_circuits, save_circuits
 from .circuits.find import find_circuit, find_circuits
 from .circuits.measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
 from .circuits.units.attribution import unit_scores
+from .circuits.units.clusters import cluster_ablation
+from .circuits.units.curves import faithfulness_curve
+from .circuits.units.dependence import ClusterDependence, cluster_dependence
+from .circuits.units.faithfulness import FaithfulnessCurve
 from .circuits.units.find import find_unit_circuit
+from .circuits.units.lesions import ClusterLesions, cluster_lesions
 from .circuits.units.unit_circuit import UnitCircuit, load_unit_circuits, save_unit_circuits
 from .class_accuracy import class_accuracy, cluster_accuracy
 from .energy.functional import block_energy, block_inner, block_scale, clusterability, enmeshment
@@ -36,8 +41,11 @@ from .version import __version__
 __all__ = [
     "CannotFollowError",
     "Circuit",
+    "ClusterDependence",
+    "ClusterLesions",
     "ConvergenceWarning",
     "EnmeshmentLoss",
+    "FaithfulnessCurve",
     "LiveUnits",
     "Network",
     "NetworkLayer",
@@ -55,12 +63,16 @@ __all__ = [
     "class_accuracy",
     "class_log_likelihood",
     "class_log_odds",
+    "cluster_ablation",
     "cluster_accuracy",
+    "cluster_dependence",
     "cluster_information",
+    "cluster_lesions",
     "cluster_shares",
     "clusterability",
     "describe_layers",
     "enmeshment",
+    "faithfulness_curve",
     "find_circuit",
     "find_circuits",
     "find_unit_circuit",
