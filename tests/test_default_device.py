@@ -20,6 +20,7 @@ from torch.utils._device import _device_constructors
 
 import modfast
 from modfast import Partition, compat, reference
+from modfast.circuits.units.unit_circuit import UnitCircuit
 from modfast.cli import main
 from modfast.data import load_dataset
 from modfast.estimators import SpectralClustering, SpectralCoclustering
@@ -113,7 +114,19 @@ class Given:
         self.data = [(self.inputs, self.labels)]
         self.partitions = {"0": Partition.blocks((6, 8), 2), "2": Partition.blocks((4, 6), 2)}
         self.circuits = [modfast.find_circuit(self.model, self.inputs[self.labels == 0], 0) for _ in range(2)]
+        self.network = modfast.read_network(self.model, self.inputs)
+        self.unit_labels = torch.arange(18) % 3
+        asked = torch.zeros(18).where(torch.arange(18) % 5 > 0, torch.nan).double()
+        kept = [(torch.arange(18) % number == 0) | asked.isnan() for number in (2, 3)]
+        spaces = self.network.spaces
+        self.of_units = [
+            UnitCircuit(each, asked, spaces, "greedy", "zero", 0.0, 20, 1, 0.0, 0.0) for each in kept
+        ]
         self.dataset, self.tiny = load_dataset("digits"), Tiny((1, 8, 8), 10)
+
+    def task(self) -> tuple[Any, ...]:
+        """The first arguments of functions of circuits over units."""
+        return self.model, self.data, modfast.accuracy, self.network
 
     def gradient(self, function: Callable[[Tensor], Tensor], weight: Tensor | None = None) -> list[Tensor]:
         leaf = (self.weight if weight is None else weight).clone().requires_grad_()
@@ -231,10 +244,41 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     "load_circuits": lambda g, path: g.saved(
         modfast.save_circuits, modfast.load_circuits, g.circuits, path / "circuits.npz"
     ),
-    "circuit_overlap": lambda g, _: modfast.circuit_overlap(g.circuits),
-    "cluster_information": lambda g, _: modfast.cluster_information(g.circuits, g.partitions),
-    "cluster_shares": lambda g, _: modfast.cluster_shares(g.circuits, g.partitions),
-    "random_circuits": lambda g, _: modfast.random_circuits(g.circuits, 0),
+    "circuit_overlap": lambda g, _: [modfast.circuit_overlap(each) for each in (g.circuits, g.of_units)],
+    "cluster_information": lambda g, _: [
+        modfast.cluster_information(g.circuits, g.partitions),
+        modfast.cluster_information(g.of_units, g.unit_labels),
+    ],
+    "cluster_shares": lambda g, _: [
+        modfast.cluster_shares(g.circuits, g.partitions),
+        modfast.cluster_shares(g.of_units, g.unit_labels),
+    ],
+    "random_circuits": lambda g, _: [
+        modfast.random_circuits(g.circuits, 0),
+        [each.kept for each in modfast.random_circuits(g.of_units, 0)],
+    ],
+    "cluster_ablation": lambda g, _: [
+        modfast.cluster_ablation(*g.task(), 2, mode) for mode in ("without", "only")
+    ],
+    "cluster_dependence": lambda g, _: [
+        (d := modfast.cluster_dependence(*g.task(), g.unit_labels, n_random=2)).counts,
+        [d.shares, d.random_mean_shares, d.random_interval, d.mean, d.random_mean],
+    ],
+    "cluster_lesions": lambda g, _: [
+        (found := modfast.cluster_lesions(*g.task(), 2, n_random=3)).importance,
+        [found.coherence, found.importance_p, found.coherence_p, found.tested, found.sizes],
+        [found.importance_effect, found.importance_combined_p, found.coherence_combined_p],
+        modfast.cluster_lesions(*g.task(), 2, n_random=1, ablation="mean", reference=g.inputs).importance,
+    ],
+    "faithfulness_curve": lambda g, path: [
+        (
+            c := modfast.faithfulness_curve(*g.task(), g.unit_labels.double(), spaces="0", n_random=2)
+        ).as_dict(),
+        [c.faithfulness, c.random_faithfulness, c.cpr, c.cmd, c.random_cpr, c.random_cmd],
+        g.saved(
+            lambda file, curve: curve.save(file), modfast.FaithfulnessCurve.load, c, path / "c"
+        ).as_dict(),
+    ],
     "compat.clusterability": lambda g, _: [
         compat.clusterability(g.weight, None, None, 3),
         compat.clusterability(g.weight, {0: [1], 1: range(2, 5)}, {0: [0, 3], 1: np.array([1])}, 2),
@@ -289,8 +333,8 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     ],
 }
 COMPUTES_NOTHING = {
-    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "ShuffleTest",
-    "__version__", "backend",
+    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "FaithfulnessCurve",
+    "LiveUnits", "Network", "NetworkLayer", "ShuffleTest", "__version__", "backend",
 }  # fmt: skip
 
 

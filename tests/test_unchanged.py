@@ -35,7 +35,21 @@ CALLS = {
     "EnmeshmentLoss.weights": lambda model: EnmeshmentLoss(model, 2).weights(),
     "EnmeshmentLoss.state_dict": lambda model: EnmeshmentLoss(model, 2).state_dict(),
     "class_accuracy": lambda model: modfast.class_accuracy(model, BATCHES),
+    "cluster_ablation": lambda model: [
+        modfast.cluster_ablation(*task(model, modfast.accuracy), 2, mode) for mode in ("without", "only")
+    ],
     "cluster_accuracy": lambda model: modfast.cluster_accuracy(model, iter(BATCHES), CLUSTERS, "only"),
+    "cluster_dependence": lambda model: modfast.cluster_dependence(*task(model, right), 2, n_random=1),
+    "cluster_lesions": lambda model: modfast.cluster_lesions(
+        *task(model, modfast.class_log_likelihood), 2, n_random=1, ablation="mean", reference=INPUTS
+    ),
+    "faithfulness_curve": lambda model: modfast.faithfulness_curve(
+        *(given := task(model, modfast.class_log_likelihood)),
+        torch.rand(given[-1].num_units),
+        spaces=sorted(set(given[-1].spaces) - {"3"}),
+        sizes=[2],
+        n_random=1,
+    ),
     "find_circuit": lambda model: circuit(model),
     "find_circuits": lambda model: modfast.find_circuits(model, INPUTS, LABELS, layers="3"),
     "gradient_affinity": lambda model: [
@@ -69,9 +83,20 @@ def circuit(model):
     return modfast.find_circuit(model, INPUTS[LABELS == 1], 1, layers="3")
 
 
+def task(model, metric):
+    """The first arguments of functions of circuits over units."""
+    return model, BATCHES, metric, modfast.read_network(model, INPUTS)
+
+
+def right(output, batch):
+    """Every answer is right."""
+    return torch.ones(len(output))
+
+
 # These have no model; some are tried on its weights.
 WITHOUT_A_MODEL = {
-    "CannotFollowError", "ConvergenceWarning", "LiveUnits", "Network", "NetworkLayer", "Partition",
+    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "FaithfulnessCurve",
+    "LiveUnits", "Network", "NetworkLayer", "Partition",
     "ShuffleTest", "__version__", "backend", "block_energy", "block_inner", "block_scale",
     "circuit_overlap", "cluster_information", "cluster_shares", "clusterability", "enmeshment",
     "laplacian_eigenvalues", "live_units", "load_circuits", "load_partitions", "normalized_cut",
