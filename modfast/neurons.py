@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import Integer, NoneOr, Number, check
-from .arrays import require_numbers, require_plain
+from .arguments import Integer, NoneOr, Number, OneOf, check
+from .arrays import as_tensor, require_numbers, require_plain
 from .labelled_batches import Batches, labelled_batches
 from .layers.layer import Choices, Layer, match_layers, operation
 from .layers.running import call_model, device_of, evaluating, moved, not_compiled
@@ -26,6 +26,7 @@ def label_semanticity(
     top: int = 50,
     batch_size: int = 1000,
     num_classes: int | None = None,
+    positions: str | None = None,
 ) -> dict[str, Tensor]:
     """The share of all classes that occurs among each neuron's most activating inputs.
 
@@ -47,18 +48,22 @@ def label_semanticity(
             neurons x (``top`` + inputs of a batch).
         num_classes: what the share is of. By default the largest label + 1: name it if ``data`` may lack the
             last classes.
+        positions: what a linear layer's neuron does with an input of several positions, ``(n, *positions,
+            neurons)``, as in a transformer. None raises; ``"max"`` takes the maximum, as for a channel. Where
+            the ``attention_mask`` of the inputs is 0, positions do not count.
 
     Returns:
         Canonical layer name to float64, ``(neurons,)``, on the CPU, in the model's order: the number of
         distinct classes among the ``top`` inputs / ``num_classes``. Of inputs with equal activations the
         earlier one comes first. NaN for a dead neuron, whose output is the same for all inputs, so that its
-        order says nothing.
+        order says nothing. The unit of each neuron of a network is in ``network.layers[name].row_units``.
 
     Raises:
         ValueError: a layer is unknown, no linear layer or convolution, TorchScript, does not run exactly once
             for a batch, or gives NaN, no real numbers, or outputs of another shape than ``(n, neurons)`` or
-            a convolution's; there are fewer than ``top`` inputs; labels are out of range; an argument is no
-            positive integer.
+            a convolution's, or with ``positions`` ``(n, *positions, neurons)``; the ``attention_mask`` has
+            another shape than the positions, or hides a whole input; there are fewer than ``top`` inputs;
+            labels are out of range; an argument has another value than allowed.
         TypeError: ``model`` is no ``nn.Module``, or what :func:`modfast.class_accuracy` raises for ``data``.
 
     Source: "neuron label semanticity" in the public code of arXiv 2409.15747, which takes 50 of CIFAR-10's
@@ -76,6 +81,7 @@ def label_semanticity(
     check("top", top, Integer(1))
     check("batch_size", batch_size, Integer(1))
     check("num_classes", num_classes, NoneOr(Integer(1)))
+    check("positions", positions, NoneOr(OneOf(("max",))))
     chosen = match_layers(model, layers)
     if not chosen:
         raise ValueError("layers must name at least one layer, got none")
@@ -97,7 +103,8 @@ def label_semanticity(
         if not len(labels):
             continue
         # The model has the caller's mode again while the caller's code makes the next batch.
-        with evaluating(model), not_compiled(), _recorded(chosen) as outputs:
+        shown = _shown(batch) if positions else None
+        with evaluating(model), not_compiled(), _recorded(chosen, positions is not None, shown) as outputs:
             call_model(model, moved(batch, device))
         _check_labels(labels, num_classes)
         for layer, of_layer, seen in zip(chosen, outputs, most, strict=True):
@@ -141,8 +148,14 @@ class _MostActivating:
 
 
 @contextmanager
-def _recorded(layers: Sequence[Layer]) -> Iterator[list[list[Tensor]]]:
-    """Inside, the outputs of each layer are kept, one ``(n, neurons)`` for each of its runs."""
+def _recorded(layers: Sequence[Layer], positions: bool, shown: Tensor | None) -> Iterator[list[list[Tensor]]]:
+    """Inside, the outputs of each layer are kept, one ``(n, neurons)`` for each of its runs.
+
+    Args:
+        layers: linear layers and convolutions.
+        positions: whether a linear layer may have outputs at several positions.
+        shown: which of these count, bool ``(n, length)``; None counts all.
+    """
     outputs: list[list[Tensor]] = [[] for _ in layers]
     hooks = []
     try:
@@ -155,7 +168,7 @@ def _recorded(layers: Sequence[Layer]) -> Iterator[list[list[Tensor]]]:
                 layer: Layer = layer,
                 kept: list[Tensor] = of_layer,
             ) -> None:
-                kept.append(_of_neurons(layer, output))
+                kept.append(_of_neurons(layer, output, positions, shown))
 
             hooks.append(layer.module.register_forward_hook(keep))
         yield outputs
@@ -164,8 +177,26 @@ def _recorded(layers: Sequence[Layer]) -> Iterator[list[list[Tensor]]]:
             hook.remove()
 
 
-def _of_neurons(layer: Layer, output: object) -> Tensor:
-    """A copy of a layer's output as ``(n, neurons)``, with each channel's maximum over positions."""
+def _shown(batch: object) -> Tensor | None:
+    """Which positions of texts are no padding, if the inputs say so."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return None if mask is None else as_tensor("data: attention_mask", mask).cpu() != 0
+
+
+def _over_positions(layer: Layer, output: Tensor, shown: Tensor | None) -> Tensor:
+    """The maximum over the positions of a linear layer's output, ``(n, *positions, neurons)``."""
+    if shown is not None:
+        if output.shape[:-1] != shown.shape or not bool(shown.any(1).all()):
+            raise ValueError(
+                f"data: attention_mask must have shape {tuple(output.shape[:-1])}, that of the positions of "
+                f"{layer.name!r}, and show one position of each input, got shape {tuple(shown.shape)}"
+            )
+        output = output.masked_fill(~shown.to(output.device)[..., None], -math.inf)
+    return output.flatten(1, -2).amax(1)
+
+
+def _of_neurons(layer: Layer, output: object, several: bool, shown: Tensor | None) -> Tensor:
+    """A copy of a layer's output as ``(n, neurons)``, with the maximum over positions where it has some."""
     if not isinstance(output, Tensor):
         raise ValueError(f"layers: {layer.name!r} must give a tensor, got a {type(output).__name__}")
     if not output.is_floating_point():
@@ -173,9 +204,14 @@ def _of_neurons(layer: Layer, output: object) -> Tensor:
             f"layers: {layer.name!r} must give real numbers, which have an order, got {output.dtype}"
         )
     positions = len(operation(layer.module).kernel_size) if layer.is_convolution else 0
+    if several and not positions and output.dim() > 2:
+        output = _over_positions(layer, output, shown)
     if output.dim() != 2 + positions:
         kind = "(n, channels, *positions)" if positions else "(n, neurons)"
-        raise ValueError(f"layers: {layer.name!r} must give outputs {kind}, got shape {tuple(output.shape)}")
+        hint = "" if several or positions or output.dim() < 3 else ': positions="max" allows several'
+        raise ValueError(
+            f"layers: {layer.name!r} must give outputs {kind}, got shape {tuple(output.shape)}{hint}"
+        )
     if positions:
         output = output.flatten(2).amax(2)
     # A copy: the next module may write to the output, as ReLU does in place.

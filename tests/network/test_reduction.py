@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from test_units import gpt2
 from torch import nn
 
-from modfast import Partition, search_space_reduction
+from modfast import Partition, read_network, search_space_reduction
 from modfast.models import CNN
 
 
@@ -209,3 +210,16 @@ def test_the_bias_of_a_tied_layer_counts():
         + model.head(model.hidden(model.embedding(tokens)))
     )
     assert search_space_reduction(model, partitions, example_inputs=torch.arange(5)[None]) == found
+
+
+def test_a_transformer_by_hand():
+    """GPT-2 of width 32, four blocks of the stream and of the hidden neurons: heads and tokens are all left."""
+    model, inputs = gpt2()
+    partitions = read_network(model, inputs).partitions(4, layers="*.c_fc")
+    embeddings = 50 * 32 + 16 * 32
+    attention = 96 * 32 + 96 + 32 * 32 + 32
+    mlp = 128 * 32 + 128 + 32 * 128 + 32
+    left = 50 * 8 + 16 * 8 + 2 * (96 * 8 + 96 + 8 * 32 + 8 + 32 * 8 + 32 + 8 * 32 + 8)
+    expected = 1 - left / (embeddings + 2 * (attention + mlp))
+    found = search_space_reduction(model, partitions, example_inputs=inputs)
+    assert found == pytest.approx(expected, rel=1e-12)
