@@ -213,7 +213,7 @@ def test_the_bias_of_a_tied_layer_counts():
 
 
 def test_a_transformer_by_hand():
-    """GPT-2 of width 32, four blocks of the stream and of the hidden neurons: heads and tokens are all left."""
+    """GPT-2 of width 32, four blocks of the stream and of hidden neurons: all heads and tokens are left."""
     model, inputs = gpt2()
     partitions = read_network(model, inputs).partitions(4, layers="*.c_fc")
     embeddings = 50 * 32 + 16 * 32
