@@ -24,7 +24,7 @@ INSIDE = ["*.attn.*", "*.mlp.c_fc"]
 
 @cache
 def gpt2():
-    """A random GPT-2 in training mode, with dropout, and texts of which it gets the last token of half right."""
+    """A random GPT-2 with dropout, in training mode, and texts, of half of which it gets the last token."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0

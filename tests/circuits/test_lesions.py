@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from planted_units import ABLATIONS, deep, inside, plain_loop
+from planted_units import ABLATIONS, additive, deep, inside, plain_loop
 from scipy.stats import combine_pvalues
 from torch import nn
 
@@ -67,6 +67,11 @@ class TestPlanted:
         assert float(found.random_importance[:, 1].mean()) == pytest.approx(4 * 0.6 / 2, abs=0.15)
         assert found.importance_p[2] == 1
         assert found.coherence_p[2].isnan()
+        # Some random pairs are of neurons that do nothing: their coherence is unknown, and they do not count.
+        known = ~found.random_coherence[:, 0].isnan()
+        assert 50 < known.sum() < 99
+        as_coherent = int((found.random_coherence[known, 0] >= 2).sum())
+        assert float(found.coherence_p[0]) == (1 + as_coherent) / (1 + int(known.sum()))
         assert found.coherence_p[1] == 1
         assert found.coherence_effect[1] == 0
         assert found.importance_effect[2] == 0
@@ -137,6 +142,25 @@ class TestPlanted:
         assert found.importance.tolist() == [0, 0]
         assert found.coherence.tolist() == [math.inf] * 2
         assert found.coherence_p.tolist() == [1, 1]
+
+    def test_a_harmful_part_has_no_effect_and_none_is_due_to_harmful_random_ones(self):
+        model, network, space = additive([3.0, 3.0, -1.0, -1.0])
+        labels = torch.full((network.num_units,), -1)
+        labels[space] = torch.tensor([0, 0, 1, 1])
+        for sign in (1, -1):
+            found = cluster_lesions(
+                model, torch.rand(2, 1), lambda output, batch, sign=sign: sign * output[:, 0], network,
+                labels, classes=[0, 0],
+            )  # fmt: skip
+            assert found.importance.tolist() == [6 * sign, -2 * sign]
+            chance = found.random_importance.mean(0)
+            if sign == 1:
+                assert found.importance_effect[0] == pytest.approx(12 / (6 + float(chance[0])))
+                assert found.importance_effect[1] == 0
+            else:
+                assert bool((chance < 0).all())
+                assert found.importance_effect[0].isnan()
+                assert found.importance_effect[1] == 2
 
 
 class TestPlainLoops:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from modfast.files import read_json, write_json
-
-from .unit_circuit import ABLATIONS
+from modfast.network.ablation import ABLATIONS
 
 _FORMAT = "modfast faithfulness curve 1"
 _CURVES = ("sufficiency", "necessity")
