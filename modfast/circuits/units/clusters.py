@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from modfast.network.units import Network
 from modfast.partition import Labels
 
 from .evaluation import Evaluation
+from .several import metrics_of
 
 MODES = ("without", "only")
 
@@ -52,7 +53,7 @@ def cluster_ablation(
             takes neurons, heads and channels.
         ablation: as for :func:`ablate_units`.
         reference: as for :func:`unit_scores`.
-        progress: called as ``progress(done, total)`` after each pass over the examples.
+        progress: called with the number of clusters done so far, and of all. Many run at once.
 
     Returns:
         float64, ``(k,)``, with k the largest label + 1. Without an empty cluster the metric is that of the
@@ -62,6 +63,9 @@ def cluster_ablation(
         ValueError: labels are not one integer, -1 or above, for each unit, or no unit of ``spaces`` is in a
             cluster; the mode is unknown; or what :func:`unit_scores` raises.
         TypeError: as for :func:`unit_scores`.
+
+    Warns:
+        UserWarning: as :func:`faithfulness_curve`.
 
     Example:
         >>> from modfast import read_network
@@ -78,13 +82,17 @@ def cluster_ablation(
     check("mode", mode, OneOf(MODES))
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     clusters = Clusters(task, labels)
-    found = torch.empty(clusters.number, dtype=torch.float64, device="cpu")
-    for cluster in range(clusters.number):
-        members = clusters.labels == cluster
-        found[cluster] = task.metric(members if mode == "without" else task.asked & ~members)
+
+    def sets() -> Iterator[Tensor]:
+        for cluster in range(clusters.number):
+            members = clusters.labels == cluster
+            yield members if mode == "without" else task.asked & ~members
+
+    def note(done: int) -> None:
         if progress is not None:
-            progress(cluster + 1, clusters.number)
-    return found
+            progress(done, clusters.number)
+
+    return metrics_of(task, sets(), clusters.number, note)
 
 
 class Clusters:

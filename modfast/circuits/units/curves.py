@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +19,7 @@ from modfast.network.units import Network
 from .evaluation import Evaluation
 from .faithfulness import FaithfulnessCurve
 from .find import checked_scores
+from .several import metrics_of
 
 # The sizes of MIB's circuits, as shares of what was ranked.
 _SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -65,7 +66,7 @@ def faithfulness_curve(
         n_random: the number of random rankings. Each costs as much as the ranking itself: two passes over
             the examples for each size between none and all.
         seed: seeds the random rankings, drawn uniformly from all rankings of the units.
-        progress: called as ``progress(done, total)`` after each pass over the examples.
+        progress: called with the number of points measured so far, and of all. Many run at once.
 
     Returns:
         The :class:`FaithfulnessCurve`.
@@ -75,6 +76,10 @@ def faithfulness_curve(
             that no weight reads; a unit of ``spaces`` has none; a size is out of range; ``n_random`` or
             ``seed`` is negative; or what :func:`unit_scores` raises.
         TypeError: scores are no tensor, or a size is no number; or what :func:`unit_scores` raises.
+
+    Warns:
+        UserWarning: the model or the metric cannot run on many ablations at once, as for
+            :func:`find_unit_circuit`: then they run one by one.
 
     Source: MIB (arXiv 2504.13151), of which :class:`FaithfulnessCurve` says what differs.
 
@@ -104,29 +109,33 @@ def faithfulness_curve(
     rankings = [units[given[units].sort(descending=True, stable=True).indices]]
     rankings += [units[torch.from_numpy(generator.permutation(len(units)))] for _ in range(n_random)]
     inside = [size for size in chosen if 0 < size < len(units)]
-    total, done = 2 + 2 * len(inside) * len(rankings), 0
+    total = 2 * len(inside) * len(rankings)
 
-    def measure(ablated: Tensor) -> float:
-        nonlocal done
-        value = task.metric(ablated)
-        done += 1
+    def note(done: int) -> None:
         if progress is not None:
-            progress(done, total)
-        return value
+            progress(done, 2 + total)
 
-    before, none = measure(torch.zeros_like(asked)), measure(asked)
-    curves = torch.empty(2, len(rankings), len(chosen), dtype=torch.float64, device="cpu")
-    for row, ranking in enumerate(rankings):
-        for place, size in enumerate(chosen):
-            if size in (0, len(units)):
-                pair = (none, before) if size == 0 else (before, none)
-            else:
+    def sets() -> Iterator[Tensor]:
+        for ranking in rankings:
+            for size in inside:
                 best = torch.zeros_like(asked)
                 best[ranking[:size]] = True
-                pair = (measure(asked & ~best), measure(best))
-            curves[0, row, place], curves[1, row, place] = pair
+                yield asked & ~best
+                yield best
+
+    before = task.metric(torch.zeros_like(asked))
+    note(1)
+    none = task.metric(asked)
+    note(2)
+    curves = torch.empty(2, len(rankings), len(chosen), dtype=torch.float64, device="cpu")
+    sizes_of = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+    for place, (alone, without) in ((0, (none, before)), (len(units), (before, none))):
+        curves[0, :, sizes_of == place], curves[1, :, sizes_of == place] = alone, without
+    between = metrics_of(task, sets(), total, lambda done: note(2 + done))
+    is_inside = (sizes_of > 0) & (sizes_of < len(units))
+    curves[:, :, is_inside] = between.reshape(len(rankings), len(inside), 2).movedim(-1, 0)
     return FaithfulnessCurve(
-        sizes=torch.tensor(chosen, dtype=torch.int64, device="cpu"),
+        sizes=sizes_of,
         sufficiency=curves[0, 0],
         necessity=curves[1, 0],
         random_sufficiency=curves[0, 1:],
