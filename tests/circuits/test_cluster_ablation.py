@@ -227,7 +227,9 @@ class TestDependence:
         assert torch.equal(first.random_shares, again.random_shares)
         assert not torch.equal(first.random_shares, other.random_shares)
         assert first.num_passes == 1 + 4 * 6
-        assert calls[:25] == [(done + 1, 25) for done in range(25)]
+        assert calls[0] == (1, 25)
+        assert calls[len(calls) // 3 - 1] == (25, 25)
+        assert calls[: len(calls) // 3] == sorted(set(calls))
         assert repr(first).startswith("ClusterDependence(7 of 8 examples right, 4 clusters, zero ablation)")
         many = cluster_dependence(model, batch, accuracy, network, 8, n_random=1)
         assert len(repr(many).splitlines()) == 10

@@ -242,7 +242,9 @@ def test_seeds_passes_progress_and_repr():
     assert not torch.equal(first.random_class_drops, other.random_class_drops)
     assert first.num_passes == 1 + 3 * 5
     assert first.num_examples == 6
-    assert calls[:16] == [(done + 1, 16) for done in range(16)]
+    assert calls[0] == (1, 16)
+    assert calls[len(calls) // 3 - 1] == (16, 16)
+    assert calls[: len(calls) // 3] == sorted(set(calls))
     assert repr(first).startswith("ClusterLesions(3 parts, 3 tested, 2 classes, zero ablation)\n")
     assert len(repr(first).splitlines()) == 3
 

@@ -7,8 +7,8 @@ weight that reads different values for different sets, the model works on the ex
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ _MOST_SETS = 256
 
 # Sets whose changes begin at different depths run in calls of their own if each has so many.
 _FEWEST_APART = 8
+
+
+Measured = TypeVar("Measured", float, Tensor)
 
 
 class Candidates:
@@ -71,26 +74,41 @@ class Candidates:
             base: bool, ``(num_units,)``: what most sets ablate.
             sets: bool, ``(sets, num_units)``.
         """
+        return self._measured(base, sets, self._task.metric, self._means)
+
+    def per_example(self, base: Tensor, sets: Tensor) -> list[Tensor]:
+        """The metric for each set and example: for each set float64 ``(n,)``.
+
+        Raises:
+            ValueError: the metric returns one number for several examples.
+        """
+        return self._measured(base, sets, self._task.per_example, self._by_example)
+
+    def _measured(
+        self,
+        base: Tensor,
+        sets: Tensor,
+        of_one: Callable[[Tensor], Measured],
+        of_many: Callable[[Tensor], Sequence[Measured]],
+    ) -> list[Measured]:
         if self.at_once > 1:
             try:
-                return self._together(base, sets)
+                found = {
+                    place: value
+                    for places in self._groups(base, sets)
+                    for place, value in zip(places, of_many(sets[places]), strict=True)
+                }
+                return [found[place] for place in range(len(sets))]
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                alone = [self._task.metric(each) for each in sets[:1]]
+                alone = [of_one(each) for each in sets[:1]]
                 warnings.warn(
                     "the model or the metric cannot run on many ablations at once, so they run one by one, "
                     f"which takes many times as long: {_first_line(error)}",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
                 self.at_once = 1
-                return alone + [self._task.metric(each) for each in sets[1:]]
-        return [self._task.metric(each) for each in sets]
-
-    def _together(self, base: Tensor, sets: Tensor) -> list[float]:
-        found = [0.0] * len(sets)
-        for places in self._groups(base, sets):
-            for place, value in zip(places, self._call(sets[places]), strict=True):
-                found[place] = value
-        return found
+                return alone + [of_one(each) for each in sets[1:]]
+        return [of_one(each) for each in sets]
 
     def _groups(self, base: Tensor, sets: Tensor) -> Iterator[list[int]]:
         """Put sets together whose changes begin at about the same depth of the model."""
@@ -105,10 +123,28 @@ class Candidates:
                 yield group
                 group = []
 
-    def _call(self, sets: Tensor) -> list[float]:
-        task = self._task
+    def _means(self, sets: Tensor) -> list[float]:
         totals = torch.zeros(len(sets), dtype=torch.float64, device="cpu")
         count = 0
+        for values, size in self._values(sets):
+            for place, value in enumerate(values):
+                totals[place] += float(value.sum()) if value.dim() else float(value) * size
+            count += size
+        return (totals / count).tolist()
+
+    def _by_example(self, sets: Tensor) -> Sequence[Tensor]:
+        found = []
+        for values, size in self._values(sets):
+            if values[0].dim() == 0 and size > 1:
+                raise ValueError(
+                    f"metric must return one number per example here, ({size},), it returns a scalar"
+                )
+            found.append(torch.stack(values).reshape(len(sets), size).cpu())
+        return torch.cat(found, dim=1).unbind()
+
+    def _values(self, sets: Tensor) -> Iterator[tuple[list[Tensor], int]]:
+        """For each batch what the metric returns for each set, float64, and the number of examples."""
+        task = self._task
         self._sets = sets
         self._placed = {}
         for batch, baseline in task.examples():
@@ -124,12 +160,8 @@ class Candidates:
 
             with torch.inference_mode(False), evaluating(task.model):
                 values = torch.vmap(of_one)(torch.arange(len(sets), device=task.device))
-            for place, value in enumerate(values):
-                value = measured(value, size).to(torch.float64)
-                totals[place] += float(value.sum()) if value.dim() else float(value) * size
-            count += size
+            yield [measured(value, size).to(torch.float64) for value in values], size
         task.num_passes += len(sets)
-        return (totals / count).tolist()
 
     def _change(self, read: Read, activations: Tensor) -> Tensor:
         device = read.units.device

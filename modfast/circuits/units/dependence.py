@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from modfast.partition import Labels
 
 from .clusters import Clusters
 from .evaluation import Evaluation
+from .several import per_example_of
 
 _MOST_SHARES = 7
 
@@ -139,7 +141,7 @@ def cluster_dependence(
         spaces: as for :func:`cluster_ablation`.
         ablation: as for :func:`ablate_units`.
         reference: as for :func:`unit_scores`.
-        progress: called as ``progress(done, total)`` after each pass over the examples.
+        progress: called with the number of passes over the examples so far, and of all. Many run at once.
 
     Returns:
         The :class:`ClusterDependence`.
@@ -148,6 +150,9 @@ def cluster_dependence(
         ValueError: the metric is not 0 or 1 for each example, or the whole model gets no example right;
             ``n_random`` or ``seed`` is negative; or what :func:`cluster_ablation` raises.
         TypeError: as for :func:`cluster_ablation`.
+
+    Warns:
+        UserWarning: as :func:`faithfulness_curve`.
 
     Source: per-sample dependence on modules in the public code of arXiv 2409.15747.
 
@@ -165,33 +170,26 @@ def cluster_dependence(
     check("seed", seed, Integer(0))
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     clusters = Clusters(task, labels)
-    total, done = 1 + clusters.number * (1 + n_random), 0
+    k, total = clusters.number, clusters.number * (1 + n_random)
 
-    def answers(ablated: Tensor) -> Tensor:
-        nonlocal done
-        found = task.per_example(ablated)
-        other = found[(found != 0) & (found != 1)]
-        if len(other):
-            raise ValueError(
-                f"metric must be 1 for each right answer and 0 for each wrong one, got {float(other[0])}"
-            )
-        done += 1
+    def note(done: int) -> None:
         if progress is not None:
-            progress(done, total)
-        return found == 1
+            progress(1 + done, 1 + total)
 
-    right = answers(torch.zeros_like(task.asked))
+    def sets() -> Iterator[Tensor]:
+        generator = np.random.default_rng(seed)
+        for draw in range(1 + n_random):
+            of_units = clusters.labels if draw == 0 else clusters.shuffled(generator)
+            yield from (of_units == cluster for cluster in range(k))
+
+    right = _answers(task.per_example(torch.zeros_like(task.asked)))
     if not bool(right.any()):
         raise ValueError("metric is 0 for all examples: the whole model gets none right, so none can depend")
-
-    def needed(of_units: Tensor) -> Tensor:
-        found = [~answers(of_units == cluster)[right] for cluster in range(clusters.number)]
-        return torch.stack(found, dim=1)
-
-    own = needed(clusters.labels)
-    generator = np.random.default_rng(seed)
-    others = [shares_of(needed(clusters.shuffled(generator))) for _ in range(n_random)]
-    none = torch.empty(0, clusters.number + 1, dtype=torch.float64, device="cpu")
+    note(0)
+    wrong = (~_answers(found)[right] for found in per_example_of(task, sets(), total, note))
+    own = torch.stack(list(islice(wrong, k)), dim=1)
+    others = [shares_of(torch.stack(list(islice(wrong, k)), dim=1)) for _ in range(n_random)]
+    none = torch.empty(0, k + 1, dtype=torch.float64, device="cpu")
     return ClusterDependence(
         right=right,
         needed=own,
@@ -200,6 +198,16 @@ def cluster_dependence(
         num_passes=task.num_passes,
         seed=int(seed),
     )
+
+
+def _answers(found: Tensor) -> Tensor:
+    """Which answers are right, from a metric of 0 or 1."""
+    other = found[(found != 0) & (found != 1)]
+    if len(other):
+        raise ValueError(
+            f"metric must be 1 for each right answer and 0 for each wrong one, got {float(other[0])}"
+        )
+    return found == 1
 
 
 def shares_of(needed: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from modfast.partition import Labels
 
 from .clusters import Clusters
 from .evaluation import Evaluation
+from .several import per_example_of
 
 _LEAST_UNITS, _LARGEST_SHARE = 2, 0.99
 
@@ -216,7 +217,7 @@ def cluster_lesions(
         spaces: as for :func:`cluster_ablation`.
         ablation: as for :func:`ablate_units`; the source zeroes.
         reference: as for :func:`unit_scores`.
-        progress: called as ``progress(done, total)`` after each pass over the examples.
+        progress: called with the number of passes over the examples so far, and of all. Many run at once.
 
     Returns:
         The :class:`ClusterLesions`.
@@ -226,6 +227,9 @@ def cluster_lesions(
             example, or None where the batches have no such targets; ``n_random`` is below 1 or ``seed``
             negative; or what :func:`cluster_ablation` raises.
         TypeError: as for :func:`cluster_ablation`.
+
+    Warns:
+        UserWarning: as :func:`faithfulness_curve`.
 
     Source: "Quantifying Local Specialization in Deep Neural Networks" (arXiv 2110.08058).
 
@@ -248,27 +252,29 @@ def cluster_lesions(
     clusters = Clusters(task, labels)
     values, index = _classes(task, classes).unique(return_inverse=True)
     parts = _parts(clusters, network, by_space)
-    total, done = 1 + len(parts) * (1 + n_random), 0
+    total = len(parts) * (1 + n_random)
 
-    def class_means(ablated: Tensor) -> Tensor:
-        nonlocal done
-        found = task.per_example(ablated)
-        if len(found) != len(index):
-            raise ValueError(f"classes must be {len(found)}, one for each example, got {len(index)}")
-        done += 1
+    def note(done: int) -> None:
         if progress is not None:
-            progress(done, total)
+            progress(1 + done, 1 + total)
+
+    def sets() -> Iterator[Tensor]:
+        generator = np.random.default_rng(seed)
+        for draw in range(1 + n_random):
+            of_units = clusters.labels if draw == 0 else clusters.shuffled(generator)
+            yield from (part.members(of_units) for part in parts)
+
+    def class_means(found: Tensor) -> Tensor:
         means: Tensor = index.bincount(found) / index.bincount()
         return means
 
-    before = class_means(torch.zeros_like(task.asked))
-
-    def drops(of_units: Tensor) -> Tensor:
-        return torch.stack([before - class_means(part.members(of_units)) for part in parts])
-
-    own = drops(clusters.labels)
-    generator = np.random.default_rng(seed)
-    others = torch.stack([drops(clusters.shuffled(generator)) for _ in range(n_random)])
+    whole = task.per_example(torch.zeros_like(task.asked))
+    if len(whole) != len(index):
+        raise ValueError(f"classes must be {len(whole)}, one for each example, got {len(index)}")
+    before = class_means(whole)
+    note(0)
+    drops = [before - class_means(found) for found in per_example_of(task, sets(), total, note)]
+    own, others = drops[: len(parts)], torch.stack(drops[len(parts) :])
     sizes = torch.tensor([int(part.members(clusters.labels).sum()) for part in parts], device="cpu")
     pools = torch.tensor([part.pool(clusters.labels) for part in parts], device="cpu")
     return ClusterLesions(
@@ -277,8 +283,8 @@ def cluster_lesions(
         sizes=sizes,
         tested=(sizes >= _LEAST_UNITS) & (sizes <= _LARGEST_SHARE * pools),
         classes=values,
-        class_drops=own,
-        random_class_drops=others,
+        class_drops=torch.stack(own),
+        random_class_drops=others.reshape(n_random, len(parts), -1),
         metric_before=float(before.mean()),
         ablation=ablation,
         num_examples=task.num_examples,

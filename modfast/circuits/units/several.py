@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -32,13 +32,44 @@ def metrics_of(task: Evaluation, sets: Iterable[Tensor], total: int, note: Calla
         UserWarning: the model or the metric cannot run on several sets at once.
     """
     found: list[float] = []
-    left = iter(sets)
-    nothing = torch.zeros_like(task.asked)
-    candidates = Candidates(task) if total > _FEWEST else None
-    while len(found) < total:
+    for candidates, chunk in _chunks(task, sets, total):
         if candidates is None:
-            found.append(task.metric(next(left)))
+            found += [task.metric(each) for each in chunk]
         else:
-            found += candidates.metrics(nothing, torch.stack(list(islice(left, candidates.at_once))))
+            found += candidates.metrics(torch.zeros_like(task.asked), chunk)
         note(len(found))
     return torch.tensor(found, dtype=torch.float64, device="cpu")
+
+
+def per_example_of(
+    task: Evaluation, sets: Iterable[Tensor], total: int, note: Callable[[int], None]
+) -> Iterator[Tensor]:
+    """The metric for each set and example; as :func:`metrics_of`.
+
+    Yields:
+        For each set float64, ``(n,)``.
+
+    Raises:
+        ValueError: the metric returns one number for several examples.
+    """
+    done = 0
+    for candidates, chunk in _chunks(task, sets, total):
+        if candidates is None:
+            found = [task.per_example(each) for each in chunk]
+        else:
+            found = candidates.per_example(torch.zeros_like(task.asked), chunk)
+        done += len(chunk)
+        note(done)
+        yield from found
+
+
+def _chunks(
+    task: Evaluation, sets: Iterable[Tensor], total: int
+) -> Iterator[tuple[Candidates | None, Tensor]]:
+    """So many sets as run at once, and what runs them; None if they are too few."""
+    left = iter(sets)
+    candidates = Candidates(task) if total > _FEWEST else None
+    while total > 0:
+        chunk = torch.stack(list(islice(left, 1 if candidates is None else candidates.at_once)))
+        total -= len(chunk)
+        yield candidates, chunk
