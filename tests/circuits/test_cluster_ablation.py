@@ -234,6 +234,18 @@ class TestDependence:
         many = cluster_dependence(model, batch, accuracy, network, 8, n_random=1)
         assert len(repr(many).splitlines()) == 10
 
+    def test_a_metric_that_cannot_run_on_many_ablations_at_once(self):
+        def metric(output, batch):
+            pairs = zip(output.argmax(1).tolist(), batch[1].tolist(), strict=True)
+            return torch.tensor([float(found == right) for found, right in pairs])
+
+        model, network, batch = needing()
+        with pytest.warns(UserWarning, match="cannot run on many ablations at once"):
+            found = cluster_dependence(model, batch, metric, network, 4, n_random=2)
+        expected = cluster_dependence(model, batch, accuracy, network, 4, n_random=2)
+        assert torch.equal(found.needed, expected.needed)
+        assert torch.equal(found.random_shares, expected.random_shares)
+
     def test_a_metric_that_is_no_answer(self):
         model, network, batches = deep()
         with pytest.raises(ValueError, match="metric must be 1 for each right answer and 0 for each wrong"):
