@@ -124,9 +124,17 @@ class Given:
         ]
         self.dataset, self.tiny = load_dataset("digits"), Tiny((1, 8, 8), 10)
 
-    def task(self) -> tuple[Any, ...]:
+    def task(self, metric: Any = modfast.accuracy) -> tuple[Any, ...]:
         """The first arguments of functions of circuits over units."""
-        return self.model, self.data, modfast.accuracy, self.network
+        return self.model, self.data, metric, self.network
+
+    def found_units(self, **options: Any) -> UnitCircuit:
+        return modfast.find_unit_circuit(*self.task(modfast.class_log_likelihood), tolerance=0.05, **options)
+
+    def ablated(self, *given: Any) -> Tensor:
+        units = self.network.layers["0"].row_units[:2]
+        with torch.no_grad(), modfast.ablate_units(self.model, self.network, units, *given):
+            return self.model(self.inputs)
 
     def gradient(self, function: Callable[[Tensor], Tensor], weight: Tensor | None = None) -> list[Tensor]:
         leaf = (self.weight if weight is None else weight).clone().requires_grad_()
@@ -256,6 +264,47 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     "random_circuits": lambda g, _: [
         modfast.random_circuits(g.circuits, 0),
         [each.kept for each in modfast.random_circuits(g.of_units, 0)],
+    ],
+    "ablate_units": lambda g, _: [
+        g.ablated(),
+        g.ablated("mean", g.inputs.flip(0)),
+        g.ablated("resample", g.inputs.flip(0)),
+    ],
+    "unit_scores": lambda g, _: [
+        modfast.unit_scores(*g.task(modfast.class_log_likelihood), **options).nan_to_num(9)
+        for options in (
+            {},
+            {"steps": 3},
+            {"ablation": "mean", "reference": g.inputs},
+            {"ablation": "resample", "reference": g.inputs.flip(0)},
+        )
+    ],
+    "find_unit_circuit": lambda g, _: [
+        [(c := g.found_units(**options)).kept, c.metric_before, c.metric_after, list(c.means.values())]
+        for options in ({}, {"method": "greedy"}, {"ablation": "mean", "reference": g.inputs})
+    ],
+    "UnitCircuit": lambda g, _: g.of_units[0].kept,
+    "save_unit_circuits": lambda g, path: [
+        c.scores.nan_to_num(9)
+        for c in g.saved(
+            modfast.save_unit_circuits, modfast.load_unit_circuits, g.of_units, path / "units.npz"
+        )
+    ],
+    "load_unit_circuits": lambda g, path: [
+        c.kept
+        for c in g.saved(
+            modfast.save_unit_circuits, modfast.load_unit_circuits, g.of_units, path / "units.npz"
+        )
+    ],
+    "accuracy": lambda g, _: modfast.accuracy(g.model(g.inputs), (g.inputs, g.labels)),
+    "class_log_likelihood": lambda g, _: modfast.class_log_likelihood(
+        g.model(g.inputs), (g.inputs, g.labels)
+    ),
+    "class_log_odds": lambda g, _: modfast.class_log_odds(g.model(g.inputs), (g.inputs, g.labels)),
+    "logit_difference": lambda g, _: modfast.logit_difference(0, 1)(g.model(g.inputs), (g.inputs, g.labels)),
+    "next_token_log_likelihood": lambda g, _: [
+        modfast.next_token_log_likelihood(g.inputs[None], (g.labels[None] * 0, None)),
+        modfast.accuracy(g.inputs[None], g.labels[None] * 0),
     ],
     "cluster_ablation": lambda g, _: [
         modfast.cluster_ablation(*g.task(), 2, mode) for mode in ("without", "only")

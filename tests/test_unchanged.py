@@ -34,6 +34,8 @@ CALLS = {
     "EnmeshmentLoss.clusterability": lambda model: EnmeshmentLoss(model, 2).clusterability(),
     "EnmeshmentLoss.weights": lambda model: EnmeshmentLoss(model, 2).weights(),
     "EnmeshmentLoss.state_dict": lambda model: EnmeshmentLoss(model, 2).state_dict(),
+    "UnitCircuit": lambda model: units(model).apply(model)(INPUTS),
+    "ablate_units": lambda model: [ablated(model, *given) for given in ((), ("mean", [INPUTS, INPUTS]))],
     "class_accuracy": lambda model: modfast.class_accuracy(model, BATCHES),
     "cluster_ablation": lambda model: [
         modfast.cluster_ablation(*task(model, modfast.accuracy), 2, mode) for mode in ("without", "only")
@@ -52,6 +54,14 @@ CALLS = {
     ),
     "find_circuit": lambda model: circuit(model),
     "find_circuits": lambda model: modfast.find_circuits(model, INPUTS, LABELS, layers="3"),
+    "find_unit_circuit": lambda model: [
+        units(model),
+        modfast.find_unit_circuit(
+            *(given := task(model, modfast.class_log_likelihood)),
+            method="greedy",
+            spaces=given[-1].layers["0"].name,
+        ),
+    ],
     "gradient_affinity": lambda model: [
         modfast.gradient_affinity(model, layer, BATCHES, cross_entropy) for layer in "13"
     ],
@@ -72,6 +82,11 @@ CALLS = {
         model, CLUSTERS, example_inputs=INPUTS
     ),
     "shuffle_test": lambda model: modfast.shuffle_test(model, 2, 2, example_inputs=INPUTS, n_init=1),
+    "unit_scores": lambda model: [
+        modfast.unit_scores(*task(model, modfast.class_log_likelihood), steps=steps, **given)
+        for steps in (1, 2)
+        for given in ({}, {"ablation": "resample", "reference": [INPUTS[12:], INPUTS[:12]]})
+    ],
     "weights": lambda model: [
         (modfast.spectral_cocluster(weight, 2), modfast.laplacian_eigenvalues(weight, 2).sum())
         for weight in (layer.weight() for layer in find_layers(model))
@@ -88,6 +103,19 @@ def task(model, metric):
     return model, BATCHES, metric, modfast.read_network(model, INPUTS)
 
 
+def units(model):
+    return modfast.find_unit_circuit(
+        *task(model, modfast.class_log_likelihood), tolerance=0.1, ablation="mean", reference=INPUTS
+    )
+
+
+def ablated(model, *given):
+    network = modfast.read_network(model, INPUTS)
+    first = network.layers[next(iter(network.layers))]
+    with modfast.ablate_units(model, network, first.row_units[:2], *given):
+        pass
+
+
 def right(output, batch):
     """Every answer is right."""
     return torch.ones(len(output))
@@ -98,9 +126,11 @@ WITHOUT_A_MODEL = {
     "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "FaithfulnessCurve",
     "LiveUnits", "Network", "NetworkLayer", "Partition",
     "ShuffleTest", "__version__", "backend", "block_energy", "block_inner", "block_scale",
-    "circuit_overlap", "cluster_information", "cluster_shares", "clusterability", "enmeshment",
-    "laplacian_eigenvalues", "live_units", "load_circuits", "load_partitions", "normalized_cut",
-    "random_circuits", "save_circuits", "save_partitions", "spectral_cluster", "spectral_cocluster",
+    "accuracy", "circuit_overlap", "class_log_likelihood", "class_log_odds", "cluster_information",
+    "cluster_shares", "clusterability", "enmeshment", "laplacian_eigenvalues", "live_units", "load_circuits",
+    "load_partitions", "load_unit_circuits", "logit_difference", "next_token_log_likelihood",
+    "normalized_cut", "random_circuits", "save_circuits", "save_partitions", "save_unit_circuits", "spectral_cluster",
+    "spectral_cocluster",
 }  # fmt: skip
 
 
