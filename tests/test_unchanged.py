@@ -129,8 +129,8 @@ WITHOUT_A_MODEL = {
     "accuracy", "circuit_overlap", "class_log_likelihood", "class_log_odds", "cluster_information",
     "cluster_shares", "clusterability", "enmeshment", "laplacian_eigenvalues", "live_units", "load_circuits",
     "load_partitions", "load_unit_circuits", "logit_difference", "next_token_log_likelihood",
-    "normalized_cut", "random_circuits", "save_circuits", "save_partitions", "save_unit_circuits", "spectral_cluster",
-    "spectral_cocluster",
+    "normalized_cut", "random_circuits", "save_circuits", "save_partitions", "save_unit_circuits",
+    "spectral_cluster", "spectral_cocluster",
 }  # fmt: skip
 
 
