@@ -21,7 +21,12 @@ DOUBLE, LONG = torch.float64, torch.int64
 
 # What only the numbers, or how they lie in memory, tell: changes of arguments, and messages.
 NOT_SEEN_BY_SHAPE = ("number", "strided", "transposed", "expanded")
-TOLD_BY_NUMBERS = ("starts must begin with 0", "starts must not fall", "indices must be")
+TOLD_BY_NUMBERS = ("starts must begin with 0", "starts must not fall", "indices must be", "must hold numbers in")
+
+# Numbers that indices may not be, by their type.
+WRONG_NUMBERS = {LONG: (-1, -2, 2**40, -(2**62)), torch.int32: (-2, 2**30, -(2**30))}
+
+NO_SOURCES = torch.empty(0, 0, dtype=torch.int32)
 
 
 def valid_arguments() -> dict[str, tuple[Any, ...]]:
@@ -32,14 +37,22 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
     graph = (torch.tensor([0, 1, 2, 3, 4]), torch.tensor([1, 0, 3, 2]), torch.rand(4))
     energies, slopes = torch.rand(1, 2, dtype=DOUBLE), torch.rand(1, dtype=DOUBLE)
     labels, two = ([rows], [cols], [3]), torch.tensor([0, 0, 1, 1])
+    # A convolution, a batch norm and a pooling of two by two places; then a linear layer.
     tail = (
-        torch.rand(3, 8, dtype=DOUBLE),
+        torch.rand(6, 8, dtype=DOUBLE),
         torch.ones(8, dtype=DOUBLE),
-        [torch.rand(4, 3, dtype=DOUBLE), torch.rand(2, 4, dtype=DOUBLE)],
+        [torch.rand(4, 3, dtype=DOUBLE), torch.rand(2, 8, dtype=DOUBLE)],
         [torch.rand(4, dtype=DOUBLE), torch.rand(2, dtype=DOUBLE)],
         [1, 0],
         [0.0, 0.0],
-        *([torch.zeros(4, 8, dtype=DOUBLE), torch.zeros(2, 8, dtype=DOUBLE)] for _ in range(2)),
+        [torch.arange(4, dtype=torch.int32) + torch.arange(3, dtype=torch.int32)[:, None], NO_SOURCES],
+        [1, 1],
+        [0, 0],
+        [8, 9],
+        [0.0, 0.0],
+        [torch.rand(2, 4, dtype=DOUBLE), torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)],
+        [torch.zeros(16, 8, dtype=DOUBLE), torch.zeros(2, 8, dtype=DOUBLE)],
+        [torch.zeros(8, 8, dtype=DOUBLE), torch.zeros(2, 8, dtype=DOUBLE)],
         1,
         1,
     )
@@ -87,7 +100,7 @@ def other_tensors(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     yield "strided", tensor.repeat_interleave(2, -1)[..., ::2]
     yield "transposed", tensor.T if tensor.dim() == 2 else tensor
     yield "expanded", tensor[:1].expand(tensor.shape)
-    for number in (-1, -2, 2**40, -(2**62)) if tensor.dtype == LONG else (torch.nan, torch.inf, -1.0):
+    for number in WRONG_NUMBERS.get(tensor.dtype, (torch.nan, torch.inf, -1.0)):
         changed = tensor.clone()
         changed.view(-1)[-1] = number
         yield f"number {number}", changed

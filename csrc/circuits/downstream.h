@@ -5,8 +5,9 @@
 
 namespace modfast {
 
-// A term of a neuron's change: weight times the change of the neuron `from`, where 0 is the walked neuron
-// (the one whose row is walked along), and 1 + h is Downstream::hidden[h].
+// A term of a neuron's change: weight times the change of the neuron `from`. The first `entries` of them are
+// where a change enters the linear layers: the walked neuron alone (the one whose row is walked along), or
+// what channels before these layers hold; entries + h is Downstream::hidden[h].
 struct Change {
   double weight;
   int64_t from;
@@ -33,6 +34,7 @@ struct Downstream {
   bool is_logit = false;         // whether the walked neuron is a logit,
   bool is_label = false;         // the label's logit,
   bool before_label = false;     // a logit of a class before the label
+  int64_t entries = 1;
   const Change* changes = nullptr;
   const Moved* hidden = nullptr;  // each depends on earlier ones only
   int64_t hidden_count = 0;

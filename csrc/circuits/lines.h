@@ -1,7 +1,7 @@
 // The inner loops of the walk, compiled once for each instruction set; every level computes the same bits.
 #pragma once
 
-#include "circuits/downstream.h"
+#include "circuits/channels.h"
 
 namespace modfast {
 
@@ -18,6 +18,17 @@ struct Trial {
   Outcome from, to;     // before the trial and after it
   // Memory for 1 + hidden_count and for others_count times kInputs numbers.
   double *changes, *logits;
+};
+
+// The same for a weight of a channel. `input` is the first place of the input channel, of the first block.
+struct ChannelTrial {
+  const Channels* channels;
+  double weight;
+  const double* input;
+  int64_t input_block;
+  const int32_t* sources;
+  Outcome from, to;
+  ChannelRoom room;
 };
 
 struct Verdict {
@@ -37,6 +48,12 @@ struct CircuitLines {
                  double* right, double* changes, double* logits);
   // computes the outcome of a trial, and returns its sums over inputs begin to end
   Verdict (*attempt)(const Trial& trial, int64_t begin, int64_t end);
+
+  // The same three for channels. begin and end are multiples of kInputs, and outcomes lie in blocks.
+  void (*forward_channel)(const ChannelSums& sums, const ChannelRoom& room, int64_t begin, int64_t end);
+  void (*channel_losses)(const Channels& channels, const ChannelRoom& room, int64_t begin, int64_t end,
+                         const Outcome& outcome);
+  Verdict (*attempt_channel)(const ChannelTrial& trial, int64_t begin, int64_t end);
 };
 
 extern const CircuitLines circuit_lines_baseline;

@@ -120,4 +120,7 @@ Verdict attempt(const Trial& trial, int64_t begin, int64_t end) {
   return verdict;
 }
 
-constexpr CircuitLines circuit_lines_of_this_level = {forward, logsumexp, losses, attempt};
+#include "circuits/channels.inl"
+
+constexpr CircuitLines circuit_lines_of_this_level = {
+    forward, logsumexp, losses, attempt, forward_channel, channel_losses, attempt_channel};

@@ -168,17 +168,17 @@ MODFAST_EACH V moved_pre(const Moved& neuron, const Downstream& after, int64_t m
 // Logits that differ by no more than this times 1 + |logit| are equal, and the first of them is the answer.
 constexpr double kTie = 1e-12;
 
-// The losses of the inputs from m on, one for each lane of V, given the walked neuron's activation. changes
-// and logits are memory for 1 + hidden_count and for others_count values, step numbers apart.
+// The losses of the inputs from m on, one for each lane of V, given the changes that enter the linear layers
+// and, if the walked channel is a logit, what it holds. changes and logits are memory for
+// entries + hidden_count and for others_count values, step numbers apart.
 template <class V>
-MODFAST_EACH V loss_of(const Downstream& after, int64_t m, const V& held, double* changes, double* logits,
-                       int64_t step, double* right) {
-  store<V>(held - load<V>(after.held + m), changes);
+MODFAST_EACH V loss_after(const Downstream& after, int64_t m, const V& held, double* changes, double* logits,
+                          int64_t step, double* right) {
   for (int64_t h = 0; h < after.hidden_count; ++h) {
     const Moved& neuron = after.hidden[h];
     const V x = moved_pre<V>(neuron, after, m, changes, step);
     store<V>(activate(x, neuron.activation, neuron.slope) - load<V>(neuron.held + m),
-             changes + (h + 1) * step);
+             changes + (h + after.entries) * step);
   }
   V own = after.is_label ? held
           : after.own    ? moved_pre<V>(*after.own, after, m, changes, step)
@@ -221,4 +221,12 @@ MODFAST_EACH V loss_of(const Downstream& after, int64_t m, const V& held, double
   }
   const V sign = load<V>(after.signs + m);
   return magnitude_of(sign) * softplus(sign * (others - own));
+}
+
+// The same, given the walked neuron's activation.
+template <class V>
+MODFAST_EACH V loss_of(const Downstream& after, int64_t m, const V& held, double* changes, double* logits,
+                       int64_t step, double* right) {
+  store<V>(held - load<V>(after.held + m), changes);
+  return loss_after<V>(after, m, held, changes, logits, step, right);
 }

@@ -11,20 +11,14 @@ const Tensor& checked(const Tensor& tensor, ScalarType type, std::initializer_li
   return check_shaped(tensor, type, shape, name);
 }
 
-void tail_forward_cpu(Tensor features, Tensor signs, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                      std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> pre,
-                      std::vector<Tensor> held, int64_t label, int64_t threads) {
-  const Tail tail =
-      tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads}, checked);
+void tail_forward_cpu(TAIL_PARAMETERS) {
+  const Tail tail = tail_of(TAIL_TENSORS, checked);
   tail_forward(tail, parallel_for);
 }
 
-void walk_row_cpu(Tensor features, Tensor signs, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                  std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> pre,
-                  std::vector<Tensor> held, int64_t label, int64_t threads, int64_t layer, int64_t row,
-                  int64_t begin, int64_t end, double highest_loss, std::optional<double> least_right) {
-  const Tail tail =
-      tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads}, checked);
+void walk_row_cpu(TAIL_PARAMETERS, int64_t layer, int64_t row, int64_t begin, int64_t end,
+                  double highest_loss, std::optional<double> least_right) {
+  const Tail tail = tail_of(TAIL_TENSORS, checked);
   check_place(tail, {layer, row, begin, end});
   walk_row(tail, layer, row, begin, end, bounds_of(highest_loss, least_right), parallel_for);
 }
@@ -35,9 +29,11 @@ void walk_row_cpu(Tensor features, Tensor signs, std::vector<Tensor> weights, st
 // clang-format off
 STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("tail_forward_(Tensor features, Tensor signs, Tensor[] weights, Tensor[] biases, int[] activations, "
-        "float[] slopes, Tensor(a!)[] pre, Tensor(b!)[] held, int label, int threads) -> ()");
+        "float[] slopes, Tensor[] sources, int[] groups, int[] stage_layers, int[] stage_kinds, "
+        "float[] stage_numbers, Tensor[] stage_tables, Tensor(a!)[] pre, Tensor(b!)[] held, int label, int threads) -> ()");
   m.def("walk_row_(Tensor features, Tensor signs, Tensor(a!)[] weights, Tensor[] biases, int[] activations, "
-        "float[] slopes, Tensor(b!)[] pre, Tensor(c!)[] held, int label, int threads, int layer, int row, "
+        "float[] slopes, Tensor[] sources, int[] groups, int[] stage_layers, int[] stage_kinds, "
+        "float[] stage_numbers, Tensor[] stage_tables, Tensor(b!)[] pre, Tensor(c!)[] held, int label, int threads, int layer, int row, "
         "int begin, int end, float highest_loss, float? least_right) -> ()");
 }
 // clang-format on

@@ -20,12 +20,14 @@ void forward_layers(const Tail& tail, int64_t first, const OnDevice& device) {
   }
 }
 
-void tail_forward_cuda(Tensor features, Tensor signs, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                       std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> pre,
-                       std::vector<Tensor> held, int64_t label, int64_t threads) {
-  const Tail tail =
-      tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads},
-              checked_beside(features));
+Tail linear_tail_of(const TailTensors& given) {
+  REQUIRE(given.sources.empty() && given.stage_layers.empty(),
+          "sources and stage_layers must be empty on a GPU, which walks along linear layers only");
+  return tail_of(given, checked_beside(given.features));
+}
+
+void tail_forward_cuda(TAIL_PARAMETERS) {
+  const Tail tail = linear_tail_of(TAIL_TENSORS);
   forward_layers(tail, 0, OnDevice(weights[0]));
 }
 
@@ -48,13 +50,9 @@ class WithWeights {
   std::vector<std::vector<double>> copies_;
 };
 
-void walk_row_cuda(Tensor features, Tensor signs, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                   std::vector<int64_t> activations, std::vector<double> slopes, std::vector<Tensor> pre,
-                   std::vector<Tensor> held, int64_t label, int64_t threads, int64_t layer, int64_t row,
-                   int64_t begin, int64_t end, double highest_loss, std::optional<double> least_right) {
-  const Tail tail =
-      tail_of({features, signs, weights, biases, activations, slopes, pre, held, label, threads},
-              checked_beside(features));
+void walk_row_cuda(TAIL_PARAMETERS, int64_t layer, int64_t row, int64_t begin, int64_t end,
+                   double highest_loss, std::optional<double> least_right) {
+  const Tail tail = linear_tail_of(TAIL_TENSORS);
   check_place(tail, {layer, row, begin, end});
   if (begin == end) return;
   const OnDevice device(weights[0]);

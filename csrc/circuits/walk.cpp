@@ -49,9 +49,99 @@ struct Links {
   }
 };
 
+// One thread's scratch memory, reused from call to call.
+class Scratch {
+ public:
+  explicit Scratch(size_t numbers) {
+    thread_local std::vector<double> memory;
+    memory.resize(std::max(memory.size(), numbers));
+    next_ = memory.data();
+  }
+  double* take(size_t numbers) {
+    double* taken = next_;
+    next_ += numbers;
+    return taken;
+  }
+  // As many numbers as hold some values of another type.
+  template <class T>
+  static size_t numbers_for(int64_t values) {
+    return (static_cast<size_t>(values) * sizeof(T) + sizeof(double) - 1) / sizeof(double);
+  }
+  template <class T>
+  T* take_values(int64_t values) {
+    return reinterpret_cast<T*>(take(numbers_for<T>(values)));
+  }
+
+ private:
+  double* next_;
+};
+
+ChannelRoom room_for(const Channels& channels, int64_t later_changes, int64_t logits) {
+  const auto places = static_cast<size_t>(channels.most_places) * kInputs;
+  const auto changes = static_cast<size_t>(channels.most_changes + later_changes) * kInputs;
+  const size_t terms = Scratch::numbers_for<Term>(channels.most_terms);
+  const size_t still = Scratch::numbers_for<char>(channels.most_channels);
+  Scratch scratch(3 * places + 2 * changes + static_cast<size_t>(logits) * kInputs + terms + 2 * still);
+  ChannelRoom room{};
+  room.sums = scratch.take(places);
+  room.spare = scratch.take(places);
+  room.held = scratch.take(places);
+  room.logits = scratch.take(static_cast<size_t>(logits) * kInputs);
+  room.terms = scratch.take_values<Term>(channels.most_terms);
+  for (int i = 0; i < 2; ++i) {
+    room.changes[i] = scratch.take(changes);
+    room.still[i] = scratch.take_values<char>(channels.most_channels);
+  }
+  return room;
+}
+
+// Computes channels first to before last of a layer before the linear ones.
+void forward_channels(const Tail& tail, int64_t layer, int64_t first, int64_t last, int64_t threads,
+                      ParallelFor parallel_for) {
+  const TailLayer& at = tail.layers[layer];
+  std::vector<Term> terms;
+  std::vector<size_t> starts{0};
+  for (int64_t row = first; row < last; ++row) {
+    for (int64_t j = 0; j < at.cols; ++j) {
+      const double weight = at.weights[row * at.cols + j];
+      if (weight == 0.0) continue;
+      terms.push_back({weight, read_by(at, row, j) * kInputs, at.sources + j % at.taps * at.places, 0});
+    }
+    starts.push_back(terms.size());
+  }
+  const Layout inputs = layout_of_inputs(tail, layer), pre = layout_of_pre(tail, layer),
+               held = layout_of_held(tail, layer);
+  Channels sizes;
+  sizes.most_places = std::max({at.places, at.held_places, Moves::most_of_stages(at)});
+  over_chunks(tail, threads, parallel_for, [&](int64_t begin, int64_t end) {
+    const ChannelRoom room = room_for(sizes, 0, 0);
+    // All channels of a block of inputs before the next block: they read the same numbers.
+    for (int64_t m = begin; m < end; m += kInputs) {
+      for (int64_t row = first; row < last; ++row) {
+        const size_t start = starts[row - first];
+        const ChannelSums sums{&at,
+                               row,
+                               terms.data() + start,
+                               static_cast<int64_t>(starts[row - first + 1] - start),
+                               inputs_of(tail, layer),
+                               inputs.block,
+                               at.pre + row * at.places * pre.neuron,
+                               pre.block,
+                               at.held + row * at.held_places * held.neuron,
+                               held};
+        circuit_lines_in_use().forward_channel(sums, room, m, m + kInputs);
+      }
+    }
+  });
+}
+
 void forward_rows(const Tail& tail, int64_t layer, int64_t first, int64_t last, int64_t threads,
                   ParallelFor parallel_for) {
   const TailLayer& at = tail.layers[layer];
+  if (layer < tail.first_plain) {
+    forward_channels(tail, layer, first, last, threads, parallel_for);
+    return;
+  }
   Links links;
   for (int64_t row = first; row < last; ++row) links.add_row(at, row, inputs_of(tail, layer), tail.stride);
   over_chunks(tail, threads, parallel_for, [&](int64_t begin, int64_t end) {
@@ -81,7 +171,7 @@ std::vector<double> sum_still(const Tail& tail, const Moves& moves, bool accurac
                               ParallelFor parallel_for, Downstream* after) {
   const auto stride = static_cast<size_t>(tail.stride);
   std::vector<const double*> still;
-  for (const int64_t c : moves.still) still.push_back(tail.layers.back().pre + c * tail.stride);
+  for (const int64_t c : moves.still) still.push_back(tail.layers.back().held + c * tail.stride);
   std::vector<double> memory((accuracy ? 7 : 3) * stride);
   double* part = memory.data();
   after->largest = part;
@@ -103,14 +193,29 @@ std::vector<double> sum_still(const Tail& tail, const Moves& moves, bool accurac
   return memory;
 }
 
-// Memory for the present outcome and for those of the trials of a batch.
+// Memory for the present outcome and for those of the trials of a batch. A neuron has one number before its
+// activation and one after it for each input; a channel has as many as places.
 class Outcomes {
  public:
-  Outcomes(int64_t count, int64_t stride, bool accuracy) : memory_(count * stride * (accuracy ? 4 : 3)) {
+  Outcomes(int64_t count, int64_t stride, int64_t places, int64_t held_places, bool accuracy)
+      : memory_(count * stride * numbers(places, held_places, accuracy)) {
+    double* next = memory_.data();
+    const auto take = [&](int64_t numbers) {
+      double* taken = next;
+      next += numbers;
+      return taken;
+    };
     for (int64_t i = 0; i < count; ++i) {
-      double* first = memory_.data() + i * stride * (accuracy ? 4 : 3);
-      all_.push_back({first, first + stride, first + 2 * stride, accuracy ? first + 3 * stride : nullptr});
+      Outcome one{};
+      one.pre = take(stride * places);
+      one.held = take(stride * held_places);
+      one.losses = take(stride);
+      if (accuracy) one.right = take(stride);
+      all_.push_back(one);
     }
+  }
+  static int64_t numbers(int64_t places, int64_t held_places, bool accuracy) {
+    return places + held_places + (accuracy ? 2 : 1);
   }
   const Outcome& present() const { return all_[present_]; }
   const Outcome& of_trial(int64_t t) const { return all_[slot(t)]; }
@@ -124,16 +229,87 @@ class Outcomes {
   size_t present_ = 0;
 };
 
-// One thread's scratch memory, reused from call to call.
 struct Room {
   double *changes, *logits;
 };
 Room room_for(const Downstream& after) {
-  thread_local std::vector<double> memory;
-  const auto changes = static_cast<size_t>(1 + after.hidden_count) * kInputs;
-  memory.resize(std::max(memory.size(), changes + static_cast<size_t>(after.others_count) * kInputs));
-  return {memory.data(), memory.data() + changes};
+  const auto changes = static_cast<size_t>(after.entries + after.hidden_count) * kInputs,
+             logits = static_cast<size_t>(after.others_count) * kInputs;
+  Scratch scratch(changes + logits);
+  return {scratch.take(changes), scratch.take(logits)};
 }
+
+// The trials of one row, on some of the inputs.
+class RowTrials {
+ public:
+  RowTrials(const Tail& tail, const Moves& moves, const Downstream& after, int64_t layer, int64_t row)
+      : tail_(tail),
+        at_(tail.layers[layer]),
+        after_(after),
+        layer_(layer),
+        row_(row),
+        inputs_(inputs_of(tail, layer)),
+        in_(layout_of_inputs(tail, layer)),
+        through_(moves.through) {
+    through_.after = &after;
+    if (!of_channel()) return;
+    held_.resize(static_cast<size_t>(tail.stride * at_.held_places));
+    through_.held = held_.data();
+  }
+  RowTrials(const RowTrials&) = delete;
+
+  // Copies the state before the row, and computes its losses.
+  void begin(const Outcome& present, int64_t from, int64_t to) {
+    const CircuitLines& lines = circuit_lines_in_use();
+    if (!of_channel()) {
+      const double* pre = at_.pre + row_ * tail_.stride;
+      std::copy(pre + from, pre + to, present.pre + from);
+      std::copy(after_.held + from, after_.held + to, present.held + from);
+      const Room room = room_for(after_);
+      lines.losses(after_, from, to, present.held, present.losses, present.right, room.changes, room.logits);
+      return;
+    }
+    const Layout pre = layout_of_pre(tail_, layer_), held = layout_of_held(tail_, layer_);
+    for (int64_t m = from; m < to; m += kInputs) {
+      copy_places(at_.pre, pre, at_.places, m, present.pre);
+      copy_places(at_.held, held, at_.held_places, m, present.held);
+      copy_places(at_.held, held, at_.held_places, m, held_.data());
+    }
+    lines.channel_losses(through_, room(), from, to, present);
+  }
+
+  Verdict attempt(int64_t column, double weight, const Outcome& before, const Outcome& outcome, int64_t from,
+                  int64_t to) const {
+    const CircuitLines& lines = circuit_lines_in_use();
+    const double* input = inputs_ + read_by(at_, row_, column) * in_.neuron;
+    if (!of_channel()) {
+      const Room room = room_for(after_);
+      return lines.attempt({&after_, weight, input, before, outcome, room.changes, room.logits}, from, to);
+    }
+    const int32_t* sources = at_.sources + column % at_.taps * at_.places;
+    return lines.attempt_channel({&through_, weight, input, in_.block, sources, before, outcome, room()},
+                                 from, to);
+  }
+
+ private:
+  bool of_channel() const { return layer_ < tail_.first_plain; }
+  ChannelRoom room() const { return room_for(through_, after_.hidden_count, after_.others_count); }
+  void copy_places(const double* from, const Layout& layout, int64_t places, int64_t m, double* to) const {
+    for (int64_t p = 0; p < places; ++p) {
+      const double* place = from + (row_ * places + p) * layout.neuron + m / kInputs * layout.block;
+      std::copy(place, place + kInputs, to + m * places + p * kInputs);
+    }
+  }
+
+  const Tail& tail_;
+  const TailLayer& at_;
+  const Downstream& after_;
+  int64_t layer_, row_;
+  const double* inputs_;
+  Layout in_;
+  Channels through_;
+  std::vector<double> held_;
+};
 
 // Decides by timing whether several threads make trials in batches, or this thread makes them one by one.
 // Both ways are timed again now and then, the slower one more and more rarely.
@@ -173,7 +349,8 @@ class Pace {
 
 // The maximum number of trials in a batch, and of numbers in memory: larger batches gain little.
 constexpr int64_t kMostTrials = 32;
-constexpr int64_t kMostNumbers = int64_t{1} << 20;
+constexpr int64_t kMostNumbers = int64_t{3} << 20;
+constexpr int64_t kFewPlaces = 16;
 
 }  // namespace
 
@@ -192,7 +369,7 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
   if (columns.empty()) return;
   const Moves moves(tail, layer, row);
   thread_local Pace pace;
-  const int64_t threads = pace.better() ? tail.threads : 1;
+  const int64_t threads = pace.better() || at.places > kFewPlaces ? tail.threads : 1;
   if (!moves.after.reaches()) {
     for (const int64_t j : columns) weights[j] = 0.0;
     forward_after(tail, layer, row, threads, parallel_for);
@@ -202,20 +379,15 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
   const auto still = sum_still(tail, moves, bounds.accuracy, threads, parallel_for, &after);
 
   const int64_t chunks = (tail.stride + kChunk - 1) / kChunk;
-  const int64_t most = std::min(chunks, tail.threads) == 1
-                           ? 1
-                           : std::clamp<int64_t>(kMostNumbers / tail.stride, 1, kMostTrials);
-  Outcomes outcomes(most + 1, tail.stride, bounds.accuracy);
-  over_chunks(tail, threads, parallel_for, [&](int64_t from, int64_t to) {
-    const Outcome& present = outcomes.present();
-    std::copy(at.pre + row * tail.stride + from, at.pre + row * tail.stride + to, present.pre + from);
-    std::copy(after.held + from, after.held + to, present.held + from);
-    const Room room = room_for(after);
-    circuit_lines_in_use().losses(after, from, to, present.held, present.losses, present.right, room.changes,
-                                  room.logits);
-  });
+  const bool several = std::min(chunks, tail.threads) > 1;
+  const int64_t numbers = Outcomes::numbers(at.places, at.held_places, bounds.accuracy);
+  const int64_t most =
+      several ? std::clamp<int64_t>(kMostNumbers / (tail.stride * numbers), 1, kMostTrials) : 1;
+  Outcomes outcomes(most + 1, tail.stride, at.places, at.held_places, bounds.accuracy);
+  RowTrials trials(tail, moves, after, layer, row);
+  over_chunks(tail, threads, parallel_for,
+              [&](int64_t from, int64_t to) { trials.begin(outcomes.present(), from, to); });
 
-  const double* inputs = inputs_of(tail, layer);
   std::vector<Verdict> verdicts(static_cast<size_t>(most * chunks));
   bool any_zeroed = false;
   double rate = 1.0;  // the share of trials that stay zero, a moving average
@@ -223,22 +395,17 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
   for (size_t next = 0; next < columns.size();) {
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
-    const bool together = most > 1 && pace.together();
+    // A trial of a channel with many places takes far longer than threads wait for each other.
+    const bool together = several && (at.places > kFewPlaces || pace.together());
     const int64_t size =
         together ? std::min<int64_t>({batch, most, static_cast<int64_t>(columns.size() - next)}) : 1;
     const bool guess = rate >= 0.5;
     over_chunks(tail, together ? tail.threads : 1, parallel_for, [&](int64_t from, int64_t to) {
-      const Room room = room_for(after);
       for (int64_t t = 0; t < size; ++t) {
         const int64_t j = columns[next + t];
-        const Trial trial{&after,
-                          weights[j],
-                          inputs + j * tail.stride,
-                          guess && t > 0 ? outcomes.of_trial(t - 1) : outcomes.present(),
-                          outcomes.of_trial(t),
-                          room.changes,
-                          room.logits};
-        verdicts[t * chunks + from / kChunk] = circuit_lines_in_use().attempt(trial, from, to);
+        const Outcome& before = guess && t > 0 ? outcomes.of_trial(t - 1) : outcomes.present();
+        verdicts[t * chunks + from / kChunk] =
+            trials.attempt(j, weights[j], before, outcomes.of_trial(t), from, to);
       }
     });
     int64_t made = 0, accepted = -1;
@@ -267,7 +434,8 @@ void walk_row(const Tail& tail, int64_t layer, int64_t row, int64_t begin, int64
     }
     next += made;
     if (together) batch = as_guessed ? 2 * size : std::max<int64_t>(1, (size + made) / 2);
-    if (most > 1) pace.note(made, std::chrono::duration<double>(Clock::now() - start).count());
+    if (several && at.places <= kFewPlaces)
+      pace.note(made, std::chrono::duration<double>(Clock::now() - start).count());
   }
   if (!any_zeroed) return;
   forward_after(tail, layer, row, threads, parallel_for);

@@ -46,7 +46,7 @@ struct Walk {
 
 MODFAST_HD inline int64_t chunks_of(int64_t stride) { return (stride + kChunk - 1) / kChunk; }
 MODFAST_HD inline int64_t places_of(const Downstream& after) {
-  return 1 + after.hidden_count + after.others_count;
+  return after.entries + after.hidden_count + after.others_count;
 }
 MODFAST_HD inline int64_t numbers_of_outcome(const Walk& walk) {
   return (walk.bounds.accuracy ? 4 : 3) * walk.stride;
@@ -167,7 +167,8 @@ MODFAST_EACH void walk_block(const Walk& walk, const Block& block, Room room) {
   double *present = room.take(numbers), *trial = room.take(numbers);
   double* columns = room.take(places_of(walk.after) * threads);
   const auto places_for = [&](int64_t thread) {
-    return Places{columns + thread, columns + (1 + walk.after.hidden_count) * threads + thread, threads};
+    const int64_t logits = walk.after.entries + walk.after.hidden_count;
+    return Places{columns + thread, columns + logits * threads + thread, threads};
   };
 
   block.each([&](int64_t thread) {

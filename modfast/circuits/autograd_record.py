@@ -1,4 +1,4 @@
-"""Reading a model's last linear layers from PyTorch's autograd graph.
+"""Reading the convolutions and linear layers that a model ends in from PyTorch's autograd graph.
 
 The graph holds every operation between the parameters and an output. Modules, functions and in-place
 operations look alike in it, and any other operation on the activations is visible.
@@ -6,7 +6,8 @@ operations look alike in it, and any other operation on the activations is visib
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,44 +15,51 @@ from torch import Tensor
 from modfast.layers.autograd_graph import Node, count_uses, nodes_before, operation_name, parameter_of
 from modfast.layers.layer import Layer
 
-# The activations, by PyTorch's names for the operations.
-_ACTIVATIONS = {
-    "Relu": "relu",
-    "LeakyRelu": "leaky_relu",
-    "Gelu": "gelu",
-    "Silu": "silu",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-}
+from . import geometry
+from .stages import Stage, read_stage
+
 # Operations that keep the order of the numbers. Whether they also keep the rows is checked at the layers.
 _RESHAPES = frozenset({"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "Clone"})
 
 
-class Activation(NamedTuple):
-    """An elementwise function; ``slope`` is the slope of ``"leaky_relu"`` below zero, otherwise 0."""
+class Convolution(NamedTuple):
+    """Where a convolution reads.
 
-    name: str = "identity"
-    slope: float = 0.0
+    Attributes:
+        groups: the number of groups of channels.
+        sources: int32 ``(taps, places)``, the place of an input channel that each tap of the kernel reads for
+            each place of an output channel; -1 for zeros around the channel.
+        in_places: the number of places of an input channel.
+    """
+
+    groups: int
+    sources: Tensor
+    in_places: int
 
 
 class Step(NamedTuple):
-    """A linear layer in a forward pass.
+    """A layer in a forward pass.
 
     Attributes:
         layer: the layer.
         bias: its bias, or None.
-        activation: the activation after it.
-        values: its input, ``(n, in)``.
+        convolution: where it reads, if it is a convolution.
+        stages: the operations after it, in their order.
+        beyond: a description of what makes it more than a linear layer with at most one activation after it;
+            "" for nothing.
+        values: its input, ``(n, ...)``.
     """
 
     layer: Layer
     bias: Tensor | None
-    activation: Activation
+    convolution: Convolution | None
+    stages: tuple[Stage, ...]
+    beyond: str
     values: Tensor
 
 
-def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[Step], str]:
-    """Return the linear layers that logits come from, with at most one activation between two of them.
+def recorded_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[Step], str]:
+    """Return the layers that logits come from, with stages (:class:`Stage`) alone between two of them.
 
     Args:
         logits: ``(n, classes)``, with their autograd graph.
@@ -63,30 +71,89 @@ def linear_steps(logits: Tensor, layers: Mapping[object, Layer]) -> tuple[list[S
     """
     uses = count_uses(logits.grad_fn)
     steps: list[Step] = []
-    activation = Activation()
+    stages: list[Stage] = []
+    beyond = ""
     node: Node = logits.grad_fn
     while node is not None:
         operation = operation_name(node)
         # Logits may be cast to another dtype; a layer's input may not.
-        if operation in _RESHAPES or (operation == "ToCopy" and not steps):
+        if operation in _RESHAPES or (operation == "ToCopy" and not steps and not stages):
             node = node.next_functions[0][0]
-        elif operation in _ACTIVATIONS and steps and activation.name == "identity":
-            activation = _activation(operation, node)
-            node = node.next_functions[0][0]
-        elif operation in ("Addmm", "Mm"):
-            step = _linear_step(node, activation, layers, uses, len(logits))
+        elif operation in ("Addmm", "Mm", "Convolution"):
+            if operation == "Convolution":
+                step = _convolution_step(node, layers, uses, len(logits))
+                beyond = beyond or operation + _place(node, layers)
+            else:
+                step = _linear_step(node, layers, uses, len(logits))
+            if not isinstance(step, str):
+                step = _joined(step._replace(stages=tuple(stages), beyond=beyond), steps)
             if isinstance(step, str):
                 return steps, step
             steps.insert(0, step)
-            activation = Activation()
-            node = node.next_functions[-2][0]
+            stages, beyond = [], ""
+            node = node.next_functions[0 if operation == "Convolution" else -2][0]
         else:
-            return steps, operation + _place(node, layers)
+            stage = read_stage(node)
+            is_end = not steps and not stages  # an activation of the logits would be none of the layers'
+            if stage is None or (isinstance(stage, Stage) and stage.is_activation and is_end):
+                return steps, operation + _place(node, layers)
+            if isinstance(stage, str):
+                return steps, stage + _place(node, layers)
+            if stages or not stage.is_activation:
+                beyond = beyond or operation + _place(node, layers)
+            stages.insert(0, stage)
+            node = node.next_functions[0][0]
     return steps, ""
 
 
+def _joined(step: Step, later: Sequence[Step]) -> Step | str:
+    """Return a step that leads to the first of the later ones, or a description of why it does not."""
+    name, channels = step.layer.name, len(step.layer.stored())
+    places = 1 if step.convolution is None else step.convolution.sources.shape[1]
+    for stage in step.stages:
+        if not stage.is_activation and stage.reads != (channels, places):
+            return f"an operation on other channels than those of layer {name!r}"
+        places = stage.places(places)
+    if not later:
+        return step if places == 1 else f"layer {name!r}, which gives {places} numbers for each class"
+    reader = later[0].convolution
+    if math.prod(later[0].values.shape[1:]) != channels * places:
+        return f"layer {name!r}, whose outputs are not what layer {later[0].layer.name!r} reads"
+    if places % (1 if reader is None else reader.in_places):
+        return f"layer {name!r}, whose outputs layer {later[0].layer.name!r} reads as other channels"
+    return step
+
+
+def _convolution_step(
+    node: Node, layers: Mapping[object, Layer], uses: Mapping[int, int], rows: int
+) -> Step | str:
+    """Return the layer that a convolution computes, or a description of why it is none."""
+    weight, bias = (parameter_of(parent) for parent, _ in node.next_functions[1:3])
+    layer = layers.get((id(weight), None))
+    if weight is None or layer is None:
+        return "a convolution with a kernel that is no layer's weight, or is computed from it"
+    name = layer.name
+    if node._saved_transposed:
+        return f"layer {name!r}, a transposed convolution"
+    if uses[id(weight)] > 1:
+        return f"layer {name!r}, whose weight is used {uses[id(weight)]} times"
+    if node._saved_bias_sym_sizes_opt is not None and (bias is None or bias.shape != weight.shape[:1]):
+        return f"layer {name!r}, whose bias is no parameter of shape ({len(weight)},)"
+    try:
+        values: Tensor = node._saved_input
+    except RuntimeError:
+        return f"layer {name!r}, whose input is overwritten afterwards"
+    if len(values) != rows or values.dim() != weight.dim():
+        return f"layer {name!r}, which reads shape {tuple(values.shape)} for {rows} inputs"
+    shape, outputs = values.shape[2:], node._input_metadata[0].shape[2:]
+    steps = (node._saved_stride, node._saved_padding, node._saved_dilation)
+    sources = geometry.sources(shape, outputs, weight.shape[2:], *steps)
+    convolution = Convolution(node._saved_groups, sources, math.prod(shape))
+    return Step(layer, bias, convolution, (), "", values.detach())
+
+
 def _linear_step(
-    node: Node, activation: Activation, layers: Mapping[object, Layer], uses: Mapping[int, int], rows: int
+    node: Node, layers: Mapping[object, Layer], uses: Mapping[int, int], rows: int
 ) -> Step | str:
     """Return the linear layer that a matrix product computes, or a description of why it is none."""
     *bias_node, _, weight_node = (parent for parent, _ in node.next_functions)
@@ -108,13 +175,7 @@ def _linear_step(
         return f"layer {layer.name!r}, whose input is overwritten afterwards"
     if len(values) != rows:
         return f"layer {layer.name!r}, which reads shape {tuple(values.shape)} for {rows} inputs"
-    return Step(layer, bias, activation, values.detach())
-
-
-def _activation(operation: str, node: Node) -> Activation:
-    if operation == "Gelu" and node._saved_approximate == "tanh":
-        return Activation("gelu_tanh")
-    return Activation(_ACTIVATIONS[operation], float(getattr(node, "_saved_negative_slope", 0.0)))
+    return Step(layer, bias, None, (), "", values.detach())
 
 
 def _place(node: Node, layers: Mapping[object, Layer]) -> str:

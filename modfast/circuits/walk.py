@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from modfast.circuit import Circuit
 from modfast.reference import circuits as plain
 
 from .linear_tail import Tail
-from .operators import ACTIVATIONS, LANES, TailState
+from .operators import ACTIVATIONS, LANES, STAGES, TailState, in_blocks
 
 # The maximum work of a call of the kernel, about a second, after which it can be interrupted. The unit is one
 # nonzero weight; a trial, and a neuron with its activation or its share of the softmax, count _NEURON each.
@@ -56,21 +56,46 @@ class Walk:
             rows[:, self._count :] = columns[-1:].T
             return rows
 
+        layers = tail.layers
+        is_linear = all(layer.is_plain for layer in layers)
+        features = along_rows(tail.features)
         signs = torch.where(is_label, 1.0, -1.0).to(torch.float64)
-        weights = [layer.weight.to(device, copy=True).contiguous() for layer in tail.layers]
-        before = [weight.new_empty(len(weight), padded) for weight in weights]
+        weights = [layer.weight.to(device, copy=True).flatten(1).contiguous() for layer in layers]
+        stages = [(place, stage) for place, layer in enumerate(layers) for stage in layer.stages]
+        nothing = torch.empty(0, 0, dtype=torch.int32, device=device)
+
+        def states(places: Iterable[int]) -> list[Tensor]:
+            pairs = zip(weights, places, strict=True)
+            return [weight.new_empty(len(weight) * count, padded) for weight, count in pairs]
+
         self._state = TailState(
-            features=along_rows(tail.features),
+            features=features if is_linear else in_blocks(features),
             signs=functional.pad(signs, (0, padded - self._count)).to(device),
             weights=weights,
             biases=[
                 weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.to(device).contiguous()
-                for weight, layer in zip(weights, tail.layers, strict=True)
+                for weight, layer in zip(weights, layers, strict=True)
             ],
-            activations=[ACTIVATIONS.index(layer.activation) for layer in tail.layers],
-            slopes=[layer.slope for layer in tail.layers],
-            before=before,
-            after=[torch.empty_like(of_layer) for of_layer in before],
+            activations=[ACTIVATIONS.index(layer.activation) for layer in layers],
+            slopes=[layer.slope for layer in layers],
+            sources=[]
+            if is_linear
+            else [
+                # Before other layers than linear ones, a linear layer is one that reads one place.
+                nothing if layer.convolution is None else layer.convolution.sources.to(device).contiguous()
+                for layer in layers
+            ],
+            groups=[]
+            if is_linear
+            else [1 if layer.convolution is None else layer.convolution.groups for layer in layers],
+            stage_layers=[place for place, _ in stages],
+            stage_kinds=[STAGES.index(stage.kind) for _, stage in stages],
+            stage_numbers=[stage.number for _, stage in stages],
+            stage_tables=[
+                nothing if stage.table is None else stage.table.to(device).contiguous() for _, stage in stages
+            ],
+            before=states(layer.places for layer in layers),
+            after=states(layer.held_places for layer in layers),
             label=label,
             threads=threads,
         )
@@ -89,13 +114,14 @@ class Walk:
     def masks(self) -> dict[str, Tensor]:
         """For each pruned layer, which weights are not zero."""
         pairs = zip(self._layers, self._state.weights, strict=True)
-        return {layer.name: (weight != 0).cpu() for layer, weight in pairs if layer.pruned}
+        pruned = [(layer, weight) for layer, weight in pairs if layer.pruned]
+        return {layer.name: (weight != 0).view(layer.weight.shape).cpu() for layer, weight in pruned}
 
     def restore(self, masks: Mapping[str, Tensor]) -> None:
         """Set the weights to zero that an earlier walk set to zero."""
         for layer, weight in zip(self._layers, self._state.weights, strict=True):
             if layer.pruned:
-                weight *= masks[layer.name].to(weight.device)
+                weight *= masks[layer.name].view(weight.shape).to(weight.device)
         self._state.forward_()
 
     def steps(self) -> Iterator[tuple[int, Callable[[], None]]]:
@@ -113,9 +139,12 @@ class Walk:
 
     def _work_of_trial(self, index: int) -> int:
         """Return the maximum work of trying one weight of a layer on one input."""
-        after = [weight != 0 for weight in self._state.weights[index + 1 :]]
-        neurons = 1 + sum(int(live.any(1).sum()) for live in after)
-        return _NEURON * neurons + sum(int(live.sum()) for live in after)
+        # Each place of a channel counts as a neuron.
+        work = _NEURON * self._layers[index].places
+        for layer, weight in zip(self._layers[index + 1 :], self._state.weights[index + 1 :], strict=True):
+            live = weight != 0
+            work += layer.places * (_NEURON * int(live.any(1).sum()) + int(live.sum()))
+        return work
 
     def _decide(self, place: tuple[int, int, int, int]) -> None:
         self._state.walk_row_(*place, self._highest, self._least_right)
