@@ -137,11 +137,14 @@ Tail tail_of(const TailTensors& given, const Checked& checked) {
   tail.signs = doubles(given.signs, {tail.stride}, "signs");
   const auto all_stages = std::make_shared<std::vector<Stage>>();
   all_stages->reserve(stages + count);  // layers point to them
+  const auto all_rises = std::make_shared<std::vector<std::vector<int32_t>>>();
   int64_t width = given.features.size(0), before = 1;
   size_t next_stage = 0;
   for (size_t l = 0; l < count; ++l) {
     TailLayer layer;
     set_geometry(given, l, width, checked, &layer);
+    all_rises->push_back(rises_of(layer));
+    layer.rises = all_rises->back().data();
     // A channel that is read lies within one channel that is written, so that it changes as a whole.
     REQUIRE(l == 0 || before % layer.in_places == 0, "weights must read channels of no more than ", before,
             " places, got ", layer.in_places);
@@ -176,6 +179,7 @@ Tail tail_of(const TailTensors& given, const Checked& checked) {
   }
   REQUIRE(next_stage == stages, "stage_layers must rise from 0 to ", static_cast<int64_t>(count) - 1);
   tail.stages = all_stages;
+  tail.rises = all_rises;
   REQUIRE(tail.layers.back().activation == Activation::identity,
           "the last layer's outputs must be the logits");
   REQUIRE(tail.layers.back().held_places == 1,

@@ -11,8 +11,16 @@ struct Term {
   double weight;
   int64_t from;            // in numbers, from the beginning of the changes or of a block of the inputs
   const int32_t* sources;  // for each place of the sums; -1 for none
+  const int32_t* rises;    // for each whole group of kInputs places; see TailLayer
   int64_t cause;           // for changes: the number of the changed channel that it reads
 };
+
+// The sources of weight j of a row of a layer.
+inline Term term_of(const TailLayer& layer, int64_t j, double weight, int64_t from, int64_t cause) {
+  const int64_t tap = j % layer.taps;
+  return {weight, from, layer.sources + tap * layer.places, layer.rises + tap * (layer.places / kInputs),
+          cause};
+}
 
 // A channel after the walked one: its state before the row, and the range of Channels::terms that adds up to
 // the change of its sums.

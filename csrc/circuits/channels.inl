@@ -2,29 +2,46 @@
 // instruction set: a place of a channel has kInputs / kLanes registers.
 constexpr int64_t kParts = kInputs / kLanes;
 
-// Adds terms to the sums of Places places from p on. So many sums at once that no addition waits.
+inline constexpr double kZeros[kInputs] = {};
+
+// Adds terms to the numbers `first` of Places places from p on: so many sums at once that no addition waits.
 template <int64_t Places>
-inline void add_terms_at(const Term* terms, int64_t count, const double* from, int64_t p, double* sums) {
+inline void add_terms_at(const Term* terms, int64_t count, const double* from, int64_t p, const double* first,
+                         double* sums) {
   Lanes x[Places * kParts];
-  for (int64_t i = 0; i < Places * kParts; ++i) x[i] = load<Lanes>(sums + p * kInputs + i * kLanes);
+  for (int64_t i = 0; i < Places * kParts; ++i) x[i] = load<Lanes>(first + p * kInputs + i * kLanes);
   for (int64_t k = 0; k < count; ++k) {
     const int32_t* sources = terms[k].sources + p;
-    const double* channel = from + terms[k].from;
-    for (int64_t i = 0; i < Places; ++i) {
-      if (sources[i] < 0) continue;
-      const double* read = channel + sources[i] * kInputs;
-      for (int64_t v = 0; v < kParts; ++v) {
-        x[i * kParts + v] = x[i * kParts + v] + load<Lanes>(read + v * kLanes) * terms[k].weight;
+    const double *channel = from + terms[k].from, weight = terms[k].weight;
+    const int64_t rise = Places > 1 ? terms[k].rises[p / kInputs] * kInputs : 0;
+    if (rise > 0) {
+      const double* read = channel + sources[0] * kInputs;
+      for (int64_t i = 0; i < Places; ++i, read += rise) {
+        for (int64_t v = 0; v < kParts; ++v) {
+          x[i * kParts + v] = x[i * kParts + v] + load<Lanes>(read + v * kLanes) * weight;
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < Places; ++i) {
+        // What lies around the channel is zero, and weights are finite.
+        const double* read = sources[i] < 0 ? kZeros : channel + sources[i] * kInputs;
+        for (int64_t v = 0; v < kParts; ++v) {
+          x[i * kParts + v] = x[i * kParts + v] + load<Lanes>(read + v * kLanes) * weight;
+        }
       }
     }
   }
   for (int64_t i = 0; i < Places * kParts; ++i) store<Lanes>(x[i], sums + p * kInputs + i * kLanes);
 }
 
-inline void add_terms(const Term* terms, int64_t count, const double* from, int64_t places, double* sums) {
+// A group of kInputs places at once fills the registers of AVX-512; with shorter ones, a part of it does.
+inline void add_terms(const Term* terms, int64_t count, const double* from, int64_t places,
+                      const double* first, double* sums) {
   int64_t p = 0;
-  for (; p + kLanes <= places; p += kLanes) add_terms_at<kLanes>(terms, count, from, p, sums);
-  for (; p < places; ++p) add_terms_at<1>(terms, count, from, p, sums);
+  for (; p + kInputs <= places; p += kInputs) {
+    for (int64_t q = p; q < p + kInputs; q += kLanes) add_terms_at<kLanes>(terms, count, from, q, first, sums);
+  }
+  for (; p < places; ++p) add_terms_at<1>(terms, count, from, p, first, sums);
 }
 
 // The larger of a and b, but NaN if any of them is.
@@ -93,7 +110,7 @@ void forward_channel(const ChannelSums& of, const ChannelRoom& room, int64_t beg
     double* pre = of.pre + block * of.pre_block;
     const double bias = layer.bias[of.row];
     for (int64_t i = 0; i < layer.places * kInputs; ++i) pre[i] = bias;
-    add_terms(of.terms, of.count, of.inputs + block * of.inputs_block, layer.places, pre);
+    add_terms(of.terms, of.count, of.inputs + block * of.inputs_block, layer.places, pre, pre);
     run_stages(layer, of.row, pre, room.sums, room.spare, room.held);
     double* held = of.held + block * of.held_layout.block;
     for (int64_t p = 0; p < layer.held_places; ++p) {
@@ -119,8 +136,7 @@ inline bool move_layer(const Channels& channels, const MovedLayer& moved, const 
     double* out = to + channel.to;
     bool moves = false;
     if (count > 0) {
-      __builtin_memcpy(room.sums, pre, layer.places * kInputs * sizeof(double));
-      add_terms(room.terms, count, changes, layer.places, room.sums);
+      add_terms(room.terms, count, changes, layer.places, pre, room.sums);
       run_stages(layer, channel.row, room.sums, room.sums, room.spare, room.held);
       for (int64_t p = 0; p < layer.held_places; ++p) {
         for (int64_t v = 0; v < kInputs; v += kLanes) {

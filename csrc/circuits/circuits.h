@@ -25,6 +25,7 @@
 #include "common/half.h"
 #include "common/numbers.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -63,6 +64,9 @@ struct TailLayer {
   double* held = nullptr;  // rows x held_places numbers for each input: after the stages
   // Of a linear layer there is one of everything, and sources is null.
   const int32_t* sources = nullptr;  // taps x places; -1 reads the padding, 0
+  // taps x places / kInputs, for whole groups of kInputs places: by how many places their sources rise, 0 if
+  // they do not rise evenly.
+  const int32_t* rises = nullptr;
   int64_t taps = 1, places = 1, groups = 1;
   int64_t in_places = 1;          // of an input channel
   int64_t held_places = 1;        // of a channel after the stages
@@ -75,7 +79,9 @@ struct Tail {
   int64_t stride = 0;
   std::vector<TailLayer> layers;
   int64_t first_plain = 0;  // the layers from here on are linear, with at most an activation after them
-  std::shared_ptr<const std::vector<Stage>> stages;  // what the layers point to
+  // What the layers point to.
+  std::shared_ptr<const std::vector<Stage>> stages;
+  std::shared_ptr<const std::vector<std::vector<int32_t>>> rises;
   const double* signs = nullptr;  // 1 for inputs of the class, -1 for others, 0 for padding
   int64_t label = 0;              // the class: a row of the last layer
   int64_t threads = 1;            // number of threads of parallel_for; no result depends on it
@@ -121,6 +127,23 @@ inline Layout layout_of_pre(const Tail& tail, int64_t layer) {
 inline int64_t read_by(const TailLayer& layer, int64_t row, int64_t j) {
   const int64_t group = row / (layer.rows / layer.groups);
   return (group * (layer.cols / layer.taps) + j / layer.taps) * layer.in_places;
+}
+
+// Finds TailLayer::rises.
+inline std::vector<int32_t> rises_of(const TailLayer& layer) {
+  const int64_t groups = layer.places / kInputs;
+  std::vector<int32_t> rises;
+  for (int64_t tap = 0; tap < layer.taps; ++tap) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int32_t* sources = layer.sources + tap * layer.places + g * kInputs;
+      int32_t rise = sources[1] - sources[0];
+      for (int64_t i = 0; i < kInputs; ++i) {
+        if (sources[0] < 0 || sources[i] != sources[0] + i * rise) rise = 0;
+      }
+      rises.push_back(std::max(rise, 0));
+    }
+  }
+  return rises;
 }
 
 // Tries to set the weights of one row to zero, from column begin to before column end. pre and held must be

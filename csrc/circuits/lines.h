@@ -5,9 +5,16 @@
 
 namespace modfast {
 
+// A weight that is not zero, and the input neuron that it multiplies.
 struct Link {
   double weight;
-  const double* input;
+  int64_t from;
+};
+
+// Input neurons in rows: neuron i is at rows + i * step on input `first`.
+struct InputRows {
+  const double* rows;
+  int64_t step, first;
 };
 
 // One trial on a range of inputs.
@@ -38,7 +45,7 @@ struct Verdict {
 
 struct CircuitLines {
   // pre = bias + sum of weight * input over the links, held = activation of pre, for inputs begin to end
-  void (*forward)(const Link* links, int64_t count, double bias, Activation activation, double slope,
+  void (*forward)(const Link* links, int64_t count, const InputRows& inputs, double bias, Activation activation, double slope,
                   int64_t begin, int64_t end, double* pre, double* held);
   // largest, sum of exp(logit - largest) and logsumexp over the logits, for inputs begin to end
   void (*logsumexp)(const double* const* logits, int64_t count, int64_t begin, int64_t end, double* largest,

@@ -38,12 +38,12 @@ inline bool any(const Bits<Lanes>::Type& lanes) {
 
 // Computes Sums * kLanes inputs at once, since each addition of a sum waits for the one before.
 template <int Sums>
-inline void forward_some(const Link* links, int64_t count, double bias, Activation activation, double slope,
-                         double* pre, double* held, int64_t m) {
+inline void forward_some(const Link* links, int64_t count, const InputRows& inputs, double bias,
+                         Activation activation, double slope, double* pre, double* held, int64_t m) {
   Lanes x[Sums];
   for (int i = 0; i < Sums; ++i) x[i] = Lanes{} + bias;
   for (int64_t k = 0; k < count; ++k) {
-    const double* input = links[k].input + m;
+    const double* input = inputs.rows + links[k].from * inputs.step + (m - inputs.first);
     for (int i = 0; i < Sums; ++i) x[i] = x[i] + load<Lanes>(input + i * kLanes) * links[k].weight;
   }
   for (int i = 0; i < Sums; ++i) {
@@ -52,13 +52,13 @@ inline void forward_some(const Link* links, int64_t count, double bias, Activati
   }
 }
 
-void forward(const Link* links, int64_t count, double bias, Activation activation, double slope,
+void forward(const Link* links, int64_t count, const InputRows& inputs, double bias, Activation activation, double slope,
              int64_t begin, int64_t end, double* pre, double* held) {
   int64_t m = begin;
   for (; m + 4 * kLanes <= end; m += 4 * kLanes) {
-    forward_some<4>(links, count, bias, activation, slope, pre, held, m);
+    forward_some<4>(links, count, inputs, bias, activation, slope, pre, held, m);
   }
-  for (; m < end; m += kLanes) forward_some<1>(links, count, bias, activation, slope, pre, held, m);
+  for (; m < end; m += kLanes) forward_some<1>(links, count, inputs, bias, activation, slope, pre, held, m);
 }
 
 void logsumexp(const double* const* logits, int64_t count, int64_t begin, int64_t end, double* largest,

@@ -158,10 +158,23 @@ MODFAST_EACH V activate(const V& x, Activation activation, double slope) {
 template <class V>
 MODFAST_EACH V moved_pre(const Moved& neuron, const Downstream& after, int64_t m, const double* changes,
                          int64_t step) {
+  const auto term = [&](int64_t k) {
+    return load<V>(changes + after.changes[k].from * step) * after.changes[k].weight;
+  };
   V x = load<V>(neuron.pre + m);
-  for (int64_t k = neuron.first; k < neuron.last; ++k) {
-    x = x + load<V>(changes + after.changes[k].from * step) * after.changes[k].weight;
+  int64_t k = neuron.first;
+  if (neuron.last - k >= 8) {
+    // Four sums at once, since each addition of a sum waits for the one before.
+    V a{}, b{}, c{};
+    for (; k + 4 <= neuron.last; k += 4) {
+      x = x + term(k);
+      a = a + term(k + 1);
+      b = b + term(k + 2);
+      c = c + term(k + 3);
+    }
+    x = (x + a) + (b + c);
   }
+  for (; k < neuron.last; ++k) x = x + term(k);
   return x;
 }
 

@@ -126,8 +126,7 @@ struct Moves {
           const double weight = to.weights[s * to.cols + j];
           const int64_t neuron = read_by(to, s, j);
           if (weight == 0.0 || places[neuron] < 0) continue;
-          terms.push_back(
-              {weight, places[neuron] * kInputs, to.sources + j % to.taps * to.places, causes[neuron]});
+          terms.push_back(term_of(to, j, weight, places[neuron] * kInputs, causes[neuron]));
         }
         const auto end = static_cast<int64_t>(terms.size());
         if (first == end) continue;

@@ -35,15 +35,15 @@ void over_chunks(const Tail& tail, int64_t threads, ParallelFor parallel_for, co
       &context);
 }
 
-// The nonzero weights of some rows, with the inputs that they multiply.
+// The nonzero weights of some rows.
 struct Links {
   std::vector<Link> all;
   std::vector<size_t> starts{0};
 
-  void add_row(const TailLayer& layer, int64_t row, const double* inputs, int64_t stride) {
+  void add_row(const TailLayer& layer, int64_t row) {
     const double* weights = layer.weights + row * layer.cols;
     for (int64_t j = 0; j < layer.cols; ++j) {
-      if (weights[j] != 0.0) all.push_back({weights[j], inputs + j * stride});
+      if (weights[j] != 0.0) all.push_back({weights[j], j});
     }
     starts.push_back(all.size());
   }
@@ -95,6 +95,9 @@ ChannelRoom room_for(const Channels& channels, int64_t later_changes, int64_t lo
   return room;
 }
 
+// From how many rows on their inputs are copied, and how many inputs at a time.
+constexpr int64_t kManyRows = 8, kNear = 32;
+
 // Computes channels first to before last of a layer before the linear ones.
 void forward_channels(const Tail& tail, int64_t layer, int64_t first, int64_t last, int64_t threads,
                       ParallelFor parallel_for) {
@@ -105,7 +108,7 @@ void forward_channels(const Tail& tail, int64_t layer, int64_t first, int64_t la
     for (int64_t j = 0; j < at.cols; ++j) {
       const double weight = at.weights[row * at.cols + j];
       if (weight == 0.0) continue;
-      terms.push_back({weight, read_by(at, row, j) * kInputs, at.sources + j % at.taps * at.places, 0});
+      terms.push_back(term_of(at, j, weight, read_by(at, row, j) * kInputs, 0));
     }
     starts.push_back(terms.size());
   }
@@ -143,12 +146,32 @@ void forward_rows(const Tail& tail, int64_t layer, int64_t first, int64_t last, 
     return;
   }
   Links links;
-  for (int64_t row = first; row < last; ++row) links.add_row(at, row, inputs_of(tail, layer), tail.stride);
-  over_chunks(tail, threads, parallel_for, [&](int64_t begin, int64_t end) {
+  for (int64_t row = first; row < last; ++row) links.add_row(at, row);
+  const InputRows inputs{inputs_of(tail, layer), tail.stride, 0};
+  const auto run = [&](const InputRows& from, int64_t begin, int64_t end) {
     for (int64_t row = first; row < last; ++row) {
-      const size_t start = links.starts[row - first], count = links.starts[row - first + 1] - start;
-      circuit_lines_in_use().forward(links.all.data() + start, count, at.bias[row], at.activation, at.slope,
-                                     begin, end, at.pre + row * tail.stride, at.held + row * tail.stride);
+      const size_t start = links.starts[row - first];
+      const auto count = static_cast<int64_t>(links.starts[row - first + 1] - start);
+      circuit_lines_in_use().forward(links.all.data() + start, count, from, at.bias[row], at.activation,
+                                     at.slope, begin, end, at.pre + row * tail.stride,
+                                     at.held + row * tail.stride);
+    }
+  };
+  over_chunks(tail, threads, parallel_for, [&](int64_t begin, int64_t end) {
+    if (last - first < kManyRows) {
+      run(inputs, begin, end);
+      return;
+    }
+    // All rows read the same numbers: those of a few inputs are copied to where they lie together.
+    Scratch scratch(static_cast<size_t>(at.cols * kNear));
+    double* near = scratch.take(static_cast<size_t>(at.cols * kNear));
+    for (int64_t m = begin; m < end; m += kNear) {
+      const int64_t count = std::min(kNear, end - m);
+      for (int64_t j = 0; j < at.cols; ++j) {
+        const double* from = inputs.rows + j * inputs.step + m;
+        std::copy(from, from + count, near + j * kNear);
+      }
+      run({near, kNear, m}, m, m + count);
     }
   });
 }

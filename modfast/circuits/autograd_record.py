@@ -137,7 +137,8 @@ def _convolution_step(
         return f"layer {name!r}, a transposed convolution"
     if uses[id(weight)] > 1:
         return f"layer {name!r}, whose weight is used {uses[id(weight)]} times"
-    if node._saved_bias_sym_sizes_opt is not None and (bias is None or bias.shape != weight.shape[:1]):
+    is_biased = math.prod(node._saved_bias_sym_sizes_opt or (0,)) > 0  # without a bias the shape is (0,)
+    if is_biased and (bias is None or bias.shape != weight.shape[:1]):
         return f"layer {name!r}, whose bias is no parameter of shape ({len(weight)},)"
     try:
         values: Tensor = node._saved_input

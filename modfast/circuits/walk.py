@@ -12,7 +12,7 @@ from torch.nn import functional
 from modfast.circuit import Circuit
 from modfast.reference import circuits as plain
 
-from .linear_tail import Tail
+from .linear_tail import Tail, TailLayer
 from .operators import ACTIVATIONS, LANES, STAGES, TailState, in_blocks
 
 # The maximum work of a call of the kernel, about a second, after which it can be interrupted. The unit is one
@@ -131,7 +131,9 @@ class Walk:
             if self._layers[index].pruned:
                 # The size of a step depends on later layers only. These are decided by now, so a walk that
                 # goes on from a checkpoint makes the same steps.
-                most = max(1, _MOST_WORK // (len(self._state.signs) * self._work_of_trial(index)))
+                trial = self._work_of_trial(index)
+                # After a step everything behind the row is computed again: trials shall take longer than that.
+                most = max(1, _MOST_WORK // (len(self._state.signs) * trial), self._work_after(index) // trial)
                 for row in range(rows):
                     for begin in range(0, cols, most):
                         end = min(begin + most, cols)
@@ -141,10 +143,23 @@ class Walk:
         """Return the maximum work of trying one weight of a layer on one input."""
         # Each place of a channel counts as a neuron.
         work = _NEURON * self._layers[index].places
-        for layer, weight in zip(self._layers[index + 1 :], self._state.weights[index + 1 :], strict=True):
-            live = weight != 0
-            work += layer.places * (_NEURON * int(live.any(1).sum()) + int(live.sum()))
+        for later, (layer, live) in enumerate(self._live_after(index)):
+            # Of the next layer only the weights that read the row's channel take part.
+            read = _most_of_a_channel(live, layer, self._layers[index]) if later == 0 else int(live.sum())
+            work += layer.places * (_NEURON * int(live.any(1).sum()) + read)
         return work
+
+    def _work_after(self, index: int) -> int:
+        """Return the work of computing a row of a layer and all later layers on one input."""
+        work = self._layers[index].places * self._state.weights[index].shape[1]
+        return work + sum(
+            layer.places * (_NEURON * len(live) + int(live.sum())) for layer, live in self._live_after(index)
+        )
+
+    def _live_after(self, index: int) -> list[tuple[TailLayer, Tensor]]:
+        """Return the later layers, and which of their weights are not zero."""
+        weights = (weight != 0 for weight in self._state.weights[index + 1 :])
+        return list(zip(self._layers[index + 1 :], weights, strict=True))
 
     def _decide(self, place: tuple[int, int, int, int]) -> None:
         self._state.walk_row_(*place, self._highest, self._least_right)
@@ -154,3 +169,13 @@ class Walk:
         after = self._measure()
         numbers = (self._tolerance, self._count, self.before[0], after[0], self.before[1], after[1])
         return Circuit(self._state.label, self.masks, self._criterion, *numbers)
+
+
+def _most_of_a_channel(live: Tensor, reader: TailLayer, layer: TailLayer) -> int:
+    """Return how many weights that are not zero read a channel of a layer, of the channel with the most."""
+    groups, taps, in_places = 1, 1, 1
+    if reader.convolution is not None:
+        groups, in_places = reader.convolution.groups, reader.convolution.in_places
+        taps = len(reader.convolution.sources)
+    by_input = live.view(groups, -1, live.shape[1] // taps, taps).sum((1, 3)).flatten()
+    return int(by_input.view(-1, layer.held_places // in_places).sum(1).max())

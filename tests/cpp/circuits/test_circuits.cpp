@@ -86,11 +86,11 @@ void try_lines() {
   std::vector<double> x(stride), pre(stride), held(stride);
   for (int trial = 0; trial < 50; ++trial) {
     for (double& each : x) each = normal() * 5.0;
-    const Link link{normal(), x.data()};
+    const Link link{normal(), 0};
     const double bias = normal(), slope = 0.1;
     for (int64_t a = 0; a < kActivations; ++a) {
       const auto activation = static_cast<Activation>(a);
-      circuit_lines_in_use().forward(&link, 1, bias, activation, slope, 0, stride, pre.data(), held.data());
+      circuit_lines_in_use().forward(&link, 1, {x.data(), stride, 0}, bias, activation, slope, 0, stride, pre.data(), held.data());
       for (int64_t m = 0; m < stride; ++m) {
         const double expected = bias + x[m] * link.weight;
         check(pre[m] == expected, "before the activation", pre[m], expected);
