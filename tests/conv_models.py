@@ -10,14 +10,6 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
 
-class Sizes(nn.Module):
-    """Nothing, but it keeps the size of what went through it."""
-
-    def forward(self, inputs):
-        self.shape = inputs.shape
-        return inputs
-
-
 def pooling(draw, dimensions, size):
     """A random pooling of channels of this size, whose windows have one size if it takes means."""
     smallest = min(size)
@@ -39,9 +31,9 @@ def pooling(draw, dimensions, size):
 
 
 def random_network(seed, dimensions=None, classes=3):
-    """A small network of convolutions and linear layers with everything that a tail may hold; and its inputs.
+    """A small network of convolutions and linear layers with everything that a tail may hold; and inputs.
 
-    Its batch norms have statistics and parameters of their own.
+    Its batch norms have statistics and parameters of their own, and it answers with several classes.
     """
     draw = random.Random(seed)
     torch.manual_seed(seed)
@@ -56,12 +48,8 @@ def random_network(seed, dimensions=None, classes=3):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
-        module.train()
-        if values.dim() < 3 or module is not None:
-            with torch.no_grad():
-                for _ in range(3):
-                    result = module(values)
-        values = result
+        with torch.no_grad():
+            values = module(values)
 
     for _ in range(draw.randint(1, 3)):
         size = values.shape[2:]
@@ -93,12 +81,36 @@ def random_network(seed, dimensions=None, classes=3):
         if draw.random() < 0.4:
             add(nn.BatchNorm1d(width))
         add(ACTIVATIONS[draw.choice(list(ACTIVATIONS))]())
-    add(nn.Linear(values.shape[1], classes, bias=draw.random() < 0.5))
-    model = nn.Sequential(*parts)
+    parts.append(nn.Linear(values.shape[1], classes))
+    model, inputs = nn.Sequential(*parts).eval(), torch.randn(150, *shape)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)
-    return model, torch.randn(draw.randint(3, 40), *shape)
+        parts[-1].bias -= model(inputs).mean(0)
+    return model, inputs
+
+
+def case_of(seed, criterion):
+    """A random network with the arguments of a walk, whose classes are those that the network answers with."""
+    model, inputs = random_network(seed)
+    with torch.no_grad():
+        logits = model(inputs)
+    label, count = int(logits.argmax(1).bincount().argmax()), 3 + seed % 60
+    options = {"criterion": criterion, "tolerance": (0.0, 0.01, 0.3)[seed // 3 % 3]}
+    if criterion == "balanced":
+        # The half of the inputs that are most of the class.
+        inputs, margins = inputs[:count], (logits[:, label] - logits.mean(1))[:count]
+        options["labels"] = torch.full((count,), label)
+        options["labels"][margins.argsort()[: count // 2]] = label + 1
+    else:
+        inputs = inputs[logits.argmax(1) == label][:count]
+    return model, inputs, label, options
+
+
+def weights_of(model):
+    """The names of all layers with a weight to walk along."""
+    modules = model.named_modules()
+    return [name for name, module in modules if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
 
 
 def small_vgg(channels=(1, 4, 6), size=8, classes=3):

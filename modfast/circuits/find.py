@@ -32,7 +32,7 @@ def find_circuit(
 ) -> Circuit:
     """Find the weights that one class needs, by the published greedy walk.
 
-    The walk visits the linear layers from the last to the first, and each layer's weights row by row. It sets
+    The walk visits the layers from the last to the first, and each layer's weights row by row. It sets
     a weight to zero. If the mean loss over the inputs is then at most that of the whole model plus the
     tolerance, the weight stays zero; else it is restored. The weights that remain are the circuit.
 
@@ -46,12 +46,19 @@ def find_circuit(
     Args:
         model: returns logits ``(n, classes)``, at least two classes. It must end in linear layers, with or
             without biases, with elementwise activations between them (ReLU, leaky ReLU, GELU, SiLU, tanh,
-            sigmoid, identity; dropout and flattening have no effect here). The layers before them are run
-            once. Biases are kept.
+            sigmoid, identity; dropout and flattening have no effect here); or, if ``layers`` names them, in
+            linear layers and convolutions. The layers before them are run once. Biases are kept.
         inputs: ``(n, ...)``, dense, at least one of the class.
         label: the class.
-        layers: names or globs of the layers to prune; by default all linear layers that the model ends in.
-            The other layers keep all their weights.
+        layers: names or globs of the layers to prune; by default all linear layers that the model ends in
+            with at most an activation between two of them, as in the published measure. The other layers keep
+            all their weights. Named layers may also be convolutions (of one to three dimensions, with any
+            stride, dilation and groups, padded by zeros or not), and between named layers and the logits may
+            lie convolutions, batch norms (with their running statistics; their parameters are kept), several
+            activations, and poolings: maximum, mean, adaptive, where all windows of a mean have one size.
+            ``"*"`` walks along everything. A model on a GPU must be moved to the CPU for that. A weight of a
+            convolution takes longer than one of a linear layer, the more so the more layers come after it;
+            to compare with published circuits, leave ``layers`` out.
         criterion: which loss the circuit must keep. ``"loss"``: the mean cross-entropy of the class's inputs;
             use it to compare with published circuits. A circuit that always answers the class passes it.
             ``"loss_and_accuracy"``: also, the share of these inputs that is classified as the class must not

@@ -103,6 +103,7 @@ class Job:
                 return walk
             tail = read_tail(self._model, self._inputs, self._layers, before_batch=progress.tell)
         self._check_classes(tail.logits)
+        require_walk_on(self.device, tail)
         self._warn_if_short(tail)
         return tail
 
@@ -141,7 +142,8 @@ class Job:
             warnings.warn(
                 f"only the last layer, {tail.layers[0].name!r}, is walked along: before it comes "
                 f"{tail.obstacle or 'nothing that PyTorch records for gradients'}. "
-                'method="reference" walks along all linear layers, a forward pass for each weight',
+                + (f"layers= may also name {', '.join(map(repr, tail.earlier))}. " if tail.earlier else "")
+                + 'method="reference" walks along all linear layers, a forward pass for each weight',
                 ShortTailWarning,
                 stacklevel=5,
             )
@@ -175,6 +177,23 @@ class Job:
         options = {"label": self.label, "layers": list(masks), "method": self._method}
         options |= {"criterion": self._criterion, "tolerance": self._tolerance}
         return fingerprint(self._model, tensors, options)
+
+
+def require_walk_on(device: torch.device, tail: Tail) -> None:
+    """Check that a device can walk along a tail.
+
+    Raises:
+        ValueError: it is a GPU, and the tail holds more than linear layers with activations between them.
+    """
+    if device.type == "cpu" and BACKEND != "emulated":
+        return
+    others = [layer.name for layer in tail.layers if not layer.is_plain]
+    if others:
+        raise ValueError(
+            f"layers: a walk along convolutions and batch norms ({', '.join(map(repr, others))}) runs on the CPU "
+            f"alone, and the model is on {device}: give model.cpu(), on the command line --device cpu, or name "
+            "later layers"
+        )
 
 
 class ShortTailWarning(UserWarning):

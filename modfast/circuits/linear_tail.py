@@ -109,12 +109,14 @@ class Tail:
         layers: from the first to the last.
         logits: float64 ``(n, classes)`` on the CPU: the output of the whole model.
         obstacle: a description of the operation that ends the tail, before its first layer; "" if none does.
+        earlier: the names of the layers before the tail that could be named to belong to it.
     """
 
     features: Tensor
     layers: list[TailLayer]
     logits: Tensor
     obstacle: str
+    earlier: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -212,7 +214,8 @@ class _Reader:
                 f"model: what layer {layers[0].name!r} reads must not depend on the weights that are to be "
                 f"pruned, and does; {_OTHERWISE}"
             )
-        return Tail(features, layers, logits, obstacle)
+        earlier = tuple(step.layer.name for step in all_steps[: len(all_steps) - len(steps)])
+        return Tail(features, layers, logits, obstacle, earlier)
 
     def record(self, tensors: Sequence[Tensor | None]) -> None:
         """Let autograd record the operations on these parameters, and on no others."""
@@ -253,7 +256,8 @@ class _Reader:
                     break
                 plain.insert(0, step)
             if not plain:
-                advice = f", but layers={steps[-1].layer.name!r} can be named" if steps else ""
+                last = [step.layer.name for step in steps[-1:]]
+                advice = f"; layers={last} names what can be walked along" if last else ""
                 raise ValueError(
                     "model must end in a linear layer, whose outputs are the logits; it ends in "
                     f"{obstacle or _NOTHING}{advice}; {_OTHERWISE}"
