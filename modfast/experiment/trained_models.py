@@ -15,6 +15,7 @@ from modfast.arguments import Distinct, Integer, NoneOr, Number, OneOf, check_fi
 from modfast.circuit import CRITERIA
 from modfast.circuits.checkpoint import fingerprint
 from modfast.circuits.folder import CircuitFolder
+from modfast.circuits.jobs import require_walk_on
 from modfast.circuits.linear_tail import read_tail
 from modfast.data.dataset import Dataset
 from modfast.layers.layer import linear_layers, match_layers
@@ -132,13 +133,14 @@ def check_circuits(model: nn.Module, dataset: Dataset, config: CircuitConfig) ->
             linear layer; there is no such device; or the model does not end in these layers as
             :func:`modfast.find_circuit` requires.
     """
-    choose_device(config.device)
+    device = choose_device(config.device)
     if config.layers is not None:
         match_layers(model, config.layers)
     elif not linear_layers(model):
         raise ValueError("layers: the model has no linear layer to find circuits in")
     if BACKEND != "reference":  # the reference takes any model
-        read_tail(model, dataset.normalize(dataset.test_images[:_FEW_IMAGES]), config.layers)
+        tail = read_tail(model, dataset.normalize(dataset.test_images[:_FEW_IMAGES]), config.layers)
+        require_walk_on(device, tail)
     return check_labels(dataset, config.labels)
 
 

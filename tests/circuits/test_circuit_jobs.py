@@ -213,10 +213,10 @@ def test_steps_are_short_where_trials_are_long(monkeypatch, most):
     walk = Walk(read_tail(model, inputs, "0"), 1, torch.ones(16, dtype=torch.bool), "loss", 0.0, "cpu", 1)
     assert {count for count, _ in walk.steps()} == {30}
     monkeypatch.setattr("modfast.circuits.walk._MOST_WORK", most)
-    # Each of 16 inputs: a trial, 9 logits, and a weight to each from all 20 neurons, of which one moves.
+    # Each of 16 inputs: a trial, 9 logits, and a weight to each from the one of 20 neurons that moves.
     counts = [count for count, _ in walk.steps()]
     assert sum(counts) == 600
-    assert max(counts) == max(1, most // (16 * (32 * 10 + 180)))
+    assert max(counts) == max(1, most // (16 * (32 * 10 + 9)))
     assert find_circuit(model, inputs, 1, layers="0") == expected
 
 

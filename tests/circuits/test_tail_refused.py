@@ -15,7 +15,6 @@ from modfast.circuits.linear_tail import read_tail
         (lambda model, x: x + model.fc1.bias, {}, "Add"),
         (lambda model, x: x * 2, {}, "Mul"),
         (lambda model, x: x.add_(1), {}, "Add"),
-        (lambda model, x: torch.tanh(x), {}, "Relu"),  # a second activation
         (lambda model, x: x.flip(1), {}, "Flip"),
         (lambda model, x: x.t().reshape(-1, 5), {}, "T"),
         (lambda model, x: torch.cat([x[:, :2], x[:, 2:]], 1), {}, "Cat"),
@@ -64,6 +63,17 @@ def test_the_tail_begins_after_anything_else(operation, modules, obstacle):
     check_exact(model, inputs, tail)
     with pytest.raises(ValueError, match=rf"'fc2' is not among .*; before them comes {obstacle}.*reference"):
         read_tail(model, inputs, ["fc2", "head"])
+
+
+def test_a_second_activation_must_be_asked_for():
+    model, inputs = between(lambda model, x: torch.tanh(x)), torch.randn(4, 6)
+    tail = read_tail(model, inputs)
+    assert names(tail) == ["fc3", "head"]
+    assert tail.obstacle == "Relu at or after layer 'fc2'"
+    tail = read_tail(model, inputs, "fc2")
+    assert names(tail) == ["fc2", "fc3", "head"]
+    assert [stage.kind for stage in tail.layers[0].stages] == ["relu"]
+    assert tail.layers[0].activation == "tanh"
 
 
 def test_branches_never_belong_to_the_tail():

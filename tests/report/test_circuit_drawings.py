@@ -164,8 +164,18 @@ class TestNetwork:
         circuit = self.circuit(fc=torch.ones(4, 2, dtype=torch.bool))
         with pytest.raises(ValueError, match=r"'fc' has the shape \(2, 2\), its mask .* \(4, 2\)"):
             lay_out(circuit, {"fc": Partition.blocks((2, 2), 2)})
-        with pytest.raises(ValueError, match=r"the mask of 'c' must be \(out, in\), got \(2, 2, 3, 3\)"):
-            lay_out(self.circuit(c=torch.ones(2, 2, 3, 3, dtype=torch.bool)), {})
+        with pytest.raises(ValueError, match=r"the mask of 'c' must be \(out, in, \*kernel\), got \(4,\)"):
+            lay_out(self.circuit(c=torch.ones(4, dtype=torch.bool)), {})
+
+    def test_the_channels_of_a_convolution_are_linked_by_any_weight(self) -> None:
+        mask = torch.zeros(3, 2, 3, 3, dtype=torch.bool)
+        mask[0, 1, 2, 0] = mask[2, 0, 1, 1] = mask[2, 0, 1, 2] = True
+        of_channels = mask.flatten(2).any(2)
+        partitions = {"c": Partition([0, 1, 1], [0, 1], 2)}
+        found, expected = (lay_out(self.circuit(c=each), partitions) for each in (mask, of_channels))
+        assert [column.size for column in found.columns] == [2, 3]
+        for name in ("starts", "ends", "clusters"):
+            assert getattr(found.links[0], name).tolist() == getattr(expected.links[0], name).tolist()
 
     def test_drawing(self) -> None:
         mask = torch.tensor([[True, False, False], [True, True, False]])

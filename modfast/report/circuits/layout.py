@@ -94,14 +94,15 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
     """Lay a circuit out as a network.
 
     Columns of more than 64 neurons are drawn as about 32 nodes, each for neighbouring neurons of one
-    cluster. Two layers share a column only if the first has as many outputs as the second has inputs.
+    cluster. Two layers share a column only if the first has as many outputs as the second has inputs. The
+    neurons of a convolution are its channels: two of them are linked if any weight between them is kept.
 
     Args:
-        circuit: a circuit with two-dimensional masks, (out, in).
+        circuit: a circuit with masks (out, in, *kernel).
         partitions: layer name to clusters; a layer may have none.
 
     Raises:
-        ValueError: a mask is not two-dimensional, or does not fit its layer's partition.
+        ValueError: a mask has only one dimension, or does not fit its layer's partition.
 
     Example:
         >>> import torch
@@ -111,9 +112,13 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
         >>> [column.size for column in network.columns], network.links[0].clusters.tolist()
         ([2, 2, 1], [0, 1])
     """
-    for name, mask in circuit.masks.items():
-        if mask.dim() != 2:
-            raise ValueError(f"circuit: the mask of {name!r} must be (out, in), got {tuple(mask.shape)}")
+    masks = {}
+    for name, of_weights in circuit.masks.items():
+        if of_weights.dim() < 2:
+            raise ValueError(
+                f"circuit: the mask of {name!r} must be (out, in, *kernel), got {tuple(of_weights.shape)}"
+            )
+        masks[name] = mask = of_weights if of_weights.dim() == 2 else of_weights.flatten(2).any(2)
         if name in partitions and partitions[name].shape != tuple(mask.shape):
             raise ValueError(
                 f"partitions: {name!r} has the shape {partitions[name].shape}, "
@@ -122,7 +127,7 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
     # For each column its size, and the labels that the layers beside it give its neurons.
     sides: list[tuple[int, list[NDArray[np.int64]]]] = []
     ends = []
-    for name, mask in circuit.masks.items():
+    for name, mask in masks.items():
         outputs, inputs = mask.shape
         partition = partitions.get(name)
         if not sides or sides[-1][0] != inputs:
@@ -135,7 +140,7 @@ def lay_out(circuit: Circuit, partitions: Mapping[str, Partition]) -> Network:
     columns = [_column(size, labels) for size, labels in sides]
     links = [
         _links(name, mask.numpy(), partitions.get(name), columns, between)
-        for (name, mask), between in zip(circuit.masks.items(), ends, strict=True)
+        for (name, mask), between in zip(masks.items(), ends, strict=True)
     ]
     return Network(columns, links)
 
