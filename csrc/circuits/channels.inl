@@ -39,7 +39,8 @@ inline void add_terms(const Term* terms, int64_t count, const double* from, int6
                       const double* first, double* sums) {
   int64_t p = 0;
   for (; p + kInputs <= places; p += kInputs) {
-    for (int64_t q = p; q < p + kInputs; q += kLanes) add_terms_at<kLanes>(terms, count, from, q, first, sums);
+    for (int64_t q = p; q < p + kInputs; q += kLanes)
+      add_terms_at<kLanes>(terms, count, from, q, first, sums);
   }
   for (; p < places; ++p) add_terms_at<1>(terms, count, from, p, first, sums);
 }

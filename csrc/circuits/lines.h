@@ -45,8 +45,8 @@ struct Verdict {
 
 struct CircuitLines {
   // pre = bias + sum of weight * input over the links, held = activation of pre, for inputs begin to end
-  void (*forward)(const Link* links, int64_t count, const InputRows& inputs, double bias, Activation activation, double slope,
-                  int64_t begin, int64_t end, double* pre, double* held);
+  void (*forward)(const Link* links, int64_t count, const InputRows& inputs, double bias,
+                  Activation activation, double slope, int64_t begin, int64_t end, double* pre, double* held);
   // largest, sum of exp(logit - largest) and logsumexp over the logits, for inputs begin to end
   void (*logsumexp)(const double* const* logits, int64_t count, int64_t begin, int64_t end, double* largest,
                     double* sum, double* logsumexp);

@@ -52,8 +52,8 @@ inline void forward_some(const Link* links, int64_t count, const InputRows& inpu
   }
 }
 
-void forward(const Link* links, int64_t count, const InputRows& inputs, double bias, Activation activation, double slope,
-             int64_t begin, int64_t end, double* pre, double* held) {
+void forward(const Link* links, int64_t count, const InputRows& inputs, double bias, Activation activation,
+             double slope, int64_t begin, int64_t end, double* pre, double* held) {
   int64_t m = begin;
   for (; m + 4 * kLanes <= end; m += 4 * kLanes) {
     forward_some<4>(links, count, inputs, bias, activation, slope, pre, held, m);

@@ -1,7 +1,7 @@
 """Circuits that go through a convolution, from the command line."""
 
 import torch
-from circuit_helpers import CPU, TRAINING
+from circuit_helpers import CPU
 
 from modfast.circuit import Circuit
 from modfast.circuits import find_circuit
@@ -14,7 +14,7 @@ from modfast.train import read_checkpoint
 
 def test_the_papers_network(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("modfast.experiment.runs.draw_run", lambda folder: [])
-    training = ["--data", "digits", "--model", "cnn", "--epochs", "1", "--threads", "1", *CPU]
+    training = ["--data", "digits", "--model", "cnn", "--epochs", "1", *CPU]
     assert main(["train", *training, "--out", str(tmp_path / "run")]) == 0
     few = ["--images", "5", "--labels", "1", "--criterion", "loss", *CPU]
     layers = ["conv1", "fc1", "fc3"]

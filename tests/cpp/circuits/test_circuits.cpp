@@ -90,7 +90,8 @@ void try_lines() {
     const double bias = normal(), slope = 0.1;
     for (int64_t a = 0; a < kActivations; ++a) {
       const auto activation = static_cast<Activation>(a);
-      circuit_lines_in_use().forward(&link, 1, {x.data(), stride, 0}, bias, activation, slope, 0, stride, pre.data(), held.data());
+      circuit_lines_in_use().forward(&link, 1, {x.data(), stride, 0}, bias, activation, slope, 0, stride,
+                                     pre.data(), held.data());
       for (int64_t m = 0; m < stride; ++m) {
         const double expected = bias + x[m] * link.weight;
         check(pre[m] == expected, "before the activation", pre[m], expected);
@@ -119,6 +120,39 @@ struct Answer {
   double loss = 0.0, right = 0.0;
 };
 
+// What one channel holds, given what all channels of the layer before hold on one input.
+std::vector<double> run_channel(const LayerNumbers& layer, int64_t row, const std::vector<double>& values) {
+  const int64_t in = layer.cols / layer.taps, group = row / (layer.rows / layer.groups);
+  std::vector<double> held;
+  for (int64_t p = 0; p < layer.places; ++p) {
+    double x = layer.bias[row];
+    for (int64_t j = 0; j < layer.cols; ++j) {
+      const int64_t source = layer.sources[j % layer.taps * layer.places + p];
+      const int64_t first = (group * in + j / layer.taps) * layer.in_places;
+      if (source >= 0) x = x + layer.weights[row * layer.cols + j] * values[first + source];
+    }
+    held.push_back(x);
+  }
+  for (const StageNumbers& each : layer.stages) {
+    const Stage& stage = each.stage;
+    std::vector<double> next;
+    for (int64_t p = 0; p < stage.places; ++p) {
+      const bool is_max = stage.kind == StageKind::max_pool;
+      double x = is_max ? -std::numeric_limits<double>::infinity() : 0.0;
+      if (stage.kind == StageKind::activation) x = plain_activation(held[p], stage.activation, stage.number);
+      if (stage.kind == StageKind::affine) x = held[p] * each.scale[row] + each.shift[row];
+      for (int64_t k = 0; k < stage.width; ++k) {
+        const int64_t source = each.windows[p * stage.width + k];
+        if (source >= 0) x = is_max ? std::max(x, held[source]) : x + held[source] / stage.number;
+      }
+      next.push_back(x);
+    }
+    held.swap(next);
+  }
+  for (double& x : held) x = plain_activation(x, layer.activation, layer.slope);
+  return held;
+}
+
 // Runs the whole network with its present weights.
 Answer run_plainly(const RandomTail& tail) {
   Answer all;
@@ -131,9 +165,8 @@ Answer run_plainly(const RandomTail& tail) {
     for (const LayerNumbers& layer : tail.layers) {
       next.clear();
       for (int64_t i = 0; i < layer.rows; ++i) {
-        double x = layer.bias[i];
-        for (int64_t j = 0; j < layer.cols; ++j) x = x + layer.weights[i * layer.cols + j] * values[j];
-        next.push_back(plain_activation(x, layer.activation, layer.slope));
+        const std::vector<double> channel = run_channel(layer, i, values);
+        next.insert(next.end(), channel.begin(), channel.end());
       }
       values.swap(next);
     }
@@ -158,8 +191,8 @@ Answer run_plainly(const RandomTail& tail) {
 int64_t decisions = 0, close_calls = 0, kept = 0;
 
 // Checks every decision of a walk, each given the walk's decisions before it.
-void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
-  RandomTail tail(depth, inputs, draw(0, 1));
+void try_walk(int64_t depth, int64_t inputs, bool accuracy, int64_t convolutions) {
+  RandomTail tail(depth, inputs, draw(0, 1), convolutions);
   tail_forward(tail.tail(), in_turn);
   const Answer before = run_plainly(tail);
   const double tolerance = static_cast<double>(inputs) * 0.002 * static_cast<double>(draw(1, 10));
@@ -206,8 +239,8 @@ void try_walk(int64_t depth, int64_t inputs, bool accuracy) {
 }
 
 // The bits must be the same for any number of threads.
-void try_threads(int64_t depth, int64_t inputs, int64_t threads) {
-  RandomTail one(depth, inputs, true);
+void try_threads(int64_t depth, int64_t inputs, int64_t threads, int64_t convolutions) {
+  RandomTail one(depth, inputs, true, convolutions);
   tail_forward(one.tail(), in_turn);
   RandomTail several = one;
   const Bounds bounds{run_plainly(one).loss * 1.01, 0.0, false};
@@ -227,9 +260,13 @@ int main() {
   try_lines();
   constexpr int kWalks = 200;
   for (int walk = 0; walk < kWalks; ++walk)
-    try_walk(draw(1, 4), draw(1, draw(0, 5) ? 20 : 300), walk % 2 == 1);
+    try_walk(draw(1, 4), draw(1, draw(0, 5) ? 20 : 300), walk % 2 == 1, 0);
+  for (int walk = 0; walk < kWalks; ++walk) {
+    const int64_t depth = draw(1, 4);
+    try_walk(depth, draw(1, 20), walk % 2 == 1, draw(1, depth));
+  }
   for (int walk = 0; walk < 4; ++walk) {
-    try_threads(3, 500, walk % 2 ? std::numeric_limits<int64_t>::max() : 3);
+    try_threads(3, 500, walk % 2 ? std::numeric_limits<int64_t>::max() : 3, walk);
   }
   check(close_calls * 50 <= decisions, "decisions by rounding", static_cast<double>(close_calls), 0.0);
   check(kept > 300 && decisions - kept > 300, "weights kept", static_cast<double>(kept), 301);
