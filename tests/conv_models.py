@@ -1,6 +1,7 @@
 """Networks of convolutions whose circuits are found, for the tests of tails and of walks."""
 
 import random
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -91,7 +92,7 @@ def random_network(seed, dimensions=None, classes=3):
 
 
 def case_of(seed, criterion):
-    """A random network with the arguments of a walk, whose classes are those that the network answers with."""
+    """A random network with the arguments of a walk; inputs are of the class that it answers with."""
     model, inputs = random_network(seed)
     with torch.no_grad():
         logits = model(inputs)
@@ -116,7 +117,7 @@ def weights_of(model):
 def small_vgg(channels=(1, 4, 6), size=8, classes=3):
     """A small VGG: pairs of convolution, batch norm and ReLU, each pair with a pooling after it."""
     parts = []
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in pairwise(channels):
         for inside in (before, after):
             parts += [nn.Conv2d(inside, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         parts.append(nn.MaxPool2d(2))

@@ -21,7 +21,12 @@ DOUBLE, LONG = torch.float64, torch.int64
 
 # What only the numbers, or how they lie in memory, tell: changes of arguments, and messages.
 NOT_SEEN_BY_SHAPE = ("number", "strided", "transposed", "expanded")
-TOLD_BY_NUMBERS = ("starts must begin with 0", "starts must not fall", "indices must be", "must hold numbers in")
+TOLD_BY_NUMBERS = (
+    "starts must begin with 0",
+    "starts must not fall",
+    "indices must be",
+    "must hold numbers in",
+)
 
 # Numbers that indices may not be, by their type.
 WRONG_NUMBERS = {LONG: (-1, -2, 2**40, -(2**62)), torch.int32: (-2, 2**30, -(2**30))}

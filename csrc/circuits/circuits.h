@@ -105,7 +105,7 @@ struct Layout {
 inline Layout in_rows(const Tail& tail) { return {tail.stride, kInputs}; }
 inline Layout in_blocks(int64_t neurons) { return {kInputs, neurons * kInputs}; }
 
-// The input of a layer, and where it lies. Layer -1 before the first holds the features.
+// The input of a layer, and where it lies.
 inline const double* inputs_of(const Tail& tail, int64_t layer) {
   return layer == 0 ? tail.features : tail.layers[layer - 1].held;
 }

@@ -30,11 +30,12 @@ void walk_row_cpu(TAIL_PARAMETERS, int64_t layer, int64_t row, int64_t begin, in
 STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("tail_forward_(Tensor features, Tensor signs, Tensor[] weights, Tensor[] biases, int[] activations, "
         "float[] slopes, Tensor[] sources, int[] groups, int[] stage_layers, int[] stage_kinds, "
-        "float[] stage_numbers, Tensor[] stage_tables, Tensor(a!)[] pre, Tensor(b!)[] held, int label, int threads) -> ()");
+        "float[] stage_numbers, Tensor[] stage_tables, Tensor(a!)[] pre, Tensor(b!)[] held, int label, "
+        "int threads) -> ()");
   m.def("walk_row_(Tensor features, Tensor signs, Tensor(a!)[] weights, Tensor[] biases, int[] activations, "
         "float[] slopes, Tensor[] sources, int[] groups, int[] stage_layers, int[] stage_kinds, "
-        "float[] stage_numbers, Tensor[] stage_tables, Tensor(b!)[] pre, Tensor(c!)[] held, int label, int threads, int layer, int row, "
-        "int begin, int end, float highest_loss, float? least_right) -> ()");
+        "float[] stage_numbers, Tensor[] stage_tables, Tensor(b!)[] pre, Tensor(c!)[] held, int label, "
+        "int threads, int layer, int row, int begin, int end, float highest_loss, float? least_right) -> ()");
 }
 // clang-format on
 

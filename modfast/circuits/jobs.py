@@ -190,9 +190,9 @@ def require_walk_on(device: torch.device, tail: Tail) -> None:
     others = [layer.name for layer in tail.layers if not layer.is_plain]
     if others:
         raise ValueError(
-            f"layers: a walk along convolutions and batch norms ({', '.join(map(repr, others))}) runs on the CPU "
-            f"alone, and the model is on {device}: give model.cpu(), on the command line --device cpu, or name "
-            "later layers"
+            f"layers: a walk along convolutions and batch norms ({', '.join(map(repr, others))}) runs on the "
+            f"CPU alone, and the model is on {device}: give model.cpu(), in a command --device cpu, or "
+            "name later layers"
         )
 
 

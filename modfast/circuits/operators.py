@@ -47,8 +47,8 @@ class TailState:
         groups: the number of groups of channels, for each layer; empty if ``sources`` is.
         stage_layers: for each stage before the activations, the layer after which it comes; rising.
         stage_kinds: indices into ``STAGES``.
-        stage_numbers: as :attr:`modfast.circuits.stages.Stage.number`.
-        stage_tables: as :attr:`modfast.circuits.stages.Stage.table`; any tensor for an activation.
+        stage_numbers: the numbers of :class:`modfast.circuits.stages.Stage`.
+        stage_tables: their tables; any tensor for an activation.
         before: ``(out * places, inputs)`` numbers for each layer, before the stages, in an order of the
             operators' own.
         after: the same after the stages, ``(out * places then, inputs)``; of the last layer the logits

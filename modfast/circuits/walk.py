@@ -132,8 +132,10 @@ class Walk:
                 # The size of a step depends on later layers only. These are decided by now, so a walk that
                 # goes on from a checkpoint makes the same steps.
                 trial = self._work_of_trial(index)
-                # After a step everything behind the row is computed again: trials shall take longer than that.
-                most = max(1, _MOST_WORK // (len(self._state.signs) * trial), self._work_after(index) // trial)
+                # After a step all that follows the row is computed again: trials shall take longer than that.
+                most = max(
+                    1, _MOST_WORK // (len(self._state.signs) * trial), self._work_after(index) // trial
+                )
                 for row in range(rows):
                     for begin in range(0, cols, most):
                         end = min(begin + most, cols)

@@ -11,8 +11,9 @@ from itertools import pairwise
 import pytest
 import torch
 from gpu import DEVICE, EMULATED, cpu_kernels, needs_a_real_gpu
+from torch import nn
 
-import modfast  # noqa: F401 - registers the operators
+from modfast.circuits import find_circuit
 
 pytestmark = pytest.mark.cuda
 
@@ -214,6 +215,18 @@ def test_walks_side_by_side():
     for tail, gpu in zip(tails, gpus, strict=True):
         walk_all(tail, bounds)
         assert_same(gpu, tail)
+
+
+def test_convolutions_are_refused():
+    model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(9, 2)).to(DEVICE)
+    inputs = torch.randn(5, 2, 4, device=DEVICE)
+    with pytest.raises(ValueError, match=r"along convolutions and batch norms \('0'\) runs on the CPU alone"):
+        find_circuit(model, inputs, 1, layers="*")
+    assert list(find_circuit(model, inputs, 1).masks) == ["3"]
+    gpu = to_gpu(random_tail((6, 5, 4), 40))
+    sources = [torch.zeros(1, 1, dtype=torch.int32, device=DEVICE)] * 2
+    with pytest.raises(RuntimeError, match="sources and stage_layers must be empty on a GPU"):
+        OPS.tail_forward_(**(gpu | {"sources": sources, "groups": [1, 1]}))
 
 
 def test_bad_arguments_raise():

@@ -11,8 +11,8 @@ from walked_models import CRITERIA, assert_same_masks
 
 import modfast
 from modfast import Circuit, Partition, reference
-from modfast.circuits import find_circuit, find_circuits
 from modfast.circuits import checkpoint as circuit_checkpoint
+from modfast.circuits import find_circuit, find_circuits
 from modfast.circuits.jobs import ShortTailWarning
 from modfast.circuits.walk import Walk
 from modfast.models import CNN, LargeCNN
@@ -141,9 +141,15 @@ def test_weights_and_channels_that_are_zero_already(cnn):
 def test_a_batch_norm_that_forgets_its_channels():
     torch.manual_seed(4)
     model = nn.Sequential(
-        nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.GELU(), nn.Flatten(), nn.Linear(24, 5), nn.BatchNorm1d(5),
-        nn.ReLU(), nn.Linear(5, 3),
-    ).eval()  # fmt: skip
+        nn.Conv1d(2, 4, 3),
+        nn.BatchNorm1d(4),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    ).eval()
     with torch.no_grad():
         model[1].weight[:2] = 0.0
         model[5].weight[1] = 0.0
@@ -190,8 +196,9 @@ digest = hashlib.sha256()
 for activation in (nn.ReLU(), nn.GELU(), nn.Tanh()):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), activation, nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, groups=2),
-        activation, nn.AvgPool2d(3, 1), nn.Flatten(), nn.Linear(6, 7), activation, nn.Linear(7, 3)
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), activation, nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, groups=2), activation, nn.AvgPool2d(3, 1), nn.Flatten(), nn.Linear(6, 7),
+        activation, nn.Linear(7, 3)
     ).eval()
     circuit = find_circuit(model, torch.randn(50, 2, 11, 10), 2, layers="*[0480]")
     digest.update(repr(circuit.loss_after).encode())
@@ -241,10 +248,10 @@ def test_training_mode_does_not_matter():
 
 
 def test_a_short_tail_says_what_could_be_named():
-    model = nn.Sequential(
-        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)
-    ).eval()  # fmt: skip
-    with pytest.warns(ShortTailWarning, match=r"NativeBatchNorm at or after layer '0'. layers= may also name '0'"):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    with pytest.warns(
+        ShortTailWarning, match=r"NativeBatchNorm at or after layer '0'. layers= may also name '0'"
+    ):
         found = find_circuit(model, torch.randn(9, 4), 1)
     assert list(found.masks) == ["3"]
 
@@ -282,7 +289,9 @@ def test_interrupted_walk_goes_on(cnn, tmp_path, monkeypatch):
     assert len(steps) == 16 - 3 - 4
     for other in ({"layers": "conv1"}, {"layers": None}, {"label": 2}):
         with pytest.raises(ValueError, match="of a walk over another model"):
-            find_circuit(**{"model": model, "inputs": images, "label": 1, "layers": "*", "checkpoint": path, **other})
+            find_circuit(
+                **{"model": model, "inputs": images, "label": 1, "layers": "*", "checkpoint": path, **other}
+            )
 
 
 def test_the_reference_goes_on_too(cnn, tmp_path):
@@ -318,7 +327,9 @@ def test_files_and_measures(trained, tmp_path):
             of_cluster = circuit & inside & (rows == cluster)[:, None, None, None]
             assert float(share[cluster]) == pytest.approx(int(of_cluster.sum()) / int(circuit.sum()))
     drawn = modfast.random_circuits(circuits, 0)
-    assert [int(circuit.masks["conv1"].sum()) for circuit in drawn] == [int(kernel.sum()) for kernel in kernels]
+    assert [int(circuit.masks["conv1"].sum()) for circuit in drawn] == [
+        int(kernel.sum()) for kernel in kernels
+    ]
     with torch.no_grad():
         logits = circuits[1].apply(model)(images[labels == 1])
         loss = nn.functional.cross_entropy(logits, torch.ones(len(logits), dtype=torch.int64))

@@ -14,7 +14,6 @@ import modfast.circuits.linear_tail
 from modfast.circuits.linear_tail import read_tail
 from modfast.models import CNN
 
-
 # An even kernel with the padding "same" is padded by an operation of its own; PyTorch warns of that.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -106,7 +105,7 @@ def test_random_networks(seed):
         (lambda model, x: functional.leaky_relu(functional.leaky_relu(x, 0.2), 0.3), {}, ["leaky_relu"] * 2),
         (lambda model, x: model.extra(x), {"extra": nn.Conv2d(4, 4, 2, padding="same")}, ["mean"]),
     ],
-)  # fmt: skip
+)
 def test_what_may_lie_between(operation, modules, kinds):
     model, inputs = Net(operation, **modules), torch.randn(20, 2, 9, 8)
     for _ in range(3):
@@ -123,14 +122,26 @@ def sequential(*parts):
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
-        (sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6, 2)), (2, 8)),
-        (sequential(nn.Conv1d(2, 3, 3), nn.AvgPool1d(3, 1), nn.SiLU(), nn.Flatten(), nn.Linear(12, 2)), (2, 8)),
+        (
+            sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6, 2)),
+            (2, 8),
+        ),
+        (
+            sequential(nn.Conv1d(2, 3, 3), nn.AvgPool1d(3, 1), nn.SiLU(), nn.Flatten(), nn.Linear(12, 2)),
+            (2, 8),
+        ),
         (sequential(nn.Conv1d(2, 3, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2)), (2, 8)),
         (sequential(nn.Conv1d(2, 3, 3), nn.AdaptiveMaxPool1d(4), nn.Flatten(), nn.Linear(12, 2)), (2, 8)),
         (
             sequential(
-                nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.MaxPool3d(2, 1), nn.Conv3d(2, 3, 1), nn.AvgPool3d(2),
-                nn.ReLU(), nn.Flatten(), nn.Linear(3, 2),
+                nn.Conv3d(1, 2, 2),
+                nn.BatchNorm3d(2),
+                nn.MaxPool3d(2, 1),
+                nn.Conv3d(2, 3, 1),
+                nn.AvgPool3d(2),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(3, 2),
             ),
             (1, 4, 5, 4),
         ),
@@ -138,20 +149,27 @@ def sequential(*parts):
         # A convolution of one place, and a batch norm of a linear layer.
         (
             sequential(
-                nn.Conv2d(2, 5, 4), nn.Flatten(), nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)
+                nn.Conv2d(2, 5, 4),
+                nn.Flatten(),
+                nn.Linear(5, 4),
+                nn.BatchNorm1d(4),
+                nn.ReLU(),
+                nn.Linear(4, 2),
             ),
             (2, 4, 4),
         ),
         # Rows of places that become channels.
         (
-            sequential(nn.Conv2d(2, 3, 2), nn.Flatten(1, 2), nn.Conv1d(9, 2, 2), nn.Flatten(), nn.Linear(4, 2)),
+            sequential(
+                nn.Conv2d(2, 3, 2), nn.Flatten(1, 2), nn.Conv1d(9, 2, 2), nn.Flatten(), nn.Linear(4, 2)
+            ),
             (2, 4, 4),
         ),
         # Logits that are means over places.
         (sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (1, 4, 4)),
         (sequential(nn.Conv2d(1, 3, 4), nn.BatchNorm2d(3), nn.Flatten()), (1, 4, 4)),
     ],
-)  # fmt: skip
+)
 def test_whole_networks(model, shape):
     inputs = torch.randn(20, *shape)
     for _ in range(3):
@@ -192,8 +210,16 @@ def test_a_fixed_part_before_is_run_in_batches(monkeypatch):
         (lambda model, x: x * 2, {}, "Mul"),
         (lambda model, x: functional.elu(x), {}, "Elu"),
         (lambda model, x: model.norm(x), {"norm": nn.GroupNorm(2, 4)}, "NativeGroupNorm"),
-        (lambda model, x: functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), {}, "AvgPool2D whose windows"),
-        (lambda model, x: functional.avg_pool2d(x, 2, ceil_mode=True), {}, "AvgPool2D whose windows have several"),
+        (
+            lambda model, x: functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+            {},
+            "AvgPool2D whose windows",
+        ),
+        (
+            lambda model, x: functional.avg_pool2d(x, 2, ceil_mode=True),
+            {},
+            "AvgPool2D whose windows have several",
+        ),
         (lambda model, x: functional.adaptive_avg_pool2d(x, 4), {}, "AdaptiveAvgPool2D whose windows have"),
         (lambda model, x: functional.lp_pool2d(x, 2, 2), {}, "Pow"),
         (lambda model, x: x - x.mean(1, keepdim=True), {}, "Sub"),
@@ -261,19 +287,23 @@ def test_the_tail_begins_after_anything_else(operation, modules, obstacle):
     tail = read_tail(model, inputs, ["conv2"])
     assert names(tail) == ["conv2", "head"]
     check_exact(model, inputs, tail)
-    with pytest.raises(ValueError, match=rf"layers: 'conv1' is not among .* comes {obstacle}.*method=\"reference\""):
+    with pytest.raises(
+        ValueError, match=rf"layers: 'conv1' is not among .* comes {obstacle}.*method=\"reference\""
+    ):
         read_tail(model, inputs, ["conv1"])
 
 
 def test_a_batch_norm_without_statistics_of_its_own():
     model = Net(lambda model, x: model.norm(x), norm=nn.BatchNorm2d(4, track_running_stats=False))
-    with pytest.raises(ValueError, match="comes NativeBatchNorm that uses the statistics of the batch at or after"):
+    with pytest.raises(
+        ValueError, match="comes NativeBatchNorm that uses the statistics of the batch at or after"
+    ):
         read_tail(model, torch.randn(20, 2, 9, 8), "conv1")
 
 
 def test_what_is_padded_with_is_not_recorded_but_noticed():
     model = Net(lambda model, x: functional.pad(x, (1, 1), value=2.0))
-    with pytest.raises(ValueError, match="that PyTorch does not record .* at or after layer 'conv1'"):
+    with pytest.raises(ValueError, match=r"that PyTorch does not record .* at or after layer 'conv1'"):
         read_tail(model, torch.randn(5, 2, 9, 8), "*")
 
 
@@ -291,7 +321,9 @@ def test_a_layer_that_gives_each_class_several_numbers():
 
 def test_what_can_be_named_is_said():
     model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(ValueError, match=r"ends in Mean at or after layer '0'; layers=\['0'\] names what can be"):
+    with pytest.raises(
+        ValueError, match=r"ends in Mean at or after layer '0'; layers=\['0'\] names what can be"
+    ):
         read_tail(model, torch.randn(5, 1, 4, 4))
 
 
