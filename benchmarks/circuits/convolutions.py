@@ -2,7 +2,7 @@
 
     python -m benchmarks.circuits.convolutions [--json FILE]
 
-A round makes the trials of one row of the layer, one row after the other, and one trial of the loop, which
+A round makes a step of the walk, as many trials of a row as a step has, and one trial of the loop, which
 runs the whole network in float64. The table of docs/circuits.md is its output.
 """
 
@@ -74,13 +74,15 @@ def measure(
     trials = (decide for _, decide in loop.steps())
     index = next(place for place, each in enumerate(tail.layers) if each.name == layer)
     weights = tail.layers[index].weight
-    per_row = weights[0].numel()
     ours, theirs = [], []
-    left = rounds
+    size, left = 0, rounds
     for count, decide in walk.steps():
         took = seconds_of(decide)
-        # The steps of later layers go first. Of a row in several steps the last is short, and left out.
-        if decide.args[0][0] != index or count < per_row // 2:
+        # The steps of later layers go first. Of a row in several steps the last may be short; it is left out.
+        if decide.args[0][0] != index:
+            continue
+        size = size or count
+        if count < size:
             continue
         ours.append(took / count)
         theirs.append(seconds_of(next(trials)))
@@ -110,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3, help="rows of each layer")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each layer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
