@@ -21,8 +21,9 @@ from modfast.network.reads import Read, Reads
 
 from .evaluation import Evaluation, measured
 
-# Numbers that one weight reads, over all sets of a call: more do not fit into a processor's cache.
-_MOST_NUMBERS = 2**22
+# Numbers that one weight reads, over all sets of a call. For larger tensors the system is asked for memory
+# anew each time, which takes as long as what is computed in it.
+_MOST_NUMBERS = 2**20
 _MOST_SETS = 256
 
 # Sets whose changes begin at different depths run in calls of their own if each has so many.
