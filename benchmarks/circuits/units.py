@@ -38,7 +38,7 @@ from modfast import (
 from modfast.files import write_json
 
 TOKENS, TOLERANCE = 64, 0.05
-SIZES = ((1, 16), (4, 16), (16, 16), (64, 32))
+SIZES = ((1, 16), (4, 16), (16, 16))
 TRIALS = 60  # of the plain loop, whose time is that of one times the number of units
 HEADINGS = [
     "texts x tokens",
