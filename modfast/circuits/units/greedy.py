@@ -16,7 +16,6 @@ from modfast.circuits.checkpoint import fingerprint
 from modfast.files import read_arrays, write_arrays
 from modfast.layers.names import unwrapped
 
-from .attribution import scores_of
 from .candidates import Candidates
 from .evaluation import Evaluation
 
@@ -25,8 +24,10 @@ _WHAT = "file of an unfinished choice of units"
 _SECONDS_BETWEEN = 10.0
 _SAME_METRIC = 1e-6
 
-# New scores cost about as much as some candidates, so they are not taken after each wrong guess.
-_BETWEEN_SCORES = 32
+# How many candidates are ablated alone to measure what to expect of each, and after how many wrong guesses
+# that is done again.
+_ALONE = 64
+_MOST_WRONG = 3
 
 
 class GreedyWalk:
@@ -34,73 +35,95 @@ class GreedyWalk:
 
     A plain loop ablates one more unit, measures, and keeps the ablation if the metric is still at least
     ``least``. Several decisions are made in one batch: each candidate's set assumes guesses for those before
-    it, and a decision counts if all guesses before it were right. They come from scores: the metric is
-    expected to fall by the sum of the scores of what is ablated. After wrong guesses, new scores are taken of
-    the model as it is then. A metric without a gradient has none: then it is guessed that decisions go on as
-    the last one went.
+    it, and a decision counts if all guesses before it were right. They come from expected falls of the
+    metric, which add up: at first the scores of the units; after a wrong guess each of the next candidates
+    is ablated alone, beside what is ablated by then, and its own fall is measured.
 
     Args:
         task: the model, its examples and the metric.
         order: int64: the units to decide about, the least important first.
         before: the metric of the whole model.
         tolerance: by how much it may fall. Metrics that differ by no more than rounding are equal.
-        scores: ``(num_units,)``, of the whole model; None if the metric has no gradient.
+        scores: ``(num_units,)``, of the whole model; None if those at hand are of another metric.
     """
 
     def __init__(
         self, task: Evaluation, order: Tensor, before: float, tolerance: float, scores: Tensor | None
     ) -> None:
         self._task, self._candidates = task, Candidates(task)
-        self._order, self._scores = order, scores
+        self._order, self._falls = order, None if scores is None else scores.clone()
         self._least = least_metric(before, tolerance, task.dtype)
         self.ablated = torch.zeros(task.network.num_units, dtype=torch.bool, device="cpu")
         self.done = 0
-        self._value, self._last, self._size, self._since = before, True, 4, 0
+        self._value, self._size, self._wrong = before, 4, 0
+        self._measured = 0  # up to where in the order falls are measured
 
     def go_on(self, ablated: Tensor, done: int) -> None:
         """Go on from the state in which another walk was stopped."""
         self.ablated, self.done = ablated, done
         if done:
             self._value = self._task.metric(ablated)
-            if self._scores is not None:
-                self._scores = scores_of(self._task, 1, ablated=ablated)
 
     def step(self) -> None:
         """Decide about one unit at least."""
-        window = self._order[self.done : self.done + min(self._size, self._candidates.at_once)]
-        guesses = self._guessed(window)
-        # Each set holds its candidate, and those before it that are guessed to be ablated.
-        rows = torch.arange(len(window), device="cpu")
-        chosen = (rows[:, None] > rows) & guesses | (rows[:, None] == rows)
+        if self._falls is None or self._wrong > _MOST_WRONG:
+            self._measure()
+        else:
+            self._decide_together()
+
+    def _window(self, size: int) -> Tensor:
+        return self._order[self.done : self.done + min(size, self._candidates.at_once)]
+
+    def _measure(self) -> None:
+        """Ablate each of the next candidates alone; this decides about the first ones, until one stays."""
+        window = self._window(_ALONE)
         sets = self.ablated.repeat(len(window), 1)
-        sets[:, window] |= chosen
+        sets[torch.arange(len(window), device="cpu"), window] = True
         values = self._candidates.metrics(self.ablated, sets)
-        self._since += len(window)
-        for number, (unit, value) in enumerate(zip(window.tolist(), values, strict=True)):
-            accepted = value >= self._least
-            self.ablated[unit] = accepted
-            self.done += 1
-            self._last = accepted
-            if accepted:
-                self._value = value
-            if accepted != bool(guesses[number]):
+        if self._falls is None:
+            self._falls = torch.zeros(len(self.ablated), dtype=torch.float64, device="cpu")
+        self._falls[window] = self._value - torch.tensor(values, dtype=torch.float64, device="cpu")
+        self._measured, self._wrong = self.done + len(window), 0
+        for unit, value in zip(window.tolist(), values, strict=True):
+            if self._decide(unit, value):
+                break
+        self._size = max(self._size, 8)
+
+    def _decide_together(self) -> None:
+        """Decide about several candidates, until a guess was wrong."""
+        assert self._falls is not None
+        window = self._window(self._size)
+        if self.done < self._measured:
+            window = window[: self._measured - self.done]
+        value, guesses = self._value, []
+        for fall in self._falls[window].tolist():
+            guesses.append(value - fall >= self._least)
+            value -= fall if guesses[-1] else 0.0
+        # Each set holds its candidate, and those before it that are guessed to stay ablated.
+        rows = torch.arange(len(window), device="cpu")
+        before = (rows[:, None] > rows) & torch.tensor(guesses, device="cpu")
+        sets = self.ablated.repeat(len(window), 1)
+        sets[:, window] |= before | (rows[:, None] == rows)
+        values = self._candidates.metrics(self.ablated, sets)
+        for number, (unit, found) in enumerate(zip(window.tolist(), values, strict=True)):
+            if self._decide(unit, found) != guesses[number]:
                 # Guesses were right for about so long lately.
                 self._size = max(4, min(self._size, 2 * (number + 1)))
-                if self._scores is not None and self._since >= _BETWEEN_SCORES:
-                    self._scores = scores_of(self._task, 1, ablated=self.ablated)
-                    self._since = 0
+                # Where falls are not measured, one wrong guess is enough to measure them.
+                self._wrong += 1 if self.done < self._measured else _MOST_WRONG + 1
                 return
         self._size = min(2 * self._size, self._candidates.at_once)
+        if self.done == self._measured:
+            self._wrong = _MOST_WRONG + 1
 
-    def _guessed(self, window: Tensor) -> Tensor:
-        """For each candidate whether it will be ablated, if the metric falls by its score."""
-        if self._scores is None:
-            return torch.full((len(window),), self._last, device="cpu")
-        value, guesses = self._value, []
-        for score in self._scores[window].tolist():
-            guesses.append(value - score >= self._least)
-            value -= score if guesses[-1] else 0.0
-        return torch.tensor(guesses, device="cpu")
+    def _decide(self, unit: int, value: float) -> bool:
+        """Note what becomes of a unit; return whether it stays ablated."""
+        stays = value >= self._least
+        self.ablated[unit] = stays
+        self.done += 1
+        if stays:
+            self._value = value
+        return stays
 
 
 def least_metric(before: float, tolerance: float, dtype: torch.dtype) -> float:
