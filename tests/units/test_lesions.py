@@ -227,6 +227,54 @@ class TestPlainLoops:
             assert combined == pytest.approx(expected, rel=1e-9)
 
 
+class TestRounding:
+    """Six neurons that all do the same to each of three classes, but for the last bits."""
+
+    nearly_one = 1 + torch.arange(6, dtype=torch.float64) * 1e-15
+
+    def found(self, change):
+        first, second = nn.Linear(3, 6, bias=False).double(), nn.Linear(6, 3, bias=False).double()
+        with torch.no_grad():
+            first.weight.fill_(1.0)
+            second.weight.copy_(change)
+        model = nn.Sequential(first, nn.ReLU(), second)
+        inputs = torch.eye(3, dtype=torch.float64).repeat(4, 1)
+        targets = torch.tensor([0, 1, 2] * 4)
+        network = read_network(model, inputs)
+
+        def logit(output, batch):
+            return output.gather(1, batch[1][:, None])[:, 0]
+
+        labels = hidden(network, [0, 0, 1, 1, 2, 2])
+        return cluster_lesions(model, (inputs, targets), logit, network, labels, n_random=19)
+
+    def test_values_that_differ_by_rounding_are_equal(self):
+        found = self.found((0.1 * self.nearly_one).expand(3, 6))
+        assert found.random_importance.unique().numel() > 1
+        assert found.importance_p.tolist() == [1, 1, 1]
+
+    def test_what_changes_by_rounding_does_not_change(self):
+        noise = torch.tensor([[1.0, -1, 2, 0, 1, 3], [2, 1, -1, 1, 0, 1], [0, 1, 1, 1, 1, -2]])
+        found = self.found(1e-15 * noise.double())
+        assert found.class_drops.count_nonzero() == 0
+        assert found.coherence.isnan().all()
+        assert found.importance_p.tolist() == [1, 1, 1]
+
+    def test_falls_that_cancel_out_but_for_rounding(self):
+        column = torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64)
+        assert float(column.sum()) != 0
+        found = self.found(column[:, None].expand(3, 6))
+        assert found.coherence.isinf().all()
+        assert found.coherence_p.tolist() == [1, 1, 1]
+        assert found.importance_effect.isnan().all()
+
+    def test_coherence_that_differs_by_rounding_is_equal(self):
+        column = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
+        found = self.found(column[:, None] * self.nearly_one)
+        assert found.random_coherence.unique().numel() > 1
+        assert found.coherence_p.tolist() == [1, 1, 1]
+
+
 def test_seeds_passes_progress_and_repr():
     model, network, batch = serving()
     labels = hidden(network, [0, 1, 2] * 4)

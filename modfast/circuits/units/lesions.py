@@ -20,6 +20,7 @@ from modfast.partition import Labels
 
 from .clusters import Clusters
 from .evaluation import Evaluation
+from .greedy import least_metric
 from .several import per_example_of
 
 _LEAST_UNITS, _LARGEST_SHARE = 2, 0.99
@@ -35,7 +36,8 @@ class ClusterLesions:
 
     Each has, beside ``n_random`` random parts of the same size in each space: a p-value, the share of parts,
     the own one among them, whose value is at least that of the part; and an effect, ``2 v / (v + r)`` with v
-    the part's value and r the mean of the random ones: 1 is chance, 2 the most.
+    the part's value and r the mean of the random ones: 1 is chance, 2 the most. Values that differ by no more
+    than rounding are equal, and what changes by no more than rounding does not change.
 
     Attributes:
         clusters: int64, ``(p,)``: the cluster of each part.
@@ -48,6 +50,7 @@ class ClusterLesions:
         class_drops: float64, ``(p, c)``: how much the mean metric of each class falls.
         random_class_drops: float64, ``(n_random, p, c)``.
         metric_before: the metric of the whole model, mean over classes.
+        rounding: falls that differ by no more than this are equal, as in :func:`find_unit_circuit`.
         ablation: ``"zero"``, ``"mean"`` or ``"resample"``.
         num_examples: the number of examples.
         num_passes: how often these examples went through the model.
@@ -69,6 +72,7 @@ class ClusterLesions:
     class_drops: Tensor
     random_class_drops: Tensor
     metric_before: float
+    rounding: float
     ablation: str
     num_examples: int
     num_passes: int
@@ -103,17 +107,17 @@ class ClusterLesions:
 
         NaN for one class alone, or if no class changes; infinite if the changes cancel out.
         """
-        return _unevenness(self.class_drops)
+        return _unevenness(self.class_drops, self.rounding)
 
     @property
     def random_coherence(self) -> Tensor:
         """float64, ``(n_random, p)``."""
-        return _unevenness(self.random_class_drops)
+        return _unevenness(self.random_class_drops, self.rounding)
 
     @property
     def importance_p(self) -> Tensor:
         """float64, ``(p,)``: one-sided, ``(1 + n) / (1 + n_random)`` if n random parts are as important."""
-        return _p_values(self.importance, self.random_importance)
+        return _p_values(self.importance, self.random_importance, self.rounding)
 
     @property
     def coherence_p(self) -> Tensor:
@@ -121,17 +125,19 @@ class ClusterLesions:
 
         NaN where the part's own is NaN.
         """
-        return _p_values(self.coherence, self.random_coherence)
+        # How far rounding of the falls moves their range divided by their mean.
+        mean = self.importance.abs()
+        return _p_values(self.coherence, self.random_coherence, self.rounding * (2 + self.coherence) / mean)
 
     @property
     def importance_effect(self) -> Tensor:
         """float64, ``(p,)``, in [0, 2]: 1 for a part as important as random ones; NaN if none has a fall."""
-        return _effects(self.importance, self.random_importance)
+        return _effects(self.importance, self.random_importance, self.rounding)
 
     @property
     def coherence_effect(self) -> Tensor:
         """float64, ``(p,)``, in [0, 2]: 1 for a part as coherent as random ones; NaN if undefined."""
-        return _effects(self.coherence, self.random_coherence)
+        return _effects(self.coherence, self.random_coherence, 0.0)
 
     @property
     def importance_combined_p(self) -> float:
@@ -158,21 +164,26 @@ class ClusterLesions:
         return float(torch.special.gammaincc(half.new_tensor(float(len(chosen))), half))
 
 
-def _unevenness(drops: Tensor) -> Tensor:
+def _unevenness(drops: Tensor, rounding: float) -> Tensor:
     if drops.shape[-1] < 2:
         return drops.new_full(drops.shape[:-1], torch.nan)
-    return (drops.amax(-1) - drops.amin(-1)) / drops.mean(-1).abs()
+    spread, mean = drops.amax(-1) - drops.amin(-1), drops.mean(-1).abs()
+    # Noise divided by noise would be a coherence of any size.
+    spread, mean = (each.where(each > rounding, 0.0) for each in (spread, mean))
+    return spread / mean
 
 
-def _p_values(own: Tensor, others: Tensor) -> Tensor:
+def _p_values(own: Tensor, others: Tensor, slack: Tensor | float) -> Tensor:
     known = ~others.isnan()
-    p_values = (1 + (others >= own).sum(0)).double() / (1 + known.sum(0))
+    # Without a limit an infinite value would have one of its own, and be compared with NaN.
+    least = (own - slack).where(own.isfinite(), own)
+    p_values = (1 + (others >= least).sum(0)).double() / (1 + known.sum(0))
     return p_values.where(~own.isnan(), torch.nan)
 
 
-def _effects(own: Tensor, others: Tensor) -> Tensor:
+def _effects(own: Tensor, others: Tensor, rounding: float) -> Tensor:
+    value, chance = (each.where((each > rounding) | each.isnan(), 0.0) for each in (own, others.nanmean(0)))
     # Two infinite values compare with nothing: NaN.
-    value, chance = own.clamp(min=0), others.nanmean(0).clamp(min=0)
     return 2 / (1 + chance / value)
 
 
@@ -273,7 +284,10 @@ def cluster_lesions(
         raise ValueError(f"classes must be {len(whole)}, one for each example, got {len(index)}")
     before = class_means(whole)
     note(0)
-    drops = [before - class_means(found) for found in per_example_of(task, sets(), total, note)]
+    falls = (before - class_means(found) for found in per_example_of(task, sets(), total, note))
+    largest = float(before.abs().max())
+    rounding = largest - least_metric(largest, 0.0, task.dtype)
+    drops = [each.where(each.abs() > rounding, 0.0) for each in falls]
     own, others = drops[: len(parts)], torch.stack(drops[len(parts) :])
     sizes = torch.tensor([int(part.members(clusters.labels).sum()) for part in parts], device="cpu")
     pools = torch.tensor([part.pool(clusters.labels) for part in parts], device="cpu")
@@ -286,6 +300,7 @@ def cluster_lesions(
         class_drops=torch.stack(own),
         random_class_drops=others.reshape(n_random, len(parts), -1),
         metric_before=float(before.mean()),
+        rounding=rounding,
         ablation=ablation,
         num_examples=task.num_examples,
         num_passes=task.num_passes,
