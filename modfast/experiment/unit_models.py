@@ -138,6 +138,7 @@ def unit_clusters(
         tensor([ 0,  1,  0,  0,  1,  1, -1, -1])
     """
     labels = torch.full((network.num_units,), -1, dtype=torch.int64, device="cpu")
+    is_decided = torch.zeros_like(labels, dtype=torch.bool)
     for names in (first, [name for name in partitions if name not in first]):
         lowest = torch.full_like(labels, torch.iinfo(torch.int64).max)
         highest = torch.full_like(labels, -1)
@@ -152,5 +153,7 @@ def unit_clusters(
                 lowest.scatter_reduce_(0, units.reshape(-1), of_side, "amin")
                 highest.scatter_reduce_(0, units.reshape(-1), of_side, "amax")
         agreed = torch.where(lowest == highest, lowest, -1)
-        labels = torch.where(labels < 0, agreed, labels)
+        labels = torch.where(is_decided, labels, agreed)
+        # Also where the layers that decide disagree: it is not for others to say which of them is right.
+        is_decided |= highest >= 0
     return labels if bool((labels >= 0).any()) else None

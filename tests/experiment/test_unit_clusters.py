@@ -31,6 +31,21 @@ def test_layers_that_decide() -> None:
     assert unit_clusters(network, {"elsewhere": Partition([0], [0], 1)}, ["elsewhere"]) is None
 
 
+def test_others_are_not_asked_where_those_that_decide_disagree() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    network = read_network(model, torch.zeros(1, 2))
+    partitions = {
+        "0": Partition([0, 1, 1], [0, 1], 2),
+        "2": Partition([0, 0, 1], [0, 0, 1], 2),
+        "4": Partition([0, 1], [1, 0, 1], 2),
+    }
+    found = unit_clusters(network, partitions, ["0", "2"])
+    assert found[network.spaces["0"]].tolist() == [0, -1, 1]
+    assert found[network.spaces["2"]].tolist() == [0, 0, 1]
+    # Without the second layer nobody contradicts the first.
+    assert unit_clusters(network, partitions, ["0"])[network.spaces["0"]].tolist() == [0, 1, 1]
+
+
 def test_channels_that_a_flatten_repeats() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2, bias=False)
