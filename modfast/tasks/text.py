@@ -108,7 +108,8 @@ class NextToken:
         """Turn a text into tokens: int64 ``(n,)``. At the level of bytes it is encoded as UTF-8.
 
         Raises:
-            ValueError: the files have no such character.
+            ValueError: the files have no such character, or UTF-8 has not.
+            TypeError: it is no text.
 
         Example:
             >>> import tempfile
@@ -117,6 +118,8 @@ class NextToken:
             >>> next_token(path, length=8, level="character").encode("robot").tolist()
             [5, 4, 1, 4, 6]
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a string, got {type(text).__name__}")
         if self.level == "byte":
             return torch.tensor(list(text.encode("utf-8")), dtype=torch.int64, device="cpu")
         number = {character: token for token, character in enumerate(self.vocabulary)}
@@ -131,7 +134,7 @@ class NextToken:
         Raises:
             ValueError: one is no token.
         """
-        numbers = [int(token) for token in tokens]
+        numbers = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
         for token in numbers:
             check("tokens", token, Integer(0, len(self.vocabulary) - 1))
         if self.level == "byte":
@@ -218,8 +221,9 @@ def next_token(
     """Make the task to predict each next token of text files.
 
     Args:
-        paths: a file, a folder, or several of these. Of a folder all files are taken, also in folders within,
-            whose names fit ``pattern``, in the order of their paths.
+        paths: a file, a folder, or several of these. Of a folder all files are taken, also in folders within
+            (but not in those that a link within leads to), whose names fit ``pattern``, in the order of their
+            paths.
         length: the number of tokens of each window.
         level: ``"byte"``: 256 tokens, for files of any encoding. ``"character"``: a token for each character
             that occurs; files must be UTF-8. Choose characters for text that is not English: a window then
@@ -230,6 +234,7 @@ def next_token(
     Raises:
         FileNotFoundError: there is no such file or folder.
         OSError: a file or folder cannot be read.
+        TypeError: ``paths`` holds no path, or ``pattern`` is no string.
         ValueError: an argument is out of its range; a folder has no such file; a file is given twice, is no
             regular file, is no UTF-8, or is too short: what is trained on and what is held out must have at
             least ``length + 1`` tokens each.
@@ -273,17 +278,24 @@ def _split(windows: Tensor) -> Batch:
 
 
 def _files(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], pattern: str) -> list[Path]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a string, got {type(pattern).__name__}")
+    if isinstance(paths, bytes) or not isinstance(paths, (str, os.PathLike, Iterable)):
+        raise TypeError(f"paths must be a path or several, got {type(paths).__name__}")
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    for each in listed:
+        if not isinstance(each, (str, os.PathLike)):
+            raise TypeError(f"paths must be strings or path objects, got {type(each).__name__}")
     if not listed:
         raise ValueError("paths must name at least one file or folder, got none")
     files: list[Path] = []
-    for each in map(Path, listed):
-        if not each.is_dir():
-            files.append(each)
+    for folder in map(Path, listed):
+        if not folder.is_dir():
+            files.append(folder)
             continue
-        found = sorted(_within(each, pattern))
+        found = sorted(_within(folder, pattern))
         if not found:
-            raise ValueError(f"paths: the folder {each} has no file whose name fits pattern {pattern!r}")
+            raise ValueError(f"paths: the folder {folder} has no file whose name fits pattern {pattern!r}")
         files += found
     seen: set[Path] = set()
     for path in files:

@@ -24,7 +24,7 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 Record: TypeAlias = dict[str, float]
 
 _FORMAT = "modfast task checkpoint 1"
-_PARTS = ("identity", "before", "step", "model", "optimizer", "history")
+_PARTS = ("identity", "before", "step", "loss", "model", "optimizer", "history")
 
 # A run that is killed loses the work of at most this many seconds.
 _SECONDS_BETWEEN = 10.0
@@ -117,6 +117,8 @@ def train_task(
     saved = time.monotonic()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if run.step == settings.steps and [record["step"] for record in run.history[-1:]] != [run.step]:
+                run.record()  # it was stopped there as at one step of many
             for step in range(run.step + 1, settings.steps + 1):
                 model.train()
                 run.advance(step, device)
@@ -141,6 +143,7 @@ class _Run:
         self.task, self.model, self.optimizer, self.settings = task, model, optimizer, settings
         self.step = 0
         self.history: list[Record] = []
+        self.loss = torch.tensor(math.nan, device="cpu")
         self.before = _digest(model)
 
     def advance(self, step: int, device: torch.device) -> None:
@@ -156,15 +159,27 @@ class _Run:
         loss = _loss(self.model(inputs.to(device)), targets.to(device))
         loss.backward()
         self.optimizer.step()
-        self.step = step
-        if step % self.settings.evaluate_every and step != self.settings.steps:
-            return
+        self.step, self.loss = step, loss.detach()
+        if step % self.settings.evaluate_every == 0 or step == self.settings.steps:
+            self.record()
+
+    def record(self) -> None:
+        """Measure the model after this step.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
         entropy, accuracy = evaluate(self.model, self.task.test_batches)
-        record = {"step": step, "loss": loss.item(), "test_loss": entropy, "test_accuracy": accuracy}
+        record = {
+            "step": self.step,
+            "loss": self.loss.item(),
+            "test_loss": entropy,
+            "test_accuracy": accuracy,
+        }
         for name, value in record.items():
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the {name} is {value} after step {step}: a smaller learning_rate "
+                    f"the {name} is {value} after step {self.step}: a smaller learning_rate "
                     f"(now {self.settings.learning_rate}) may help"
                 )
         self.history.append(record)
@@ -182,6 +197,7 @@ class _Run:
             "identity": self.identity(),
             "before": self.before,
             "step": self.step,
+            "loss": self.loss.item(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
@@ -218,6 +234,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.before = state["step"], state["before"]
+        self.loss = torch.tensor(state["loss"], dtype=torch.float64, device="cpu")
         # The last step has a record even where an uninterrupted run of more steps would not make one.
         self.history = [
             record

@@ -79,6 +79,16 @@ def test_a_resumed_run_is_an_uninterrupted_one(task, tmp_path):
     assert task.train(Dropped(), 11, checkpoint=path, progress=stop_after(1), **OPTIONS) == history
 
 
+@pytest.mark.usefixtures("always_saving")
+def test_the_last_step_has_a_record_even_if_it_was_one_of_more(task, tmp_path):
+    expected = task.train(Dropped(), 5, **OPTIONS)
+    assert [record["step"] for record in expected] == [3, 5]
+    path = tmp_path / "run.pt"
+    with pytest.raises(StoppedError):
+        task.train(Dropped(), 11, checkpoint=path, progress=stop_after(5), **OPTIONS)
+    assert task.train(Dropped(), 5, checkpoint=path, **OPTIONS) == expected
+
+
 def test_a_finished_run_can_be_trained_further(task, tmp_path):
     path, model, whole = tmp_path / "run.pt", Dropped(), Dropped()
     task.train(model, 4, checkpoint=path, **OPTIONS)

@@ -149,6 +149,31 @@ def test_bad_arguments(folder, arguments, message):
         next_token(folder, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (None, "paths must be a path or several, got NoneType"),
+        (b"some.txt", "paths must be a path or several, got bytes"),
+        ([b"some.txt"], "paths must be strings or path objects, got bytes"),
+    ],
+)
+def test_what_is_no_path(paths, message):
+    with pytest.raises(TypeError, match=message):
+        next_token(paths, 10)
+
+
+def test_what_is_no_text_pattern_or_token(folder):
+    with pytest.raises(TypeError, match=r"pattern must be a string, got list"):
+        next_token(folder, 10, pattern=["*.txt"])
+    task = next_token(folder, 10)
+    with pytest.raises(TypeError, match="text must be a string, got bytes"):
+        task.encode(b"abc")
+    for tokens in ([97.5], torch.tensor([97.5]), torch.tensor([[97]])):
+        with pytest.raises(ValueError, match="tokens must be an integer in"):
+            task.decode(tokens)
+    assert task.decode(torch.tensor([97])) == task.decode([97]) == "a"
+
+
 def test_bad_windows(folder):
     task = next_token(folder, 10)
     with pytest.raises(ValueError, match="part must be one of"):
