@@ -279,6 +279,44 @@ def test_ten_thousand_units(browser: Browser, tmp_path: Path) -> None:
         assert browser.errors == []
 
 
+def test_names_from_right_to_left_do_not_turn_the_sentence_round(browser: Browser, tmp_path: Path) -> None:
+    names = ["\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}", "\N{RIGHT-TO-LEFT OVERRIDE}abc"]
+    circuits = [unit_circuit(name, {"fc1": [1.0] * 8}) for name in names]
+    write_unit_page(tmp_path / "units.html", circuits)
+    browser.open(tmp_path / "units.html", width=1800)
+    for place, name in enumerate(names):
+        browser.click(f"[name=circuit][value='{place}']")
+        # Where "Circuit", the count after the name, and the rest are drawn.
+        lefts = browser.run(
+            """(() => {
+                const text = document.querySelector("#shown").firstChild;
+                return ["Circuit", "8 of", "units", "Largest"].map(part => {
+                    const range = document.createRange(), start = text.data.indexOf(part);
+                    range.setStart(text, start);
+                    range.setEnd(text, start + 1);
+                    return range.getBoundingClientRect().left;
+                });
+            })()"""
+        )
+        assert lefts == sorted(lefts), name
+    browser.click("#next")
+    assert [line.count("\N{FIRST STRONG ISOLATE}") for line in browser.text("#facts").split("\n")][-2:] == [
+        1,
+        1,
+    ]
+
+
+def test_hollow_marks_are_seen(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    look = browser.run(
+        """(() => {
+            const look = getComputedStyle(document.querySelector("#picture .out"));
+            return [look.strokeOpacity, look.fill];
+        })()"""
+    )
+    assert look == ["1", "none"]
+
+
 def test_hostile_names_run_nothing(browser: Browser, tmp_path: Path) -> None:
     names = (
         *HOSTILE,

@@ -110,6 +110,14 @@ def test_what_can_be_chosen(tmp_path: Path) -> None:
     assert "none (1 units)" in page.text
 
 
+@pytest.mark.parametrize(("labels", "repeated"), [([-1, *range(6)], False), ([0, 6], True)])
+def test_colours_that_are_repeated(tmp_path: Path, labels: list[int], repeated: bool) -> None:
+    given = torch.zeros(21, dtype=torch.int64)
+    given[6 : 6 + len(labels)] = torch.tensor(labels)
+    text, _ = written(tmp_path, three_circuits(), given)
+    assert ("colour: cluster, repeated after six" in text) == repeated
+
+
 def test_what_there_is_no_choice_of(tmp_path: Path) -> None:
     """One circuit, one column, no clusters: no buttons for them, and no figures that compare."""
     text, page = written(tmp_path, [unit_circuit("", {"fc2": [1.0, 0.0, 0.0, 0.0]})])
@@ -190,6 +198,7 @@ def test_mistakes(tmp_path: Path) -> None:
         ([both], None, "once, unit 1 is in 2"),
         ([first], [0, 1], "clusters must be 21, one for each unit, got 2"),
         ([first], [-2] * 21, r"clusters must lie in \[-1"),
+        ([first], [10**6] * 21, r"clusters must lie in \[-1, 20\], got 1000000"),
     ):
         with pytest.raises(ValueError, match=message):
             write_unit_page(path, circuits, labels)

@@ -49,11 +49,11 @@ class UnitFindings:
         _check_places(circuits, spaces)
         labels = None
         if clusters is not None:
-            labels = read_labels("clusters", clusters, 2**31 - 2).cpu()
-            if len(labels) != len(circuits[0].kept):
-                raise ValueError(
-                    f"clusters must be {len(circuits[0].kept)}, one for each unit, got {len(labels)}"
-                )
+            number = len(circuits[0].kept)
+            # The page has a column for each: more clusters than units can only be a mistake.
+            labels = read_labels("clusters", clusters, number).cpu()
+            if len(labels) != number:
+                raise ValueError(f"clusters must be {number}, one for each unit, got {len(labels)}")
             labels = labels if bool((labels >= 0).any()) else None
         left_out = {
             name: space.stop - space.start

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from modfast.circuits.measures import intersection_over_union
+from modfast.circuits.measures import intersection_over_union, random_circuits
 from modfast.circuits.units.unit_circuit import UnitCircuit
 from modfast.report.circuits.summary import DRAWS, pair_mean
 from modfast.report.numbers import average
@@ -46,9 +45,9 @@ def describe_unit_circuits(
         >>> described["num_units"], described["inside"], described["scores"]["0"][0]["negative"]
         ([1], [[0.0, 1.0]], 1)
     """
-    kept = torch.stack([circuit.kept & circuit.asked for circuit in circuits])
+    kept = _kept(circuits)
     spaces = asked_spaces(circuits)
-    draws = [_drawn(circuits, spaces, seed * DRAWS + draw) for draw in range(DRAWS)]
+    draws = [_kept(random_circuits(circuits, seed * DRAWS + draw)) for draw in range(DRAWS)]
     # (units, clusters); None without clusters.
     member = None
     if clusters is not None and bool((clusters >= 0).any()):
@@ -77,6 +76,8 @@ def asked_spaces(circuits: Sequence[UnitCircuit]) -> dict[str, slice]:
 def unit_overlap(kept: Tensor) -> Tensor:
     """Return the intersection over union of each two circuits, from what each keeps, ``(n, units)``.
 
+    :func:`modfast.circuit_overlap` refuses circuits that were asked for different units; a page shows them.
+
     Example:
         >>> unit_overlap(torch.tensor([[True, True, False], [False, True, True]]))
         tensor([[1.0000, 0.3333],
@@ -86,16 +87,9 @@ def unit_overlap(kept: Tensor) -> Tensor:
     return intersection_over_union([counts @ counts.T])
 
 
-def _drawn(circuits: Sequence[UnitCircuit], spaces: Mapping[str, slice], seed: int) -> Tensor:
-    """Draw for each circuit as many units in each space, among those that were asked for."""
-    generator = np.random.default_rng(seed)
-    drawn = torch.zeros(len(circuits), len(circuits[0].kept), dtype=torch.bool, device="cpu")
-    for row, circuit in zip(drawn, circuits, strict=True):
-        for space in spaces.values():
-            units = torch.nonzero(circuit.asked[space]).flatten() + space.start
-            count = int((circuit.kept & circuit.asked)[space].sum())
-            row[units[torch.from_numpy(generator.choice(len(units), count, replace=False))]] = True
-    return drawn
+def _kept(circuits: Sequence[UnitCircuit]) -> Tensor:
+    """What each circuit keeps of the units that it was asked for, ``(n, units)``."""
+    return torch.stack([circuit.kept & circuit.asked for circuit in circuits])
 
 
 def _inside(kept: Tensor, member: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def write_unit_page(
     Raises:
         ValueError: there is no circuit; they are of different networks or have the same name; a score is
             infinite; a unit that was asked for is in no space or in several; ``clusters`` is not one whole
-            number of at least -1 for each unit.
+            number of at least -1, and below the number of units, for each unit.
         TypeError: ``circuits`` holds something else.
         OSError: the file cannot be written.
 

@@ -130,6 +130,10 @@
   const brief = briefNames(columns);
   const heading = (block, count) => [fittedName(brief(block.column.name), block.width + 14), count];
 
+  // Within a sentence a name that is written from right to left, or holds marks of direction, would turn round
+  // what comes after it: between these two signs it cannot.
+  const turns = /[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]|[\ud802-\ud803\ud83a-\ud83b]/;
+  const apart = name => turns.test(name) ? `\u2068${name}\u2069` : name;
   const grouped = number => number.toLocaleString("en");
   const minus = text => String(text).replaceAll("-", "\u2212");
   const scoreText = score => score === null ? "not asked for" : minus(Number(score.toPrecision(3)));
@@ -138,7 +142,7 @@
     const count = shown.reduce((sum, each) => sum + each, 0);
     const most = largest.reduce((best, position) => position >= 0 && (best < 0 ||
       Math.abs(circuit.scores[position]) > Math.abs(circuit.scores[best])) ? position : best, -1);
-    const whose = circuit === together ? "All circuits together" : `Circuit of ${circuit.name}`;
+    const whose = circuit === together ? "All circuits together" : `Circuit of ${apart(circuit.name)}`;
     const scale = most < 0 ? "" : ` Largest score: ${scoreText(circuit.scores[most])}, ${title(most)}.`;
     find("shown").textContent =
       `${whose}: ${grouped(count)} of ${grouped(total)} units shown, ${grouped(keptShown)} kept.${scale}`;
@@ -149,7 +153,7 @@
 
   function title(position) {
     const column = columns[columnOf[position]];
-    return `${column.name}, unit ${position - column.first}`;
+    return `${apart(column.name)}, unit ${position - column.first}`;
   }
 
   function lines(position) {
@@ -191,7 +195,7 @@
         const list = say("ul", "");
         for (const each of sorted.slice(0, MOST_LISTED)) {
           const kept = each.scores[position] !== null && each.kept[position];
-          say("li", `${each.name}: ${scoreText(each.scores[position])}${kept ? " ✓" : ""}`, kept ? "kept" : "", list);
+          say("li", `${apart(each.name)}: ${scoreText(each.scores[position])}${kept ? " ✓" : ""}`, kept ? "kept" : "", list);
         }
         if (circuits.length > MOST_LISTED) say("li", `and ${circuits.length - MOST_LISTED} smaller`, "", list);
       }
