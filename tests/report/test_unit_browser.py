@@ -317,6 +317,18 @@ def test_hollow_marks_are_seen(browser: Browser, page: Path) -> None:
     assert look == ["1", "none"]
 
 
+def test_paper_tells_what_the_colours_are(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.text("#controls").replace("\n", " ").split() == (
+            ["Clusters", "0", "(6", "units)", "1", "(5", "units)", "none", "(1", "units)"]
+        )
+        assert browser.run('getComputedStyle(document.querySelector("#told")).display') == "none"
+    finally:
+        browser.send("Emulation.setEmulatedMedia", media="")
+
+
 def test_hostile_names_run_nothing(browser: Browser, tmp_path: Path) -> None:
     names = (
         *HOSTILE,

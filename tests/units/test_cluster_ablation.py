@@ -233,6 +233,9 @@ class TestDependence:
         assert repr(first).startswith("ClusterDependence(7 of 8 examples right, 4 clusters, zero ablation)")
         many = cluster_dependence(model, batch, accuracy, network, 8, n_random=1)
         assert len(repr(many).splitlines()) == 10
+        alone = repr(cluster_dependence(model, batch, accuracy, network, 4, n_random=0))
+        assert "random" not in alone
+        assert "nan" not in alone
 
     def test_a_metric_that_cannot_run_on_many_ablations_at_once(self):
         def metric(output, batch):

@@ -8,6 +8,7 @@ import torch
 from planted_units import ABLATIONS, additive, deep, inside, plain_loop
 
 from modfast import FaithfulnessCurve, accuracy, class_log_likelihood, faithfulness_curve, unit_scores
+from modfast.circuits.units.curves import chosen_sizes
 
 EFFECTS = [1.0, 4.0, -2.0, 3.0, 0.0]
 
@@ -181,6 +182,10 @@ class TestRandom:
         # 100 of 500 expected for each, standard deviation 9: four of them to either side.
         assert sum(counts) == 500
         assert all(abs(count - 100) < 36 for count in counts)
+
+
+def test_the_whole_of_millions_is_the_whole():
+    assert chosen_sizes([0.0, 0.5, 1.0], 10**7)[::2] == [0, 10**7]
 
 
 def test_passes_and_progress():

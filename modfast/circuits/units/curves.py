@@ -104,7 +104,7 @@ def faithfulness_curve(
     given = checked_scores(scores, task, named=spaces is not None)
     asked = task.asked
     units = asked.nonzero().flatten()
-    chosen = _sizes(sizes, len(units))
+    chosen = chosen_sizes(sizes, len(units))
     generator = np.random.default_rng(seed)
     rankings = [units[given[units].sort(descending=True, stable=True).indices]]
     rankings += [units[torch.from_numpy(generator.permutation(len(units)))] for _ in range(n_random)]
@@ -150,8 +150,8 @@ def faithfulness_curve(
     )
 
 
-def _sizes(sizes: Any, count: int) -> list[int]:
-    """Numbers of units, ascending and distinct."""
+def chosen_sizes(sizes: Any, count: int) -> list[int]:
+    """The sizes of :func:`faithfulness_curve` as numbers of units, of ``count`` in all, ascending."""
     if sizes is None:
         sizes = (0, *_SHARES)
     elif isinstance(sizes, (Tensor, np.ndarray)):
@@ -170,8 +170,9 @@ def _sizes(sizes: Any, count: int) -> list[int]:
         else:
             if not 0 <= number <= 1:
                 raise ValueError(f"sizes that are floats are shares, and must lie in [0, 1], got {size}")
-            # Less float32's rounding: 0.1 of 30 units are 3, though 0.1 in float32 is a little above 0.1.
-            chosen.add(math.ceil(number * count * (1 - 2e-7)))
+            # Less float32's rounding: 0.1 of 30 units are 3, though 0.1 in float32 is a little above 0.1. The
+            # whole is the whole, also of millions.
+            chosen.add(count if number == 1 else math.ceil(number * count * (1 - 2e-7)))
     if not chosen:
         raise ValueError("sizes must hold at least one size, got none")
     return sorted(chosen)

@@ -48,19 +48,17 @@ class ClusterDependence:
     seed: int
 
     def __repr__(self) -> str:
-        k = self.needed.shape[1]
+        k, sets = self.needed.shape[1], len(self.random_shares)
         lines = [
             f"ClusterDependence({len(self.needed)} of {len(self.right)} examples right, {k} clusters, "
             f"{self.ablation} ablation)",
-            f"  an answer depends on {self.mean:.2f} clusters on average, on {self.random_mean:.2f} of "
-            f"{len(self.random_shares)} sets of random ones",
+            f"  an answer depends on {self.mean:.2f} clusters on average"
+            + (f", and on {self.random_mean:.2f} random clusters ({sets} sets)" if sets else ""),
         ]
         low, high = self.random_interval
         for count in range(min(k + 1, _MOST_SHARES)):
-            lines.append(
-                f"  {count}: {float(self.shares[count]):.3f}   random: {float(low[count]):.3f} to "
-                f"{float(high[count]):.3f}"
-            )
+            beside = f"   random: {float(low[count]):.3f} to {float(high[count]):.3f}" if sets else ""
+            lines.append(f"  {count}: {float(self.shares[count]):.3f}{beside}")
         if k + 1 > _MOST_SHARES:
             lines.append(f"  {_MOST_SHARES} and more: {float(self.shares[_MOST_SHARES:].sum()):.3f}")
         return "\n".join(lines)
