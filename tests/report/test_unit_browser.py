@@ -322,7 +322,7 @@ def test_paper_tells_what_the_colours_are(browser: Browser, page: Path) -> None:
     browser.send("Emulation.setEmulatedMedia", media="print")
     try:
         assert browser.text("#controls").replace("\n", " ").split() == (
-            ["Clusters", "0", "(6", "units)", "1", "(5", "units)", "none", "(1", "units)"]
+            ["Clusters", "0", "(6", "units)", "1", "(5", "units)", "none", "(1", "unit)"]
         )
         assert browser.run('getComputedStyle(document.querySelector("#told")).display') == "none"
     finally:

@@ -107,7 +107,7 @@ def test_what_can_be_chosen(tmp_path: Path) -> None:
     assert named.count(("input", "cluster")) == 3  # 0, 1 and none
     assert named.count(("input", "kept")) == 1
     assert "0 (6 units)" in page.text
-    assert "none (1 units)" in page.text
+    assert "none (1 unit)" in page.text
 
 
 @pytest.mark.parametrize(("labels", "repeated"), [([-1, *range(6)], False), ([0, 6], True)])

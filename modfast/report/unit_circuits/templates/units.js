@@ -145,7 +145,7 @@
     const whose = circuit === together ? "All circuits together" : `Circuit of ${apart(circuit.name)}`;
     const scale = most < 0 ? "" : ` Largest score: ${scoreText(circuit.scores[most])}, ${title(most)}.`;
     find("shown").textContent =
-      `${whose}: ${grouped(count)} of ${grouped(total)} units shown, ${grouped(keptShown)} kept.${scale}`;
+      `${whose}: ${grouped(count)} of ${grouped(total)} unit${total === 1 ? "" : "s"} shown, ${grouped(keptShown)} kept.${scale}`;
     stage.setAttribute("aria-label", `Picture of units. ${find("shown").textContent}`);
   }
 
