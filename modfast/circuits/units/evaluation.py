@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from modfast.arrays import require_plain
 from modfast.batches import Batches, each_batch, inputs_of, num_examples
 from modfast.layers.layer import listed_choices
-from modfast.layers.names import match_names
 from modfast.layers.running import call_model, device_of, evaluating, moved, with_leaves
 from modfast.metrics import Metric
 from modfast.network.ablation import (
@@ -253,7 +253,12 @@ def asked_units(network: Network, spaces: Iterable[str] | str | None) -> Tensor:
         for pattern in listed_choices(spaces, "spaces"):
             if not isinstance(pattern, str):
                 raise TypeError(f"spaces must be names or globs, got {type(pattern).__name__}")
-            chosen += [names[place] for place in match_names([[name] for name in names], pattern, "spaces")]
+            found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+            if not found:
+                raise ValueError(
+                    f"spaces must be among {', '.join(map(repr, names))}, or globs of these, got {pattern!r}"
+                )
+            chosen += found
     for name in chosen:
         asked[network.spaces[name]] = True
     asked &= read
