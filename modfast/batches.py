@@ -30,8 +30,7 @@ def each_batch(batches: Batches, argument: str) -> Iterator[Any]:
         >>> [tuple(batch.shape) for batch in each_batch(torch.zeros(3, 2), "batches")]
         [(3, 2)]
     """
-    pair = isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor)
-    if isinstance(batches, (Tensor, Mapping)) or pair:
+    if is_one_batch(batches):
         batches = [batches]
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
         raise TypeError(f"{argument} must be an iterable of batches, got {type(batches).__name__}")
@@ -43,6 +42,12 @@ def each_batch(batches: Batches, argument: str) -> Iterator[Any]:
         yield batch
     if none:
         raise ValueError(f"{argument} must hold at least one batch, got none")
+
+
+def is_one_batch(batches: Batches) -> bool:
+    """Whether it is a batch itself: a tensor, a mapping, or a tuple of two whose second is a tensor."""
+    pair = isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[1], Tensor)
+    return pair or isinstance(batches, (Tensor, Mapping))
 
 
 def inputs_of(batch: Any) -> Any:

@@ -93,11 +93,13 @@ class Resampled:
     def __init__(self) -> None:
         self._read: dict[str, list[Tensor]] = {}
         self._times: dict[str, int] = {}
+        self._call = 0
 
     def add(self, read: Read, activations: Tensor) -> Tensor:
         """Keep what a weight reads of the reference."""
         _require_read(read)
-        self._read.setdefault(read.key, []).append(activations.detach())
+        # A copy: the model may write to what it has read.
+        self._read.setdefault(read.key, []).append(activations.detach().clone())
         return activations
 
     def value(self, read: Read, activations: Tensor) -> Tensor:
@@ -106,9 +108,18 @@ class Resampled:
         kept = self._read.get(read.key)
         if not kept:
             raise ValueError(f"reference: layer {read.key!r} reads nothing of it, so there is no other value")
-        time = self._times.get(read.key, 0)
+        if read.call != self._call:
+            # Counted anew: an exception may have ended the call before.
+            self._call, self._times = read.call, {}
+        time = 0 if len(kept) == 1 and not read.call else self._times.get(read.key, 0)
         self._times[read.key] = time + 1
-        other = kept[time % len(kept)]
+        if time >= len(kept) or (not read.call and len(kept) > 1):
+            raise ValueError(
+                f"reference: layer {read.key!r} reads {len(kept)} times of it in one call of the model, and "
+                "must read no oftener of the batch, within a call of the whole model: else it cannot be told "
+                "which times are paired"
+            )
+        other = kept[time]
         if other.shape != activations.shape:
             raise ValueError(
                 f"reference must pair one example of the same length with each: layer {read.key!r} reads "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,12 @@ from modfast.layers.running import not_compiled
 from .exporting import in_plain_experts
 from .products import Product, product_of
 from .units import Network, NetworkLayer
+from .views import Held, View
+from .watching import Watch
 
 ROWS = " (rows)"
+
+_CALLS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Read:
         units: the unit at each place along these dimensions, on the device of the activations.
         index: where these units lie in the side's own units.
         looked_up: whether activations are rows of a table, which indices picked.
+        call: the call of the whole model in which it is read, a number of its own; 0 outside of one, as where
+            a backward pass computes anew.
     """
 
     key: str
@@ -43,6 +50,7 @@ class Read:
     units: Tensor
     index: tuple[int | slice, ...] = (slice(None),)
     looked_up: bool = False
+    call: int = 0
 
     def along(self, values: Tensor, dim: int) -> Tensor:
         """Values of the units' shape, or several such, laid along activations of ``dim`` dimensions."""
@@ -101,17 +109,6 @@ def _columns(layer: NetworkLayer) -> Tensor:
     return layer.col_units[:: out // groups].reshape(groups * columns)
 
 
-@dataclass
-class _Held:
-    """A parameter whose reads are caught: where its matrix lies in it, and the units of both sides."""
-
-    name: str
-    layer: Layer
-    parameter: Tensor
-    stack_dim: int | None
-    sides: dict[int, tuple[str, Tensor]]  # dimension of the parameter -> key and units
-
-
 class Reads(TorchFunctionMode):
     """Inside, a function changes what weights read.
 
@@ -147,18 +144,20 @@ class Reads(TorchFunctionMode):
         self._sides, self._wanted, self._change = sides, wanted, change
         self._instead = dict(instead or {})
         self._hooked: list[Layer] = []
-        self._held: list[_Held] = []
+        self._held: list[Held] = []
         self._places: dict[tuple[str, torch.device], Tensor] = {}
         self._find(model)
-        self._by_storage: dict[int, list[_Held]] = {}
-        self._by_identity: dict[int, _Held] = {}
+        self._by_storage: dict[int, list[Held]] = {}
+        self._by_identity: dict[int, Held] = {}
         self._located: list[tuple[int, int]] = []
-        self._depth = 0  # of calls of the whole model
+        self._depth = self._call = 0  # of calls of the whole model
         self._locate()
+        self._watch = Watch(self, [held.layer for held in self._held], self._hooked, self._parameters)
         self._model = model
 
     def _find(self, model: nn.Module) -> None:
         layers = find_layers(model)
+        self._parameters = {id(layer.parameter) for layer in layers if layer.parameter is not None}
         known: set[str] = set()
         seen: set[object] = set()
         for layer in layers:
@@ -183,7 +182,7 @@ class Reads(TorchFunctionMode):
                 continue
             seen.add(id(parameter))
             stack = None if layer.place is None else 0
-            self._held.append(_Held(name, layer, parameter, stack, sides))
+            self._held.append(Held(name, layer, parameter, stack, sides))
         missing = [key for key in self._sides if key not in known]
         if missing:
             raise ValueError(
@@ -222,11 +221,15 @@ class Reads(TorchFunctionMode):
             )
 
     def _enter(self, *_: Any) -> None:
-        self._depth += 1
-        self._locate()
+        if self._watch.is_here:
+            self._call = self._call if self._depth else next(_CALLS)
+            self._depth += 1
+            self._locate()
 
     def _leave(self, *_: Any) -> None:
-        self._depth -= 1
+        if self._watch.is_here:
+            self._depth -= 1
+            self._call = self._call if self._depth else 0
 
     def _locate(self) -> None:
         """Find out which tensors are weights now: others may stand for parameters, as in functional_call."""
@@ -255,6 +258,7 @@ class Reads(TorchFunctionMode):
         """Inside, reads are changed; the model is as it was afterwards."""
         with ExitStack() as stack:
             stack.enter_context(not_compiled())
+            stack.enter_context(self._watch.entered())
             root = unwrapped(self._model)
             stack.callback(root.register_forward_pre_hook(self._enter).remove)
             stack.callback(root.register_forward_hook(self._leave, always_call=True).remove)
@@ -266,18 +270,20 @@ class Reads(TorchFunctionMode):
             stack.enter_context(self)
             yield
 
-    def _hook(self, layer: Layer) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _hook(self, layer: Layer) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         """Change the input of a module whose weight is computed, which no parameter is."""
         places = len(operation(layer.module).kernel_size) if layer.is_convolution else 0
         key, dims = layer.name, (-1 - places,)
 
         def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self._watch.is_here:
+                return None
             given = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
             if not isinstance(given, Tensor):
                 raise ValueError(
                     f"model: layer {layer.name!r} must read a tensor, got {type(given).__name__}"
                 )
-            read = Read(key, dims, self._units(key, given.device))
+            read = Read(key, dims, self._units(key, given.device), call=self._call)
             changed = self._change(read, given)
             if args:
                 return (changed, *args[1:]), kwargs
@@ -295,6 +301,13 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         """Change what a product with a held weight reads; anything else runs as it is."""
         options = dict(kwargs or {})
+        if self._watch.is_needed and self._depth > 0:
+            used = self._watch.used_elsewhere(_tensors([*args, *options.values()]))
+            if used is not None:
+                raise ValueError(
+                    f"model: the weight of layer {used.name!r} is computed, and another module uses it: it "
+                    "cannot be told what it reads, so the units which it reads cannot be ablated"
+                )
         if func in self._instead:
             return self._instead[func](func, *args, **options)
         if func is functional.multi_head_attention_forward:
@@ -319,7 +332,7 @@ class Reads(TorchFunctionMode):
         given, named = product.with_activations(self._change(read, product.activations), args, options)
         return func(*given, **named)
 
-    def _first_held(self, values: Any) -> _Held | None:
+    def _first_held(self, values: Any) -> Held | None:
         """The first held parameter among arguments, and in lists of them."""
         for value in values:
             found = self._first_held(value) if isinstance(value, (list, tuple)) else self._holding(value)
@@ -327,7 +340,7 @@ class Reads(TorchFunctionMode):
                 return found
         return None
 
-    def _holding(self, value: Any) -> _Held | None:
+    def _holding(self, value: Any) -> Held | None:
         """The held parameter that a value is, or is a view of."""
         if not isinstance(value, Tensor):
             return None
@@ -345,40 +358,42 @@ class Reads(TorchFunctionMode):
         return None
 
     def _looked_up(
-        self, func: Any, args: Sequence[Any], options: Mapping[str, Any], product: Product, held: _Held
+        self, func: Any, args: Sequence[Any], options: Mapping[str, Any], product: Product, held: Held
     ) -> Any:
         result = func(*args, **options)
-        view = _View.of(held, product.weight)
+        view = View.of(held, product.weight)
         key, units, _ = self._side(held, view, product, func)
         if not self._matters(units):
             return result
         dims = tuple(range(-result.dim(), -1))
-        return self._change(Read(key, dims, units[product.activations], looked_up=True), result)
+        return self._change(
+            Read(key, dims, units[product.activations], looked_up=True, call=self._call), result
+        )
 
     def _matters(self, units: Tensor) -> bool:
         return bool(self._wanted.to(units.device)[units.clamp(min=0)].logical_and(units >= 0).any())
 
-    def _read(self, held: _Held, product: Product, func: Any) -> Read | None:
+    def _read(self, held: Held, product: Product, func: Any) -> Read | None:
         """What a product reads; None if none of it matters."""
-        view = _View.of(held, product.weight)
+        view = View.of(held, product.weight)
         key, units, index = self._side(held, view, product, func)
         if not self._matters(units):
             return None
         dim = product.aligned[view.matrix_dim(product.contracted)]
         if units.dim() == 1:
-            return Read(key, (dim,), units, index)
+            return Read(key, (dim,), units, index, call=self._call)
         # Several matrices of a stack side by side.
         across = product.aligned.get(view.stack)
         if across is None or product.activations.shape[across] != len(units):
             if not bool((units == units[:1]).all()):
                 raise self._refusal(held, func, "its matrices read the same numbers as different units")
-            return Read(key, (dim,), units[0], (0, index[-1]))
+            return Read(key, (dim,), units[0], (0, index[-1]), call=self._call)
         if across > dim:
             raise self._refusal(held, func, "the matrices of the stack lie behind their columns")
-        return Read(key, (across, dim), units, index)
+        return Read(key, (across, dim), units, index, call=self._call)
 
     def _side(
-        self, held: _Held, view: _View, product: Product, func: Any
+        self, held: Held, view: View, product: Product, func: Any
     ) -> tuple[str, Tensor, tuple[int | slice, ...]]:
         """The key, the units and their place of the dimension that a product sums over."""
         contracted = view.matrix_dim(product.contracted)
@@ -388,6 +403,7 @@ class Reads(TorchFunctionMode):
         if dim not in held.sides:
             raise self._refusal(held, func, "it reads along another side than when the network was read")
         key, stored = held.sides[dim]
+        self._watch.met(held.layer)
         units, length = self._units(key, product.activations.device), product.weight.shape[contracted]
         columns = slice(begin, begin + length)
         if length == held.parameter.shape[dim] != stored.shape[-1]:
@@ -434,63 +450,12 @@ class Reads(TorchFunctionMode):
         return activations if read is None else self._change(read, activations)
 
     @staticmethod
-    def _refusal(held: _Held, func: Any, why: str) -> ValueError:
+    def _refusal(held: Held, func: Any, why: str) -> ValueError:
         name = getattr(func, "__name__", str(func))
         return ValueError(
             f"model: the weight of layer {held.name!r} goes into {name}: {why}, so that the units which it "
             "reads cannot be ablated"
         )
-
-
-@dataclass(frozen=True)
-class _View:
-    """How a tensor lies in the parameter that it is a view of.
-
-    Attributes:
-        dims: for each of its dimensions the parameter's, and the index where it begins.
-        stack: its dimension that counts the matrices of a stack; -1 if it has one matrix.
-        place: the matrix of the stack, if it has one.
-        reshaped: whether a dimension of it is none of the parameter's.
-    """
-
-    dims: Mapping[int, tuple[int, int]]
-    stack: int = -1
-    place: int = 0
-    reshaped: bool = False
-
-    def matrix_dim(self, contracted: tuple[int, ...]) -> int:
-        """The one dimension of those that a product sums over that does not count matrices; -1 if several."""
-        of_matrix = [dim for dim in contracted if dim != self.stack]
-        return of_matrix[0] if len(of_matrix) == 1 else -1
-
-    @classmethod
-    def of(cls, held: _Held, weight: Tensor) -> _View:
-        whole, stack_dim = held.parameter, held.stack_dim
-        if weight.shape == whole.shape and weight.stride() == whole.stride():
-            return cls({dim: (dim, 0) for dim in range(whole.dim())}, -1 if stack_dim is None else stack_dim)
-        begins = _indices(whole, int(weight.storage_offset() - whole.storage_offset()))
-        dims: dict[int, tuple[int, int]] = {}
-        for dim, (size, stride) in enumerate(zip(weight.shape, weight.stride(), strict=True)):
-            if size == 1 or stride == 0:
-                continue
-            fitting = [
-                own
-                for own in range(whole.dim())
-                if whole.stride(own) == stride and 1 < begins[own] + size <= whole.shape[own]
-            ]
-            if len(fitting) != 1:
-                return cls(dims, reshaped=True)
-            dims[dim] = fitting[0], begins[fitting[0]]
-        first = 0 if stack_dim is None else 1
-        taken = {own for own, _ in dims.values()}
-        free = [own for own in (first, first + 1) if own not in taken]
-        if len(free) == 1:  # one row or one column
-            for dim, size in enumerate(weight.shape):
-                if size == 1:
-                    dims.setdefault(dim, (free[0], begins[free[0]]))
-        stacks = [dim for dim, (own, _) in dims.items() if own == stack_dim]
-        place = 0 if stack_dim is None else begins[stack_dim]
-        return cls(dims, stacks[0] if stacks else -1, place)
 
 
 def _is_transformed(tensor: Tensor) -> bool:
@@ -504,12 +469,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for each in value:
             yield from _tensors(each)
-
-
-def _indices(whole: Tensor, offset: int) -> list[int]:
-    """The index along each dimension of the number that lies at an offset."""
-    found, strides = [0] * whole.dim(), list(whole.stride())
-    for dim in sorted(range(whole.dim()), key=lambda d: -strides[d]):
-        if strides[dim] > 0 and whole.shape[dim] > 1:
-            found[dim], offset = divmod(offset, strides[dim])
-    return found

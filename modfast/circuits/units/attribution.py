@@ -60,8 +60,8 @@ def unit_scores(
             many points between the model with all these units ablated and the model as it is (integrated
             gradients, by the midpoint rule), where the scores sum to the fall of the metric if all are
             ablated; choose 5 to 20 where a unit saturates, and its gradient says little.
-        progress: called with the number of batches done so far, over all steps, and the number of all if it
-            is known, else 0.
+        progress: called with the number of batches done so far, over all steps, and the number of all; 0 if
+            it is not known, as with some loaders.
 
     Returns:
         float64, ``(num_units,)``, on the CPU; NaN for units that were not asked for.
@@ -106,6 +106,7 @@ def scores_of(
     """
     totals = torch.zeros(task.network.num_units, dtype=torch.float64, device=task.device)
     examples = done = 0
+    total = task.num_batches * steps
     # One step is taken at the model itself: the gradient that "attribution patching" means.
     shares = [1.0] if steps == 1 else [(step + 0.5) / steps for step in range(steps)]
     for batch, baseline in task.examples():
@@ -114,7 +115,7 @@ def scores_of(
             _add_gradients(task, batch, size, baseline, share, totals, ablated)
             done += 1
             if progress is not None:
-                progress(done, 0)
+                progress(done, total)
         examples += size
     task.num_passes += steps
     scores = (totals / (examples * steps)).cpu()
@@ -147,9 +148,22 @@ def _add_gradients(
                     "metric must depend on the units by what has a gradient: its value has none (is it a "
                     "count, as accuracy is, or does the model run without gradients?)"
                 )
-            found = torch.autograd.grad(total, start, allow_unused=True) if tap.count else (None,)
-    if found[0] is None:
+            found = _derivative(total, start) if tap.count else None
+    if found is None:
         raise ValueError("metric must depend on the units that were asked for, and depends on none of them")
+
+
+def _derivative(value: Tensor, start: Tensor) -> Tensor | None:
+    """What ``torch.autograd.grad`` returns; None if the value does not depend on ``start``.
+
+    That function runs outside of the mode that catches reads, so that what a model computes anew on the way
+    back would not be caught: the engine is called as it calls it.
+    """
+    one = torch.ones_like(value)
+    found: tuple[Tensor | None, ...] = torch.autograd.Variable._execution_engine.run_backward(
+        (value,), (one,), False, False, (start,), allow_unreachable=True, accumulate_grad=False
+    )
+    return found[0]
 
 
 class _Tap:
@@ -173,10 +187,16 @@ class _Tap:
         self.count += 1
         value = self.baseline.value(read, activations)
         units, known = read.units.clamp(min=0), read.units >= 0
+        asked = self.asked[units] & known
+        if not torch.is_grad_enabled() and bool(asked.any()):
+            raise ValueError(
+                f"model: layer {read.key!r} must run with gradients, so that the units which it reads can be "
+                "scored: it runs in torch.no_grad, in a torch.autograd.Function, or in a checkpoint with "
+                "use_reentrant=True"
+            )
         if self.ablated is not None:
             off = read.along(self.ablated[units] & known, activations.dim())
             activations = torch.where(off, value, activations)
-        asked = self.asked[units] & known
         changed: Tensor = _Gradient.apply(activations, self.start, self, read, value, asked)
         return changed
 

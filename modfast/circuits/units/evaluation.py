@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arrays import require_plain
-from modfast.batches import Batches, each_batch, inputs_of, num_examples
+from modfast.batches import Batches, each_batch, inputs_of, is_one_batch, num_examples
 from modfast.layers.layer import listed_choices
 from modfast.layers.running import call_model, device_of, evaluating, moved, with_leaves
 from modfast.metrics import Metric
@@ -107,6 +107,11 @@ class Evaluation:
         if self._num_examples is None:
             self._num_examples = sum(num_examples(inputs_of(batch), "batches") for batch in self._batches)
         return self._num_examples
+
+    @property
+    def num_batches(self) -> int:
+        """The number of batches; 0 if it is not known."""
+        return self._batches.number
 
     @property
     def means(self) -> dict[str, Tensor]:
@@ -303,6 +308,16 @@ class _Repeated:
             self._held = list(each_batch(batches, argument))
         self._fixed = isinstance(self._held, (list, tuple, Tensor))
         self._digests: list[int] | None = None
+
+    @property
+    def number(self) -> int:
+        """How many there are; 0 if it is not known."""
+        if is_one_batch(self._held):
+            return 1
+        try:
+            return len(self._held)
+        except TypeError:  # a loader of a stream has no length
+            return 0
 
     def __iter__(self) -> Iterator[Any]:
         if self._fixed:
