@@ -144,7 +144,7 @@ def accuracy(output: Any, batch: Any) -> Tensor:
         batch: as for :func:`class_log_likelihood`, or for :func:`next_token_log_likelihood`.
 
     Returns:
-        float64, ``(n,)``.
+        float64, ``(n,)``; NaN for an example with a logit that is NaN.
 
     Raises:
         ValueError, TypeError: as these two.
@@ -159,9 +159,15 @@ def accuracy(output: Any, batch: Any) -> Tensor:
         if int(last.min()) < 1:
             raise ValueError("batch must hold texts of at least two tokens")
         rows = torch.arange(len(ids), device=ids.device)
-        return (logits[rows, last - 1].argmax(-1) == ids[rows, last]).double()
+        return _right(logits[rows, last - 1], ids[rows, last])
     logits = _of_classes(output)
-    return (logits.argmax(1) == _targets(logits, batch)).double()
+    return _right(logits, _targets(logits, batch))
+
+
+def _right(logits: Tensor, answers: Tensor) -> Tensor:
+    """1 where the largest logit is the answer's, else 0; NaN where a logit is, which is no answer."""
+    right = (logits.argmax(1) == answers).double()
+    return torch.where(logits.isnan().any(1), torch.nan, right)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def check_units(network: Network, units: Any) -> Tensor:
     """Return units as bool ``(num_units,)``.
 
     Raises:
-        ValueError: they are out of range, given twice, or read by no weight.
+        ValueError: they are out of range, or read by no weight.
         TypeError: they are neither bools nor integers.
     """
     given = as_tensor("units", units)
@@ -307,18 +307,22 @@ def ablate_units(
 
     Inside, compiled models run as they were written, and experts of transformers one by one. The model's
     mode is not changed: call it in evaluation mode unless you want dropout. Contexts may be nested: then both
-    sets of units are ablated. They hold for the thread that entered them.
+    sets of units are ablated. They hold for the thread that entered them. Take no gradients through
+    ``torch.utils.checkpoint`` of a model with ablated units: what is computed anew on the way back is not
+    ablated, which raises where it is seen. :func:`unit_scores` can score such models.
 
     Args:
         model: the model of ``network``, or one like it; also compiled, wrapped, adapted or in half precision.
             It is not changed.
         network: its units, as :func:`read_network` returns them.
-        units: bool ``(num_units,)``, or integers: the indices of units. Each must be read by a weight.
+        units: bool ``(num_units,)``, or integers: the indices of units, in any order; one that is given twice
+            is ablated once. Each must be read by a weight.
         ablation: what a weight reads in place of a unit. ``"zero"``: 0; choose it if 0 is a value that the
             unit takes (after a ReLU), and to compare with lesions. ``"mean"``: its mean over ``reference``,
             over all examples and places (positions, pixels), for each column that reads it; choose it where 0
-            is unusual, as in transformers. ``"resample"``: its value at the same place for another example of
-            ``reference``; choose it to keep to values that occur together.
+            is unusual, as in transformers; padding counts as any other place. ``"resample"``: its value at
+            the same place for another example of ``reference``; choose it to keep to values that occur
+            together.
         reference: for ``"mean"`` batches, as for :func:`unit_scores`; they run through the model now, in
             evaluation mode. For ``"resample"`` one batch of the same shape as the one that the model is
             called with inside: example i is paired with example i.

@@ -202,7 +202,8 @@ def _attend(
     dropout_p: float = 0.0,
     **options: Any,
 ) -> Any:
-    if dropout_p or not torch._C._functorch.is_batchedtensor(query):
+    # Without a dimension before those of a matrix, there is none to fold the sets into.
+    if dropout_p or query.dim() < 3 or not torch._C._functorch.is_batchedtensor(query):
         return func(query, key, value, attn_mask, dropout_p, **options)
     return _Folded.apply(func, query, key, value, attn_mask, options)
 

@@ -167,7 +167,8 @@ class UnitCircuit:
 
         Raises:
             ValueError: the circuit was found with ``"resample"``, which depends on the inputs: use
-                :func:`ablate_units`; or the model has no such layers.
+                :func:`ablate_units`; ``reads`` or ``means`` lack what it takes; or the model has no such
+                layers.
             TypeError: it is no ``nn.Module``.
         """
         if not isinstance(model, nn.Module):
@@ -177,7 +178,21 @@ class UnitCircuit:
                 'ablation="resample" takes values of other examples: use ablate_units(model, network, '
                 '~circuit.kept, "resample", reference)'
             )
+        self._check_that_all_are_read()
         return AblatedModel(plain_copy(model), self)
+
+    def _check_that_all_are_read(self) -> None:
+        """Raise unless it is known where all units outside are read, and what they are replaced by."""
+        unread = ~self.kept
+        for units in self.reads.values():
+            unread[units] = False
+        if unread.any():
+            raise ValueError(
+                f"reads must say which layers read the units outside the circuit, for {int(unread.sum())} of "
+                f"them it names none, the first is {int(unread.nonzero()[0])}"
+            )
+        if self.ablation == "mean" and not self.means and not self.kept.all():
+            raise ValueError('means must hold the means that units are replaced by, for ablation="mean"')
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to a file; see :func:`save_unit_circuits`."""
