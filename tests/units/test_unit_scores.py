@@ -220,6 +220,8 @@ def bad(metric=class_log_likelihood, batches=BATCHES, model=None, **options):
         (bad(ablation="mean"), ValueError, "reference must be given"),
         (bad(ablation="resample", reference=[X[:8]]), ValueError, "reference must pair each batch"),
         (bad(ablation="resample", reference=[X[:8], X[8:], X]), ValueError, "it has more"),
+        (bad(ablation="resample", reference=[X[:8] * math.inf, X[8:]]), ValueError, "must be finite"),
+        (bad(spaces=[]), ValueError, r"no unit of \[\]"),
         (bad(ablation="resample", reference=[X[:8], X[8:11]]), ValueError, "batches have one of 12"),
         (bad(model=nn.Flatten()), ValueError, "no layer"),
     ],

@@ -68,8 +68,9 @@ def unit_scores(
 
     Raises:
         ValueError: there is no batch, or an empty one; a space is unknown; the metric is not finite, has
-            another shape, or does not depend on the units by anything that has a gradient; ``steps`` is below
-            1; or what :func:`ablate_units` raises.
+            another shape, or does not depend on the units by anything that has a gradient; a part of the
+            model that reads the units runs without gradients; a score is not finite; ``steps`` is below 1; or
+            what :func:`ablate_units` raises.
         TypeError: an argument has another type.
 
     Source: "Attribution patching" (Nanda 2023; Syed et al., arXiv 2310.10348); integrated gradients:
@@ -119,6 +120,12 @@ def scores_of(
         examples += size
     task.num_passes += steps
     scores = (totals / (examples * steps)).cpu()
+    bad = (task.asked & ~scores.isfinite()).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"batches, reference: what weights read, and the metric's gradient, must be finite; the score of "
+            f"unit {int(bad[0])} is {float(scores[bad[0]])}"
+        )
     return torch.where(task.asked, scores, torch.nan)
 
 

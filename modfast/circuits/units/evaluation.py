@@ -268,7 +268,7 @@ def asked_units(network: Network, spaces: Iterable[str] | str | None) -> Tensor:
         asked[network.spaces[name]] = True
     asked &= read
     if not asked.any():
-        what = "no unit inside it" if spaces is None else f"no unit of {', '.join(map(repr, chosen))}"
+        what = "no unit inside it" if spaces is None else f"no unit of {', '.join(map(repr, chosen)) or '[]'}"
         raise ValueError(f"spaces: {what} is read by a weight; the network has {', '.join(map(repr, names))}")
     return asked
 
