@@ -304,6 +304,9 @@ class Reads(TorchFunctionMode):
         if self._watch.is_needed and self._depth > 0:
             used = self._watch.used_elsewhere(_tensors([*args, *options.values()]))
             if used is not None:
+                result = func(*args, **options)
+                if not any(True for _ in _tensors(result)):
+                    return result  # a model may ask for a weight's dtype
                 raise ValueError(
                     f"model: the weight of layer {used.name!r} is computed, and another module uses it: it "
                     "cannot be told what it reads, so the units which it reads cannot be ablated"

@@ -67,6 +67,28 @@ def test_a_computed_weight_that_another_module_uses_raises(normed):
             assert not torch.allclose(model(X[None]), whole)
 
 
+def test_a_module_may_ask_for_the_dtype_of_an_adapted_weight():
+    """As T5 does before it calls a layer."""
+    peft = pytest.importorskip("peft")
+
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).relu().to(self.last.weight.dtype))
+
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["last"], init_lora_weights=False)
+    model = peft.get_peft_model(Asks(), config).eval()
+    network = read_network(model, X)
+    with torch.no_grad():
+        with ablate_units(model, network, space(network, "first")):
+            found = model(X)
+        torch.testing.assert_close(found, model.base_model.model.last(torch.zeros(6, 8)))
+
+
 @pytest.mark.parametrize("computed", [False, True])
 def test_other_threads_see_the_whole_model(computed):
     torch.manual_seed(0)
