@@ -63,6 +63,7 @@ def read_chain(model: nn.Module, layers: Iterable[str] | str | None) -> Network:
             torch.arange(written.start, written.stop, device="cpu"),
             read,
             norms=_norms_of(model, link),
+            groups=groups,
         )
         previous = layer
     return Network(model, found, spaces, 0 if written is None else written.stop)

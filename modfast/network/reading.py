@@ -359,6 +359,7 @@ def _layers(found: Found, units: Tensor, layers_of: Mapping[Matrix, list[Layer]]
                 tuple(
                     side for side, dim in (("columns", cols_dim), ("rows", rows_dim)) if dim in use.contracted
                 ),
+                use.groups,
             )
             first = first or layer.name
     return joined

@@ -104,9 +104,7 @@ def _columns(layer: NetworkLayer) -> Tensor:
     if layer.col_units.dim() == 1:
         return layer.col_units
     # A convolution in groups: all rows of a group read the same channels.
-    out, columns = layer.col_units.shape
-    groups = len(layer.col_units.unique(dim=0)) if out else 1
-    return layer.col_units[:: out // groups].reshape(groups * columns)
+    return layer.col_units[:: len(layer.col_units) // layer.groups].flatten()
 
 
 class Reads(TorchFunctionMode):

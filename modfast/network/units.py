@@ -50,6 +50,7 @@ class NetworkLayer:
             None if the layer is used several times, with different ones.
         reads: the sides whose units it reads: ``("columns",)``; of an embedding, or a parameter that
             activations are multiplied by as ``x W``, ``("rows",)``; of a weight that is used both ways, both.
+        groups: of a convolution; 1 for other weights.
     """
 
     name: str
@@ -60,6 +61,7 @@ class NetworkLayer:
     tied_to: str | None = None
     norms: tuple[BatchNorm, ...] | None = ()
     reads: tuple[str, ...] = ("columns",)
+    groups: int = 1
 
 
 class Network:

@@ -360,3 +360,25 @@ def test_bad_ablations_and_references():
 def test_outputs_are_those_of_the_model_itself():
     model = mlp()
     assert torch.equal(outputs(model, X)[0], model(X))
+
+
+def test_groups_that_read_the_same_units():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 3, 1), nn.Conv2d(6, 4, 1, groups=2)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return self.b(torch.cat([h, h], 1))
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(2, 2, 3, 3)
+    network = read_network(model, x)
+    units = torch.zeros(network.num_units, dtype=torch.bool)
+    units[hidden(network, "a")[:1]] = True
+    with torch.no_grad(), ablate_units(model, network, units):
+        found = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(found, zeroed(model, network, units)(x))
+        assert not torch.allclose(found, model(x), atol=1e-3)

@@ -260,3 +260,19 @@ def test_scores_agree_with_ablations():
         logits = model(X)
     by_hand = class_log_likelihood(model(X), (X, Y)).mean() - class_log_likelihood(logits, (X, Y)).mean()
     assert float(falls[0]) == pytest.approx(float(by_hand.detach()), abs=1e-12)
+
+
+def test_a_metric_may_write_to_its_batch():
+    model = mlp()
+    network = read_network(model, X)
+    batches = [(X.clone(), Y.clone())]
+
+    def metric(output, batch):
+        value = class_log_likelihood(output, batch)
+        batch[0].zero_()
+        return value
+
+    scores = unit_scores(model, batches, metric, network)
+    assert torch.equal(batches[0][0], X)
+    expected = unit_scores(model, batches, class_log_likelihood, network)
+    assert torch.equal(scores.nan_to_num(9), expected.nan_to_num(9))

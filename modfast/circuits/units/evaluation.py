@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modfast.arrays import require_plain
 from modfast.batches import Batches, each_batch, inputs_of, is_one_batch, num_examples
 from modfast.layers.layer import listed_choices
-from modfast.layers.running import call_model, device_of, evaluating, moved, with_leaves
+from modfast.layers.running import call_model, copied, device_of, evaluating, moved, with_leaves
 from modfast.metrics import Metric
 from modfast.network.ablation import (
     Baseline,
@@ -72,7 +72,7 @@ class Evaluation:
         if not callable(metric):
             raise TypeError(f"metric must be callable, got {type(metric).__name__}")
         check_ablation(ablation, reference)
-        self.model, self.metric_of, self.network, self.ablation = model, metric, network, ablation
+        self.model, self._metric, self.network, self.ablation = model, metric, network, ablation
         self.asked = asked_units(network, spaces)
         self.sides = sides_read(network)
         self.device = device_of(model)
@@ -100,6 +100,10 @@ class Evaluation:
             refuse_routed(self.network, self.asked)
         # Raises now what it would raise later.
         Reads(self.model, self.sides, self.asked, _unchanged)
+
+    def metric_of(self, output: Any, batch: Any) -> Any:
+        """What the metric says of an output; it gets a copy of the batch, as it may write to it."""
+        return self._metric(output, copied(batch))
 
     @property
     def num_examples(self) -> int:
