@@ -112,7 +112,7 @@ class Candidates:
         return [of_one(each) for each in sets]
 
     def _groups(self, base: Tensor, sets: Tensor) -> Iterator[list[int]]:
-        """Put sets together whose changes begin at about the same depth of the model."""
+        """Put sets together, not too many, whose changes begin at about the same depth of the model."""
         changed = torch.where(sets != base, self._depths, self._depths.max() + 1).amin(1)
         group: list[int] = []
         order = changed.argsort(descending=True, stable=True).tolist()
@@ -120,7 +120,8 @@ class Candidates:
             group.append(place)
             left = len(order) - number - 1
             ends = left == 0 or changed[order[number + 1]] != changed[place]
-            if left == 0 or (ends and len(group) >= _FEWEST_APART and left >= _FEWEST_APART):
+            apart = ends and len(group) >= _FEWEST_APART and left >= _FEWEST_APART
+            if left == 0 or apart or len(group) == self.at_once:
                 yield group
                 group = []
 

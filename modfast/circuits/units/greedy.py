@@ -66,17 +66,14 @@ class GreedyWalk:
 
     def step(self) -> None:
         """Decide about one unit at least."""
-        if self._falls is None or self._wrong > _MOST_WRONG:
+        if (self._falls is None or self._wrong > _MOST_WRONG) and self._candidates.at_once > 1:
             self._measure()
         else:
             self._decide_together()
 
-    def _window(self, size: int) -> Tensor:
-        return self._order[self.done : self.done + min(size, self._candidates.at_once)]
-
     def _measure(self) -> None:
         """Ablate each of the next candidates alone; this decides about the first ones, until one stays."""
-        window = self._window(_ALONE)
+        window = self._order[self.done : self.done + min(_ALONE, self._candidates.at_once)]
         sets = self.ablated.repeat(len(window), 1)
         sets[torch.arange(len(window), device="cpu"), window] = True
         values = self._candidates.metrics(self.ablated, sets)
@@ -91,12 +88,12 @@ class GreedyWalk:
 
     def _decide_together(self) -> None:
         """Decide about several candidates, until a guess was wrong."""
-        assert self._falls is not None
-        window = self._window(self._size)
+        window = self._order[self.done : self.done + min(self._size, self._candidates.at_once)]
         if self.done < self._measured:
             window = window[: self._measured - self.done]
         value, guesses = self._value, []
-        for fall in self._falls[window].tolist():
+        falls = torch.zeros(len(window), device="cpu") if self._falls is None else self._falls[window]
+        for fall in falls.tolist():
             guesses.append(value - fall >= self._least)
             value -= fall if guesses[-1] else 0.0
         # Each set holds its candidate, and those before it that are guessed to stay ablated.
