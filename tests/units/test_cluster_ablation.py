@@ -271,6 +271,8 @@ class TestDependence:
         ([0.5] * 14, {}, ValueError, "labels must hold integers"),
         ([-1] * 14, {}, ValueError, "labels must put at least one of the 10 units that may be ablated"),
         (0, {}, ValueError, "labels must be a positive integer, got 0"),
+        (15, {}, ValueError, "at most as many clusters as there are units, 14, got 15"),
+        ([0] * 13 + [10**9], {}, ValueError, "at most as many clusters as there are units"),
         (True, {}, ValueError, "labels must be 1-D"),
         (torch.zeros(14, dtype=torch.int64, device="meta"), {}, ValueError, "labels must hold numbers"),
         (2, {"spaces": ["x"]}, ValueError, "spaces"),

@@ -112,6 +112,12 @@ class Clusters:
 
     def __init__(self, task: Evaluation, labels: Labels | int) -> None:
         given, self.number = task.network.unit_labels(labels)
+        if self.number > len(given):
+            # Each cluster costs a pass, empty ones too: such a label is a slip.
+            raise ValueError(
+                f"labels must make at most as many clusters as there are units, {len(given)}, got "
+                f"{self.number} (the largest label + 1)"
+            )
         self.labels = given.where(task.asked, -1)
         self.spaces = task.network.spaces
         if not bool((self.labels >= 0).any()):
