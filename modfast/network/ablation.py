@@ -175,8 +175,11 @@ def ablatable(network: Network) -> Tensor:
 def check_units(network: Network, units: Any) -> Tensor:
     """Return units as bool ``(num_units,)``.
 
+    A mask may hold units that no weight reads, as those outside a cluster do: they are left out. An index
+    names a unit, and must name one that is read.
+
     Raises:
-        ValueError: they are out of range, or read by no weight.
+        ValueError: they are out of range; an index is of a unit that no weight reads, or a mask of none else.
         TypeError: they are neither bools nor integers.
     """
     given = as_tensor("units", units)
@@ -199,15 +202,16 @@ def check_units(network: Network, units: Any) -> Tensor:
             bad = next(int(index) for index in indices if not 0 <= int(index) < number)
             raise ValueError(f"units must lie in [0, {number - 1}], got {bad}")
         chosen[indices] = True
-    unread = (chosen & ~ablatable(network)).nonzero().flatten()
-    if len(unread):
+    read = ablatable(network)
+    unread = (chosen & ~read).nonzero().flatten()
+    if len(unread) and (given.dtype != torch.bool or not bool((chosen & read).any())):
         unit = int(unread[0])
         space = next(name for name, space in network.spaces.items() if space.start <= unit < space.stop)
         raise ValueError(
             f"units: no weight reads unit {unit} of the space {space!r}, as it is with a model's outputs: "
             "ablating it would change nothing"
         )
-    return chosen
+    return chosen & read
 
 
 def check_ablation(ablation: object, reference: Batches) -> None:
@@ -316,7 +320,8 @@ def ablate_units(
             It is not changed.
         network: its units, as :func:`read_network` returns them.
         units: bool ``(num_units,)``, or integers: the indices of units, in any order; one that is given twice
-            is ablated once. Each must be read by a weight.
+            is ablated once. An index must be of a unit that a weight reads. Of a mask (``labels != 2``),
+            units that no weight reads, as a model's outputs, are left as they are.
         ablation: what a weight reads in place of a unit. ``"zero"``: 0; choose it if 0 is a value that the
             unit takes (after a ReLU), and to compare with lesions. ``"mean"``: its mean over ``reference``,
             over all examples and places (positions, pixels), for each column that reads it; choose it where 0
@@ -328,7 +333,7 @@ def ablate_units(
             called with inside: example i is paired with example i.
 
     Raises:
-        ValueError: units are out of range, or no weight reads one; the ablation is unknown, or its reference
+        ValueError: units are out of range, or not read by a weight; the ablation is unknown, or its reference
             is missing, empty, or of another shape; the model has no such layers; a weight is used in a way in
             which it cannot be told what it reads.
         TypeError: units are neither bools nor integers, or ``reference`` is no iterable.

@@ -382,3 +382,20 @@ def test_groups_that_read_the_same_units():
     with torch.no_grad():
         torch.testing.assert_close(found, zeroed(model, network, units)(x))
         assert not torch.allclose(found, model(x), atol=1e-3)
+
+
+def test_a_mask_may_hold_units_that_no_weight_reads():
+    """As "all units outside this cluster" does, outputs among them."""
+    model = mlp()
+    network = read_network(model, X)
+    everything = torch.ones(network.num_units, dtype=torch.bool)
+    read = everything.clone()
+    read[network.spaces["4"]] = False
+    with torch.no_grad():
+        with ablate_units(model, network, everything):
+            found = model(X)
+        with ablate_units(model, network, read):
+            torch.testing.assert_close(model(X), found, rtol=0, atol=0)
+        torch.testing.assert_close(found, model[4].bias.expand(6, 3))
+    with pytest.raises(ValueError, match="no weight reads unit"):
+        ablate_units(model, network, ~read)

@@ -256,10 +256,19 @@ def test_a_short_repr():
     assert "random" not in repr(planted(n_random=0))
 
 
-def test_scores_in_which_a_unit_that_no_weight_reads_has_one():
+def test_scores_of_units_that_no_weight_reads_are_not_looked_at():
     model, network, _ = additive(EFFECTS)
+    scores = torch.rand(network.num_units, generator=torch.Generator().manual_seed(0))
+    read = torch.zeros(network.num_units, dtype=torch.bool)
+    for layer in network.layers.values():
+        read[layer.col_units] = True
+    assert not bool(read.all())
+    inputs = torch.rand(2, 1)
+    curve = faithfulness_curve(model, inputs, output_of, network, scores)
+    expected = faithfulness_curve(model, inputs, output_of, network, scores.where(read, torch.nan))
+    assert curve.as_dict() == expected.as_dict()
     with pytest.raises(ValueError, match="no weight reads unit"):
-        faithfulness_curve(model, torch.rand(2, 1), output_of, network, torch.rand(network.num_units))
+        faithfulness_curve(model, inputs, output_of, network, scores.where(~read, torch.nan))
 
 
 @pytest.mark.parametrize(

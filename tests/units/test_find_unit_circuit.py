@@ -345,7 +345,11 @@ def test_batches_must_be_the_same_each_time():
         ({"scores": [0.0]}, TypeError, "scores"),
         ({"scores": torch.full((49,), math.nan)}, ValueError, "scores must be numbers"),
         ({"scores": torch.full((49,), math.inf)}, ValueError, "scores must be finite"),
-        ({"scores": torch.zeros(49)}, ValueError, "no weight reads"),
+        (
+            {"scores": torch.full((49,), math.nan).index_fill(0, torch.arange(46, 49), 0.0)},
+            ValueError,
+            "reads",
+        ),
         ({"name": 3}, TypeError, "name"),
     ],
 )

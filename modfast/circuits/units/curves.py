@@ -72,7 +72,7 @@ def faithfulness_curve(
         The :class:`FaithfulnessCurve`.
 
     Raises:
-        ValueError: scores are not one finite number or NaN for each unit, all are NaN, or one is of a unit
+        ValueError: scores are not one finite number or NaN for each unit, all are NaN or of units
             that no weight reads; a unit of ``spaces`` has none; a size is out of range; ``n_random`` or
             ``seed`` is negative; or what :func:`unit_scores` raises.
         TypeError: scores are no tensor, or a size is no number; or what :func:`unit_scores` raises.

@@ -87,8 +87,10 @@ class Evaluation:
     def ask(self, units: Tensor) -> None:
         """Let these units be ablated in place of those of ``spaces``, bool ``(num_units,)``.
 
+        Those that no weight reads are left out.
+
         Raises:
-            ValueError: no weight reads one of them, or there is none.
+            ValueError: no weight reads any of them, or there is none.
         """
         if not units.any():
             raise ValueError("scores must be numbers for at least one unit, all are NaN")

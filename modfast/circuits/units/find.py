@@ -61,7 +61,8 @@ def find_unit_circuit(
         ablation: as for :func:`ablate_units`.
         reference: as for :func:`unit_scores`.
         steps: of integrated gradients for the scores.
-        scores: ``(num_units,)``, to rank units by; NaN for those that are not asked for. None computes them.
+        scores: ``(num_units,)``, to rank units by; NaN for those that are not asked for (nor are
+            those that no weight reads). None computes them.
         name: of the task; kept with the circuit.
         checkpoint: for ``"greedy"``: a file with the state of the walk, written every ten seconds. If it
             exists, the walk goes on from there. It is not removed at the end.
