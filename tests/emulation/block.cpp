@@ -38,7 +38,7 @@ std::vector<Fibre*> spare;                   // those that no thread uses
 const Launch* launched = nullptr;
 int current = -1;
 std::string failure;
-constexpr size_t kGuardWords = 8;
+constexpr size_t kGuardWords = kDynamicGuardBytes / 8;
 std::vector<uint64_t> dynamic;  // shared memory, between guards
 
 std::string text_of(dim3 index) {

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kSeveral = -1, kAtomic = -2;
 constexpr size_t kGrain = 4;
-constexpr uintptr_t kGuardBytes = 64;  // before and behind all shared memory
+constexpr uintptr_t kGuardBytes = 64;  // before and behind the variables in shared memory
 
 // Who used a grain last. An epoch ends when all threads of the block have waited; a phase of a warp ends when
 // its threads have.
@@ -35,9 +35,9 @@ struct Region {
   std::vector<Mark> marks;
   bool holds(uintptr_t address) const { return address - begin < end - begin; }
   Mark& mark(uintptr_t address) { return marks[(address - begin) / kGrain]; }
-  void set(uintptr_t first, uintptr_t last) {
-    begin = first / kGrain * kGrain - kGuardBytes;
-    end = last + kGuardBytes;
+  void set(uintptr_t first, uintptr_t last, uintptr_t guard) {
+    begin = first / kGrain * kGrain - guard;
+    end = last + guard;
     if (marks.size() < (end - begin) / kGrain + 1) marks.resize((end - begin) / kGrain + 1);
   }
 };
@@ -49,7 +49,7 @@ std::vector<uint64_t> phases(1024 / kWarpSize);
 void find_variables() {
   static const bool found = [] {
     const auto& all = shared_variables();
-    if (!all.empty()) variables.set(all.front().begin, all.back().end);
+    if (!all.empty()) variables.set(all.front().begin, all.back().end, kGuardBytes);
     return true;
   }();
   static_cast<void>(found);
@@ -58,7 +58,7 @@ void find_variables() {
 // The name of the variable at an address.
 std::string name_at(const Region& region, uintptr_t address) {
   if (&region == &dynamic)
-    return "dynamic shared memory, byte " + std::to_string(address - region.begin - kGuardBytes);
+    return "dynamic shared memory, byte " + std::to_string(address - region.begin - kDynamicGuardBytes);
   for (const auto& each : shared_variables()) {
     if (each.begin <= address && address < each.end) {
       return "shared variable " + each.name + ", byte " + std::to_string(address - each.begin);
@@ -69,9 +69,10 @@ std::string name_at(const Region& region, uintptr_t address) {
 
 [[noreturn]] void fail_outside(const Region& region, uintptr_t address, const char* action) {
   if (&region == &dynamic) {
-    fail(std::string(action) + " byte " + std::to_string(int64_t(address - region.begin - kGuardBytes)) +
+    fail(std::string(action) + " byte " +
+         std::to_string(int64_t(address - region.begin - kDynamicGuardBytes)) +
          " of dynamic shared memory, which has " +
-         std::to_string(region.end - region.begin - 2 * kGuardBytes));
+         std::to_string(region.end - region.begin - 2 * kDynamicGuardBytes));
   }
   // The variable to which it is next.
   const auto& all = shared_variables();
@@ -86,7 +87,8 @@ std::string name_at(const Region& region, uintptr_t address) {
 
 void check_bounds(const Region& region, uintptr_t address, size_t bytes, const char* action) {
   if (&region == &dynamic) {
-    if (address >= region.begin + kGuardBytes && address + bytes <= region.end - kGuardBytes) return;
+    if (address >= region.begin + kDynamicGuardBytes && address + bytes <= region.end - kDynamicGuardBytes)
+      return;
   } else {
     static SharedVariable last{0, 0, ""};  // most often it is the same again
     if (last.begin <= address && address + bytes <= last.end) return;
@@ -188,7 +190,7 @@ void begin_shared(const void* memory, size_t bytes) {
   find_variables();
   first_epoch = ++epoch;
   const auto first = reinterpret_cast<uintptr_t>(memory);
-  dynamic.set(first, first + bytes);
+  dynamic.set(first, first + bytes, kDynamicGuardBytes);
 }
 
 void all_have_waited() { ++epoch; }

@@ -57,6 +57,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
 
 void* dynamic_shared();
 
+// Before and behind dynamic shared memory: as much as a kernel that is given too little of it may miss.
+constexpr size_t kDynamicGuardBytes = 32768;
+
 // A place in the source, to tell one barrier from another.
 struct Site {
   const char* file;
