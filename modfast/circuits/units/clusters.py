@@ -126,6 +126,13 @@ class Clusters:
                 "a cluster, all are -1"
             )
 
+    def draws(self, n_random: int, seed: int) -> Iterator[Tensor]:
+        """Yield the labels of the clusters themselves, then of random ones of the same sizes."""
+        generator = np.random.default_rng(seed)
+        yield self.labels
+        for _ in range(n_random):
+            yield self.shuffled(generator)
+
     def shuffled(self, generator: np.random.Generator) -> Tensor:
         """Return random clusters of the same sizes in each space, as labels.
 

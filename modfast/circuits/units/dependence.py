@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -175,9 +174,7 @@ def cluster_dependence(
             progress(1 + done, 1 + total)
 
     def sets() -> Iterator[Tensor]:
-        generator = np.random.default_rng(seed)
-        for draw in range(1 + n_random):
-            of_units = clusters.labels if draw == 0 else clusters.shuffled(generator)
+        for of_units in clusters.draws(n_random, seed):
             yield from (of_units == cluster for cluster in range(k))
 
     right = _answers(task.per_example(torch.zeros_like(task.asked)))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -270,9 +269,7 @@ def cluster_lesions(
             progress(1 + done, 1 + total)
 
     def sets() -> Iterator[Tensor]:
-        generator = np.random.default_rng(seed)
-        for draw in range(1 + n_random):
-            of_units = clusters.labels if draw == 0 else clusters.shuffled(generator)
+        for of_units in clusters.draws(n_random, seed):
             yield from (part.members(of_units) for part in parts)
 
     def class_means(found: Tensor) -> Tensor:
