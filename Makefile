@@ -104,7 +104,7 @@ SANITIZERS = address,undefined
 SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc
 HEADERS := $(wildcard csrc/*/*.h csrc/*/*.inl tests/cpp/*/*.h)
 # The sources that include no PyTorch header.
-KERNELS := $(filter-out %/ops.cpp %_cuda.cpp %/binding.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
+KERNELS := $(filter-out %/ops.cpp %_cuda.cpp %/binding.cpp %/binding_layout.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
 .SECONDARY: $(SANITIZED)

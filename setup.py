@@ -80,7 +80,7 @@ def cuda_library(toolkit: Toolkit) -> Extension:
         "modfast._cuda",
         sources("*_cuda.cpp")
         | sources("*.cu")
-        | sources("common/binding.cpp")
+        | sources("common/binding*.cpp")
         | sources("energy/binding.cpp"),
         include_dirs=[*INCLUDE, *PYBIND11, str(toolkit.include)],
         # With USE_CUDA the stable interface declares the function that returns PyTorch's current stream.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = ("energy", "spectral", "circuits")
+FAMILIES = ("energy", "spectral", "circuits", "optim")
 SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())
 MODULES = sorted((ROOT / "modfast").rglob("*.py"))
 CALLERS = {f"modfast/{family}/operators.py" for family in FAMILIES}

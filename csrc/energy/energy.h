@@ -9,23 +9,13 @@
 // Nothing here depends on PyTorch: pointers, sizes, strides, and a function that runs a loop in parallel.
 #pragma once
 
-#include "common/numbers.h"
-#include "energy/enmeshment.h"
+#include "common/enmeshment.h"
+#include "common/operand.h"
 
 #include <cstdint>
 #include <vector>
 
 namespace modfast {
-
-// One strided matrix. Strides and offsets count elements, not bytes. A convolution weight whose kernel
-// positions cannot be merged with its columns is several planes that share rows, columns and labels.
-struct Operand {
-  void* data = nullptr;
-  DType dtype = DType::float32;
-  int64_t row_stride = 0;
-  int64_t col_stride = 0;
-  std::vector<int64_t> plane_offsets{0};
-};
 
 struct Labels {
   std::vector<int32_t> rows;

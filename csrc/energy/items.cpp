@@ -31,22 +31,6 @@ struct Line {
   }
 };
 
-template <class F>
-void with_dtype(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::float32: return f(float{});
-    case DType::float64: return f(double{});
-    case DType::float16: return f(Half{});
-    case DType::bfloat16: return f(BFloat{});
-  }
-}
-
-template <class T>
-T* line_at(const Operand& operand, int64_t row, int64_t col, size_t plane) {
-  return static_cast<T*>(operand.data) + operand.plane_offsets[plane] + row * operand.row_stride +
-         col * operand.col_stride;
-}
-
 // sums[j] += w[i, j]^2 over the item's rows i.
 template <class T>
 void add_squares(const Grid& grid, int64_t item, const Operand& w, double* sums) {

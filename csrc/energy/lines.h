@@ -4,7 +4,7 @@
 // are rounded before they are added (no contraction to fused multiply-add).
 #pragma once
 
-#include "energy/enmeshment.h"
+#include "common/enmeshment.h"
 
 #include <cstdint>
 
