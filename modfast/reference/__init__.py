@@ -23,10 +23,12 @@ from .energy import (
     split_energies,
 )
 from .laplacian import laplacian_eigenvalues
+from .optim import adamw_
 from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
 
 __all__ = [
     "accumulate_enmeshment_grad_",
+    "adamw_",
     "add_enmeshment_grad_",
     "block_energy",
     "block_inner",
