@@ -1,0 +1,1 @@
+"""AdamW with the enmeshment loss inside its own pass over the weights, and weight-sparse training."""
