@@ -48,6 +48,8 @@ HOST_FLAGS = [
     "-O3",
     # Sums must round alike in every instruction set; see csrc/energy/lines.h.
     "-ffp-contract=off",
+    # Nobody reads errno; with it no compiler takes several square roots at once.
+    "-fno-math-errno",
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
@@ -81,7 +83,8 @@ def cuda_library(toolkit: Toolkit) -> Extension:
         sources("*_cuda.cpp")
         | sources("*.cu")
         | sources("common/binding*.cpp")
-        | sources("energy/binding.cpp"),
+        | sources("energy/binding.cpp")
+        | sources("optim/binding.cpp"),
         include_dirs=[*INCLUDE, *PYBIND11, str(toolkit.include)],
         # With USE_CUDA the stable interface declares the function that returns PyTorch's current stream.
         define_macros=[*MACROS, ("USE_CUDA", None)],

@@ -38,33 +38,37 @@ bool merged_stride(const Tensor& tensor, int64_t first, int64_t last, int64_t* s
 
 }  // namespace
 
-void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads) {
+void check_writable(const std::vector<Tensor>& reads, const std::vector<Tensor>& writes,
+                    const char* read_name, const char* written_name) {
   std::vector<std::pair<const char*, const char*>> written, read;
+  written.reserve(writes.size());
+  read.reserve(reads.size());
   std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
-  for (const Tensor& grad : grads) {
+  for (const Tensor& tensor : writes) {
+    written.push_back(extent(tensor));
+    if (tensor.is_contiguous()) continue;
     dims.clear();
-    for (int64_t d = 0; d < grad.dim(); ++d) {
-      if (grad.size(d) > 1) dims.emplace_back(grad.stride(d), grad.size(d));
+    for (int64_t d = 0; d < tensor.dim(); ++d) {
+      if (tensor.size(d) > 1) dims.emplace_back(tensor.stride(d), tensor.size(d));
     }
     std::sort(dims.begin(), dims.end());
     int64_t reached = 0;
     for (const auto& [stride, size] : dims) {
-      REQUIRE(stride > reached, "a gradient's elements must not share memory");
+      REQUIRE(stride > reached, "a ", written_name, "'s elements must not share memory");
       reached += stride * (size - 1);
     }
-    written.push_back(extent(grad));
   }
-  for (const Tensor& weight : weights) read.push_back(extent(weight));
+  for (const Tensor& tensor : reads) read.push_back(extent(tensor));
   std::sort(written.begin(), written.end());
   for (size_t i = 1; i < written.size(); ++i) {
-    REQUIRE(written[i].first == nullptr || written[i].first >= written[i - 1].second,
-            "gradients of different weights must not share memory");
+    REQUIRE(written[i].first == nullptr || written[i].first >= written[i - 1].second, "two ", written_name,
+            "s must not share memory");
   }
   for (const auto& [begin, end] : read) {
     const auto after = std::upper_bound(written.begin(), written.end(), std::make_pair(begin, begin));
     REQUIRE((after == written.end() || after->first >= end) &&
                 (after == written.begin() || std::prev(after)->second <= begin),
-            "a gradient must not share memory with a weight");
+            "a ", written_name, " must not share memory with a ", read_name);
   }
 }
 

@@ -9,8 +9,10 @@
 
 namespace modfast {
 
-// Each gradient is written by several threads, so none may share memory with itself, another or a weight.
-void check_writable(const std::vector<Tensor>& weights, const std::vector<Tensor>& grads);
+// What several threads write may not share memory with itself, with each other or with what is read. The
+// names are for messages.
+void check_writable(const std::vector<Tensor>& read, const std::vector<Tensor>& written,
+                    const char* read_name = "weight", const char* written_name = "gradient");
 
 // The layout of a matrix: strides in elements, and the sizes and strides of those kernel dimensions that are
 // not merged with the columns, last dimension first.

@@ -33,6 +33,9 @@ struct AdamWFactors {
   F size;  // the learning rate over the first moment's bias correction
 };
 
+MODFAST_HD inline float root_of(float number) { return sqrtf(number); }
+MODFAST_HD inline double root_of(double number) { return sqrt(number); }
+
 // step: the number of this step, from 1. slopes: the factors of weights inside clusters and across them.
 template <class F>
 MODFAST_HD inline AdamWFactors<F> adamw_factors(const AdamWOptions& options, double step, Split slopes) {
@@ -56,9 +59,6 @@ MODFAST_HD inline F enmeshed(F weight, F grad, F factor) {
   return grad + weight * factor;
 }
 
-MODFAST_HD inline float root_of(float number) { return sqrtf(number); }
-MODFAST_HD inline double root_of(double number) { return sqrt(number); }
-
 // One step for one weight; mean and square are its moments.
 template <class F>
 MODFAST_HD inline F adamw_step(const AdamWFactors<F>& f, F weight, F grad, F* mean, F* square) {
@@ -74,6 +74,11 @@ MODFAST_HD inline uint32_t hash32(uint32_t number) {
   number ^= number >> 15;
   number *= 0x735a2d97u;
   return number ^ number >> 15;
+}
+
+// The number of a step as an integer, if it fits into one.
+MODFAST_HD inline uint32_t step_bits(double number) {
+  return number >= 0.0 && number < 4294967296.0 ? static_cast<uint32_t>(number) : 0u;
 }
 
 // The key of the random bits for a weight's place in its call and the number of the step.

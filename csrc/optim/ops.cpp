@@ -1,5 +1,127 @@
 // The optimiser's operator on the CPU: schema, argument checks, registration.
 #include "common/binding_cpu.h"
+#include "common/binding_layout.h"
+#include "optim/binding.h"
+#include "optim/optim.h"
+
+#include <deque>
+#include <optional>
+#include <vector>
+
+namespace modfast {
+namespace {
+
+// Memory for what the matrices of a call point to.
+struct Kept32 {
+  std::deque<std::vector<int32_t>> labels;
+  std::deque<std::vector<int64_t>> offsets;
+};
+
+// The labels of a matrix's lines; `count` of them are at `labels`, one for each channel.
+const int32_t* line_labels(const int32_t* labels, int64_t count, const LabelIndex& index, int64_t lines,
+                           Kept32* memory) {
+  if (lines == count) return labels;
+  std::vector<int32_t> result(static_cast<size_t>(lines));
+  for (int64_t i = 0; i < lines; ++i) result[i] = labels[index(i)];
+  memory->labels.push_back(std::move(result));
+  return memory->labels.back().data();
+}
+
+Placed placed_of(const Tensor& tensor, const Strides& strides, Kept32* memory) {
+  Placed placed{tensor.data_ptr(), dtype_of(tensor, "weights"), strides.row, strides.col, nullptr};
+  if (strides.kernel.empty()) return placed;
+  std::vector<int64_t> all{0};
+  for (const auto& [size, stride] : strides.kernel) {
+    std::vector<int64_t> offsets;
+    for (int64_t position = 0; position < size; ++position) {
+      for (int64_t offset : all) offsets.push_back(offset + position * stride);
+    }
+    all = std::move(offsets);
+  }
+  memory->offsets.push_back(std::move(all));
+  placed.plane_offsets = memory->offsets.back().data();
+  return placed;
+}
+
+Stepped stepped_of(const Tensor* const (&tensors)[4], const int32_t* labels, Kept32* memory) {
+  Stepped s;
+  Placed* const places[4] = {&s.weight, &s.grad, &s.exp_avg, &s.exp_avg_sq};
+  const Tensor& weight = *tensors[0];
+  if (labels == nullptr && lie_alike(tensors)) {
+    s.rows = 1;
+    s.cols = weight.numel();
+    for (int i = 0; i < 4; ++i) *places[i] = placed_of(*tensors[i], {s.cols, 1, {}}, memory);
+    return s;
+  }
+  const Layout layout = layout_of_stepped(tensors);
+  s.rows = layout.rows;
+  s.cols = layout.cols;
+  for (int i = 0; i < 4; ++i) *places[i] = placed_of(*tensors[i], layout.tensors[i], memory);
+  for (const auto& [size, stride] : layout.tensors[0].kernel) s.planes *= size;
+  if (labels == nullptr) return s;
+  const int32_t* of_cols = labels + weight.size(0);
+  s.row_labels = layout.transposed ? line_labels(of_cols, weight.size(1), layout.row_index, s.rows, memory)
+                                   : line_labels(labels, weight.size(0), layout.row_index, s.rows, memory);
+  s.col_labels = layout.transposed ? line_labels(labels, weight.size(0), layout.col_index, s.cols, memory)
+                                   : line_labels(of_cols, weight.size(1), layout.col_index, s.cols, memory);
+  return s;
+}
+
+void adamw_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
+               std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, std::optional<Tensor> labels,
+               std::vector<int64_t> first_labels, std::optional<Tensor> energies,
+               std::optional<Tensor> new_energies, double slope, std::vector<int64_t> keep,
+               std::optional<Tensor> floors, double lr, std::optional<Tensor> lr_tensor, double beta1,
+               double beta2, double eps, double weight_decay, std::optional<Tensor> grad_scale,
+               std::optional<Tensor> found_inf, bool stochastic_rounding) {
+  const StepArguments given{weights, grads,        exp_avgs,   exp_avg_sqs,  steps,
+                            labels,  first_labels, energies,   new_energies, keep,
+                            floors,  lr_tensor,    grad_scale, found_inf};
+  const auto of_loss =
+      check_step(given, [](const Tensor& tensor, const char* name) { check_cpu(tensor, name); });
+  const auto* old = of_loss ? const_data_of<Split>(*energies) : nullptr;
+  auto* made = of_loss ? mutable_data_of<Split>(*new_energies) : nullptr;
+  if (found_inf && *const_data_of<float>(*found_inf) != 0.0f) {
+    for (int64_t t = 0; t < of_loss; ++t) made[t] = old[t];
+    return;
+  }
+  AdamWOptions options{lr, beta1, beta2, eps, weight_decay, slope, stochastic_rounding};
+  if (lr_tensor) options.lr = number_of(*lr_tensor);
+
+  Kept32 memory;
+  std::vector<Stepped> stepped;
+  std::vector<Split> slopes, sums;
+  stepped.reserve(weights.size());
+  int64_t place = 0;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    const Tensor* const tensors[4] = {&weights[t], &grads[t], &exp_avgs[t], &exp_avg_sqs[t]};
+    const bool has_labels = first_labels[t] >= 0;
+    stepped.push_back(stepped_of(
+        tensors, has_labels ? const_data_of<int32_t>(*labels) + first_labels[t] : nullptr, &memory));
+    Stepped& s = stepped.back();
+    s.keep = keep.empty() ? -1 : keep[t];
+    s.floor = floors ? mutable_data_of<int64_t>(*floors) + t : nullptr;
+    REQUIRE(s.keep < 0 || can_keep(s),
+            "keep needs weights whose rows follow one another in memory, got shape ", shape_of(weights[t]),
+            " in another layout");
+    slopes.push_back(has_labels ? enmeshment_factors(old[place++], slope) : Split{0.0, 0.0});
+  }
+  // Nothing is changed before all arguments are known to be right.
+  for (size_t t = 0; t < weights.size(); ++t) {
+    auto* step = mutable_data_of<float>(steps[t]);
+    if (t == 0 || step != steps[t - 1].data_ptr()) *step += 1.0f;
+    stepped[t].number = *step;
+  }
+  adamw(stepped, slopes, options, grad_scale ? *const_data_of<float>(*grad_scale) : 1.0f, &sums,
+        parallel_for);
+  place = 0;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    if (first_labels[t] >= 0) made[place++] = sums[t];
+  }
+}
+
+}  // namespace
+}  // namespace modfast
 
 // clang-format off
 STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
@@ -9,3 +131,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
         "float eps, float weight_decay, Tensor? grad_scale, Tensor? found_inf, bool stochastic_rounding) -> ()");
 }
 // clang-format on
+
+STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) { m.impl("adamw_", TORCH_BOX(&modfast::adamw_cpu)); }
