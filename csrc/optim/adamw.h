@@ -59,12 +59,18 @@ MODFAST_HD inline F enmeshed(F weight, F grad, F factor) {
   return grad + weight * factor;
 }
 
+// The new weight, given its new moments.
+template <class F>
+MODFAST_HD inline F moved(const AdamWFactors<F>& f, F weight, F mean, F square) {
+  return weight * f.decay - mean * f.size / (root_of(square) * f.root + f.eps);
+}
+
 // One step for one weight; mean and square are its moments.
 template <class F>
 MODFAST_HD inline F adamw_step(const AdamWFactors<F>& f, F weight, F grad, F* mean, F* square) {
   *mean = *mean + (grad - *mean) * f.rest1;
   *square = *square * f.beta2 + grad * grad * f.rest2;
-  return weight * f.decay - f.size * *mean / (root_of(*square) * f.root + f.eps);
+  return moved(f, weight, *mean, *square);
 }
 
 // A hash of 32 bits; constants from https://github.com/skeeto/hash-prospector.

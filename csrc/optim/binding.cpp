@@ -23,7 +23,36 @@ void check_shape_of(const Tensor& tensor, const Tensor& weight, const char* name
           " must have the shape of its weight, ", shape_of(weight), ", got ", shape_of(tensor));
 }
 
+// The place after the last label of a weight of the loss.
+int64_t end_of_labels(const Tensor& weight, int64_t first) {
+  REQUIRE(weight.dim() >= 2, "a weight of the loss must be (out, in, *kernel), got shape ", shape_of(weight));
+  const int64_t lines = weight.size(0) + weight.size(1);
+  REQUIRE(0 <= first && first <= INT64_MAX - lines, "first_labels must be the place of a label, got ", first);
+  return first + lines;
+}
+
+void check_holds(const Tensor& labels, int64_t needed, void (*check_place)(const Tensor&, const char*)) {
+  check_place(labels, "labels");
+  check_shaped(labels, ScalarType::Int, {-1}, "labels");
+  REQUIRE(labels.size(0) >= needed, "labels must hold ", needed, " numbers, got ", labels.size(0));
+}
+
 }  // namespace
+
+void check_labelled(const std::vector<Tensor>& weights, const Tensor& labels,
+                    const std::vector<int64_t>& first_labels,
+                    void (*check_place)(const Tensor&, const char*)) {
+  REQUIRE(!weights.empty(), "weights must hold at least one tensor");
+  REQUIRE(first_labels.size() == weights.size(), "weights and first_labels must have one length");
+  int64_t needed = 0;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    check_place(weights[t], "weights");
+    check_dense(weights[t], "weights");
+    dtype_of(weights[t], "weights");
+    needed = std::max(needed, end_of_labels(weights[t], first_labels[t]));
+  }
+  check_holds(labels, needed, check_place);
+}
 
 int64_t check_step(const StepArguments& given, void (*check_place)(const Tensor&, const char*)) {
   const size_t count = given.weights.size();
@@ -53,15 +82,11 @@ int64_t check_step(const StepArguments& given, void (*check_place)(const Tensor&
     }
     check_place(given.steps[t], "steps");
     check_shaped(given.steps[t], ScalarType::Float, {}, "steps");
-    const int64_t first = given.first_labels[t];
-    REQUIRE(first >= -1, "first_labels must be -1 or the place of a label, got ", first);
-    if (first >= 0) {
+    REQUIRE(given.first_labels[t] >= -1, "first_labels must be -1 or the place of a label, got ",
+            given.first_labels[t]);
+    if (given.first_labels[t] >= 0) {
       ++of_loss;
-      REQUIRE(weight.dim() >= 2, "a weight of the loss must be (out, in, *kernel), got shape ",
-              shape_of(weight));
-      const int64_t lines = weight.size(0) + weight.size(1);
-      REQUIRE(first <= INT64_MAX - lines, "first_labels must be the place of a label, got ", first);
-      needed = std::max(needed, first + lines);
+      needed = std::max(needed, end_of_labels(weight, given.first_labels[t]));
     }
     if (!given.keep.empty()) {
       REQUIRE(-1 <= given.keep[t] && given.keep[t] <= weight.numel(), "keep must be -1 to ", weight.numel(),
@@ -71,18 +96,15 @@ int64_t check_step(const StepArguments& given, void (*check_place)(const Tensor&
   if (of_loss > 0) {
     REQUIRE(given.labels && given.energies && given.new_energies,
             "labels, energies and new_energies are needed for weights of the loss");
-    check_place(*given.labels, "labels");
-    check_shaped(*given.labels, ScalarType::Int, {-1}, "labels");
-    REQUIRE(given.labels->size(0) >= needed, "labels must hold ", needed, " numbers, got ",
-            given.labels->size(0));
+    check_holds(*given.labels, needed, check_place);
     check_place(*given.energies, "energies");
     check_shaped(*given.energies, ScalarType::Double, {of_loss, 2}, "energies");
     check_place(*given.new_energies, "new_energies");
     check_shaped(*given.new_energies, ScalarType::Double, {of_loss, 2}, "new_energies");
   }
-  if (given.floors) {
-    check_place(*given.floors, "floors");
-    check_shaped(*given.floors, ScalarType::Long, {static_cast<int64_t>(count)}, "floors");
+  if (given.thresholds) {
+    check_place(*given.thresholds, "thresholds");
+    check_shaped(*given.thresholds, ScalarType::Long, {static_cast<int64_t>(count), 2}, "thresholds");
   }
   check_number(given.lr_tensor, true, "lr_tensor", check_place);
   check_number(given.grad_scale, false, "grad_scale", check_place);

@@ -29,10 +29,13 @@ class Items {
     const int64_t each = std::max<int64_t>(1, kItemNumbers / std::max<int64_t>(1, tile * planes));
     for (int64_t row = 0; row < rows; row += each) {
       for (int64_t col = 0; col < cols; col += tile) {
-        items_.push_back({index, row, std::min(row + each, rows), col, std::min(col + tile, cols)});
-        ends_.push_back((ends_.empty() ? 0 : ends_.back()) + items_.back().numbers() * planes);
+        push_back({index, row, std::min(row + each, rows), col, std::min(col + tile, cols)}, planes);
       }
     }
+  }
+  void push_back(const Item& item, int64_t planes) {
+    items_.push_back(item);
+    ends_.push_back((ends_.empty() ? 0 : ends_.back()) + item.numbers() * planes);
   }
   size_t size() const { return items_.size(); }
   const Item& operator[](size_t i) const { return items_[i]; }

@@ -26,6 +26,15 @@ inline Split sum_of(const SplitLanes& lanes) {
   return sum;
 }
 
+// Room for what a line's sieve writes out, 16 more than the line has numbers, and how many there were.
+template <class T>
+struct Sifted {
+  uint32_t* places;
+  T* numbers;
+  int64_t found;
+  int64_t above;  // how many were at least `high`
+};
+
 // Operations on weights as they are stored.
 template <class T>
 struct OptimLinesOf {
@@ -33,19 +42,21 @@ struct OptimLinesOf {
   void (*narrow)(const Compute<T>* from, T* to, int64_t n);
   // sums.inside[j % 8] += w[j]^2 where labels[j] == label, else sums.across[j % 8] += w[j]^2
   void (*add_split)(const T* w, const int32_t* labels, int32_t label, int64_t n, SplitLanes* sums);
-  // ++counts[first digit of w[j]] for all digits of at least `floor`
-  void (*count_digits)(const T* w, int64_t n, uint32_t floor, uint32_t* counts);
-  // Sets all weights whose first digit is at most `digit` to 0. Of those with that digit, writes place (plus
-  // j) and number to the candidates, in order, and returns how many there are.
-  int64_t (*take_out)(T* w, int64_t n, uint32_t digit, uint32_t place, uint32_t* places, T* numbers);
+  // ++counts[first digit of w[j]]
+  void (*count_digits)(const T* w, int64_t n, uint32_t* counts);
+  // w[j] = made[j] where its magnitude is at least `high`, else 0. Of the latter, those that are at least
+  // `low` or whose w[j] was not 0 are written out: place + j, and the number.
+  void (*sift)(const T* made, T* w, int64_t n, BitsOf<T> low, BitsOf<T> high, uint32_t place, Sifted<T>* out);
 };
 
 // The update, in the type of the computations.
 template <class F>
 struct AdamWLines {
-  // One step of AdamW; with labels, the enmeshment's gradient is added to grad, which stays as it is.
-  void (*step)(F* w, const F* grad, F* mean, F* square, const int32_t* labels, int32_t label,
-               const AdamWFactors<F>& factors, int64_t n);
+  // made[j] = w[j] after one step of AdamW; made may be w. If `loss` is set, the enmeshment's gradient is
+  // added to grad, which stays as it is. Unless it is nullptr, the squares of made are added to sums, as by
+  // add_split.
+  void (*step)(const F* w, const F* grad, F* mean, F* square, const int32_t* labels, int32_t label,
+               const AdamWFactors<F>& factors, bool loss, int64_t n, F* made, SplitLanes* sums);
 };
 
 struct OptimLines {

@@ -1,9 +1,10 @@
-// The optimiser's operator on the CPU: schema, argument checks, registration.
+// The optimiser's operators on the CPU: schema, argument checks, registration.
 #include "common/binding_cpu.h"
 #include "common/binding_layout.h"
 #include "optim/binding.h"
 #include "optim/optim.h"
 
+#include <algorithm>
 #include <deque>
 #include <optional>
 #include <vector>
@@ -43,6 +44,21 @@ Placed placed_of(const Tensor& tensor, const Strides& strides, Kept32* memory) {
   return placed;
 }
 
+// Labels at `labels`, or nullptr for a weight outside the loss.
+void set_labels(const int32_t* labels, const Tensor& weight, const Layout& layout, Stepped* s,
+                Kept32* memory) {
+  if (labels == nullptr) return;
+  const int32_t* of_rows = labels;
+  const int32_t* of_cols = labels + weight.size(0);
+  int64_t rows = weight.size(0), cols = weight.size(1);
+  if (layout.transposed) {
+    std::swap(of_rows, of_cols);
+    std::swap(rows, cols);
+  }
+  s->row_labels = line_labels(of_rows, rows, layout.row_index, s->rows, memory);
+  s->col_labels = line_labels(of_cols, cols, layout.col_index, s->cols, memory);
+}
+
 Stepped stepped_of(const Tensor* const (&tensors)[4], const int32_t* labels, Kept32* memory) {
   Stepped s;
   Placed* const places[4] = {&s.weight, &s.grad, &s.exp_avg, &s.exp_avg_sq};
@@ -58,25 +74,44 @@ Stepped stepped_of(const Tensor* const (&tensors)[4], const int32_t* labels, Kep
   s.cols = layout.cols;
   for (int i = 0; i < 4; ++i) *places[i] = placed_of(*tensors[i], layout.tensors[i], memory);
   for (const auto& [size, stride] : layout.tensors[0].kernel) s.planes *= size;
-  if (labels == nullptr) return s;
-  const int32_t* of_cols = labels + weight.size(0);
-  s.row_labels = layout.transposed ? line_labels(of_cols, weight.size(1), layout.row_index, s.rows, memory)
-                                   : line_labels(labels, weight.size(0), layout.row_index, s.rows, memory);
-  s.col_labels = layout.transposed ? line_labels(labels, weight.size(0), layout.col_index, s.cols, memory)
-                                   : line_labels(of_cols, weight.size(1), layout.col_index, s.cols, memory);
+  set_labels(labels, weight, layout, &s, memory);
   return s;
+}
+
+Tensor labelled_energies_cpu(std::vector<Tensor> weights, Tensor labels, std::vector<int64_t> first_labels) {
+  check_labelled(weights, labels, first_labels,
+                 [](const Tensor& tensor, const char* name) { check_cpu(tensor, name); });
+  Kept32 memory;
+  std::vector<Stepped> stepped;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    const Tensor* const tensors[1] = {&weights[t]};
+    const Layout layout = layout_of(tensors, 1);
+    Stepped s;
+    s.rows = layout.rows;
+    s.cols = layout.cols;
+    s.weight = placed_of(weights[t], layout.tensors[0], &memory);
+    for (const auto& [size, stride] : layout.tensors[0].kernel) s.planes *= size;
+    set_labels(const_data_of<int32_t>(labels) + first_labels[t], weights[t], layout, &s, &memory);
+    stepped.push_back(s);
+  }
+  std::vector<Split> sums;
+  labelled_energies(stepped, &sums, parallel_for);
+  Tensor energies =
+      torch::stable::new_empty(weights[0], {static_cast<int64_t>(weights.size()), 2}, ScalarType::Double);
+  std::copy(sums.begin(), sums.end(), mutable_data_of<Split>(energies));
+  return energies;
 }
 
 void adamw_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
                std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps, std::optional<Tensor> labels,
                std::vector<int64_t> first_labels, std::optional<Tensor> energies,
                std::optional<Tensor> new_energies, double slope, std::vector<int64_t> keep,
-               std::optional<Tensor> floors, double lr, std::optional<Tensor> lr_tensor, double beta1,
+               std::optional<Tensor> thresholds, double lr, std::optional<Tensor> lr_tensor, double beta1,
                double beta2, double eps, double weight_decay, std::optional<Tensor> grad_scale,
                std::optional<Tensor> found_inf, bool stochastic_rounding) {
-  const StepArguments given{weights, grads,        exp_avgs,   exp_avg_sqs,  steps,
-                            labels,  first_labels, energies,   new_energies, keep,
-                            floors,  lr_tensor,    grad_scale, found_inf};
+  const StepArguments given{weights,    grads,        exp_avgs,   exp_avg_sqs,  steps,
+                            labels,     first_labels, energies,   new_energies, keep,
+                            thresholds, lr_tensor,    grad_scale, found_inf};
   const auto of_loss =
       check_step(given, [](const Tensor& tensor, const char* name) { check_cpu(tensor, name); });
   const auto* old = of_loss ? const_data_of<Split>(*energies) : nullptr;
@@ -100,7 +135,7 @@ void adamw_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vect
         tensors, has_labels ? const_data_of<int32_t>(*labels) + first_labels[t] : nullptr, &memory));
     Stepped& s = stepped.back();
     s.keep = keep.empty() ? -1 : keep[t];
-    s.floor = floors ? mutable_data_of<int64_t>(*floors) + t : nullptr;
+    s.threshold = thresholds ? mutable_data_of<int64_t>(*thresholds) + 2 * t : nullptr;
     REQUIRE(s.keep < 0 || can_keep(s),
             "keep needs weights whose rows follow one another in memory, got shape ", shape_of(weights[t]),
             " in another layout");
@@ -127,9 +162,13 @@ void adamw_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vect
 STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
   m.def("adamw_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
         "Tensor(e!)[] steps, Tensor? labels, int[] first_labels, Tensor? energies, Tensor(f!)? new_energies, "
-        "float slope, int[] keep, Tensor(g!)? floors, float lr, Tensor? lr_tensor, float beta1, float beta2, "
+        "float slope, int[] keep, Tensor(g!)? thresholds, float lr, Tensor? lr_tensor, float beta1, float beta2, "
         "float eps, float weight_decay, Tensor? grad_scale, Tensor? found_inf, bool stochastic_rounding) -> ()");
+  m.def("labelled_energies(Tensor[] weights, Tensor labels, int[] first_labels) -> Tensor");
 }
 // clang-format on
 
-STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) { m.impl("adamw_", TORCH_BOX(&modfast::adamw_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
+  m.impl("adamw_", TORCH_BOX(&modfast::adamw_cpu));
+  m.impl("labelled_energies", TORCH_BOX(&modfast::labelled_energies_cpu));
+}

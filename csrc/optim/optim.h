@@ -37,9 +37,11 @@ struct Stepped {
   int64_t rows = 0, cols = 0, planes = 1;
   // For a weight of the loss: a row and a column are in one cluster if their labels are equal.
   const int32_t *row_labels = nullptr, *col_labels = nullptr;
-  double number = 1.0;       // of this step, from 1
-  int64_t keep = -1;         // how many elements stay; -1: all
-  int64_t* floor = nullptr;  // memory from one step to the next: the least digit that was worth counting
+  double number = 1.0;  // of this step, from 1
+  int64_t keep = -1;    // how many elements stay; -1: all
+  // Memory from one step to the next: the threshold's magnitude as bits, and how far it may have moved. It
+  // never changes a result.
+  int64_t* threshold = nullptr;
 
   bool of_loss() const { return row_labels != nullptr; }
 };
@@ -56,5 +58,10 @@ inline bool can_keep(const Stepped& s) {
 // leaves them.
 void adamw(const std::vector<Stepped>& weights, const std::vector<Split>& slopes, const AdamWOptions& options,
            float grad_scale, std::vector<Split>* energies, ParallelFor parallel_for);
+
+// The energies of weights of the loss; of each only the weight and the labels are read. The bits are those
+// that a step finds of the same weights.
+void labelled_energies(const std::vector<Stepped>& weights, std::vector<Split>* energies,
+                       ParallelFor parallel_for);
 
 }  // namespace modfast

@@ -72,21 +72,26 @@ class Pass {
         key_(rounding_key(place, step_bits(weight.number))),
         grad_scale_(grad_scale) {}
 
-  // Updates an item; adds the energies of the new weights to sums, and counts their digits, unless these are
+  // Updates an item, whose place among those of its weight is given. The energies of the new weights are
+  // added to sums, unless that is nullptr; what is not among the largest may be taken out, unless kept is
   // nullptr.
-  void update(const Item& item, SplitLanes* sums, uint32_t floor, uint32_t* counts) {
+  void update(const Item& item, size_t place, SplitLanes* sums, KeptOf<T>* kept) {
+    int64_t at = 0;
     for (int64_t plane = 0; plane < s_.planes; ++plane) {
       for (int64_t row = item.first_row; row < item.last_row; ++row) {
         for (int64_t col = item.first_col; col < item.last_col; col += kChunk) {
-          update_chunk({row, col, plane}, std::min(kChunk, item.last_col - col), sums, floor, counts);
+          const int64_t n = std::min(kChunk, item.last_col - col);
+          const T* stored = update_chunk({row, col, plane}, n, sums, kept != nullptr);
+          if (kept != nullptr) kept->sift(stored, line_at<T>(s_.weight, row, col, plane), n, at, place);
+          at += n;
         }
       }
     }
   }
 
  private:
-  void update_chunk(const Spot& spot, int64_t n, SplitLanes* sums, uint32_t floor, uint32_t* counts) {
-    const auto& lines = optim_lines_in_use().of<T>();
+  // Returns the new weights; unless they are to be sifted, they are in place.
+  const T* update_chunk(const Spot& spot, int64_t n, SplitLanes* sums, bool sifted) {
     F* mean = mean_.read(s_.exp_avg, spot, n);
     F* square = square_.read(s_.exp_avg_sq, spot, n);
     const F* grad = read_grad(spot, n);
@@ -100,15 +105,18 @@ class Pass {
         const double factor = cols[j] == label ? slopes_.inside : slopes_.across;
         own_grad_[j] = static_cast<F>(double(grad[j]) + double(weight[j]) * factor);
       }
-      optim_lines_in_use().in<F>().step(weight, own_grad_, mean, square, nullptr, 0, factors_, n);
-    } else {
-      optim_lines_in_use().in<F>().step(weight, grad, mean, square, cols, label, factors_, n);
+      grad = own_grad_;
     }
+    F* made = sifted ? made_ : weight;
+    // Where the numbers are not rounded again, their squares are summed at once.
+    SplitLanes* at_once = std::is_same_v<T, F> ? sums : nullptr;
+    optim_lines_in_use().in<F>().step(weight, grad, mean, square, cols, label, factors_, of_loss && !wide_, n,
+                                      made, at_once);
     mean_.write(n);
     square_.write(n);
-    const T* stored = write_weight(spot, weight, n);
-    if (sums != nullptr) lines.add_split(stored, cols, label, n, sums);
-    if (counts != nullptr) lines.count_digits(stored, n, floor, counts);
+    const T* stored = rounded(spot, made, n, sifted);
+    if (sums != at_once) optim_lines_in_use().of<T>().add_split(stored, cols, label, n, sums);
+    return stored;
   }
 
   const F* read_grad(const Spot& spot, int64_t n) {
@@ -129,11 +137,12 @@ class Pass {
     return line.read(s_.grad, spot, n);
   }
 
-  // Rounds the new weights to memory, and returns them as they are stored.
-  const T* write_weight(const Spot& spot, const F* made, int64_t n) {
-    T* to = weight_.stride == 1 ? weight_.memory : stored_;
+  // Rounds the new weights, to memory unless they are to be sifted, and returns them.
+  const T* rounded(const Spot& spot, F* made, int64_t n, bool sifted) {
+    const bool in_place = !sifted && weight_.stride == 1;
+    T* to = in_place ? weight_.memory : stored_;
     if constexpr (std::is_same_v<T, F>) {
-      if (weight_.stride != 1) to = weight_.numbers;
+      to = made;
     } else if (stochastic_) {
       if constexpr (std::is_same_v<T, BFloat>) {
         const int64_t first =
@@ -146,9 +155,7 @@ class Pass {
     } else {
       optim_lines_in_use().of<T>().narrow(made, to, n);
     }
-    if (weight_.stride != 1) {
-      for (int64_t j = 0; j < n; ++j) weight_.memory[j * weight_.stride] = to[j];
-    }
+    for (int64_t j = 0; !sifted && !in_place && j < n; ++j) weight_.memory[j * weight_.stride] = to[j];
     return to;
   }
 
@@ -164,43 +171,115 @@ class Pass {
   Line<Half, F> half_grad_;
   Line<BFloat, F> bfloat_grad_;
   alignas(64) F own_grad_[kChunk];
+  alignas(64) F made_[kChunk];
   alignas(64) T stored_[kChunk];
 };
+
+// The energies of an item's weights, as they are.
+template <class T>
+Split energies_of(const Stepped& s, const Item& item) {
+  const auto& lines = optim_lines_in_use().of<T>();
+  alignas(64) T gathered[kChunk];
+  SplitLanes sums;
+  for (int64_t plane = 0; plane < s.planes; ++plane) {
+    for (int64_t row = item.first_row; row < item.last_row; ++row) {
+      for (int64_t col = item.first_col; col < item.last_col; col += kChunk) {
+        const int64_t n = std::min(kChunk, item.last_col - col);
+        const T* line = line_at<T>(s.weight, row, col, plane);
+        if (s.weight.col_stride != 1) {
+          for (int64_t j = 0; j < n; ++j) gathered[j] = line[j * s.weight.col_stride];
+          line = gathered;
+        }
+        lines.add_split(line, s.col_labels + col, s.row_labels[row], n, &sums);
+      }
+    }
+  }
+  return sum_of(sums);
+}
+
+Items items_of(const std::vector<Stepped>& weights) {
+  Items items;
+  for (size_t t = 0; t < weights.size(); ++t) {
+    items.add(t, weights[t].rows, weights[t].cols, weights[t].planes);
+  }
+  return items;
+}
+
+// The sums of what was found of the items, in their order.
+std::vector<Split> by_weight(const Items& items, const std::vector<Split>& partial, size_t weights) {
+  std::vector<Split> sums(weights, Split{0.0, 0.0});
+  for (size_t i = 0; i < items.size(); ++i) {
+    sums[items[i].weight].inside += partial[i].inside;
+    sums[items[i].weight].across += partial[i].across;
+  }
+  return sums;
+}
 
 }  // namespace
 
 void adamw(const std::vector<Stepped>& weights, const std::vector<Split>& slopes, const AdamWOptions& options,
            float grad_scale, std::vector<Split>* energies, ParallelFor parallel_for) {
-  Items items;
-  for (size_t t = 0; t < weights.size(); ++t) {
-    items.add(t, weights[t].rows, weights[t].cols, weights[t].planes);
+  const Items items = items_of(weights);
+  std::vector<size_t> place(items.size(), 0);  // of each among those of its weight
+  for (size_t i = 1; i < items.size(); ++i) {
+    place[i] = items[i].weight == items[i - 1].weight ? place[i - 1] + 1 : 0;
   }
   Keeping keeping(weights, items);
   std::vector<Split> partial(items.size(), Split{0.0, 0.0});
   items.for_ranges(parallel_for, [&](size_t first, size_t last) {
-    for (size_t i = first; i < last;) {
+    for (size_t i = first, next = first; i < last; i = next) {
       const size_t t = items[i].weight;
-      size_t next = i;
+      const Stepped& s = weights[t];
+      Kept* kept = keeping.of(t);
       while (next < last && items[next].weight == t) ++next;
-      with_dtype(weights[t].weight.dtype, [&](auto type) {
-        Pass<decltype(type)> pass(weights[t], options, slopes[t], static_cast<uint32_t>(t), grad_scale);
-        Counted counted(&keeping, t);
-        for (; i < next; ++i) {
+      with_dtype(s.weight.dtype, [&](auto type) {
+        using T = decltype(type);
+        Pass<T> pass(s, options, slopes[t], static_cast<uint32_t>(t), grad_scale);
+        auto* sieve = kept != nullptr && kept->has_window() ? static_cast<KeptOf<T>*>(kept) : nullptr;
+        for (size_t j = i; j < next; ++j) {
           SplitLanes lanes;
-          const bool sums = weights[t].of_loss() && !keeping.keeps(t);
-          pass.update(items[i], sums ? &lanes : nullptr, counted.floor(), counted.counts());
-          partial[i] = sums ? sum_of(lanes) : counted.finish(items[i]);
+          const bool sums = s.of_loss() && kept == nullptr;
+          pass.update(items[j], place[j], sums ? &lanes : nullptr, sieve);
+          if (sums) partial[j] = sum_of(lanes);
         }
+        if (kept == nullptr || kept->items() > 1) return;
+        keeping.finish_alone(t, items[i], options);
+        if (s.of_loss()) partial[i] = energies_of<T>(s, items[i]);
       });
     }
   });
-  keeping.finish(parallel_for, partial.data());
-  energies->assign(weights.size(), Split{0.0, 0.0});
+  keeping.finish(options, parallel_for);
+  // What is kept is known only now.
+  Items again;
+  std::vector<size_t> from;
   for (size_t i = 0; i < items.size(); ++i) {
-    Split& sum = (*energies)[items[i].weight];
-    sum.inside += partial[i].inside;
-    sum.across += partial[i].across;
+    Kept* kept = keeping.of(items[i].weight);
+    if (kept != nullptr && kept->items() > 1 && weights[items[i].weight].of_loss()) {
+      again.push_back(items[i], 1);
+      from.push_back(i);
+    }
   }
+  again.for_ranges(parallel_for, [&](size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) {
+      const Stepped& s = weights[again[i].weight];
+      with_dtype(s.weight.dtype,
+                 [&](auto type) { partial[from[i]] = energies_of<decltype(type)>(s, again[i]); });
+    }
+  });
+  *energies = by_weight(items, partial, weights.size());
+}
+
+void labelled_energies(const std::vector<Stepped>& weights, std::vector<Split>* energies,
+                       ParallelFor parallel_for) {
+  const Items items = items_of(weights);
+  std::vector<Split> partial(items.size());
+  items.for_ranges(parallel_for, [&](size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) {
+      const Stepped& s = weights[items[i].weight];
+      with_dtype(s.weight.dtype, [&](auto type) { partial[i] = energies_of<decltype(type)>(s, items[i]); });
+    }
+  });
+  *energies = by_weight(items, partial, weights.size());
 }
 
 }  // namespace modfast

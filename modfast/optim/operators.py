@@ -1,4 +1,4 @@
-"""The optimiser's operator: its fake kernel, and the specification in its place if that is asked for."""
+"""The optimiser's operators: their fake kernels, and the specification in their place if it is asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _adamw_fake(
     new_energies: Tensor | None,
     slope: float,
     keep: Sequence[int],
-    floors: Tensor | None,
+    thresholds: Tensor | None,
     lr: float,
     lr_tensor: Tensor | None,
     beta1: float,
@@ -72,8 +72,8 @@ def _adamw_fake(
             -1 <= number <= weight.numel(),
             f"keep must be -1 to {weight.numel()} for its weight, got {number}",
         )
-    if floors is not None:
-        check_shaped("floors", floors, torch.int64, (count,))
+    if thresholds is not None:
+        check_shaped("thresholds", thresholds, torch.int64, (count, 2))
     for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf), ("lr_tensor", lr_tensor)):
         if scalar is not None:
             dtypes = (torch.float32, torch.float64) if name == "lr_tensor" else torch.float32
@@ -81,4 +81,24 @@ def _adamw_fake(
             require(scalar.numel() == 1, f"{name} must have one element, got {scalar.numel()}")
 
 
+@torch.library.register_fake("modfast::labelled_energies")
+def _labelled_energies_fake(weights: list[Tensor], labels: Tensor, first_labels: Sequence[int]) -> Tensor:
+    require(len(weights) > 0, "weights must hold at least one tensor")
+    require(len(first_labels) == len(weights), "weights and first_labels must have one length")
+    needed = 0
+    for weight, first in zip(weights, first_labels, strict=True):
+        check_shaped("weights", weight, FLOATS, weight.shape)
+        require(
+            weight.dim() >= 2, f"a weight of the loss must be (out, in, *kernel), got {tuple(weight.shape)}"
+        )
+        require(first >= 0, f"first_labels must be the place of a label, got {first}")
+        needed = max(needed, first + weight.shape[0] + weight.shape[1])
+    check_shaped("labels", labels, torch.int32, (None,))
+    require(labels.shape[0] >= needed, f"labels must hold {needed} numbers, got {labels.shape[0]}")
+    return weights[0].new_empty((len(weights), 2), dtype=torch.float64)
+
+
 adamw_: Any = reference.adamw_ if BACKEND == "reference" else torch.ops.modfast.adamw_.default
+labelled_energies: Any = (
+    reference.labelled_energies if BACKEND == "reference" else torch.ops.modfast.labelled_energies.default
+)

@@ -23,7 +23,7 @@ from .energy import (
     split_energies,
 )
 from .laplacian import laplacian_eigenvalues
-from .optim import adamw_
+from .optim import adamw_, labelled_energies
 from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "find_circuit",
     "labelled_block_inner",
     "labelled_block_scale",
+    "labelled_energies",
     "labelled_enmeshment",
     "laplacian_eigenvalues",
     "normalized_cut",

@@ -24,7 +24,7 @@ def adamw_(
     new_energies: Tensor | None,
     slope: float,
     keep: Sequence[int],
-    floors: Tensor | None,
+    thresholds: Tensor | None,
     lr: float,
     lr_tensor: Tensor | None,
     beta1: float,
@@ -59,8 +59,8 @@ def adamw_(
         keep: for each weight how many elements stay after the step, those of the largest magnitudes (of
             equal ones the first in memory), or -1 for all; empty for all of all weights. The others become 0;
             a NaN counts as larger than all numbers.
-        floors: int64, (weights,), or None: memory for the compiled operators, which need less time if they
-            find in it what they left there at the step before. It never changes a result.
+        thresholds: int64, (weights, 2), or None: memory for the compiled operators, which need less time if
+            they find in it what they left there at the step before; zeros at first. It changes no result.
         lr: the learning rate.
         lr_tensor: the learning rate as a tensor of one element on the weights' device, in place of ``lr``.
         beta1: the decay of the first moment.
@@ -89,7 +89,6 @@ def adamw_(
         if grad_scale is not None:
             grad.copy_(grad.to(torch.float64) / grad_scale.to(torch.float64))
         wide, slant = weight.to(torch.float64), grad.to(torch.float64)
-        same = None
         if first_labels[t] >= 0:
             assert labels is not None
             assert old is not None
@@ -107,12 +106,32 @@ def adamw_(
             weight.copy_(wide)
         if keep and keep[t] >= 0:
             keep_largest_(weight, keep[t])
-        if same is not None:
+        if first_labels[t] >= 0:
+            assert labels is not None
             assert new_energies is not None
-            squares = weight.to(torch.float64).square()
-            new_energies[place, 0] = squares[same.expand_as(squares)].sum()
-            new_energies[place, 1] = squares[~same.expand_as(squares)].sum()
+            new_energies[place] = labelled_energies([weight], labels, [first_labels[t]])[0]
             place += 1
+
+
+def labelled_energies(weights: Sequence[Tensor], labels: Tensor, first_labels: Sequence[int]) -> Tensor:
+    """Specifies the operator of that name: the energies of weights of the loss, as :func:`adamw_` takes them.
+
+    The compiled operators find the bits that a step finds of the same weights.
+
+    Args:
+        weights: of shape (out, in, *kernel).
+        labels: as for :func:`adamw_`.
+        first_labels: the place of each weight's first label.
+
+    Returns:
+        Float64, (weights, 2): inside clusters and across them.
+    """
+    energies = []
+    for weight, first in zip(weights, first_labels, strict=True):
+        squares = weight.to(torch.float64).square()
+        same = _same_cluster(weight, labels, first).expand_as(squares)
+        energies.append(torch.stack([squares[same].sum(), squares[~same].sum()]))
+    return torch.stack(energies)
 
 
 def _same_cluster(weight: Tensor, labels: Tensor, first: int) -> Tensor:

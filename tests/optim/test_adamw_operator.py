@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modfast import reference
-from modfast.optim.operators import adamw_
+from modfast.optim.operators import adamw_, labelled_energies
 from modfast.reference.optim import keep_largest_, memory_offsets, round_stochastically
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -83,7 +83,7 @@ def arguments(weights, *, dtype_of_grads=None, labelled=(), seed=0, **options):
         "new_energies": None if energies is None else torch.full_like(energies, torch.nan),
         "slope": 0.7,
         "keep": [],
-        "floors": None,
+        "thresholds": None,
         "lr": 1e-2,
         "lr_tensor": None,
         "beta1": 0.9,
@@ -111,9 +111,6 @@ def energies_of(weights, labels, firsts):
 
 def copied(given):
     """The same arguments in memory of their own, in the same layouts."""
-    clone = lambda value: (
-        value.clone(memory_format=torch.preserve_format) if isinstance(value, torch.Tensor) else value
-    )  # noqa: E731
 
     def same_layout(tensor):
         made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
@@ -122,7 +119,9 @@ def copied(given):
     return {
         name: [same_layout(v) if isinstance(v, torch.Tensor) else v for v in value]
         if isinstance(value, list)
-        else clone(value)
+        else value.clone()
+        if isinstance(value, torch.Tensor)
+        else value
         for name, value in given.items()
     }
 
@@ -191,7 +190,7 @@ def test_gradients_of_other_types(dtype, grad_dtype, scaled):
 def test_many_weights_at_once_are_as_one_by_one():
     weights = [random_weight((20 + t, 30), torch.float32, t) for t in range(30)]
     weights += [random_weight((300, 400), torch.float32, 99), random_weight((17,), torch.float32, 98)]
-    given = arguments(weights, labelled=tuple(range(0, 30, 2)) + (30,))
+    given = arguments(weights, labelled=(*range(0, 30, 2), 30))
     assert_same(run(adamw_, copied(given)), run(reference.adamw_, copied(given)), torch.float32)
 
 
@@ -250,12 +249,12 @@ def kept_shapes():
 def test_keeps_exactly_the_largest(shape, dtype, share):
     weight = random_weight(shape, dtype)
     count = math.ceil(share * weight.numel())
-    given = arguments([weight], labelled=(0,), floors=torch.zeros(1, dtype=torch.int64))
+    given = arguments([weight], labelled=(0,), thresholds=torch.zeros(1, 2, dtype=torch.int64))
     plain = run(adamw_, copied(given))
     expected = plain["weights"][0].clone()
     keep_largest_(expected, count)
-    for _ in range(2):  # the second time with what the first left in floors
-        ours = run(adamw_, copied(given) | {"keep": [count], "floors": given["floors"]})
+    for _ in range(2):  # the second time with what the first left in thresholds
+        ours = run(adamw_, copied(given) | {"keep": [count], "thresholds": given["thresholds"]})
         assert torch.equal(ours["weights"][0], expected)
         assert torch.equal(ours["exp_avgs"][0], plain["exp_avgs"][0]), "the moments of zeroed weights live on"
         of_kept = energies_of([expected], given["labels"].split([shape[0], shape[1]]), [0])
@@ -263,12 +262,12 @@ def test_keeps_exactly_the_largest(shape, dtype, share):
 
 
 @pytest.mark.parametrize("floor", [-5, 0, 2000, 4095, 2**40])
-def test_what_is_in_floors_changes_nothing(floor):
+def test_what_is_in_thresholds_changes_nothing(floor):
     given = arguments(
         [random_weight((300, 500), torch.float32), random_weight((30, 50), torch.float32)], keep=[777, 77]
     )
     expected = run(adamw_, copied(given))
-    ours = run(adamw_, copied(given) | {"floors": torch.full((2,), floor)})
+    ours = run(adamw_, copied(given) | {"thresholds": torch.full((2, 2), floor)})
     assert all(torch.equal(a, b) for a, b in zip(ours["weights"], expected["weights"], strict=True))
 
 
@@ -346,6 +345,68 @@ def one_thread_and():
 
     yield both
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(40, 50), (300, 500)], ids=str)
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_steps_in_a_row_keep_the_largest_wherever_the_threshold_moves(shape, dtype, stochastic):
+    if stochastic and dtype != torch.bfloat16:
+        pytest.skip("rounded to the nearest")
+    given = arguments([random_weight(shape, dtype)], labelled=(0,), stochastic_rounding=stochastic)
+    thresholds = torch.zeros(1, 2, dtype=torch.int64)
+    generator = torch.Generator("cpu").manual_seed(3)
+    # A threshold that moves little, jumps, and jumps back; and weights that others change.
+    for share, lr in [
+        (0.5, 1e-4),
+        (0.5, 1e-4),
+        (0.1, 1e-4),
+        (0.1, 1.0),
+        (0.1, 1e-9),
+        (0.9, 1e-4),
+        (0.9, 30.0),
+        (0.2, 0.0),
+    ]:
+        count = math.ceil(share * given["weights"][0].numel())
+        given["grads"][0].copy_(torch.randn(shape, generator=generator) * 0.1)
+        plain = run(adamw_, copied(given) | {"lr": lr})
+        expected = plain["weights"][0].clone()
+        keep_largest_(expected, count)
+        run(adamw_, given | {"lr": lr, "keep": [count], "thresholds": thresholds})
+        assert torch.equal(given["weights"][0], expected)
+        assert torch.equal(given["exp_avgs"][0], plain["exp_avgs"][0])
+        if lr == 1e-9:
+            given["weights"][0].mul_(100)
+        given["energies"] = labelled_energies(given["weights"], given["labels"], [0])
+
+
+@pytest.mark.parametrize(
+    "threshold", [[1, 1], [2**40, 2**62], [10**9, 1], [10**9, 10**9], [0x7F800001, 5], [3, -1]]
+)
+def test_any_window_gives_the_same(threshold):
+    given = arguments(
+        [random_weight((300, 500), torch.float32), random_weight((30, 50), torch.float32)], keep=[777, 77]
+    )
+    for weight in given["weights"]:
+        weight[::2] = 0
+        weight[0, :20] = torch.nan
+        weight[1, :20] = torch.inf
+    expected = run(adamw_, copied(given))
+    ours = run(adamw_, copied(given) | {"thresholds": torch.tensor([threshold, threshold])})
+    for a, b in zip(ours["weights"], expected["weights"], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("keep", [-1, 900])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_energies_of_a_pass_have_the_bits_of_those_of_the_step(dtype, keep, layout):
+    for shape in [(40, 50), (300, 500), (8, 40, 3, 3)]:
+        given = arguments([dict(layouts(random_weight(shape, dtype)))[layout]], labelled=(0,), keep=[keep])
+        if keep >= 0 and layout == "transposed" and len(shape) > 2:
+            continue
+        run(adamw_, given)
+        assert torch.equal(labelled_energies(given["weights"], given["labels"], [0]), given["new_energies"])
 
 
 # --- Stochastic rounding.
