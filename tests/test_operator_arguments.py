@@ -119,16 +119,18 @@ def other_tensors(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     yield "0-D", tensor.new_zeros(())
     yield "another dimension", tensor.unsqueeze(-1)
     yield "one dimension", tensor.reshape(-1)
-    yield "empty", tensor[:0]
-    yield "shorter", tensor[:-1]
-    yield "longer", torch.cat([tensor, tensor])
-    yield "narrower", tensor[..., :-1]
+    if tensor.dim() > 0:
+        yield "empty", tensor[:0]
+        yield "shorter", tensor[:-1]
+        yield "longer", torch.cat([tensor, tensor])
+        yield "narrower", tensor[..., :-1]
     for dtype in (torch.int32, LONG, torch.float16, torch.float32, DOUBLE, torch.bool, torch.complex64):
         yield str(dtype), tensor.to(dtype)
     yield "sparse", tensor.to_sparse()
-    yield "strided", tensor.repeat_interleave(2, -1)[..., ::2]
-    yield "transposed", tensor.T if tensor.dim() == 2 else tensor
-    yield "expanded", tensor[:1].expand(tensor.shape)
+    if tensor.dim() > 0:
+        yield "strided", tensor.repeat_interleave(2, -1)[..., ::2]
+        yield "transposed", tensor.T if tensor.dim() == 2 else tensor
+        yield "expanded", tensor[:1].expand(tensor.shape)
     for number in WRONG_NUMBERS.get(tensor.dtype, (torch.nan, torch.inf, -1.0)):
         changed = tensor.clone()
         changed.view(-1)[-1] = number
