@@ -334,13 +334,15 @@ class EnmeshmentLoss(nn.Module):
                 places.append(index)
             return self._reduce(_in_order(parts, places), stored)
 
-    def _accumulate_computed(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
+    def _accumulate_computed(
+        self, members: Sequence[int], stored: Sequence[Tensor], factor: float | Tensor
+    ) -> Tensor:
         """Accumulate gradients of computed weights by autograd; return their losses: float64, (members,)."""
         with torch.enable_grad():
             losses = self._losses(stored, members)
         leaves = leaves_of(losses)
         # Not by backward(), which would run the hooks of DistributedDataParallel out of turn.
-        grads = torch.autograd.grad(losses, leaves, torch.full_like(losses, factor), allow_unused=True)
+        grads = torch.autograd.grad(losses, leaves, torch.ones_like(losses) * factor, allow_unused=True)
         with torch.no_grad():
             for leaf, grad in zip(leaves, grads, strict=True):
                 if grad is not None:

@@ -1,0 +1,261 @@
+"""AdamW in one pass over the weights, with the gradient of the enmeshment loss and top-k sparsity inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modfast.arguments import Number
+from modfast.energy.loss import EnmeshmentLoss
+
+from .call import Step
+from .checks import check_loaded, check_options, check_parameter
+from .keep import Keep, KeepChoices, check_keep
+from .plan import Plan
+from .state import loaded_state
+
+_WEIGHT = Number(0, included=True)
+
+
+class AdamW(torch.optim.AdamW):
+    __doc__ = """TODO"""
+
+    # GradScaler hands its scale and what it found to optimisers with this mark.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        enmeshment: EnmeshmentLoss | None = None,
+        enmeshment_weight: float = 0.0,
+        keep: Keep | None = None,
+        keep_layers: KeepChoices | None = None,
+        stochastic_rounding: bool = False,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        check_options(
+            {
+                "amsgrad": amsgrad,
+                "maximize": maximize,
+                "foreach": foreach,
+                "differentiable": differentiable,
+                "fused": fused,
+            }
+        )
+        if enmeshment is not None and not isinstance(enmeshment, EnmeshmentLoss):
+            raise TypeError(
+                f"enmeshment must be a modfast.EnmeshmentLoss or None, got {type(enmeshment).__name__}"
+            )
+        if not isinstance(stochastic_rounding, bool):
+            raise TypeError(
+                f"stochastic_rounding must be True or False, got {type(stochastic_rounding).__name__}"
+            )
+        self.enmeshment = enmeshment
+        self.enmeshment_weight = enmeshment_weight
+        self.keep = keep
+        if keep is None and keep_layers is not None:
+            raise ValueError("keep_layers needs keep, the share of weights that stay in these layers")
+        self.stochastic_rounding = stochastic_rounding
+        self._keep_layers = list(keep_layers) if isinstance(keep_layers, Iterator) else keep_layers
+        self._plan: Plan | None = None
+        self._loaded: dict[str, Any] | None = None
+        super().__init__(
+            params, lr, betas, eps, weight_decay, False, capturable=capturable, foreach=None, fused=True
+        )
+        self._is_constructed = True
+        self._planned()
+
+    @property
+    def enmeshment_weight(self) -> float:
+        """The factor of the loss; it may be changed between steps.
+
+        Raises:
+            ValueError: it is set to no finite number of at least 0, or there is no loss.
+        """
+        return self._enmeshment_weight
+
+    @enmeshment_weight.setter
+    def enmeshment_weight(self, weight: float) -> None:
+        if weight not in _WEIGHT:
+            raise ValueError(f"enmeshment_weight must be {_WEIGHT}, got {weight!r}")
+        if weight and self.enmeshment is None:
+            raise ValueError(f"enmeshment_weight needs enmeshment, the loss that it weights, got {weight!r}")
+        self._enmeshment_weight = float(weight)
+
+    @property
+    def keep(self) -> Keep | None:
+        """Which share of each matrix stays non-zero; it may be changed between steps.
+
+        Raises:
+            ValueError, TypeError: it is set to no number in (0, 1], no function and not None.
+        """
+        return self._keep
+
+    @keep.setter
+    def keep(self, keep: Keep | None) -> None:
+        check_keep(keep)
+        self._keep = keep
+
+    @property
+    def enmeshment_value(self) -> Tensor | None:
+        """The loss of the weights as they are now, detached, as ``enmeshment()`` gives it.
+
+        It costs no pass over weights that only steps have changed; those that others changed, frozen and
+        computed ones cost one. None if there is no loss.
+        """
+        loss = self.enmeshment
+        if loss is None:
+            return None
+        with torch.no_grad():
+            plan = self._plan
+            if plan is None or not plan.has_layers_of(loss):
+                plan = self._plan = Plan(self.param_groups, loss, self._keep is not None, self._keep_layers)
+            losses, stored = plan.losses(loss)
+            return loss._reduce(losses, stored)
+
+    def _planned(self) -> Plan:
+        """The plan of the next step.
+
+        Raises:
+            ValueError, TypeError: the parameters do not fit the loss, or what is to be kept sparse.
+        """
+        plan, is_kept = self._plan, self._keep is not None
+        if plan is None or not plan.is_for(self.param_groups, self.enmeshment, is_kept):
+            plan = Plan(self.param_groups, self.enmeshment, is_kept, self._keep_layers)
+            self._plan = plan
+        if not plan.is_checked:
+            plan.check()
+        return plan
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own, as ``torch.optim.Optimizer.add_param_group``.
+
+        Raises:
+            ValueError, TypeError: an option or a parameter does not fit; the groups stay as they were.
+        """
+        super().add_param_group(param_group)
+        try:
+            number = len(self.param_groups) - 1
+            group = self.param_groups[number]
+            check_options(group, f" in parameter group {number}")
+            for place, parameter in enumerate(group["params"]):
+                check_parameter(parameter, f"parameter {place} of group {number}")
+            if "_is_constructed" in self.__dict__:
+                self._planned()
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step.
+
+        Args:
+            closure: computes the model's loss anew, with gradients, and returns it.
+
+        Returns:
+            What the closure returns; None without one.
+
+        Raises:
+            ValueError: a gradient is sparse, or not spread over processes as its parameter is; a weight to
+                keep sparse has rows that do not follow one another in memory; a weight of the loss is
+                trained, and no parameter group has it.
+            RuntimeError: parameters share memory, or the loss was pickled and not attached to a model since.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if torch.is_inference_mode_enabled():
+            # What is made in inference mode could not be used outside it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._step()
+        else:
+            self._step()
+        return result
+
+    def _step(self) -> None:
+        plan = self._planned()
+        loss, slope = self.enmeshment, 0.0
+        if loss is not None:
+            slope = self._enmeshment_weight
+            if loss.reduction == "mean":
+                slope /= len(loss._layers)
+        step = Step(
+            slope,
+            self._keep,
+            self.stochastic_rounding,
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
+        if plan.layers is not None and slope != 0.0:
+            plan.layers.accumulate_computed(slope, step.grad_scale)
+        plan.look_at_states(self.state)
+        for terms in plan.calls:
+            group = self.param_groups[terms.number]
+            check_options(group, f" in parameter group {terms.number}")
+            step.update(terms, group, self.state)
+        if step.exchanged:
+            step.exchange()
+        plan.remember_states(self.state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of this or of ``torch.optim.AdamW``, fused or not, into memory of its own.
+
+        Moments stay float32 (float64 for float64 parameters), whatever the parameters' type.
+
+        Args:
+            state_dict: from ``state_dict()`` of either.
+
+        Raises:
+            ValueError: it has ``amsgrad``, ``maximize`` or ``differentiable`` set, tensors of another
+                optimiser, or a moment of another shape; nothing has changed then.
+        """
+        given: dict[str, Any] = {}
+
+        def look(_: Any, loaded: dict[str, Any]) -> None:
+            check_loaded(loaded)
+            given.update(loaded)
+
+        # The last of the hooks: it sees what those of others made of the state.
+        handle = self.register_load_state_dict_pre_hook(look)
+        self._loaded = given
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loaded = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("enmeshment", "_enmeshment_weight", "_keep", "_keep_layers", "stochastic_rounding")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in names}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+        self._is_constructed = True
+        loaded = self.__dict__.get("_loaded")
+        for number, group in enumerate(self.param_groups):
+            # Those of an optimiser that was not fused.
+            group["fused"], group["foreach"] = True, None
+            if loaded is None:
+                continue
+            keys = loaded["param_groups"][number]["params"]
+            for key, parameter in zip(keys, group["params"], strict=True):
+                # PyTorch has cast the moments to the parameter's type, from which float32 does not come back.
+                if values := loaded["state"].get(key):
+                    self.state[parameter] = loaded_state(parameter, values, f"parameter {key}")
