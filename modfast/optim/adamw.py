@@ -1,4 +1,4 @@
-"""AdamW in one pass over the weights, with the gradient of the enmeshment loss and top-k sparsity inside it."""
+"""AdamW in one pass over the weights, with the enmeshment loss's gradient and top-k sparsity inside it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,88 @@ _WEIGHT = Number(0, included=True)
 
 
 class AdamW(torch.optim.AdamW):
-    __doc__ = """TODO"""
+    """``torch.optim.AdamW``, with the gradient of an enmeshment loss and weight sparsity in its one pass.
+
+    Each weight, its gradient and its moments are read and written once, by one call for all parameters of a
+    group. In that pass the gradient of ``enmeshment_weight * enmeshment()`` is added, the energies of the
+    new weight are summed for the next step, and, with ``keep``, all but the largest magnitudes of each
+    matrix become 0. There is no backward pass of the loss and no other pass over the weights.
+
+    When to use which: this optimiser in training loops of your own. ``torch.optim.AdamW`` with
+    ``enmeshment.accumulate_grad_(0.7)`` before each step, if gradients are clipped together with that of the
+    loss, or changed by other means between the two; any other optimiser likewise. Both give the same weights
+    up to rounding. The gradients in ``.grad`` never hold that of the loss here, but for computed weights.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or dicts of groups with options of their own, as in
+            ``torch.optim``. Float32, float64, float16 or bfloat16, of any shape, layout and device;
+            ``DTensor`` (FSDP2, tensor parallelism) as well. Frozen parameters of other types are skipped.
+        lr: the learning rate, a number or a tensor of one element.
+        betas: the decays of the moments.
+        eps: added to the root of the second moment.
+        weight_decay: as a share of the learning rate.
+        enmeshment: the loss. Its weights must be in ``params``, unless they are frozen: these count in the
+            value and get nothing. A computed weight (parametrised, LoRA) passes its gradient on by autograd.
+        enmeshment_weight: the factor of the loss, a finite number of at least 0; an attribute that may be
+            changed between steps. With ``reduction="none"`` the gradient is that of the sum. Unless it is
+            0, a weight of the loss without a gradient takes a step with that of the loss alone; other
+            parameters without one are skipped.
+        keep: the share of each matrix that stays non-zero after a step, in (0, 1]: of n elements
+            ``ceil(keep * n)``, in exact decimal arithmetic, those of the largest magnitudes; of equal ones
+            the first in memory, and NaN before all. Or a function that returns it for a step's number (1 for
+            a parameter's first), which on a GPU waits for the device. An attribute that may be changed.
+            Moments of weights that became 0 live on, so that these may come back.
+        keep_layers: which matrices: names, globs or functions of layers of the loss; modules, for the linear
+            layers in them (a model: all of its), or themselves if they are a layer, such as a convolution;
+            parameters. By default the layers of the loss. Without a loss every parameter of two dimensions:
+            tensors do not know what they are used for, so give the model if it has embeddings. Parameters
+            that come with names raise where a name is an embedding's. Frozen ones are left alone.
+        stochastic_rounding: round bfloat16 weights up or down at random, with the probabilities that keep
+            their mean, not to the nearest. The same run has the same bits.
+        amsgrad, maximize, differentiable: must be False.
+        foreach: must not be True.
+        fused: must not be False.
+        capturable: accepted. No step waits for a GPU, except for ``keep`` as a function and for a learning
+            rate on another device than the weights, so that CUDA graphs can capture steps, after one step
+            outside. A graph repeats ``enmeshment_weight``, ``keep`` and a learning rate that is no tensor on
+            the GPU as they were.
+
+    Raises:
+        TypeError: ``enmeshment`` is no ``EnmeshmentLoss``, a parameter is complex or of integers, a choice of
+            layers is of another kind, or a matrix to keep sparse is spread over processes, whose largest
+            magnitudes no process knows.
+        ValueError: a number is out of range; a trained weight of the loss or of ``keep_layers`` is in no
+            group; a matrix to keep sparse is computed, or may be a stack or a kernel; a name is an
+            embedding's; options that a step does not have; see :meth:`step` and :meth:`load_state_dict` too.
+
+    State, ``state_dict()`` and parameter groups are those of ``torch.optim.AdamW``, and can be loaded by
+    either: ``step`` (float32, on the parameter's device), ``exp_avg`` and ``exp_avg_sq`` (float64 for
+    float64 parameters, else float32: half types too). Learning-rate schedulers, hooks, ``GradScaler`` and
+    ``torch.distributed.checkpoint`` work as with any optimiser. A gradient of float64 for a weight of another
+    type, and the reverse, is cast before its step. A pickled optimiser keeps a loss without a model:
+    ``optimizer.enmeshment.attach(model)``. ``torch.compile`` runs a step as it is.
+
+    Between steps the energies hold as long as a weight's memory and version (``Tensor._version``) do. One
+    that others changed (in place, by ``load_state_dict``, ``.data = ...``, ``.to``), and new partitions, cost
+    one pass. In-place changes of ``weight.data`` are not counted by PyTorch and not noticed: change the
+    weight itself, within ``torch.no_grad()``.
+
+    Source: AdamW is arXiv 1711.05101, enmeshment arXiv 2409.15747; sparsity by the largest magnitudes after
+    each step is arXiv 2511.13653.
+
+    Example:
+        >>> from torch import nn
+        >>> from modfast import EnmeshmentLoss
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> loss = EnmeshmentLoss(model, 4, layers=["0"])
+        >>> optimizer = AdamW(model.parameters(), enmeshment=loss, enmeshment_weight=0.7, keep=0.5)
+        >>> nn.functional.cross_entropy(model(torch.randn(2, 8)), torch.tensor([0, 3])).backward()
+        >>> optimizer.step()
+        >>> torch.allclose(optimizer.enmeshment_value, loss())
+        True
+        >>> int(model[0].weight.count_nonzero())
+        32
+    """
 
     # GradScaler hands its scale and what it found to optimisers with this mark.
     _step_supports_amp_scaling = True
@@ -159,7 +240,7 @@ class AdamW(torch.optim.AdamW):
             self.param_groups.pop()
             raise
 
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch.optim.Optimizer does; imports no compiler
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step.

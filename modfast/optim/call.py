@@ -11,12 +11,13 @@ from torch import Tensor
 
 from modfast.arrays import is_sharded
 from modfast.energy import sharded
+from modfast.library import BACKEND
 
 from .checks import check_gradient
 from .energies import Energies
 from .keep import Keep, kept_counts, share_at, step_numbers
 from .operators import adamw_
-from .state import new_state
+from .state import new_state, wide_dtype
 from .terms import Selection, Terms, local_of
 
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -71,6 +72,7 @@ class Step:
                 if not state[parameter]:
                     state[parameter] = new_state(parameter)
             chosen.states = [state[parameter] for parameter in chosen.params]
+        given = grads
         grads = _fitting(terms, chosen, grads, group)
 
         changed = [
@@ -125,6 +127,8 @@ class Step:
                 self.stochastic_rounding,
             )
         except RuntimeError as error:
+            # The operator refuses in words of its own what fits no parameter, before anything is changed.
+            _check_gradients(terms, chosen, given, group)
             if kept and "keep needs weights whose rows" in str(error):
                 raise ValueError(_cannot_keep(chosen, weights)) from error
             raise
@@ -169,16 +173,19 @@ class Step:
             terms = [term for term, name in enumerate(chosen.kept) if name is not None]
             numbers = step_numbers([steps[term] for term in terms])
             shares = {number: share_at(self.keep, number) for number in dict.fromkeys(numbers)}
-            counts = [-1] * len(chosen.kept)
-            for term, number in zip(terms, numbers, strict=True):
-                (counts[term],) = kept_counts(shares[number], [chosen.sizes[term]])
-            return counts
-        if chosen.share != self.keep:
-            counts = kept_counts(self.keep, chosen.sizes)
+            if len(shares) > 1:  # some parameters came later than others
+                counts = [-1] * len(chosen.kept)
+                for term, number in zip(terms, numbers, strict=True):
+                    (counts[term],) = kept_counts(shares[number], [chosen.sizes[term]])
+                return counts
+            (share,) = shares.values()
+        else:
+            share = self.keep
+        if chosen.share != share:
+            chosen.share, counts = share, kept_counts(share, chosen.sizes)
             chosen.counts = [
                 -1 if name is None else count for name, count in zip(chosen.kept, counts, strict=True)
             ]
-            chosen.share = self.keep
         return chosen.counts
 
 
@@ -195,16 +202,34 @@ def _fitting(terms: Terms, chosen: Selection, grads: list[Tensor], group: Mappin
     """
     types = {grad.dtype for grad in grads}
     own = {parameter.dtype for parameter in chosen.params}
-    usual = types <= _NARROW and own <= _NARROW or types == own == _DOUBLE
-    if terms.is_plain and usual and {grad.layout for grad in grads} == {torch.strided}:
+    if own != chosen.types:
+        _cast_moments(chosen)
+        chosen.types = own
+    usual = (types <= _NARROW and own <= _NARROW) or types == own == _DOUBLE
+    if terms.is_plain and usual and BACKEND != "reference":
         return grads
-    result = []
+    _check_gradients(terms, chosen, grads, group)
+    return [
+        grad
+        if (grad.dtype == torch.float64) is (parameter.dtype == torch.float64)
+        else grad.to(parameter.dtype)
+        for parameter, grad in zip(chosen.params, grads, strict=True)
+    ]
+
+
+def _check_gradients(
+    terms: Terms, chosen: Selection, grads: Sequence[Tensor], group: Mapping[str, Any]
+) -> None:
+    """Raises what :func:`check_gradient` raises for any of them."""
     for index, parameter, grad in zip(chosen.indices, chosen.params, grads, strict=True):
         check_gradient(parameter, grad, terms.name_of(index, group))
-        if (grad.dtype == torch.float64) is not (parameter.dtype == torch.float64):
-            grad = grad.to(parameter.dtype)
-        result.append(grad)
-    return result
+
+
+def _cast_moments(chosen: Selection) -> None:
+    """Cast the moments of parameters that are of another type than when these were made."""
+    for parameter, state in zip(chosen.params, chosen.states, strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = state[name].to(wide_dtype(parameter.dtype))
 
 
 def _laid_out_alike(chosen: Selection, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:

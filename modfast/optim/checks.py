@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from modfast.shapes import FLOATS
@@ -60,7 +61,7 @@ def check_gradient(parameter: Tensor, grad: Tensor, where: str) -> None:
     """
     if parameter.dtype not in FLOATS:
         raise TypeError(f"{where} must be float32, float64, float16 or bfloat16, got {parameter.dtype}")
-    if grad.is_sparse or not str(grad.layout).endswith("strided"):
+    if grad.layout != torch.strided:
         raise ValueError(
             f"the gradient of {where} must be dense, got {grad.layout}: use sparse=False, or "
             "torch.optim.SparseAdam"
@@ -68,7 +69,8 @@ def check_gradient(parameter: Tensor, grad: Tensor, where: str) -> None:
     wanted, given = getattr(parameter, "placements", None), getattr(grad, "placements", None)
     if wanted != given:
         raise ValueError(
-            f"the gradient of {where} must be spread over processes as its parameter is, {wanted}, got {given}"
+            f"the gradient of {where} must be spread over processes as its parameter is, by {wanted}, "
+            f"got {given}"
         )
 
 

@@ -44,9 +44,9 @@ def check_share(name: str, share: object) -> float:
     """
     if isinstance(share, bool) or not isinstance(share, Real):
         raise TypeError(f"{name} must be a number in (0, 1], got {type(share).__name__}")
-    if not 0.0 < share <= 1.0:
+    if not 0.0 < float(share) <= 1.0:
         raise ValueError(f"{name} must be a number in (0, 1], got {share}")
-    return share  # type: ignore[return-value]
+    return share  # type: ignore[return-value]  # as it is given, since its decimal digits count
 
 
 def check_keep(keep: object) -> None:
@@ -86,19 +86,17 @@ def share_at(keep: Keep, step: int) -> float:
 
 
 def step_numbers(steps: Sequence[Tensor]) -> list[int]:
-    """The numbers that step tensors have after the step that comes now.
+    """The numbers that step tensors, all on one device, have after the step that comes now.
 
     Raises:
         RuntimeError: a CUDA graph is captured, which would repeat the numbers of now.
     """
-    on_gpu = any(step.is_cuda for step in steps)
-    if on_gpu and torch.cuda.is_current_stream_capturing():
+    if steps[0].is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "keep must be a number while a CUDA graph is captured, got a function: the graph would repeat "
             "one of its values for ever"
         )
-    numbers = torch.stack(list(steps)).tolist() if on_gpu else [float(step) for step in steps]
-    return [int(number) + 1 for number in numbers]
+    return [int(number) + 1 for number in torch.stack(list(steps)).tolist()]
 
 
 def chosen_places(
@@ -153,8 +151,8 @@ def _matrices(groups: Sequence[Mapping[str, Any]]) -> Places:
                 continue
             if known is not None and any(part in known.lower() for part in _EMBEDDING_PARTS):
                 raise ValueError(
-                    f"keep: {name!r} is an embedding's by its name, which is no linear layer's: say which "
-                    "weights to keep sparse by keep_layers, such as keep_layers=model for all its linear layers"
+                    f"keep: {name!r} is an embedding's by its name, no linear layer's: say which weights "
+                    "to keep sparse by keep_layers, such as keep_layers=model for all its linear layers"
                 )
             places[id(parameter)] = {None: name}
     if not places:

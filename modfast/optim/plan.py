@@ -94,7 +94,7 @@ class Plan:
             self._state, self._states = state, list(state.values())
 
     def losses(self, loss: EnmeshmentLoss) -> tuple[Tensor, list[Tensor]]:
-        """The losses of all layers of the plan's loss as the weights are now, and the tensors that hold these.
+        """The losses of all layers of the loss as the weights are now, and the tensors that hold these.
 
         Those of weights that are no parameter of a group, or that others changed, cost a pass over them.
 

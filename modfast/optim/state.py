@@ -46,8 +46,8 @@ def loaded_state(parameter: Tensor, values: Mapping[str, Any], where: str) -> di
                 )
             if is_sharded(value) != is_sharded(parameter):
                 raise ValueError(
-                    f"the loaded {name} of {where} must be a {type(parameter.data).__name__} as the parameter "
-                    f"is, got a {type(value).__name__}: load it by torch.distributed.checkpoint"
+                    f"the loaded {name} of {where} must be a {type(parameter.data).__name__} as the "
+                    f"parameter is, got a {type(value).__name__}: load it by torch.distributed.checkpoint"
                 )
             state[name].copy_(value)
     return state

@@ -19,9 +19,10 @@ from .layers import LossLayers
 
 def local_of(tensor: Any) -> Tensor:
     """This process's piece of a ``DTensor``, in the very tensor that counts how often it was changed."""
-    piece: Any = tensor._local_tensor
+    piece = tensor._local_tensor
     # A piece that is still on its way from other processes has to be waited for.
-    return piece.wait() if hasattr(piece, "wait") else piece
+    arrived: Tensor = piece.wait() if hasattr(piece, "wait") else piece
+    return arrived
 
 
 class Held(NamedTuple):
@@ -148,6 +149,7 @@ class Selection:
     Attributes:
         indices: their places among the parameters of the call.
         states: the state of each, found by the optimiser.
+        types: those of the parameters when the moments were looked at last.
         first_labels: of each term.
         places: the rows of the energies that the terms have, in their order.
         has_rows: whether there are any.
@@ -162,6 +164,7 @@ class Selection:
         self.indices = indices
         self.params = [terms.params[index] for index in indices]
         self.states: list[dict[str, Tensor]] = []
+        self.types: set[torch.dtype] = set()
         chosen = [terms.held[index] for index in indices]
         self.first_labels = [first for held in chosen for first in held.first_labels]
         self.places = places = [row for held in chosen for row in held.rows if row >= 0]
