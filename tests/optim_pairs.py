@@ -1,4 +1,4 @@
-"""Train two copies of a model: one by the optimiser with the loss in it, one by PyTorch's and the loss beside."""
+"""Train two copies of a model: by the optimiser with the loss in it, and by PyTorch's beside the loss."""
 
 import copy
 
@@ -42,7 +42,7 @@ class Pair:
     def assert_alike(self, tolerance=None):
         """All parameters are alike, and the kept value is the loss."""
         with torch.no_grad():
-            # Not of each parameter: of biases, which begin at 0, that is less than PyTorch's own rounding leaves.
+            # Not of each parameter: of biases, which begin at 0, that is less than rounding leaves.
             size = max(float(p.abs().max()) for p in self.models[1].parameters() if p.numel())
             for (name, one), other in zip(
                 self.models[0].named_parameters(), self.models[1].parameters(), strict=True

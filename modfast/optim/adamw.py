@@ -309,7 +309,7 @@ class AdamW(torch.optim.AdamW):
         given: dict[str, Any] = {}
 
         def look(_: Any, loaded: dict[str, Any]) -> None:
-            check_loaded(loaded)
+            check_loaded(loaded, self.param_groups)
             given.update(loaded)
 
         # The last of the hooks: it sees what those of others made of the state.
@@ -339,4 +339,4 @@ class AdamW(torch.optim.AdamW):
             for key, parameter in zip(keys, group["params"], strict=True):
                 # PyTorch has cast the moments to the parameter's type, from which float32 does not come back.
                 if values := loaded["state"].get(key):
-                    self.state[parameter] = loaded_state(parameter, values, f"parameter {key}")
+                    self.state[parameter] = loaded_state(parameter, values)

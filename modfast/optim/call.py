@@ -115,7 +115,7 @@ class Step:
                 new,
                 self.slope,
                 kept,
-                chosen.floors if kept else None,
+                chosen.thresholds if kept else None,
                 0.0 if on_gpu else float(rate),
                 _number_on(rate, terms.device) if on_gpu else None,
                 float(group["betas"][0]),
@@ -167,7 +167,7 @@ class Step:
 
     def _kept(self, chosen: Selection, steps: Sequence[Tensor]) -> list[int]:
         """How many elements of each term stay; -1 stands for all, nothing for all of all terms."""
-        if self.keep is None or chosen.floors is None:
+        if self.keep is None or chosen.thresholds is None:
             return []
         if callable(self.keep):
             terms = [term for term, name in enumerate(chosen.kept) if name is not None]

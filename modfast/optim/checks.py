@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modfast.arrays import is_sharded
 from modfast.shapes import FLOATS
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
@@ -74,18 +75,40 @@ def check_gradient(parameter: Tensor, grad: Tensor, where: str) -> None:
         )
 
 
-def check_loaded(state_dict: Mapping[str, Any]) -> None:
+def check_loaded(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
     """Raises for a state that is not that of an AdamW with these options, before anything is loaded.
 
+    Args:
+        state_dict: the state.
+        groups: the parameter groups that get it.
+
     Raises:
-        ValueError: it has options or tensors that this optimiser does not have, or lacks some.
+        ValueError: it has options or tensors that this optimiser does not have, lacks some, or they are of
+            another shape than the parameters, or only one of both is a ``DTensor``.
     """
-    for number, group in enumerate(state_dict["param_groups"]):
-        unfused = {name: value for name, value in group.items() if name in _WITHOUT}
-        check_options(unfused, f" in group {number} of the loaded state")
-    for key, values in state_dict["state"].items():
-        if values and set(values) != set(STATE_KEYS):
+    for number, (saved, group) in enumerate(zip(state_dict["param_groups"], groups, strict=False)):
+        unknown = {name: value for name, value in saved.items() if name in _WITHOUT}
+        check_options(unknown, f" in group {number} of the loaded state")
+        for key, parameter in zip(saved["params"], group["params"], strict=False):
+            if values := state_dict["state"].get(key):
+                _check_loaded_of(key, values, parameter)
+
+
+def _check_loaded_of(key: object, values: Mapping[str, Any], parameter: Tensor) -> None:
+    if set(values) != set(STATE_KEYS):
+        raise ValueError(
+            f"the loaded state of parameter {key} must hold {', '.join(STATE_KEYS)}, "
+            f"got {', '.join(sorted(map(str, values)))}"
+        )
+    for name in ("exp_avg", "exp_avg_sq"):
+        value = values[name]
+        if value.shape != parameter.shape:
             raise ValueError(
-                f"the loaded state of parameter {key} must hold {', '.join(STATE_KEYS)}, "
-                f"got {', '.join(sorted(map(str, values)))}"
+                f"the loaded {name} of parameter {key} must have shape {tuple(parameter.shape)}, "
+                f"got {tuple(value.shape)}"
+            )
+        if is_sharded(value) != is_sharded(parameter):
+            raise ValueError(
+                f"the loaded {name} of parameter {key} must be a {type(parameter.data).__name__} as the "
+                f"parameter is, got a {type(value).__name__}: load it by torch.distributed.checkpoint"
             )

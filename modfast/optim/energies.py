@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from modfast.energy import sharded
-from modfast.energy.operators import enmeshments_and_energies
-from modfast.partition import Partition
+
+from .operators import labelled_energies
 
 
 class Row(NamedTuple):
@@ -21,21 +21,17 @@ class Row(NamedTuple):
         layer: the layer's index in the loss.
         watched: the index of the tensor that holds the matrix, among those that are watched.
         place: the index of the matrix in that tensor, if it is a stack.
-        row_labels: the cluster of each row of the matrix as it is stored (of this process's piece).
-        col_labels: that of each column.
-        num_clusters: the number of clusters.
+        first_label: the place of its first label among those of its call.
+        shape: (out, in) as it is stored, of this process's piece.
         group: the processes that hold the other pieces.
-        partition: where the labels are from.
     """
 
     layer: int
     watched: int
     place: int | None
-    row_labels: Tensor
-    col_labels: Tensor
-    num_clusters: int
+    first_label: int
+    shape: tuple[int, int]
     group: sharded.Group
-    partition: Partition
 
 
 class Energies:
@@ -44,9 +40,10 @@ class Energies:
     Those of a weight hold as long as its version and its memory are the same.
     """
 
-    def __init__(self, rows: Sequence[Row], count: int, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], labels: Tensor, count: int) -> None:
         self.rows = list(rows)
-        self.values = torch.zeros((len(rows), 2), dtype=torch.float64, device=device)
+        self.values = torch.zeros((len(rows), 2), dtype=torch.float64, device=labels.device)
+        self._labels = labels
         self.groups = [row.group for row in rows]
         self.is_shared = any(group.dims for group in self.groups)
         self._versions: list[int | None] = [None] * count
@@ -83,28 +80,20 @@ class Energies:
         """Take note that the energies are those of tensors that only a step has changed since a refresh."""
         self._versions = _versions(watched)
 
-    @staticmethod
-    def _found(rows: Sequence[Row], watched: Sequence[Tensor]) -> Tensor:
+    def _found(self, rows: Sequence[Row], watched: Sequence[Tensor]) -> Tensor:
         """The energies of some rows, by a pass over their weights."""
-        whole = [watched[row.watched] for row in rows]
-        matrices = [
-            tensor if row.place is None else tensor[row.place]
-            for row, tensor in zip(rows, whole, strict=True)
-        ]
-        for row, matrix in zip(rows, matrices, strict=True):
-            if tuple(matrix.shape[:2]) != (len(row.row_labels), len(row.col_labels)):
+        matrices = []
+        for row in rows:
+            tensor = watched[row.watched]
+            matrix = tensor if row.place is None else tensor[row.place]
+            if tuple(matrix.shape[:2]) != row.shape:
                 raise ValueError(
-                    "enmeshment: a weight has another shape than its partition, "
-                    f"{(len(row.row_labels), len(row.col_labels))} as it is stored, got {tuple(matrix.shape)}"
+                    f"enmeshment: a weight has another shape than its partition, {row.shape} as it is stored, "
+                    f"got {tuple(matrix.shape)}"
                 )
-        _, energies = enmeshments_and_energies(
-            matrices,
-            [row.row_labels for row in rows],
-            [row.col_labels for row in rows],
-            [row.num_clusters for row in rows],
-        )
+            matrices.append(matrix)
+        found: Tensor = labelled_energies(matrices, self._labels, [row.first_label for row in rows])
         groups = [row.group for row in rows]
-        found: Tensor = energies
         return sharded.sum_all_over(found, groups) if any(group.dims for group in groups) else found
 
 

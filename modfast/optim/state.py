@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast.arrays import is_sharded
-
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type of the moments of a weight."""
@@ -28,26 +26,11 @@ def new_state(parameter: Tensor) -> dict[str, Tensor]:
         }
 
 
-def loaded_state(parameter: Tensor, values: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """A state with the values of another one, in memory of its own.
-
-    Raises:
-        ValueError: a moment has not the shape of the parameter, or only one of them is a ``DTensor``.
-    """
+def loaded_state(parameter: Tensor, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state with the values of another one, which fits, in memory of its own."""
     state = new_state(parameter)
     with torch.inference_mode(False), torch.no_grad():
         state["step"].fill_(float(values["step"]))
         for name in ("exp_avg", "exp_avg_sq"):
-            value = values[name]
-            if value.shape != parameter.shape:
-                raise ValueError(
-                    f"the loaded {name} of {where} must have shape {tuple(parameter.shape)}, "
-                    f"got {tuple(value.shape)}"
-                )
-            if is_sharded(value) != is_sharded(parameter):
-                raise ValueError(
-                    f"the loaded {name} of {where} must be a {type(parameter.data).__name__} as the "
-                    f"parameter is, got a {type(value).__name__}: load it by torch.distributed.checkpoint"
-                )
-            state[name].copy_(value)
+            state[name].copy_(values[name])
     return state

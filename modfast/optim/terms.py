@@ -66,6 +66,7 @@ class Terms:
         self.in_loss: list[int] = []
         rows: list[Row] = []
         labels: list[Tensor] = []
+        known = 0  # labels
         by_param: dict[int, dict[int | None, int]] = {}
         for layer, parameter in (layers.fused if layers is not None else {}).items():
             assert layers is not None
@@ -81,13 +82,13 @@ class Terms:
                     held.rows.append(-1)
                     continue
                 assert layers is not None
-                row = _row_of(layers.loss, of_loss[place], parameter, len(self.in_loss))
-                held.first_labels.append(sum(map(len, labels)))
+                of_rows, of_cols, group = _labels_of(layers.loss, of_loss[place], parameter)
+                shape = (len(of_rows), len(of_cols))
+                held.first_labels.append(known)
                 held.rows.append(len(rows))
-                rows.append(row)
-                # Those in no cluster are in none together, so that -1 must not meet -1.
-                cols = torch.where(row.col_labels < 0, -2, row.col_labels)
-                labels += [row.row_labels.to(torch.int32), cols.to(torch.int32)]
+                rows.append(Row(of_loss[place], len(self.in_loss), place, known, shape, group))
+                labels += [of_rows, of_cols]
+                known += sum(shape)
             if of_keep and held.is_sharded:
                 _check_whole(parameter, held)
             if of_loss:
@@ -96,8 +97,8 @@ class Terms:
         self.is_plain = not any(held.is_sharded or held.stacked for held in self.held)
         self.any_kept = any(name is not None for held in self.held for name in held.kept)
         with torch.inference_mode(False), torch.no_grad():
-            self.energies = Energies(rows, len(self.in_loss), self.device) if rows else None
             self.labels = torch.cat(labels) if labels else None
+            self.energies = None if self.labels is None else Energies(rows, self.labels, len(self.in_loss))
         self._watched = [self.params[index] for index in self.in_loss]
         self._watch_pieces = any(self.held[index].is_sharded for index in self.in_loss)
         self._selection: Selection | None = None
@@ -157,7 +158,7 @@ class Selection:
         kept: for each term its name if it keeps only its largest weights.
         sizes: the elements of each term, if any keeps only its largest weights.
         share, counts: which share was kept last, and how many elements of each term that are.
-        floors: what the operator remembers of each kept term.
+        thresholds: what the operator remembers of each kept term.
     """
 
     def __init__(self, terms: Terms, indices: list[int]) -> None:
@@ -178,23 +179,24 @@ class Selection:
             self.sizes: list[int] = []
             self.share: float | None = None
             self.counts: list[int] = []
-            self.floors: Tensor | None = None
+            self.thresholds: Tensor | None = None
             if any(name is not None for name in self.kept):
                 self.sizes = [matrix.numel() for matrix in terms.split(self.params, indices)]
-                self.floors = torch.zeros(len(self.kept), dtype=torch.int64, device=terms.device)
+                self.thresholds = torch.zeros((len(self.kept), 2), dtype=torch.int64, device=terms.device)
 
 
-def _row_of(loss: EnmeshmentLoss, index: int, parameter: Tensor, watched: int) -> Row:
-    layer, partition = loss._layers[index], loss._partitions[index]
-    group = sharded.ALONE
+def _labels_of(loss: EnmeshmentLoss, index: int, parameter: Tensor) -> tuple[Tensor, Tensor, sharded.Group]:
+    """The labels of the rows and the columns of a weight as it is stored: int32, of this process's piece."""
+    layer, group = loss._layers[index], sharded.ALONE
     if is_sharded(parameter):
         rows, cols, group = loss._piece(index, parameter)
     else:
-        placed = partition.to(parameter.device)
+        placed = loss._partitions[index].to(parameter.device)
         rows, cols = placed.row_labels, placed.col_labels
     if layer.stored_transposed:
         rows, cols = cols, rows
-    return Row(index, watched, layer.place, rows, cols, partition.num_clusters, group, partition)
+    # Those in no cluster are in none together, so that -1 must not meet -1.
+    return rows.to(torch.int32), torch.where(cols < 0, -2, cols).to(torch.int32), group
 
 
 def _check_whole(parameter: Any, held: Held) -> None:

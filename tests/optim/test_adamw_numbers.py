@@ -156,9 +156,7 @@ def test_parameters_without_gradients(scale):
     for function in (of_the_bias, objective, of_the_bias):
         pair.step(function)
     pair.assert_alike()
-    steps = {
-        name: float(pair.ours.state[p]["step"]) for name, p in pair.models[0].named_parameters()
-    }
+    steps = {name: float(pair.ours.state[p]["step"]) for name, p in pair.models[0].named_parameters()}
     assert steps["0.bias"] == 1
     assert steps["0.weight"] == (3 if scale else 1)
     assert pair.models[0][0].weight.grad is None
@@ -204,9 +202,7 @@ def test_a_computed_weight_with_frozen_sources_counts():
 def test_half_weights_have_float32_moments(dtype):
     model = nn.Linear(12, 6).to(dtype)
     wide = copy.deepcopy(model).float()
-    optimizer = AdamW(
-        model.parameters(), lr=1e-2, enmeshment=EnmeshmentLoss(model, 3), enmeshment_weight=1.0
-    )
+    optimizer = AdamW(model.parameters(), lr=1e-2, enmeshment=EnmeshmentLoss(model, 3), enmeshment_weight=1.0)
     peer = AdamW(wide.parameters(), lr=1e-2, enmeshment=EnmeshmentLoss(wide, 3), enmeshment_weight=1.0)
     for parameter, other in zip(model.parameters(), wide.parameters(), strict=True):
         parameter.grad = torch.randn_like(parameter)
@@ -260,10 +256,10 @@ def test_a_closure_is_called_with_gradients():
         loss.backward()
         return loss
 
-    before = float(objective(model))
+    before = objective(model).item()
     with torch.no_grad():
-        assert float(optimizer.step(closure)) == pytest.approx(before)
-    assert float(objective(model)) < before
+        assert optimizer.step(closure).item() == pytest.approx(before)
+    assert objective(model).item() < before
 
 
 def test_steps_in_inference_mode():

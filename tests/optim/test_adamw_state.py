@@ -145,10 +145,16 @@ def test_hooks_of_others_see_what_is_loaded():
     [
         (lambda s: s["param_groups"][0].update(amsgrad=True), "amsgrad must be False in group 0"),
         (lambda s: s["param_groups"][0].update(maximize=True), "maximize must be False in group 0"),
-        (lambda s: s["state"][1].update(max_exp_avg_sq=torch.zeros(20)), "parameter 1 must hold step, exp_avg"),
+        (
+            lambda s: s["state"][1].update(max_exp_avg_sq=torch.zeros(20)),
+            "parameter 1 must hold step, exp_avg",
+        ),
         (lambda s: s["state"][1].pop("exp_avg"), "parameter 1 must hold step, exp_avg"),
         (lambda s: s["state"].update({2: {"momentum_buffer": None}}), "got momentum_buffer"),
-        (lambda s: s["state"][1].update(exp_avg=torch.zeros(7)), r"exp_avg of parameter 1 .* \(20,\), got \(7,\)"),
+        (
+            lambda s: s["state"][1].update(exp_avg=torch.zeros(7)),
+            r"exp_avg of parameter 1 .* \(20,\), got \(7,\)",
+        ),
     ],
 )
 def test_states_that_are_refused(change, message):
@@ -209,6 +215,8 @@ def test_named_parameters():
     model = mlp(12, 20, 6)
     optimizer = AdamW(model.named_parameters(), enmeshment=EnmeshmentLoss(model, 3), enmeshment_weight=1.0)
     go_on(model, optimizer, 1)
-    assert optimizer.state_dict()["param_groups"][0]["param_names"] == [n for n, _ in model.named_parameters()]
-    with pytest.raises(ValueError, match="with names"):
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == [
+        n for n, _ in model.named_parameters()
+    ]
+    with pytest.raises(ValueError, match="without names"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
