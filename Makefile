@@ -70,6 +70,7 @@ bench: setup ## time each family beside other implementations and the least poss
 	$(BIN)/python -m benchmarks.spectral.table --json out/bench/spectral.json
 	$(BIN)/python -m benchmarks.circuits.table --json out/bench/circuits.json
 	$(BIN)/python -m benchmarks.circuits.units --json out/bench/units.json
+	$(BIN)/python -m benchmarks.optim.table --json out/bench/optim.json
 
 # A machine with a GPU may have its own PyTorch and no way to download another: these three install nothing.
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace

@@ -72,6 +72,22 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Numbers above 0 and up to 1.
+
+    Example:
+        >>> 1 in Share(), 0.0 in Share(), str(Share())
+        (True, False, 'a number above 0 and at most 1')
+    """
+
+    def __contains__(self, value: object) -> bool:
+        return value in Number(0) and value <= 1  # type: ignore[operator]  # a number, as the first says
+
+    def __str__(self) -> str:
+        return "a number above 0 and at most 1"
+
+
+@dataclass(frozen=True)
 class OneOf:
     """One of a few values.
 
@@ -143,7 +159,7 @@ class Distinct:
         return f"one or more, none of them twice, each {self.each}"
 
 
-Constraint = Integer | Number | OneOf | Flag | NoneOr | Distinct
+Constraint = Integer | Number | Share | OneOf | Flag | NoneOr | Distinct
 
 SEED = Integer(0, 2**63 - 1)
 """What PyTorch's generators take."""

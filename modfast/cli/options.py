@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from modfast.experiment.protocols import PROTOCOLS
 from modfast.models import MODELS
-from modfast.train.config import AFFINITIES, CLUSTERS_FROM, PRECISIONS, TrainConfig
+from modfast.train.config import AFFINITIES, CLUSTERS_FROM, OPTIMIZERS, PRECISIONS, TrainConfig
 
 Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What ``add_subparsers`` returns, to which each command adds its parser."""
@@ -110,6 +110,16 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
     )
     setting("--ramp-epochs", int, "N", "epochs after the warm-up in which that weight rises from 0")
     setting("--l1-weight", float, "WEIGHT", "weight of the sum of all magnitudes of linear layers' weights")
+    options.add_argument(
+        "--optimizer",
+        default=TrainConfig.optimizer,
+        choices=OPTIMIZERS,
+        help="Adam with the loss inside its own pass over the weights (fused), or PyTorch's (adam); auto: "
+        "fused where it has kernels for the model (default: %(default)s)",
+    )
+    setting(
+        "--keep", float, "SHARE", "share of each regularised layer's weights that stays non-zero after a step"
+    )
     setting("--batch-size", int, "N", "images per step")
     setting("--learning-rate", float, "RATE", "learning rate of Adam")
     options.add_argument(

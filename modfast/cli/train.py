@@ -34,6 +34,8 @@ _SETTINGS = (
     "enmeshment_weight",
     "ramp_epochs",
     "l1_weight",
+    "keep",
+    "optimizer",
     "batch_size",
     "learning_rate",
     "seed",

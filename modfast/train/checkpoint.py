@@ -44,8 +44,8 @@ class TrainingError(RuntimeError):
 def identity(run: Run, dataset: Dataset) -> dict[str, Any]:
     """Return what a resumed run must have in common with the interrupted one."""
     config = asdict(run.config)
-    # A resumed run may have more epochs; device and threads change only speed and rounding.
-    for name in ("epochs", "device", "threads"):
+    # A resumed run may have more epochs; device, threads and optimizer change only speed and rounding.
+    for name in ("epochs", "device", "threads", "optimizer"):
         del config[name]
     config["layers"] = None if run.config.layers is None else list(run.config.layers)
     # Whether blocks were given or made makes no difference; clusters that training finds are its own result.

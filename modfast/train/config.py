@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import SEED, Flag, Integer, NoneOr, Number, OneOf, check_fields
+from modfast.arguments import SEED, Flag, Integer, NoneOr, Number, OneOf, Share, check_fields
 from modfast.partition import Partition
 
 CLUSTERS_FROM = ("blocks", "file", "spectral")
 AFFINITIES = ("weights", "gradients")
+OPTIMIZERS = ("auto", "fused", "adam")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Record: TypeAlias = dict[str, Any]
@@ -47,6 +48,11 @@ class TrainConfig:
             training ends before the weight is reached; a resumed run with more epochs goes on from there.
         l1_weight: the weight of the sum of the magnitudes of all linear layers' weights in the loss, in
             every epoch; a rival to enmeshment that makes weights few rather than modular.
+        keep: the share of each regularised layer's weights that stays non-zero after each step, those of the
+            largest magnitudes (weight-sparse training); None keeps all.
+        optimizer: Adam by :class:`modfast.optim.AdamW`, which adds the gradient of the loss in its own pass
+            over the weights ("fused"), or by PyTorch's ("adam"); with the same steps up to rounding. "auto"
+            takes the first where it has kernels for the model's device and dtypes.
         batch_size: images for each step; the last step of an epoch may have fewer.
         learning_rate: Adam's learning rate.
         seed: the seed of the image order and of all random numbers that training draws. (The caller seeds
@@ -76,6 +82,8 @@ class TrainConfig:
     recluster_every: int | None = None
     ramp_epochs: int = 0
     l1_weight: float = 0.0
+    keep: float | None = None
+    optimizer: str = "auto"
     batch_size: int = 64
     learning_rate: float = 1e-3
     seed: int = 42
@@ -96,6 +104,8 @@ class TrainConfig:
                 "recluster_every": NoneOr(Integer(1)),
                 "ramp_epochs": Integer(0),
                 "l1_weight": Number(0, included=True),
+                "keep": NoneOr(Share()),
+                "optimizer": OneOf(OPTIMIZERS),
                 "batch_size": Integer(1),
                 "seed": SEED,
                 "threads": NoneOr(Integer(1)),
@@ -104,6 +114,8 @@ class TrainConfig:
                 "precision": OneOf(tuple(PRECISIONS)),
             },
         )
+        if self.keep is not None and self.optimizer == "adam":
+            raise ValueError(f"keep must be None with optimizer 'adam', got {self.keep}")
         if self.layers is not None and not self.layers:
             raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
         if self.warmup_epochs >= self.epochs:

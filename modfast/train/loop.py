@@ -40,6 +40,7 @@ from .checkpoint import (
 from .clusters import check_clusters, find_clusters
 from .config import PRECISIONS, Record, Run, TrainConfig
 from .distributed import Ranks
+from .optimizers import add_loss, make_optimizer, set_loss
 
 _EVALUATION_BATCH = 1000
 # What must be finite in a record, and what messages call it.
@@ -204,6 +205,7 @@ def train_in_folder(
             ranks.first(take)
             ranks.first(keep)
         loss = EnmeshmentLoss(run.model, run.partitions)
+        set_loss(run.optimizer, loss)
         penalised = linear_layers(run.model)
         steps = math.ceil(len(dataset.train_images) / config.batch_size)
 
@@ -213,6 +215,7 @@ def train_in_folder(
             if config.finds_clusters(epoch):
                 find_clusters(run, dataset, ranks)
                 loss = EnmeshmentLoss(run.model, run.partitions)
+                set_loss(run.optimizer, loss)
                 found = {"found": loss.clusterability()}
             run.model.train()
             if ranks.size > 1:
@@ -229,8 +232,7 @@ def train_in_folder(
                     totals += _backward(run, dataset, share, len(batch))
                 ranks.sum_gradients_(run.model.parameters())
                 # After the sum: these depend on the weights alone, which all ranks have in common.
-                if weight := config.weight_at(epoch, step / steps):
-                    extra += weight * loss.accumulate_grad_(weight)
+                extra += add_loss(run.optimizer, loss, config.weight_at(epoch, step / steps))
                 if config.l1_weight:
                     extra += _penalise(penalised, config.l1_weight)
                 run.optimizer.step()
@@ -357,8 +359,7 @@ def _start(
         )
     run = Run(
         model=model,
-        # Fused makes one pass over the parameters; the default's dozen take a tenth of a step on two cores.
-        optimizer=torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True),
+        optimizer=make_optimizer(model, chosen, config),
         config=config,
         partitions=chosen.partitions,
         measured=EnmeshmentLoss(model, measured).partitions,
