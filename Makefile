@@ -50,7 +50,7 @@ check: setup ## run all tests, those of the CUDA kernels on an emulated GPU
 
 # Operators on CPU tensors then run the CUDA kernels, compiled for the CPU; see tests/emulation.
 EMULATED = MODFAST_BACKEND=emulated
-EMULATED_ROOMS = tests/energy tests/spectral tests/circuits
+EMULATED_ROOMS = tests/energy tests/spectral tests/circuits tests/optim
 
 test-emulated: setup ## run the families' tests with the CUDA kernels, on an emulated GPU
 	$(BIN)/python tests/emulation/build.py
@@ -119,7 +119,7 @@ build/sanitize/%: tests/cpp/%.cpp $(SANITIZED) $(HEADERS)
 	$(SANITIZE) $< $(SANITIZED) -o $@
 
 # The tests of CUDA's threads need only headers.
-HEADERS_ALONE := energy/test_threads spectral/test_spectral_threads circuits/test_circuits_races
+HEADERS_ALONE := energy/test_threads spectral/test_spectral_threads circuits/test_circuits_races optim/test_optim_threads
 $(HEADERS_ALONE:%=build/sanitize/%): build/sanitize/%: tests/cpp/%.cpp $(HEADERS)
 	mkdir -p $(@D)
 	$(SANITIZE) $< -o $@
@@ -134,6 +134,7 @@ sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.c
 	build/sanitize/spectral/test_spectral_threads
 	build/sanitize/circuits/test_circuits_threads
 	build/sanitize/circuits/test_circuits_races
+	build/sanitize/optim/test_optim_threads
 
 FORMATTED = csrc/*/* tests/cpp/*/* tests/emulation/*.cpp tests/emulation/*.h tests/emulation/*/*
 

@@ -54,7 +54,7 @@ IMAGES, INPUTS, NEURONS = 1000, 4096, 64
 ALL_POINTS, DIMS, CENTRES = 1_000_000, 20, 20
 STARTS, SAMPLED = 10, 32_768
 
-BYTE, FLOAT, DOUBLE, INT, LONG = 1, 4, 8, 4, 8
+BYTE, HALF, FLOAT, DOUBLE, INT, LONG = 1, 2, 4, 8, 4, 8
 
 # --- energy/loss.cu: an item is what a block of threads takes of a matrix.
 
@@ -78,7 +78,7 @@ def piece_length(count: int, width: int) -> int:
 
 
 def size_of(type_name: str) -> int:
-    return {"float": FLOAT, "double": DOUBLE}[type_name]
+    return {"float": FLOAT, "double": DOUBLE, "Half": HALF, "BFloat": HALF}[type_name]
 
 
 Template: TypeAlias = list[str]
@@ -172,6 +172,25 @@ def assign(arguments: Template) -> Traffic:
         "the points, their weights and labels, the centres; squared distances, the pieces of the sums",
         FLOAT * (ALL_POINTS * (DIMS + 3) + clusters * DIMS) + DOUBLE * pieces_of_points() * record(clusters),
         pieces_of_points(),
+    )
+
+
+# --- optim/adamw.cu, optim/keep.cu
+
+DESCRIPTION = 512  # of a weight, about
+BINS = 2048
+LABELS_OF_STEP = INT * (ROWS + COLS)
+
+
+def update_weights(arguments: Template) -> Traffic:
+    weight, gradient = map(size_of, arguments)
+    moment = max(weight, FLOAT)
+    items = NUMBERS // (256 * 16 * (2 if weight == DOUBLE else 4))
+    return Traffic(
+        WEIGHT if arguments == ["float", "float"] else f"{WEIGHT}, but in the kernel's types",
+        "the weight and both moments, read and written, the gradient, the labels; two sums for each item",
+        NUMBERS * (2 * weight + gradient + 4 * moment) + LABELS_OF_STEP + (SPLIT + INT) * items,
+        items,
     )
 
 
@@ -326,6 +345,37 @@ TRAFFIC: dict[str, Callable[[Template], Traffic]] = {
         "for each row its ties to each cluster, its degree, its label; the terms of each cluster",
         ROWS * (DOUBLE * (CLUSTERS + 1) + LONG) + TERMS * CLUSTERS,
         1,
+    ),
+    "prepare_weights": lambda _: Traffic(
+        WEIGHT,
+        "the description of the weight, and the weight of each item",
+        DESCRIPTION + INT * ITEMS,
+        1,
+    ),
+    "update_weights": update_weights,
+    "sum_squares": lambda _: Traffic(
+        WEIGHT,
+        "the weight, the labels; two sums for each item",
+        FLOAT * NUMBERS + LABELS_OF_STEP + (SPLIT + INT) * ITEMS,
+        ITEMS,
+    ),
+    "finish_weights": lambda _: Traffic(
+        WEIGHT, "two sums for each item; the energies, the step", SPLIT * (ITEMS + 1) + FLOAT, 1
+    ),
+    "count_digits": lambda _: Traffic(
+        f"{WEIGHT}, of which a tenth stays",
+        "the weight, the weight of each item; the counts",
+        FLOAT * NUMBERS + INT * ITEMS + LONG * BINS,
+        ITEMS,
+    ),
+    "choose_digits": lambda _: Traffic(
+        f"{WEIGHT}, of which a tenth stays", "the counts, read and written", 2 * LONG * BINS, 1
+    ),
+    "set_zeros": lambda _: Traffic(
+        f"{WEIGHT}, of which a tenth stays",
+        "the weight, read and written, the labels; two sums for each item",
+        2 * FLOAT * NUMBERS + LABELS_OF_STEP + (SPLIT + INT) * ITEMS,
+        ITEMS,
     ),
     "forward_rows": lambda _: Traffic(
         TAIL,

@@ -78,7 +78,12 @@ def commands(objects: Path, sanitize: bool, changed: Path | None = None) -> dict
         compile_(taken, [*(optimised if sanitize else CHECKED), *KERNELS, "-x", "c++"])
     for source in sorted(sources.rglob("ops*_cuda.cpp")):
         compile_(source, [*optimised, *bindings])
-    for name in ("common/binding.cpp", "common/binding_layout.cpp", "energy/binding.cpp"):
+    for name in (
+        "common/binding.cpp",
+        "common/binding_layout.cpp",
+        "energy/binding.cpp",
+        "optim/binding.cpp",
+    ):
         compile_(sources / name, [*optimised, *bindings])
     for source in sorted(EMULATION.glob("*.cpp")):
         compile_(source, optimised)
