@@ -1,5 +1,6 @@
 """modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
 
+from . import optim
 from .circuit import Circuit, load_circuits, save_circuits
 from .circuits.find import find_circuit, find_circuits
 from .circuits.measures import circuit_overlap, cluster_information, cluster_shares, random_circuits
@@ -89,6 +90,7 @@ __all__ = [
     "network_partitions",
     "next_token_log_likelihood",
     "normalized_cut",
+    "optim",
     "random_circuits",
     "read_network",
     "save_circuits",

@@ -156,6 +156,14 @@ class Given:
         gradients = [parameter.grad for parameter in self.model.parameters()]
         return [loss(), loss.clusterability(), loss.partitions, gradients]
 
+    def optimised(self) -> list[Any]:
+        model = copy.deepcopy(self.model)
+        loss = modfast.EnmeshmentLoss(model, 2)
+        optimizer = modfast.optim.AdamW(model.parameters(), enmeshment=loss, enmeshment_weight=0.7, keep=0.5)
+        for _ in range(2):
+            optimizer.step()
+        return [model, optimizer.enmeshment_value, list(optimizer.state.values())]
+
     def saved(self, save: Any, load: Any, value: Any, path: Path) -> Any:
         save(path, value)
         return load(path)
@@ -182,6 +190,7 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     ],
     "clusterability": lambda g, _: g.gradient(lambda w: modfast.clusterability(w, g.partition)),
     "EnmeshmentLoss": lambda g, _: g.loss(),
+    "optim": lambda g, _: g.optimised(),
     "Partition": lambda g, _: [
         Partition([0, 1], (each for each in (1, -1)), 2),
         Partition.blocks((5, 4), 2),

@@ -78,6 +78,11 @@ CALLS = {
         use(modfast.read_network(model, INPUTS))
         for use in (lambda network: network.graph(), lambda network: network.partitions(2))
     ],
+    "optim.AdamW": lambda model: (
+        modfast.optim.AdamW(
+            model.parameters(), enmeshment=EnmeshmentLoss(model, 2), enmeshment_weight=0.7
+        ).enmeshment_value
+    ),
     "search_space_reduction": lambda model: modfast.search_space_reduction(
         model, CLUSTERS, example_inputs=INPUTS
     ),

@@ -88,8 +88,8 @@ class Energies:
             matrix = tensor if row.place is None else tensor[row.place]
             if tuple(matrix.shape[:2]) != row.shape:
                 raise ValueError(
-                    f"enmeshment: a weight has another shape than its partition, {row.shape} as it is stored, "
-                    f"got {tuple(matrix.shape)}"
+                    f"enmeshment: a weight has another shape than its partition, {row.shape} as it is "
+                    f"stored, got {tuple(matrix.shape)}"
                 )
             matrices.append(matrix)
         found: Tensor = labelled_energies(matrices, self._labels, [row.first_label for row in rows])
