@@ -52,7 +52,9 @@ void block_inner(const Labels& labels, const Operand& w, const Operand* v, doubl
   const ColumnRuns columns(labels);
   const int64_t num_runs = int64_t(columns.runs.size()), count = labels.count;
   std::vector<double> sums(grid.rows.chunks.size() * columns.runs.size());
-  for_each_item(parallel_for, grid.items(), grid.numbers(), false, [&](int64_t item) {
+  Items items;
+  items.add(grid, w.plane_offsets.size());
+  for_each_item(parallel_for, items, false, [&](int64_t item) {
     alignas(64) double column_sums[kTileCols];
     item_column_sums(grid, item, w, v, column_sums);
     const int64_t tile = item % grid.tiles, chunk = item / grid.tiles;
@@ -73,7 +75,9 @@ void block_scale(const Labels& labels, const Operand& w, const double* factors, 
   const int64_t count = labels.count;
   const bool wide =
       !std::all_of(factors, factors + count * count, [](double factor) { return fits_in_float(factor); });
-  for_each_item(parallel_for, grid.items(), grid.numbers(), false, [&](int64_t item) {
+  Items items;
+  items.add(grid, w.plane_offsets.size());
+  for_each_item(parallel_for, items, false, [&](int64_t item) {
     alignas(64) double factor[kTileCols];
     const double* of_row = factors + grid.chunk(item).label * count;
     const int32_t* cols = labels.cols.data() + grid.first_col(item);

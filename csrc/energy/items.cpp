@@ -7,8 +7,7 @@
 namespace modfast {
 namespace {
 
-constexpr int64_t kStripCols = 16384;  // a strip's maximum number of columns
-constexpr int64_t kGatheredRows = 4;   // strided rows that are gathered before they are summed
+constexpr int64_t kGatheredRows = 4;  // strided rows that are gathered before they are summed
 
 // Memory in which the numbers of a strided row are gathered, a tile at a time, into a contiguous one.
 template <class T>
@@ -100,31 +99,38 @@ void scale_split(const Strips& strips, int64_t item, const Labels& labels, const
                                          : lines.stream_split;
   const bool wide = !fits_in_float(factors);
   const int32_t none = labels.count - 1;
-  const int64_t begin = item / strips.tiles * strips.rows_each;
-  const int64_t end = std::min(begin + strips.rows_each, strips.rows);
-  const int64_t first_col = item % strips.tiles * kStripCols;
-  const int64_t last_col = std::min(first_col + kStripCols, strips.cols);
-  // Strided rows are copied to contiguous memory, a tile at a time.
-  const bool gathers = w.col_stride != 1 || out.col_stride != 1;
-  const int64_t step = gathers ? kTileCols : kStripCols;
+  const int64_t first_row = strips.first_row(item), last_row = strips.last_row(item);
+  const int64_t first_col = strips.first_col(item), last_col = strips.last_col(item);
+  const auto inside = static_cast<Compute<T>>(factors.inside),
+             across = static_cast<Compute<T>>(factors.across);
+  const auto put_rows = [&](const T* from, int64_t from_stride, int64_t row, int64_t rows, int64_t col,
+                            int64_t n, T* to, int64_t to_stride) {
+    const int32_t *row_labels = labels.rows.data() + row, *col_labels = labels.cols.data() + col;
+    if (!wide) {
+      return put(from, from_stride, row_labels, rows, none, col_labels, n, inside, across, to, to_stride);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        const bool same = same_cluster(row_labels[i], col_labels[j], none);
+        put_scaled(from[i * from_stride + j], same ? factors.inside : factors.across, into == Into::sum,
+                   to[i * to_stride + j]);
+      }
+    }
+  };
   Line<T> w_line, out_line;
   for (size_t plane = 0; plane < w.plane_offsets.size(); ++plane) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int32_t label = labels.rows[row] == none ? -1 : labels.rows[row];  // -1 equals no column's label
-      for (int64_t first = first_col; first < last_col; first += step) {
-        const int64_t n = std::min(step, last_col - first);
-        const int32_t* cols = labels.cols.data() + first;
-        const T* line = w_line.read(line_at<T>(w, row, first, plane), w.col_stride, n);
-        out_line.write(line_at<T>(out, row, first, plane), out.col_stride, n, [&](T* made) {
-          if (!wide) {
-            return put(line, cols, label, static_cast<Compute<T>>(factors.inside),
-                       static_cast<Compute<T>>(factors.across), made, n);
-          }
-          for (int64_t j = 0; j < n; ++j) {
-            const double factor = cols[j] == label ? factors.inside : factors.across;
-            put_scaled(line[j], factor, into == Into::sum, made[j]);
-          }
-        });
+    if (w.col_stride == 1 && out.col_stride == 1) {
+      put_rows(line_at<T>(w, first_row, first_col, plane), w.row_stride, first_row, last_row - first_row,
+               first_col, last_col - first_col, line_at<T>(out, first_row, first_col, plane), out.row_stride);
+      continue;
+    }
+    // Strided rows are copied to contiguous memory, a tile at a time.
+    for (int64_t row = first_row; row < last_row; ++row) {
+      for (int64_t col = first_col; col < last_col; col += kTileCols) {
+        const int64_t n = std::min(kTileCols, last_col - col);
+        const T* line = w_line.read(line_at<T>(w, row, col, plane), w.col_stride, n);
+        out_line.write(line_at<T>(out, row, col, plane), out.col_stride, n,
+                       [&](T* made) { put_rows(line, 0, row, 1, col, n, made, 0); });
       }
     }
   }
@@ -134,7 +140,11 @@ void scale_split(const Strips& strips, int64_t item, const Labels& labels, const
 
 RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
   const auto rows = int64_t(order.size());
-  const int64_t window = std::max(kWindowRows, kRowsOfLabel * int64_t(labels.count));
+  // Several windows even in a small matrix: a thread then sums rows that lie together, and finds most of them
+  // in its own cache when it scales them.
+  const int64_t window =
+      std::max(std::clamp(rows / 2, kLeastWindowRows, kWindowRows), kRowsOfLabel * int64_t(labels.count));
+  const int64_t most = std::clamp(rows / 16, kLeastChunkRows, kChunkRows);
   std::vector<int64_t> next;
   for (int64_t first = 0; first < rows; first += window) {
     const int64_t last = std::min(first + window, rows);
@@ -154,7 +164,7 @@ RowChunks::RowChunks(const Labels& labels) : order(labels.rows.size()) {
       while (end < last && labels.rows[order[end]] == label) ++end;
       // Pieces of nearly one size, so that threads have equal work; multiples of the four rows summed at
       // once.
-      const int64_t pieces = (end - begin + kChunkRows - 1) / kChunkRows;
+      const int64_t pieces = (end - begin + most - 1) / most;
       const int64_t each = ((end - begin + pieces - 1) / pieces + 3) / 4 * 4;
       for (; begin < end; begin += each) chunks.push_back({begin, std::min(begin + each, end), label});
     }
@@ -190,8 +200,7 @@ void item_scale(const Grid& grid, int64_t item, const Operand& w, const double* 
 Strips::Strips(const Labels& labels)
     : rows(int64_t(labels.rows.size())),
       cols(int64_t(labels.cols.size())),
-      rows_each(
-          std::max({int64_t(1), kNumbersPerThread / std::clamp<int64_t>(cols, 1, kStripCols), rows / 64})),
+      rows_each(std::max({int64_t(1), kStripNumbers / std::clamp<int64_t>(cols, 1, kStripCols), rows / 64})),
       tiles((cols + kStripCols - 1) / kStripCols) {}
 
 void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels, const Operand& w,

@@ -18,9 +18,12 @@ struct LinesOf {
   void (*add_products)(const T* w, const T* v, double* sum, int64_t n);
   // out[j] = w[j] * factor[j]
   void (*scale)(const T* w, const Compute<T>* factor, T* out, int64_t n);
-  // out[j] = w[j] * (labels[j] == label ? inside : across); or out[j] += that; or written past the cache
-  using PutSplit = void (*)(const T* w, const int32_t* labels, int32_t label, Compute<T> inside,
-                            Compute<T> across, T* out, int64_t n);
+  // out[i][j] = w[i][j] * (cols[j] == rows[i] ? inside : across) for `count` rows i of n columns, whose
+  // memory is w_stride and out_stride numbers apart; or out[i][j] += that; or written past the cache. A row
+  // of label `none` is like no column.
+  using PutSplit = void (*)(const T* w, int64_t w_stride, const int32_t* rows, int64_t count, int32_t none,
+                            const int32_t* cols, int64_t n, Compute<T> inside, Compute<T> across, T* out,
+                            int64_t out_stride);
   PutSplit scale_split, add_scaled_split, stream_split;
 };
 

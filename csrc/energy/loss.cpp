@@ -13,34 +13,11 @@ constexpr int64_t kGroupBytes = 12 << 20;
 // Gradients larger than this have left the cache before they are read, so they are written past it.
 constexpr int64_t kStreamedBytes = 32 << 20;
 
-// The items of several terms, numbered in one sequence, so that many small matrices occupy all threads as one
-// large one does.
-class Row {
- public:
-  void add(int64_t items) { first_.push_back(first_.back() + items); }
-  int64_t size() const { return first_.back(); }
-  int64_t first(size_t term) const { return first_[term]; }
-  size_t term_of(int64_t item) const {
-    return std::upper_bound(first_.begin(), first_.end(), item) - first_.begin() - 1;
-  }
-
- private:
-  std::vector<int64_t> first_{0};
-};
-
-int64_t numbers_of(const std::vector<Term>& terms, size_t begin, size_t end) {
-  int64_t numbers = 0;
-  for (size_t t = begin; t < end; ++t) {
-    numbers += int64_t(terms[t].labels.rows.size()) * int64_t(terms[t].labels.cols.size());
-  }
-  return numbers;
-}
-
 int64_t bytes_of(const std::vector<Term>& terms, size_t begin, size_t end) {
   int64_t bytes = 0;
   for (size_t t = begin; t < end; ++t) {
-    bytes += numbers_of(terms, t, t + 1) * int64_t(terms[t].weight.plane_offsets.size()) *
-             bytes_of(terms[t].weight.dtype);
+    bytes += int64_t(terms[t].labels.rows.size()) * int64_t(terms[t].labels.cols.size()) *
+             int64_t(terms[t].weight.plane_offsets.size()) * bytes_of(terms[t].weight.dtype);
   }
   return bytes;
 }
@@ -48,22 +25,22 @@ int64_t bytes_of(const std::vector<Term>& terms, size_t begin, size_t end) {
 void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split* energies,
                  ParallelFor parallel_for) {
   std::vector<Grid> grids;
-  Row row;
+  Items items;
   grids.reserve(end - begin);
   for (size_t t = begin; t < end; ++t) {
     grids.emplace_back(terms[t].labels);
-    row.add(grids.back().items());
+    items.add(grids.back(), terms[t].weight.plane_offsets.size());
   }
-  std::vector<Split> partial(static_cast<size_t>(row.size()));
-  for_each_item(parallel_for, row.size(), numbers_of(terms, begin, end), false, [&](int64_t item) {
-    const size_t t = row.term_of(item);
+  std::vector<Split> partial(static_cast<size_t>(items.size()));
+  for_each_item(parallel_for, items, false, [&](int64_t item) {
+    const size_t t = items.matrix_of(item);
     alignas(64) double sums[kTileCols];
-    item_column_sums(grids[t], item - row.first(t), terms[begin + t].weight, nullptr, sums);
-    partial[item] = item_split(grids[t], item - row.first(t), sums);
+    item_column_sums(grids[t], item - items.first(t), terms[begin + t].weight, nullptr, sums);
+    partial[item] = item_split(grids[t], item - items.first(t), sums);
   });
   for (size_t t = 0; t < grids.size(); ++t) {
     Split sum{0.0, 0.0};
-    for (int64_t item = row.first(t); item < row.first(t + 1); ++item) {
+    for (int64_t item = items.first(t); item < items.first(t + 1); ++item) {
       sum.inside += partial[item].inside;
       sum.across += partial[item].across;
     }
@@ -75,17 +52,17 @@ void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split
 void scale(const std::vector<Term>& terms, size_t begin, size_t end, const Split* factors, Into into,
            ParallelFor parallel_for) {
   std::vector<Strips> strips;
-  Row row;
+  Items items;
   strips.reserve(end - begin);
   for (size_t t = begin; t < end; ++t) {
     strips.emplace_back(terms[t].labels);
-    row.add(strips.back().items());
+    items.add(strips.back(), terms[t].weight.plane_offsets.size());
   }
-  for_each_item(parallel_for, row.size(), numbers_of(terms, begin, end), true, [&](int64_t item) {
-    const size_t t = row.term_of(item);
+  for_each_item(parallel_for, items, true, [&](int64_t item) {
+    const size_t t = items.matrix_of(item);
     const Term& term = terms[begin + t];
-    strip_scale_split(strips[t], item - row.first(t), term.labels, term.weight, factors[begin + t], term.grad,
-                      into);
+    strip_scale_split(strips[t], item - items.first(t), term.labels, term.weight, factors[begin + t],
+                      term.grad, into);
   });
 }
 

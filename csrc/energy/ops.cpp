@@ -18,16 +18,31 @@ void read_labels(const Tensor& labels, int64_t expected, int64_t num_clusters, c
   check_labels(labels, expected, name);
   const auto* data = static_cast<const int64_t*>(labels.const_data_ptr());
   const int64_t stride = expected > 0 ? labels.stride(0) : 1;
-  for (int64_t i = 0; i < expected; ++i) {
+  // Plain loops over memory, which the compiler turns into vectors: small matrices take hardly longer.
+  uint64_t wrong = 0;  // its highest bit is set by a label out of range
+  const auto allowed = static_cast<uint64_t>(num_clusters);
+  const auto mark = [&](uint64_t above) { wrong |= above | (allowed - above); };  // above: the label plus one
+  if (stride == 1) {
+    for (int64_t i = 0; i < expected; ++i) mark(static_cast<uint64_t>(data[i]) + 1);
+  } else {
+    for (int64_t i = 0; i < expected; ++i) mark(static_cast<uint64_t>(data[i * stride]) + 1);
+  }
+  for (int64_t i = 0; i < expected && wrong >> 63 != 0; ++i) {
     const int64_t label = data[i * stride];
     REQUIRE(-1 <= label && label < num_clusters, name, "[", i, "] is ", label, ", allowed is -1 to ",
             num_clusters - 1);
   }
-  const bool plain = lines == expected;
   result->resize(lines);
-  for (int64_t i = 0; i < lines; ++i) {
-    const int64_t label = data[(plain ? i : index(i)) * stride];
-    (*result)[i] = static_cast<int32_t>(label < 0 ? num_clusters : label);
+  int32_t* made = result->data();
+  const auto none = static_cast<int32_t>(num_clusters);
+  const auto made_of = [&](int64_t label) {
+    const auto narrow = static_cast<int32_t>(label);
+    return narrow < 0 ? none : narrow;
+  };
+  if (lines == expected && stride == 1) {
+    for (int64_t i = 0; i < lines; ++i) made[i] = made_of(data[i]);
+  } else {
+    for (int64_t i = 0; i < lines; ++i) made[i] = made_of(data[(lines == expected ? i : index(i)) * stride]);
   }
 }
 
@@ -130,12 +145,24 @@ std::vector<Term> make_terms(const std::vector<Tensor>& weights, const std::vect
   return terms;
 }
 
+// A new tensor of numbers on the CPU. Unlike new_empty it is made without PyTorch's dispatcher, which takes
+// longer than the loss of a small matrix.
+Tensor new_doubles(std::initializer_list<int64_t> shape) {
+  int64_t strides[2] = {1, 1};
+  if (shape.size() == 2) strides[0] = shape.begin()[1];
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                                                  aoti_torch_dtype_float64(), aoti_torch_device_type_cpu(), 0,
+                                                  &made));
+  return Tensor(made);
+}
+
 std::tuple<Tensor, Tensor> enmeshment_cpu(std::vector<Tensor> weights, std::vector<Tensor> row_labels,
                                           std::vector<Tensor> col_labels, std::vector<int64_t> num_clusters) {
   const auto terms = make_terms(weights, nullptr, row_labels, col_labels, num_clusters);
   const auto count = static_cast<int64_t>(weights.size());
-  Tensor losses = torch::stable::new_empty(weights[0], {count}, ScalarType::Double);
-  Tensor energies = torch::stable::new_empty(weights[0], {count, 2}, ScalarType::Double);
+  Tensor losses = new_doubles({count});
+  Tensor energies = new_doubles({count, 2});
   auto* split = static_cast<Split*>(energies.mutable_data_ptr());
   split_energies(terms, split, parallel_for);
   auto* loss = static_cast<double*>(losses.mutable_data_ptr());
@@ -192,7 +219,7 @@ Tensor accumulate_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<T
   const auto terms = make_terms(weights, &grads, row_labels, col_labels, num_clusters);
   check_writable(weights, grads);
   const auto count = static_cast<int64_t>(weights.size());
-  Tensor losses = torch::stable::new_empty(weights[0], {count}, ScalarType::Double);
+  Tensor losses = new_doubles({count});
   accumulate_enmeshment(terms, scale, static_cast<double*>(losses.mutable_data_ptr()), parallel_for);
   return losses;
 }
