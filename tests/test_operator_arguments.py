@@ -71,6 +71,12 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
         "enmeshment_grad": ([weight], energies, slopes, *labels),
         "add_enmeshment_grad_": ([weight], [torch.zeros(4, 5)], energies, slopes, *labels),
         "accumulate_enmeshment_grad_": ([weight], [torch.zeros(4, 5)], *labels, 0.7),
+        "accumulate_packed_enmeshment_grad_": (
+            [weight],
+            [torch.zeros(4, 5)],
+            torch.cat([torch.tensor([3]), rows, cols]).to(torch.int32),
+            0.7,
+        ),
         "adamw_": (
             [weight.clone(), torch.rand(3)],
             [torch.rand(4, 5), torch.rand(3)],

@@ -24,7 +24,7 @@ constexpr int64_t kWindowRows =
     512;  // or more, to hold kRowsOfLabel rows of each label, so that chunks are not too small
 constexpr int64_t kLeastWindowRows = 64;
 constexpr int64_t kRowsOfLabel = 32;
-constexpr int64_t kNumbersPerThread = 32768;  // waking a thread for fewer costs more than it saves
+constexpr int64_t kNumbersPerThread = 65536;  // waking a thread for fewer costs more than it saves
 constexpr int64_t kStripNumbers = 16384;      // the least numbers of a strip
 constexpr int64_t kStripCols = 16384;         // a strip's maximum number of columns
 

@@ -20,9 +20,12 @@ from modfast.partition import Partition, pack_partitions, unpack_partitions
 
 from . import sharded
 from .functional import clusterability, enmeshment
+from .kept import KeptLayers
 from .loss_layers import chosen_layers, placed_partition
 from .operators import (
+    TAKES_PACKED,
     accumulate_enmeshment_grad_,
+    accumulate_packed_enmeshment_grad_,
     add_enmeshment_grad_,
     enmeshments,
     enmeshments_and_energies,
@@ -116,6 +119,7 @@ class EnmeshmentLoss(nn.Module):
         self._names = [layer.name for layer, _ in chosen]
         self._partitions = [placed_partition(layer, partition) for layer, partition in chosen]
         self._pieces: dict[int, tuple[object, sharded.Piece]] = {}
+        self._kept: KeptLayers | None = None
 
     def attach(self, module: nn.Module) -> EnmeshmentLoss:
         """Attach the loss to the layers of the same names in another model, and return the loss.
@@ -179,13 +183,16 @@ class EnmeshmentLoss(nn.Module):
         self._pieces = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_attached": None, "_pieces": {}}
+        return {**self.__dict__, "_attached": None, "_pieces": {}, "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_kept": None, **state})  # releases before this one kept nothing
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EnmeshmentLoss:
         # Unlike a pickled one, a copy belongs to the model that is copied with it.
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_pieces": {}}, memo))
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_pieces": {}, "_kept": None}, memo))
         return copied
 
     @torch.no_grad()
@@ -305,15 +312,49 @@ class EnmeshmentLoss(nn.Module):
             factor *= _scale_of(scaler)
         if self.reduction == "mean":
             factor /= len(self._layers)
+        if torch.compiler.is_compiling():
+            with torch.inference_mode(False):
+                return self._accumulate_all(factor)
+        value_of_loss = self._accumulate_kept(factor)
+        if value_of_loss is not None:
+            return value_of_loss
         # A gradient made in inference mode cannot be changed outside it, and that of a computed weight cannot
         # be made there at all.
         with torch.inference_mode(False):
             return self._accumulate_all(factor)
 
+    def _accumulate_kept(self, factor: float) -> Tensor | None:
+        """The pass over plain weights with what the calls before have kept; None if it does not serve now.
+
+        It does what :meth:`_accumulate_all` does. For small weights most of the time of that is Python.
+        """
+        kept = self._kept
+        if kept is None or torch.is_inference_mode_enabled() or not kept.is_of(self._layers, self._partitions):
+            return None
+        weights = kept.weights()
+        if weights is None:
+            return None
+        recording = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # as no_grad does, whose object takes as long as the operator
+        try:
+            grads = [_grad_of(weight) for weight in weights]
+            losses: Tensor = accumulate_packed_enmeshment_grad_(weights, grads, kept.labels, factor)
+            torch.autograd.graph.increment_version(grads)
+            if self.reduction == "none":
+                return losses.to(kept.dtype)
+            reduced = losses.mean if self.reduction == "mean" else losses.sum
+            return reduced(dtype=kept.dtype)
+        finally:
+            torch._C._set_grad_enabled(recording)
+
     def _accumulate_all(self, factor: float) -> Tensor:
         """One pass over all layers, and one by autograd over those whose weights are computed."""
         with torch.enable_grad():  # without it a computed weight would look frozen
             stored = [layer.stored() for layer in self._layers]
+        if TAKES_PACKED and not torch.compiler.is_compiling():
+            layers, partitions = self._layers, self._partitions
+            if self._kept is None or not self._kept.is_of(layers, partitions) or not self._kept.weights():
+                self._kept = KeptLayers.of(layers, partitions, stored)
         wanted: list[int] = []
         computed: list[int] = []
         frozen: list[int] = []

@@ -6,7 +6,9 @@ Labels of -1 stand for one more cluster, whose row and column come last in the o
 
 The other operators compute the loss of a whole model in one pass over all of its weights: ``enmeshment``, its
 gradient as new tensors (``enmeshment_grad``) or added to existing ones (``add_enmeshment_grad_``), and loss
-and gradient at once (``accumulate_enmeshment_grad_``).
+and gradient at once (``accumulate_enmeshment_grad_``; ``accumulate_packed_enmeshment_grad_`` takes all labels
+in one int32 tensor, which is faster to call: for each weight its number of clusters, its rows' labels and its
+columns').
 """
 
 from __future__ import annotations
@@ -34,12 +36,17 @@ from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 # torch.compile breaks at one), and in a transform that torch.compile traces.
 
 
-def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
-    """Check a weight and its labels, as all fake kernels do."""
+def _check_matrix(weight: Tensor) -> None:
+    """Check a weight, as all fake kernels do."""
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise RuntimeError(f"modfast: weight must have shape (out, in, *kernel), got {got}")
     check_shaped("weight", weight, FLOATS, weight.shape)
+
+
+def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
+    """Check a weight and its labels, as all fake kernels do."""
+    _check_matrix(weight)
     check_shaped("row_labels", row_labels, torch.int64, (weight.shape[0],))
     check_shaped("col_labels", col_labels, torch.int64, (weight.shape[1],))
     require(
@@ -204,6 +211,20 @@ def _accumulate_fake(
     return weights[0].new_empty((len(weights),), dtype=torch.float64)
 
 
+@torch.library.register_fake("modfast::accumulate_packed_enmeshment_grad_")
+def _accumulate_packed_fake(
+    weights: list[Tensor], grads: list[Tensor], labels: Tensor, scale: float
+) -> Tensor:
+    require(len(weights) > 0, "weights must hold at least one tensor")
+    require(len(grads) == len(weights), "weights and grads must have one length")
+    for weight, grad in zip(weights, grads, strict=True):
+        _check_matrix(weight)
+        check_shaped("grads", grad, weight.dtype, weight.shape)
+    expected = sum(1 + weight.shape[0] + weight.shape[1] for weight in weights)
+    check_shaped("labels", labels, torch.int32, (expected,))
+    return weights[0].new_empty((len(weights),), dtype=torch.float64)
+
+
 def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.rows, ctx.cols, ctx.num_clusters, ctx.groups, *weights = inputs
     ctx.save_for_backward(output[1], *weights)
@@ -341,6 +362,10 @@ def scale_blocks(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels
     scaled: Tensor = function(weight, factors, row_labels, col_labels)
     return scaled
 
+
+# Only the kernels for the CPU take labels in one tensor.
+TAKES_PACKED = BACKEND == "compiled"
+accumulate_packed_enmeshment_grad_: Any = torch.ops.modfast.accumulate_packed_enmeshment_grad_.default
 
 if BACKEND == "reference":
     enmeshments_and_energies: Any = reference.labelled_enmeshment

@@ -7,6 +7,7 @@ modfast. ``MODFAST_BACKEND=reference`` runs the whole library on them.
 from .circuits import find_circuit
 from .energy import (
     accumulate_enmeshment_grad_,
+    accumulate_packed_enmeshment_grad_,
     add_enmeshment_grad_,
     block_energy,
     block_inner,
@@ -28,6 +29,7 @@ from .spectral import normalized_cut, spectral_cluster, spectral_cocluster
 
 __all__ = [
     "accumulate_enmeshment_grad_",
+    "accumulate_packed_enmeshment_grad_",
     "adamw_",
     "add_enmeshment_grad_",
     "block_energy",

@@ -157,6 +157,26 @@ def accumulate_enmeshment_grad_(
     return losses
 
 
+def accumulate_packed_enmeshment_grad_(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], labels: Tensor, scale: float
+) -> Tensor:
+    """Specifies the operator of that name: :func:`accumulate_enmeshment_grad_` with all labels in one tensor.
+
+    Args:
+        weights: as there.
+        grads: as there.
+        labels: int32, 1-D: for each weight the number of clusters, the labels of its rows, those of its columns.
+        scale: as there.
+
+    Returns:
+        Each weight's enmeshment: float64, (number of weights,).
+    """
+    sizes = [size for weight in weights for size in (1, *weight.shape[:2])]
+    parts = labels.to(torch.int64).split(sizes)
+    counts = [int(part) for part in parts[::3]]
+    return accumulate_enmeshment_grad_(weights, grads, parts[1::3], parts[2::3], counts, scale)
+
+
 def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:
     """Return ones on the diagonal but for its last element: two unassigned neurons share no cluster."""
     # Made without writing to it: torch.func.linearize keeps a constant as it was before.
