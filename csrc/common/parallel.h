@@ -25,4 +25,14 @@ void for_each_chunk(ParallelFor parallel_for, int64_t count, int64_t chunk, cons
                &context);
 }
 
+// Like parallel_for, for work that one thread finishes in less than a millisecond. PyTorch's loop ends when
+// all of its threads have come, even if nothing is left to do; one that has to wait for a core, since other
+// processes keep them busy, comes a scheduler's slice late, which is many times as long as the work. After
+// such a wait the calling thread does this work alone for a number of calls, which grows while the waits go
+// on.
+void small_parallel_for(ParallelFor parallel_for, int64_t count, int64_t grain, LoopBody body, void* context);
+
+// How many calls of small_parallel_for the calling threads will do alone.
+int64_t calls_to_do_alone();
+
 }  // namespace modfast

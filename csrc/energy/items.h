@@ -9,6 +9,7 @@
 // the order of memory, which is far faster if they are not in the cache.
 #pragma once
 
+#include "common/parallel.h"
 #include "energy/energy.h"
 
 #include <algorithm>
@@ -25,6 +26,7 @@ constexpr int64_t kWindowRows =
 constexpr int64_t kLeastWindowRows = 64;
 constexpr int64_t kRowsOfLabel = 32;
 constexpr int64_t kNumbersPerThread = 65536;  // waking a thread for fewer costs more than it saves
+constexpr int64_t kSmallNumbers = 1 << 20;    // one thread takes less than a millisecond for them
 constexpr int64_t kStripNumbers = 16384;      // the least numbers of a strip
 constexpr int64_t kStripCols = 16384;         // a strip's maximum number of columns
 
@@ -122,16 +124,18 @@ void for_each_item(ParallelFor parallel_for, const Items& items, bool backward, 
     const F& f;
     bool backward;
   } context{items, f, backward};
-  parallel_for(
-      items.cost(), kNumbersPerThread,
-      [](int64_t from, int64_t to, void* given) {
-        const auto& loop = *static_cast<const Context*>(given);
-        // Every range but the last ends where the next begins, so that each item is taken once.
-        const int64_t begin = loop.items.from(from);
-        const int64_t end = to == loop.items.cost() ? loop.items.size() : loop.items.from(to);
-        for (int64_t i = begin; i < end; ++i) loop.f(loop.backward ? begin + end - 1 - i : i);
-      },
-      &context);
+  const LoopBody body = [](int64_t from, int64_t to, void* given) {
+    const auto& loop = *static_cast<const Context*>(given);
+    // Every range but the last ends where the next begins, so that each item is taken once.
+    const int64_t begin = loop.items.from(from);
+    const int64_t end = to == loop.items.cost() ? loop.items.size() : loop.items.from(to);
+    for (int64_t i = begin; i < end; ++i) loop.f(loop.backward ? begin + end - 1 - i : i);
+  };
+  if (items.cost() <= kSmallNumbers) {
+    small_parallel_for(parallel_for, items.cost(), kNumbersPerThread, body, &context);
+  } else {
+    parallel_for(items.cost(), kNumbersPerThread, body, &context);
+  }
 }
 
 }  // namespace modfast
