@@ -33,11 +33,24 @@ class KeptLayers:
     makes one of them unusual in the meantime is found by :meth:`weights`.
 
     Attributes:
-        labels: as :func:`packed_labels` gives them.
+        row_labels: those of each layer.
+        col_labels: those of each layer.
+        counts: the numbers of clusters.
+        labels: all of these, as :func:`packed_labels` gives them.
         dtype: that of the reduced loss.
     """
 
-    __slots__ = ("_expected", "_labels", "_layers", "_partitions", "dtype", "labels")
+    __slots__ = (
+        "_expected",
+        "_labels",
+        "_layers",
+        "_partitions",
+        "col_labels",
+        "counts",
+        "dtype",
+        "labels",
+        "row_labels",
+    )
 
     def __init__(self, layers: Sequence[Layer], partitions: Sequence[Partition], weights: Sequence[Tensor]):
         self._layers, self._partitions = list(layers), list(partitions)
@@ -48,6 +61,9 @@ class KeptLayers:
         self._labels = [
             (labels, labels._version) for own in partitions for labels in (own.row_labels, own.col_labels)
         ]
+        self.row_labels = [own.row_labels for own in partitions]
+        self.col_labels = [own.col_labels for own in partitions]
+        self.counts = [own.num_clusters for own in partitions]
         with torch.inference_mode(False):  # used again outside of it
             self.labels = packed_labels(partitions)
         any_double = any(weight.dtype == torch.float64 for weight in weights)

@@ -29,6 +29,7 @@ from .operators import (
     add_enmeshment_grad_,
     enmeshments,
     enmeshments_and_energies,
+    reduced_enmeshment,
 )
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -210,6 +211,18 @@ class EnmeshmentLoss(nn.Module):
 
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
+        kept = self._kept
+        if self.reduction != "none" and not torch.compiler.is_compiling():
+            if kept is None or not kept.is_of(self._layers, self._partitions):
+                kept = self._keep([layer.stored() for layer in self._layers])
+            weights = None if kept is None else kept.weights()
+            if kept is not None and weights is not None:
+                mean = self.reduction == "mean"
+                reduced = reduced_enmeshment(
+                    weights, kept.row_labels, kept.col_labels, kept.counts, mean, kept.dtype
+                )
+                if reduced is not None:
+                    return reduced
         stored = [layer.stored() for layer in self._layers]
         return self._reduce(self._losses(stored, range(len(stored))), stored)
 
@@ -323,6 +336,13 @@ class EnmeshmentLoss(nn.Module):
         with torch.inference_mode(False):
             return self._accumulate_all(factor)
 
+    def _keep(self, stored: Sequence[Tensor]) -> KeptLayers | None:
+        """Keep what the next calls can use again, given the tensors that hold all weights."""
+        self._kept = None
+        if TAKES_PACKED and not torch.compiler.is_compiling():
+            self._kept = KeptLayers.of(self._layers, self._partitions, stored)
+        return self._kept
+
     def _accumulate_kept(self, factor: float) -> Tensor | None:
         """The pass over plain weights with what the calls before have kept; None if it does not serve now.
 
@@ -351,10 +371,7 @@ class EnmeshmentLoss(nn.Module):
         """One pass over all layers, and one by autograd over those whose weights are computed."""
         with torch.enable_grad():  # without it a computed weight would look frozen
             stored = [layer.stored() for layer in self._layers]
-        if TAKES_PACKED and not torch.compiler.is_compiling():
-            layers, partitions = self._layers, self._partitions
-            if self._kept is None or not self._kept.is_of(layers, partitions) or not self._kept.weights():
-                self._kept = KeptLayers.of(layers, partitions, stored)
+        self._keep(stored)
         wanted: list[int] = []
         computed: list[int] = []
         frozen: list[int] = []

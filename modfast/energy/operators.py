@@ -14,6 +14,7 @@ columns').
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from itertools import compress
 from typing import Any
 
@@ -257,32 +258,76 @@ class _Enmeshment(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        energies, *weights = ctx.saved_tensors
-        rows, cols, counts = ctx.rows, ctx.cols, ctx.num_clusters
-        needed = ctx.needs_input_grad[4:]
         if slopes is None:
-            return (None,) * (4 + len(weights))
-        # With create_graph, or in forward mode, the gradient is differentiated again.
-        if torch.is_grad_enabled() or in_forward_mode():
-            grads = [
-                _differentiable_grad(
-                    weights[i], slopes[i], rows[i], cols[i], counts[i], ctx.groups[i] if ctx.groups else ALONE
-                )
-                for i, is_needed in enumerate(needed)
-                if is_needed
-            ]
-        else:
-            if not all(needed):
-                weights, rows, cols, counts = (
-                    list(compress(values, needed)) for values in (weights, rows, cols, counts)
-                )
-                wanted = [i for i, is_needed in enumerate(needed) if is_needed]
-                energies, slopes = energies[wanted], slopes[wanted]
-            grads = torch.ops.modfast.enmeshment_grad(
-                weights, energies, slopes.contiguous(), rows, cols, counts
+            return (None,) * len(ctx.needs_input_grad)
+        needed = ctx.needs_input_grad[4:]
+        return (None, None, None, None, *_needed_grads(ctx, needed, slopes, ctx.groups))
+
+
+def _needed_grads(
+    ctx: Any, needed: Sequence[bool], slopes: Tensor, groups: tuple[Group, ...] = ()
+) -> list[Tensor | None]:
+    """The gradient of each weight that needs one, given the slopes of the losses."""
+    energies, *weights = ctx.saved_tensors
+    rows, cols, counts = ctx.rows, ctx.cols, ctx.num_clusters
+    # With create_graph, or in forward mode, the gradient is differentiated again.
+    if torch.is_grad_enabled() or in_forward_mode():
+        return [
+            _differentiable_grad(
+                weights[i], slopes[i], rows[i], cols[i], counts[i], groups[i] if groups else ALONE
             )
-        next_grad = iter(grads)
-        return (None, None, None, None, *(next(next_grad) if is_needed else None for is_needed in needed))
+            if is_needed
+            else None
+            for i, is_needed in enumerate(needed)
+        ]
+    if all(needed):
+        grads = torch.ops.modfast.enmeshment_grad.default(
+            weights, energies, slopes.contiguous(), rows, cols, counts
+        )
+        return list(grads)
+    weights, rows, cols, counts = (list(compress(values, needed)) for values in (weights, rows, cols, counts))
+    wanted = [i for i, is_needed in enumerate(needed) if is_needed]
+    energies, slopes = energies[wanted], slopes[wanted].contiguous()
+    grads = torch.ops.modfast.enmeshment_grad.default(weights, energies, slopes, rows, cols, counts)
+    next_grad = iter(grads)
+    return [next(next_grad) if is_needed else None for is_needed in needed]
+
+
+class _ReducedEnmeshment(torch.autograd.Function):
+    """``apply(row_labels, col_labels, num_clusters, mean, dtype, *weights)``: the sum of the losses, or their mean.
+
+    One node of the graph in place of several, and without the forms that transforms of ``torch.func`` ask for: for
+    a small weight these take longer than the arithmetic.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        row_labels: list[Tensor],
+        col_labels: list[Tensor],
+        num_clusters: list[int],
+        mean: bool,
+        dtype: torch.dtype,
+        *weights: Tensor,
+    ) -> Tensor:
+        losses, energies = torch.ops.modfast.enmeshment.default(weights, row_labels, col_labels, num_clusters)
+        ctx.save_for_backward(energies, *weights)
+        ctx.rows, ctx.cols, ctx.num_clusters = row_labels, col_labels, num_clusters
+        ctx.mean = mean
+        ctx.set_materialize_grads(False)
+        reduced: Tensor = losses.mean(dtype=dtype) if mean else losses.sum(dtype=dtype)
+        return reduced
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[5:]
+        if slope is None:
+            return (None,) * len(ctx.needs_input_grad)
+        slopes = slope.to(torch.float64)
+        if ctx.mean and len(needed) > 1:
+            slopes = slopes / len(needed)
+        slopes = slopes.reshape(1).expand(len(needed))
+        return (None, None, None, None, None, *_needed_grads(ctx, needed, slopes))
 
 
 # PyTorch asks for the signature at each call, and making it takes longer than the arithmetic on two sums.
@@ -394,3 +439,22 @@ def enmeshments(
         return reference.enmeshment_of_split(sum_all_over(energies, groups)) if groups else losses
     losses, _ = _Enmeshment.apply(tuple(row_labels), tuple(col_labels), tuple(num_clusters), groups, *weights)
     return losses
+
+
+def reduced_enmeshment(
+    weights: Sequence[Tensor],
+    row_labels: list[Tensor],
+    col_labels: list[Tensor],
+    num_clusters: list[int],
+    mean: bool,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The sum or mean of the weights' enmeshments, differentiable any number of times in reverse mode.
+
+    None where that does not serve: in forward mode, in transforms of ``torch.func``, under ``torch.compile``, and
+    without the compiled operators.
+    """
+    if _by_reference() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    reduced: Tensor = _ReducedEnmeshment.apply(row_labels, col_labels, num_clusters, mean, dtype, *weights)
+    return reduced
