@@ -76,6 +76,7 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
             [torch.zeros(4, 5)],
             torch.cat([torch.tensor([3]), rows, cols]).to(torch.int32),
             0.7,
+            True,
         ),
         "adamw_": (
             [weight.clone(), torch.rand(3)],

@@ -1,7 +1,7 @@
 """Time small calls of the loss while another process keeps a core busy. See benchmarks/README.md.
 
-PyTorch's parallel loops end when all of their threads have come. One that shares its core with another process
-comes a slice of the scheduler late, which is longer than a thousand small calls.
+PyTorch's parallel loops end when all of their threads have come. One that shares its core with another
+process comes a slice of the scheduler late, which is longer than a hundred small calls.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ constexpr std::chrono::milliseconds kLate{1};
 // As many calls as lose about what one wait has cost.
 constexpr int64_t kFewest = 256, kMost = 4096;
 
-// All threads share them, and each reads and writes them as they are: a lost update only makes a loop try again
-// sooner or later.
+// All threads share them, and each reads and writes them as they are: a lost update only makes a loop try
+// again sooner or later.
 std::atomic<int64_t> to_do_alone{0};
 std::atomic<int64_t> next_to_do_alone{kFewest};
 
 }  // namespace
 
-void small_parallel_for(ParallelFor parallel_for, int64_t count, int64_t grain, LoopBody body, void* context) {
+void small_parallel_for(ParallelFor parallel_for, int64_t count, int64_t grain, LoopBody body,
+                        void* context) {
   if (count <= grain) return parallel_for(count, grain, body, context);  // by one thread in any case
   const int64_t alone = to_do_alone.load(std::memory_order_relaxed);
   if (alone > 0) {

@@ -4,6 +4,7 @@
 #include "energy/binding.h"
 
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -180,15 +181,18 @@ std::vector<Term> make_terms(const std::vector<Tensor>& weights, const std::vect
 
 // A new tensor of numbers on the CPU. Unlike new_empty it is made without PyTorch's dispatcher, which takes
 // longer than the loss of a small matrix.
-Tensor new_doubles(std::initializer_list<int64_t> shape) {
+Tensor new_numbers(std::initializer_list<int64_t> shape, bool doubles) {
   int64_t strides[2] = {1, 1};
   if (shape.size() == 2) strides[0] = shape.begin()[1];
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
-                                                  aoti_torch_dtype_float64(), aoti_torch_device_type_cpu(), 0,
-                                                  &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                               doubles ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
+
+Tensor new_doubles(std::initializer_list<int64_t> shape) { return new_numbers(shape, true); }
 
 std::tuple<Tensor, Tensor> enmeshment_cpu(std::vector<Tensor> weights, std::vector<Tensor> row_labels,
                                           std::vector<Tensor> col_labels, std::vector<int64_t> num_clusters) {
@@ -246,24 +250,20 @@ void add_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<Tensor> gr
   split_scale(terms, factors.data(), Into::sum, parallel_for);
 }
 
-Tensor accumulate(const std::vector<Term>& terms, const std::vector<Tensor>& weights,
-                  const std::vector<Tensor>& grads, double scale) {
+Tensor accumulate_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads,
+                                      std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
+                                      std::vector<int64_t> num_clusters, double scale) {
+  const auto terms = make_terms(weights, &grads, row_labels, col_labels, num_clusters);
   check_writable(weights, grads);
   Tensor losses = new_doubles({static_cast<int64_t>(weights.size())});
   accumulate_enmeshment(terms, scale, mutable_data_of<double>(losses), parallel_for);
   return losses;
 }
 
-Tensor accumulate_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads,
-                                      std::vector<Tensor> row_labels, std::vector<Tensor> col_labels,
-                                      std::vector<int64_t> num_clusters, double scale) {
-  return accumulate(make_terms(weights, &grads, row_labels, col_labels, num_clusters), weights, grads, scale);
-}
-
 // The same with the labels of all weights in one tensor, which takes a fraction of the time to hand over: for
 // each weight the number of clusters, the labels of its rows, and those of its columns.
 Tensor accumulate_packed_enmeshment_grad_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads,
-                                             Tensor labels, double scale) {
+                                             Tensor labels, double scale, bool mean) {
   REQUIRE(!weights.empty(), "weights must hold at least one tensor");
   REQUIRE(grads.size() == weights.size(), "weights and grads must have one length");
   check_cpu(labels, "labels");
@@ -275,8 +275,10 @@ Tensor accumulate_packed_enmeshment_grad_cpu(std::vector<Tensor> weights, std::v
   const auto* next = const_data_of<int32_t>(check_shaped(labels, ScalarType::Int, {expected}, "labels"));
   std::vector<Term> terms;
   terms.reserve(weights.size());
+  bool doubles = false;
   for (size_t t = 0; t < weights.size(); ++t) {
     check_weights({&grads[t]});
+    doubles = doubles || weights[t].scalar_type() == ScalarType::Double;
     const int64_t num_clusters = *next++, rows = weights[t].size(0), cols = weights[t].size(1);
     check_num_clusters(num_clusters);
     const Given<int32_t> row_labels{next, 1, rows, "row_labels"},
@@ -286,7 +288,18 @@ Tensor accumulate_packed_enmeshment_grad_cpu(std::vector<Tensor> weights, std::v
         {std::move(problem.labels), std::move(problem.operands[0]), std::move(problem.operands[1])});
     next += rows + cols;
   }
-  return accumulate(terms, weights, grads, scale);
+  check_writable(weights, grads);
+  std::vector<double> losses(weights.size());
+  accumulate_enmeshment(terms, scale, losses.data(), parallel_for);
+  double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
+  if (mean) sum /= static_cast<double>(losses.size());
+  Tensor reduced = new_numbers({}, doubles);
+  if (doubles) {
+    *mutable_data_of<double>(reduced) = sum;
+  } else {
+    *mutable_data_of<float>(reduced) = static_cast<float>(sum);
+  }
+  return reduced;
 }
 
 }  // namespace
@@ -305,8 +318,8 @@ STABLE_TORCH_LIBRARY(modfast, m) {
         "Tensor[] row_labels, Tensor[] col_labels, int[] num_clusters) -> ()");
   m.def("accumulate_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor[] row_labels, "
         "Tensor[] col_labels, int[] num_clusters, float scale) -> Tensor");
-  m.def("accumulate_packed_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor labels, float scale) "
-        "-> Tensor");
+  m.def("accumulate_packed_enmeshment_grad_(Tensor[] weights, Tensor(a!)[] grads, Tensor labels, float scale, "
+        "bool mean) -> Tensor");
 }
 // clang-format on
 

@@ -14,6 +14,14 @@ from modfast.layers.layer import Layer
 from modfast.partition import Partition
 
 
+def is_transformed() -> bool:
+    """Whether a tensor made now may stand for another, and could not be used later.
+
+    So it is within transforms of ``torch.func``, and while fake tensors or a tracer are in use.
+    """
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def packed_labels(partitions: Sequence[Partition]) -> Tensor:
     """The labels of several partitions in one tensor, as ``accumulate_packed_enmeshment_grad_`` takes them.
 
@@ -86,10 +94,7 @@ class KeptLayers:
         """Whether these are the same layers with the same partitions, whose labels have not changed."""
         if self._layers != layers or self._partitions != partitions:  # compared by identity first
             return False
-        for labels, version in self._labels:
-            if labels._version != version:
-                return False
-        return True
+        return all(labels._version == version for labels, version in self._labels)
 
     def weights(self) -> list[Tensor] | None:
         """The layers' weights as they are now; None if any is not as it was."""

@@ -20,7 +20,7 @@ from modfast.partition import Partition, pack_partitions, unpack_partitions
 
 from . import sharded
 from .functional import clusterability, enmeshment
-from .kept import KeptLayers
+from .kept import KeptLayers, is_transformed
 from .loss_layers import chosen_layers, placed_partition
 from .operators import (
     TAKES_PACKED,
@@ -338,9 +338,9 @@ class EnmeshmentLoss(nn.Module):
 
     def _keep(self, stored: Sequence[Tensor]) -> KeptLayers | None:
         """Keep what the next calls can use again, given the tensors that hold all weights."""
-        self._kept = None
-        if TAKES_PACKED and not torch.compiler.is_compiling():
-            self._kept = KeptLayers.of(self._layers, self._partitions, stored)
+        if not TAKES_PACKED or torch.compiler.is_compiling() or is_transformed():
+            return None
+        self._kept = KeptLayers.of(self._layers, self._partitions, stored)
         return self._kept
 
     def _accumulate_kept(self, factor: float) -> Tensor | None:
@@ -349,7 +349,9 @@ class EnmeshmentLoss(nn.Module):
         It does what :meth:`_accumulate_all` does. For small weights most of the time of that is Python.
         """
         kept = self._kept
-        if kept is None or torch.is_inference_mode_enabled() or not kept.is_of(self._layers, self._partitions):
+        if kept is None or self.reduction == "none" or torch.is_inference_mode_enabled():
+            return None
+        if not kept.is_of(self._layers, self._partitions):
             return None
         weights = kept.weights()
         if weights is None:
@@ -358,12 +360,10 @@ class EnmeshmentLoss(nn.Module):
         torch._C._set_grad_enabled(False)  # as no_grad does, whose object takes as long as the operator
         try:
             grads = [_grad_of(weight) for weight in weights]
-            losses: Tensor = accumulate_packed_enmeshment_grad_(weights, grads, kept.labels, factor)
+            mean = self.reduction == "mean"
+            loss: Tensor = accumulate_packed_enmeshment_grad_(weights, grads, kept.labels, factor, mean)
             torch.autograd.graph.increment_version(grads)
-            if self.reduction == "none":
-                return losses.to(kept.dtype)
-            reduced = losses.mean if self.reduction == "mean" else losses.sum
-            return reduced(dtype=kept.dtype)
+            return loss
         finally:
             torch._C._set_grad_enabled(recording)
 

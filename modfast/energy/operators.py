@@ -7,8 +7,8 @@ Labels of -1 stand for one more cluster, whose row and column come last in the o
 The other operators compute the loss of a whole model in one pass over all of its weights: ``enmeshment``, its
 gradient as new tensors (``enmeshment_grad``) or added to existing ones (``add_enmeshment_grad_``), and loss
 and gradient at once (``accumulate_enmeshment_grad_``; ``accumulate_packed_enmeshment_grad_`` takes all labels
-in one int32 tensor, which is faster to call: for each weight its number of clusters, its rows' labels and its
-columns').
+in one int32 tensor, for each weight its number of clusters, its rows' labels and its columns', and returns
+the sum or the mean of the losses: this is faster to call).
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _accumulate_fake(
 
 @torch.library.register_fake("modfast::accumulate_packed_enmeshment_grad_")
 def _accumulate_packed_fake(
-    weights: list[Tensor], grads: list[Tensor], labels: Tensor, scale: float
+    weights: list[Tensor], grads: list[Tensor], labels: Tensor, scale: float, mean: bool
 ) -> Tensor:
     require(len(weights) > 0, "weights must hold at least one tensor")
     require(len(grads) == len(weights), "weights and grads must have one length")
@@ -223,7 +223,8 @@ def _accumulate_packed_fake(
         check_shaped("grads", grad, weight.dtype, weight.shape)
     expected = sum(1 + weight.shape[0] + weight.shape[1] for weight in weights)
     check_shaped("labels", labels, torch.int32, (expected,))
-    return weights[0].new_empty((len(weights),), dtype=torch.float64)
+    any_double = any(weight.dtype == torch.float64 for weight in weights)
+    return weights[0].new_empty((), dtype=torch.float64 if any_double else torch.float32)
 
 
 def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -294,10 +295,10 @@ def _needed_grads(
 
 
 class _ReducedEnmeshment(torch.autograd.Function):
-    """``apply(row_labels, col_labels, num_clusters, mean, dtype, *weights)``: the sum of the losses, or their mean.
+    """``apply(row_labels, col_labels, num_clusters, mean, dtype, *weights)``: the losses' sum or mean.
 
-    One node of the graph in place of several, and without the forms that transforms of ``torch.func`` ask for: for
-    a small weight these take longer than the arithmetic.
+    One node of the graph in place of several, and without the forms that transforms of ``torch.func`` ask
+    for: for a small weight these take longer than the arithmetic.
     """
 
     @staticmethod
@@ -451,8 +452,8 @@ def reduced_enmeshment(
 ) -> Tensor | None:
     """The sum or mean of the weights' enmeshments, differentiable any number of times in reverse mode.
 
-    None where that does not serve: in forward mode, in transforms of ``torch.func``, under ``torch.compile``, and
-    without the compiled operators.
+    None where that does not serve: in forward mode, in transforms of ``torch.func``, under ``torch.compile``,
+    and without the compiled operators.
     """
     if _by_reference() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None

@@ -158,23 +158,27 @@ def accumulate_enmeshment_grad_(
 
 
 def accumulate_packed_enmeshment_grad_(
-    weights: Sequence[Tensor], grads: Sequence[Tensor], labels: Tensor, scale: float
+    weights: Sequence[Tensor], grads: Sequence[Tensor], labels: Tensor, scale: float, mean: bool
 ) -> Tensor:
     """Specifies the operator of that name: :func:`accumulate_enmeshment_grad_` with all labels in one tensor.
 
     Args:
         weights: as there.
         grads: as there.
-        labels: int32, 1-D: for each weight the number of clusters, the labels of its rows, those of its columns.
+        labels: int32, 1-D: for each weight the number of clusters, the labels of its rows, those of its
+            columns.
         scale: as there.
+        mean: whether to return the mean of the enmeshments, not their sum.
 
     Returns:
-        Each weight's enmeshment: float64, (number of weights,).
+        A scalar, float64 if any weight is float64, else float32.
     """
     sizes = [size for weight in weights for size in (1, *weight.shape[:2])]
     parts = labels.to(torch.int64).split(sizes)
     counts = [int(part) for part in parts[::3]]
-    return accumulate_enmeshment_grad_(weights, grads, parts[1::3], parts[2::3], counts, scale)
+    losses = accumulate_enmeshment_grad_(weights, grads, parts[1::3], parts[2::3], counts, scale)
+    any_double = any(weight.dtype == torch.float64 for weight in weights)
+    return (losses.mean() if mean else losses.sum()).to(torch.float64 if any_double else torch.float32)
 
 
 def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 // matrix is in a block of its own that ends with its last element, so that an access beyond it is detected.
 #include "common/half.h"
 #include "common/instruction_set.h"
+#include "common/parallel.h"
 #include "energy/energy.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -145,6 +148,43 @@ void try_one(DType dtype, double rounding, double size) {
   }
 }
 
+int parallel_calls = 0;
+bool is_late = false;
+
+void counted(int64_t count, int64_t grain, LoopBody body, void* context) {
+  ++parallel_calls;
+  in_turn(count, grain, body, context);
+  if (is_late) std::this_thread::sleep_for(std::chrono::milliseconds(3));
+}
+
+// After a loop that came late the next ones are done by the caller, each as a whole; then it tries again.
+void try_late_threads() {
+  int64_t sum = 0;
+  const auto call = [&] {
+    sum = 0;
+    small_parallel_for(
+        counted, 100, 10,
+        [](int64_t begin, int64_t end, void* given) {
+          for (int64_t i = begin; i < end; ++i) *static_cast<int64_t*>(given) += i;
+        },
+        &sum);
+    check(sum == 4950, "the sum of a small loop", double(sum), 4950);
+  };
+  while (calls_to_do_alone() > 0) call();
+  is_late = true;
+  for (int64_t turn = 0, last = 0; turn < 3; ++turn) {
+    parallel_calls = 0;
+    call();
+    check(parallel_calls == 1, "calls in parallel", parallel_calls, 1);
+    const int64_t alone = calls_to_do_alone();
+    check(alone > last, "calls to do alone, more at each time", double(alone), double(last + 1));
+    for (int64_t i = 0; i < alone; ++i) call();
+    check(parallel_calls == 1, "calls in parallel meanwhile", parallel_calls, 1);
+    last = alone;
+  }
+  is_late = false;
+}
+
 }  // namespace
 
 int main() {
@@ -156,5 +196,6 @@ int main() {
     try_one<Half>(DType::float16, 2e-3, size);
     try_one<BFloat>(DType::bfloat16, 1.6e-2, size);
   }
-  std::printf("%s: %d passed, 0 failed\n", name_of(instruction_set_in_use()), 4 * kTrials);
+  try_late_threads();
+  std::printf("%s: %d passed, 0 failed\n", name_of(instruction_set_in_use()), 4 * kTrials + 1);
 }
