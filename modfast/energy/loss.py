@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import OptState
 
 from modfast import reference
 from modfast.arrays import is_sharded
@@ -20,6 +19,7 @@ from modfast.partition import Partition, pack_partitions, unpack_partitions
 
 from . import sharded
 from .functional import clusterability, enmeshment
+from .gradients import grad_of, scale_of
 from .kept import KeptLayers, is_transformed
 from .loss_layers import chosen_layers, placed_partition
 from .operators import (
@@ -322,7 +322,7 @@ class EnmeshmentLoss(nn.Module):
             raise TypeError(f"scale must be a real number, got {type(value).__name__}")
         factor = float(value)
         if scaler is not None:
-            factor *= _scale_of(scaler)
+            factor *= scale_of(scaler)
         if self.reduction == "mean":
             factor /= len(self._layers)
         if torch.compiler.is_compiling():
@@ -359,7 +359,7 @@ class EnmeshmentLoss(nn.Module):
         recording = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # as no_grad does, whose object takes as long as the operator
         try:
-            grads = [_grad_of(weight) for weight in weights]
+            grads = [grad_of(weight) for weight in weights]
             mean = self.reduction == "mean"
             loss: Tensor = accumulate_packed_enmeshment_grad_(weights, grads, kept.labels, factor, mean)
             torch.autograd.graph.increment_version(grads)
@@ -404,12 +404,12 @@ class EnmeshmentLoss(nn.Module):
         with torch.no_grad():
             for leaf, grad in zip(leaves, grads, strict=True):
                 if grad is not None:
-                    _grad_of(leaf).add_(grad)
+                    grad_of(leaf).add_(grad)
         return losses.detach()
 
     def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
         """Accumulate gradients of one group of layers in one pass; return losses: float64, (members,)."""
-        grads = [_grad_of(weight) for weight in stored]
+        grads = [grad_of(weight) for weight in stored]
         weights, targets = list(stored), list(grads)
         for place, (weight, grad) in enumerate(zip(stored, grads, strict=True)):
             if grad.dtype != weight.dtype:  # ``grad_dtype`` is set: computed in a dtype that holds both
@@ -467,32 +467,6 @@ class EnmeshmentLoss(nn.Module):
         """What ``print`` shows."""
         names = ", ".join(self._names)
         return f"layers=[{names}], reduction={self.reduction!r}"
-
-
-def _scale_of(scaler: torch.amp.GradScaler) -> float:
-    """The factor by which a ``GradScaler`` has scaled the gradients."""
-    if not isinstance(scaler, torch.amp.GradScaler):
-        raise TypeError(f"scaler must be a torch.amp.GradScaler or None, got {type(scaler).__name__}")
-    if not scaler.is_enabled():
-        return 1.0
-    if any(state["stage"] is OptState.UNSCALED for state in scaler._per_optimizer_states.values()):
-        raise ValueError(
-            "scaler has unscaled gradients already: leave it out after scaler.unscale_(optimizer)"
-        )
-    return float(scaler.get_scale())
-
-
-def _grad_of(weight: Tensor) -> Tensor:
-    """The weight's ``.grad``, made dense, or made of zeros if it is missing."""
-    grad = weight.grad
-    if grad is not None and grad.layout != torch.strided:
-        # Autograd does the same when it adds to the sparse gradient of an embedding with sparse=True.
-        grad = weight.grad = grad.to_dense()
-    if grad is None:
-        # A grad_dtype of None stands for a gradient of any dtype.
-        dtype = getattr(weight, "grad_dtype", None) or weight.dtype
-        grad = weight.grad = torch.zeros_like(weight, dtype=dtype)
-    return grad
 
 
 def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
