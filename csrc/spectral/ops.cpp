@@ -1,24 +1,12 @@
 // The spectral family's operators on the CPU: schemas, argument checks, registration.
-#include "common/binding_cpu.h"
 #include "common/kept_memory.h"
 #include "common/parallel.h"
-#include "spectral/binding.h"
+#include "spectral/binding_cpu.h"
 
 #include <atomic>
 
 namespace modfast {
 namespace {
-
-const Tensor& checked(const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> shape,
-                      const char* name) {
-  check_cpu(tensor, name);
-  return check_shaped(tensor, type, shape, name);
-}
-
-DenseMatrix dense_on_cpu(const Tensor& weight) {
-  check_cpu(weight, "weight");
-  return dense_of(weight);
-}
 
 // Whether `count` numbers are all in [0, limit).
 template <class I>
@@ -188,23 +176,6 @@ std::tuple<Tensor, Tensor, Tensor> k_means_cpu(Tensor points, Tensor weights, in
   *mutable_data_of<double>(cost) = found.cost;
   *mutable_data_of<int64_t>(iterations) = found.iterations;
   return {labels, cost, iterations};
-}
-
-void check_node_labels(const Tensor& labels, int64_t nodes, int64_t num_clusters) {
-  check_num_clusters(num_clusters);
-  checked(labels, ScalarType::Long, {nodes}, "labels");
-  const auto* label = const_data_of<int64_t>(labels);
-  for (int64_t i = 0; i < nodes; ++i) {
-    REQUIRE(-1 <= label[i] && label[i] < num_clusters, "labels[", i, "] is ", label[i], ", allowed is -1 to ",
-            num_clusters - 1);
-  }
-}
-
-template <class T>
-Tensor copy_of(const Tensor& tensor) {
-  Tensor copy = torch::stable::empty_like(tensor);
-  std::copy_n(const_data_of<T>(tensor), tensor.numel(), mutable_data_of<T>(copy));
-  return copy;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> move_side_cpu(Tensor labels, Tensor inside, Tensor volume,

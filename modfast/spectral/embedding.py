@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import operators as ops
 from .krylov import Eigen, Small, block_width, largest_eigenvectors, one_thread, random_block
-from .similarity import Similarity, SparseSimilarity
+from .similarity import DenseSimilarity, Similarity, SparseSimilarity
 
 # A matrix whose smaller side is at most this is decomposed whole.
 _EXACT = 64
@@ -28,6 +29,10 @@ _FLOAT32_RANGE = 1e12
 
 # A basis may take this many bytes, however small the matrix is.
 _LITTLE_MEMORY = 32 * 2**20
+
+# Blocks up to this width are left to the compiled solver. Its own decompositions take longer than LAPACK's for
+# the matrices, up to eight times as wide, that wider blocks need.
+_COMPILED_WIDTH = 16
 
 # Singular values below this come from rounding: they are roots of eigenvalues computed in float64.
 _FLOAT64_ZERO = 1e-7
@@ -100,6 +105,27 @@ def singular_vectors(
         left, values, right = _all_singular_vectors(similarity, row_weights, col_weights, count)
         return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
     generator = torch.Generator("cpu").manual_seed(seed)
+    capacity = _capacity(similarity.memory, int(has_edges[1].sum()), count)
+    if _is_solved_at_once(similarity, capacity, count):
+        random = torch.rand(
+            similarity.shape[1], block_width(count), generator=generator, dtype=torch.float32, device="cpu"
+        )
+        vectors, values, residuals, outcome = ops.similarity_singular_vectors(
+            similarity.weight,
+            similarity.affinity,
+            similarity.scale,
+            *degrees,
+            random,
+            count,
+            tol,
+            max_iter,
+            capacity,
+            seed,
+        )
+        passes, converged, in_double = outcome.tolist()
+        left, right = vectors.split(similarity.shape)
+        dtype = torch.float64 if in_double else torch.float32
+        return Singular(left, values, right, residuals, passes, bool(converged), dtype, _FLOAT64_ZERO)
 
     def solve(dtype: torch.dtype) -> Eigen:
         of_rows, of_cols = row_weights.to(dtype), col_weights.to(dtype)[:, None]
@@ -115,7 +141,7 @@ def singular_vectors(
             count,
             tolerance=lambda values: tol * np.maximum(values, _FLOAT64_ZERO**2),
             max_products=max_iter,
-            capacity=_capacity(similarity.memory, int(has_edges[1].sum()), count),
+            capacity=capacity,
             generator=generator,
             # Once a value is too small for float32, stop, and start again in float64.
             enough=functools.partial(_too_small, tol) if dtype == torch.float32 else None,
@@ -296,6 +322,18 @@ def _padded(values: Tensor, count: int) -> Tensor:
 
 def _is_small(side: int, count: int) -> bool:
     return side <= max(_EXACT, 4 * block_width(count))
+
+
+def _is_solved_at_once(
+    similarity: Similarity, capacity: int, count: int
+) -> TypeGuard[DenseSimilarity]:
+    """Return whether one compiled call finds the singular vectors: beside its basis it keeps A times it."""
+    return (
+        isinstance(similarity, DenseSimilarity)
+        and ops.does_whole_steps(similarity.weight)
+        and block_width(count) <= _COMPILED_WIDTH
+        and 8 * (capacity + block_width(count)) * sum(similarity.shape) <= _LITTLE_MEMORY
+    )
 
 
 def _identity(size: int, device: torch.device) -> Tensor:

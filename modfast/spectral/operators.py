@@ -49,6 +49,14 @@ def has_gpu_kernels(tensor: Tensor) -> bool:
     return BACKEND != "reference" and (tensor.device.type != "cpu" or BACKEND == "emulated")
 
 
+def does_whole_steps(tensor: Tensor) -> bool:
+    """Return whether operators that do a whole step of co-clustering run on the tensor.
+
+    They are :func:`similarity_singular_vectors` and :func:`move_sides`, which only the kernels for the CPU have.
+    """
+    return BACKEND == "compiled" and tensor.device.type == "cpu"
+
+
 def similarity_sums(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return the sums of the rows and of the columns of a dense matrix of similarities, float64."""
     rows, cols = _OPS.similarity_sums(weight, affinity, scale)
@@ -79,6 +87,46 @@ def similarity_product(
     """
     forward, backward = _OPS.similarity_product(weight, affinity, scale, right, left, row_weights)
     return forward, backward
+
+
+def similarity_singular_vectors(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    row_degrees: Tensor,
+    col_degrees: Tensor,
+    random: Tensor,
+    count: int,
+    tol: float,
+    max_passes: int,
+    capacity: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the top singular vectors of ``N = D_row^-1/2 A D_col^-1/2``; see :func:`similarity_product`.
+
+    Args:
+        weight: ``(rows, cols)``, its rows contiguous.
+        affinity: as for :func:`similarity_product`.
+        scale: as for :func:`similarity_product`.
+        row_degrees: float64 ``(rows,)``, the sums of A's rows.
+        col_degrees: float64 ``(cols,)``, the sums of its columns.
+        random: float32 ``(cols, width)``, numbers from 0 to 1 for the starting vectors; the width is a
+            multiple of ``LANES``.
+        count: the number of singular vectors, at most the width.
+        tol: a singular triplet ``(s, u, v)`` has converged when ``|N^T u - s v| <= tol s``.
+        max_passes: the maximum number of passes over the weight, in each precision.
+        capacity: the size of the solver's basis in vectors, a multiple of the width.
+        seed: seeds directions that replace those which are in the basis already.
+
+    Returns:
+        All but the last float64: ``(rows + cols, count)``, ``D_row^-1/2`` times the left vectors, then
+        ``D_col^-1/2`` times the right ones; the singular values; their residuals ``|N^T u - s v|``; and int64
+        ``(3,)``: the number of passes, whether the solver has converged, and whether it took float64.
+    """
+    vectors, values, residuals, outcome = _OPS.similarity_singular_vectors(
+        weight, affinity, scale, row_degrees, col_degrees, random, count, tol, max_passes, capacity, seed
+    )
+    return vectors, values, residuals, outcome
 
 
 def sparse_similarity_sums(
@@ -180,6 +228,36 @@ def move_side(
         labels, inside, volume, sizes, ties, degrees, loops, least, max_sweeps
     )
     return moved, inside, volume, sizes
+
+
+def move_sides(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    degrees: tuple[Tensor, Tensor],
+    labels: Tensor,
+    num_clusters: int,
+    in_double: bool,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    """Return labels after moves as in :func:`move_side`, of the rows and of the columns in turn.
+
+    Args:
+        weight: ``(rows, cols)``, its rows contiguous.
+        affinity: as for :func:`similarity_product`.
+        scale: as for :func:`similarity_product`.
+        degrees: float64, the sums of the rows, ``(rows,)``, and of the columns, ``(cols,)``.
+        labels: ``(rows + cols,)``, of the rows, then of the columns; -1 stays.
+        num_clusters: k.
+        in_double: whether similarities are added up in float64, else in float32.
+        least: by how much a move must lower the cut.
+        max_sweeps: the maximum number of turns of each side, and of sweeps in each turn.
+    """
+    moved: Tensor = _OPS.move_sides(
+        weight, affinity, scale, *degrees, labels, num_clusters, in_double, least, max_sweeps
+    )
+    return moved
 
 
 def move_graph(

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import operators as ops
 from .embedding import Embedding
 from .krylov import block_width
-from .similarity import Similarity, SparseSimilarity
+from .similarity import DenseSimilarity, Similarity, SparseSimilarity
 
 # The maximum number of sweeps of single moves over all nodes. Usually no node moves after two or three.
 _MAX_SWEEPS = 20
@@ -102,6 +102,19 @@ def refine_sides(
     No edge joins two rows, so a row's edge weight to each cluster does not depend on the moves of other rows:
     one product computes it for all rows. The same holds for columns.
     """
+    if isinstance(similarity, DenseSimilarity) and ops.does_whole_steps(similarity.weight):
+        joint = ops.move_sides(
+            similarity.weight,
+            similarity.affinity,
+            similarity.scale,
+            degrees,
+            torch.cat(labels),
+            num_clusters,
+            dtype == torch.float64,
+            _least_gain(dtype),
+            _MAX_SWEEPS,
+        )
+        return list(joint.split(similarity.shape))
     inside, volume, to_clusters = sides_cut(similarity, degrees, labels, num_clusters, dtype)
     sizes = torch.zeros(num_clusters, dtype=torch.int64, device=similarity.device)
     for of_side in labels:
