@@ -64,6 +64,8 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
     terms = [torch.rand(size, dtype=DOUBLE) for size in (4, 5)]
     vectors = [torch.rand(size, 2, dtype=DOUBLE) for size in (4, 5)]
     sums = (torch.rand(2, dtype=DOUBLE), torch.rand(2, dtype=DOUBLE) + 1, torch.tensor([2, 2]))
+    wide = torch.rand(6, 36) + 0.1
+    degrees = wide.sum(1, dtype=DOUBLE), wide.sum(0, dtype=DOUBLE)
     return {
         "block_inner": (weight, None, rows, cols, 3),
         "block_scale": (weight, torch.rand(4, 4, dtype=DOUBLE), rows, cols),
@@ -104,6 +106,10 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
         "labelled_energies": ([weight], torch.zeros(9, dtype=torch.int32), [0]),
         "similarity_sums": (weight, 0, 1.0),
         "similarity_product": (weight, 0, 1.0, right, left, None),
+        "similarity_singular_vectors": (
+            *(wide, 0, 1.0, *degrees, torch.rand(36, 8)),
+            *(3, 1e-3, 20, 24, 0),
+        ),
         "sparse_similarity_sums": (*sparse, 5, 0, 1.0, None, None, True),
         "sparse_similarity_product": (*sparse, 5, 0, 1.0, right, left, None),
         "sparse_transpose": (*sparse, 5),
@@ -112,6 +118,8 @@ def valid_arguments() -> dict[str, tuple[Any, ...]]:
         "basis_rotate_": ([left, left.clone()], torch.rand(16, 8, dtype=DOUBLE)),
         "k_means": (torch.rand(6, 3), torch.rand(6) + 0.1, 2, 2, 0, 10, 1e-4),
         "move_side": (two, *sums, torch.rand(4, 2, dtype=DOUBLE), terms[0], None, 1e-6, 5),
+        "move_sides": (wide, 0, 1.0, *degrees, torch.arange(42) % 3, 3, False, 1e-6, 5),
+        "numbered_as_met": (rows, 3),
         "move_graph": (*graph, 1.0, two, 2, 1e-6, 5),
         "graph_cut": (*graph, 1.0, two, 2),
         "edge_gradient": (weight, *terms, *vectors),

@@ -192,4 +192,15 @@ template void move_sides<float>(const DenseMatrix&, Similarity, const double*, c
 template void move_sides<double>(const DenseMatrix&, Similarity, const double*, const double*, int64_t,
                                  double, int64_t, int64_t*, ParallelFor);
 
+void number_as_met(int64_t nodes, int64_t clusters, int64_t* labels) {
+  std::vector<int64_t> numbers(clusters, -1);
+  int64_t met = 0;
+  for (int64_t i = 0; i < nodes; ++i) {
+    if (labels[i] < 0) continue;
+    int64_t& number = numbers[labels[i]];
+    if (number < 0) number = met++;
+    labels[i] = number;
+  }
+}
+
 }  // namespace modfast

@@ -37,4 +37,7 @@ void move_sides(const DenseMatrix& matrix, Similarity similarity, const double* 
                 const double* col_degrees, int64_t clusters, double least, int64_t max_sweeps,
                 int64_t* labels, ParallelFor parallel_for);
 
+// Renumbers clusters in the order of their first node; -1 stays.
+void number_as_met(int64_t nodes, int64_t clusters, int64_t* labels);
+
 }  // namespace modfast

@@ -62,6 +62,20 @@ struct Sums {
   }
 };
 
+// A sum in several parts, which do not wait for each other.
+double sum_of(const double* numbers, int64_t count) {
+  constexpr int kParts = 8;
+  double parts[kParts] = {};
+  int64_t i = 0;
+  for (; i + kParts <= count; i += kParts) {
+    for (int part = 0; part < kParts; ++part) parts[part] += numbers[i + part];
+  }
+  for (; i < count; ++i) parts[0] += numbers[i];
+  double sum = 0;
+  for (double part : parts) sum += part;
+  return sum;
+}
+
 // Labels the points [begin, end) with their nearest centre, sets squares to the squared distances from it,
 // and adds to `changes` the terms of the points that change their label.
 void assign(const Points& points, int64_t begin, int64_t end, const float* turned, int64_t stride,
@@ -73,8 +87,12 @@ void assign(const Points& points, int64_t begin, int64_t end, const float* turne
   std::fill(labels + begin, labels + end, 0);
   lines.nearest(turned, stride, n, centres.places.data(), centres.dims, 0, centres.count, squares + begin,
                 labels + begin);
+  std::vector<double> costs(n);
+  for (int64_t i = 0; i < n; ++i) {
+    costs[i] = static_cast<double>(points.weights[begin + i]) * squares[begin + i];
+  }
+  changes->cost += sum_of(costs.data(), n);
   for (int64_t i = begin; i < end; ++i) {
-    changes->cost += static_cast<double>(points.weights[i]) * squares[i];
     const int32_t from = before[i - begin];
     if (labels[i] == from) continue;
     ++changes->moved;
@@ -143,36 +161,62 @@ Tightness lloyd(const Points& points, const float* turned, Centres* centres, int
   return result;
 }
 
+// Points whose shares are added up together, to look at few sums when one of them is drawn.
+constexpr int64_t kDrawnTogether = 64;
+
+// The squared distances from the centres at which points are in the same place as one of them.
+std::vector<float> same_places(const KMeans& problem, const float* turned, int64_t count) {
+  std::vector<float> least(count);
+  for (int64_t d = 0; d < problem.dims; ++d) {
+    const float* places = turned + d * count;
+    for (int64_t i = 0; i < count; ++i) least[i] += places[i] * places[i];
+  }
+  for (float& each : least) each *= static_cast<float>(problem.same_place * problem.same_place);
+  return least;
+}
+
+// Draws one of `count` shares in proportion; lowers `drawn`, from 0 to their sum, by those before it. If
+// rounding leaves something after all of them, the last one that is not 0. -1 if there is none.
+int64_t draw(const double* shares, int64_t count, double* drawn) {
+  int64_t chosen = -1;
+  for (int64_t i = 0; i < count; ++i) {
+    if (shares[i] == 0) continue;
+    chosen = i;
+    if (*drawn < shares[i]) return chosen;
+    *drawn -= shares[i];
+  }
+  *drawn = std::numeric_limits<double>::infinity();  // within the last one, it is the last again
+  return chosen;
+}
+
 // k-means++ (Arthur and Vassilvitskii 2007): each centre is a point, drawn with a probability proportional to
 // its weighted squared distance from the centres before.
-Centres first_centres(const KMeans& problem, const Points& points, const float* turned, Random random) {
+Centres first_centres(const KMeans& problem, const Points& points, const float* turned, const float* least,
+                      Random random) {
   const int64_t dims = points.dims, count = points.count;
   Centres centres(dims, problem.clusters);
   std::vector<float> squares(count, std::numeric_limits<float>::infinity());
   std::vector<int32_t> labels(count);
   const auto& lines = spectral_lines_in_use();
-  std::vector<float> least(count);
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t d = 0; d < dims; ++d) least[i] += turned[d * count + i] * turned[d * count + i];
-    least[i] *= static_cast<float>(problem.same_place * problem.same_place);
-  }
-  const auto share = [&](int64_t i) { return share_of(points.weights[i], squares[i], least[i]); };
+  std::vector<double> shares(count), sums((count + kDrawnTogether - 1) / kDrawnTogether);
   int64_t chosen = random.below(count);
   while (true) {
     centres.set(centres.count++, points.places + chosen * dims);
     if (centres.count == problem.clusters) break;
     lines.nearest(turned, count, count, centres.places.data(), dims, centres.count - 1, centres.count,
                   squares.data(), labels.data());
+    for (int64_t i = 0; i < count; ++i) shares[i] = share_of(points.weights[i], squares[i], least[i]);
     double total = 0;
-    for (int64_t i = 0; i < count; ++i) total += share(i);
-    if (total == 0) break;
-    double drawn = random.uniform() * total;
-    for (int64_t i = 0; i < count; ++i) {
-      if (share(i) == 0) continue;
-      chosen = i;
-      drawn -= share(i);
-      if (drawn < 0) break;
+    for (size_t part = 0; part < sums.size(); ++part) {
+      const int64_t begin = static_cast<int64_t>(part) * kDrawnTogether;
+      sums[part] = sum_of(shares.data() + begin, std::min(kDrawnTogether, count - begin));
+      total += sums[part];
     }
+    double drawn = random.uniform() * total;
+    const int64_t part = draw(sums.data(), static_cast<int64_t>(sums.size()), &drawn);
+    if (part < 0) break;  // no other point differs from the centres
+    const int64_t begin = part * kDrawnTogether;
+    chosen = begin + draw(shares.data() + begin, std::min(kDrawnTogether, count - begin), &drawn);
   }
   return centres;
 }
@@ -202,12 +246,14 @@ Tightness k_means(const KMeans& problem, const float* points, const float* weigh
   std::vector<float> turned(tried.count * dims);
   tried.turn(0, tried.count, turned.data());
 
+  const std::vector<float> least = same_places(problem, turned.data(), tried.count);
+
   std::vector<Centres> found(problem.starts, Centres(dims, problem.clusters));
   std::vector<Tightness> results(problem.starts);
   std::vector<std::vector<int32_t>> of_sample(problem.starts);
   for_each_chunk(parallel_for, problem.starts, 1, [&](int64_t start, int64_t) {
     const Random random{seed_of_start(problem.seed, start)};
-    found[start] = first_centres(problem, tried, turned.data(), random);
+    found[start] = first_centres(problem, tried, turned.data(), least.data(), random);
     of_sample[start].resize(tried.count);
     results[start] =
         lloyd(tried, turned.data(), &found[start], problem.max_iterations, of_sample[start].data(), serially);

@@ -68,6 +68,14 @@ Tensor move_sides_cpu(Tensor weight, int64_t affinity, double scale, Tensor row_
   return moved;
 }
 
+Tensor numbered_as_met_cpu(Tensor labels, int64_t num_clusters) {
+  REQUIRE(labels.dim() == 1, "labels must have one dimension, got shape ", shape_of(labels));
+  check_node_labels(labels, labels.size(0), num_clusters);
+  Tensor numbered = copy_of<int64_t>(labels);
+  number_as_met(labels.size(0), num_clusters, mutable_data_of<int64_t>(numbered));
+  return numbered;
+}
+
 }  // namespace
 }  // namespace modfast
 
@@ -78,10 +86,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
         "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("move_sides(Tensor weight, int affinity, float scale, Tensor row_degrees, Tensor col_degrees, "
         "Tensor labels, int num_clusters, bool in_double, float least, int max_sweeps) -> Tensor");
+  m.def("numbered_as_met(Tensor labels, int num_clusters) -> Tensor");
 }
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
   m.impl("similarity_singular_vectors", TORCH_BOX(&modfast::singular_vectors_cpu));
   m.impl("move_sides", TORCH_BOX(&modfast::move_sides_cpu));
+  m.impl("numbered_as_met", TORCH_BOX(&modfast::numbered_as_met_cpu));
 }

@@ -46,6 +46,30 @@ def similarity_product(
     return forward, empty if left is None else values.T @ left
 
 
+def similarity_singular_vectors(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    row_degrees: Tensor,
+    col_degrees: Tensor,
+    random: Tensor,
+    count: int,
+    tol: float,
+    max_passes: int,
+    capacity: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the top singular vectors of the whole matrix, decomposed in float64."""
+    values = _similarity(weight, affinity, scale, torch.float64)
+    of_rows, of_cols = (
+        torch.where(degrees > 0, degrees.rsqrt(), 0.0)[:, None] for degrees in (row_degrees, col_degrees)
+    )
+    left, singular, right = torch.linalg.svd(of_rows * values * of_cols.T, full_matrices=False)
+    vectors = torch.cat([of_rows * left[:, :count], of_cols * right[:count].T])
+    outcome = torch.tensor([1, 1, 1], device=weight.device)
+    return vectors, singular[:count], torch.zeros_like(singular[:count]), outcome
+
+
 def sparse_similarity_sums(
     starts: Tensor,
     indices: Tensor,
@@ -182,6 +206,41 @@ def move_side(
     return labels, clusters.inside, clusters.volume, clusters.sizes
 
 
+def move_sides(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    row_degrees: Tensor,
+    col_degrees: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    in_double: bool,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    """Move the rows until none moves, then the columns, and so on in turn until a side has nothing to move."""
+    from .spectral import bipartite, inside_and_volume
+
+    values = _similarity(weight, affinity, scale, torch.float64 if in_double else torch.float32).double()
+    sides, degrees = list(labels.split(weight.shape)), (row_degrees, col_degrees)
+    inside, _ = inside_and_volume(bipartite(values), labels, num_clusters)
+    volume, sizes = torch.zeros_like(inside), torch.zeros_like(inside, dtype=torch.int64)
+    for of_side, of_nodes in zip(sides, degrees, strict=True):
+        volume.index_add_(0, of_side.clamp(min=0), torch.where(of_side >= 0, of_nodes, 0.0))
+        sizes.index_add_(0, of_side.clamp(min=0), (of_side >= 0).long())
+    for turn in range(2 * max_sweeps):
+        side, other = turn % 2, 1 - turn % 2
+        members = (sides[other][:, None] == torch.arange(num_clusters, device=labels.device)).double()
+        ties = (values if side == 0 else values.T) @ members
+        moved, inside, volume, sizes = move_side(
+            sides[side], inside, volume, sizes, ties, degrees[side], None, least, max_sweeps
+        )
+        if turn > 0 and torch.equal(moved, sides[side]):
+            break
+        sides[side] = moved
+    return torch.cat(sides)
+
+
 def move_graph(
     starts: Tensor,
     indices: Tensor,
@@ -197,6 +256,20 @@ def move_graph(
 
     similarity = _dense(starts, indices, values, len(labels)).to(torch.float64) * scale
     return refine(similarity, labels, num_clusters, max_sweeps, least)
+
+
+def numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
+    """Renumber clusters in the order of their first node."""
+    nodes = len(labels)
+    # Nodes in no cluster get a number of their own.
+    clusters = torch.where(labels >= 0, labels, num_clusters)
+    first = torch.full((num_clusters + 1,), nodes, device=labels.device).scatter_reduce(
+        0, clusters, torch.arange(nodes, device=labels.device), "amin"
+    )
+    numbers = torch.empty(num_clusters + 1, dtype=torch.int64, device=labels.device)
+    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters, device=labels.device)
+    numbers[num_clusters] = -1
+    return numbers[clusters]
 
 
 def graph_cut(

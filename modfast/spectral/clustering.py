@@ -15,7 +15,7 @@ from modfast.partition import Labels, Partition
 from . import operators as ops
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
 from .matrices import as_matrix, compress
-from .refinement import cluster_places, numbered_as_met, refine_graph, refine_sides, sides_cut
+from .refinement import cluster_places, refine_graph, refine_sides, sides_cut
 from .similarity import SparseSimilarity, read_similarity
 from .solver import check_solver, warn_unless
 
@@ -127,10 +127,10 @@ def spectral_cocluster(
     check_solver(n_init, tol, max_iter, seed)
 
     degrees = similarity.sums()
-    labels = [torch.full((size,), -1, device=similarity.device) for size in sides]
-    has_edges = [of_side > 0 for of_side in degrees]
+    has_edges = torch.cat(degrees) > 0
+    labels = torch.full((sum(sides),), -1, device=similarity.device)
     embedding, tightness = None, {"inertia": 0.0, "iterations": 0}
-    if has_edges[0].any():
+    if has_edges.any():
         # The rounding error that the weights' dtype causes in a singular value, the largest of which is 1.
         rounding = torch.finfo(matrix.dtype if matrix.dtype.is_floating_point else torch.float64).eps
         embedding = embed_matrix(
@@ -142,10 +142,11 @@ def spectral_cocluster(
             seed=int(seed),
             rounding=max(rounding, 1e-12),
         )
-        joint, tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
-        labels[0][has_edges[0]], labels[1][has_edges[1]] = joint.tensor_split([int(has_edges[0].sum())])
+        labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
         labels = refine_sides(similarity, degrees, labels, int(num_clusters), embedding.dtype)
-    joint = numbered_as_met(torch.cat(labels[::-1] if by_columns else labels), int(num_clusters))
+    if by_columns:
+        labels = labels.roll(sides[1])  # the columns of what was read are the weight's rows
+    joint = ops.numbered_as_met(labels, int(num_clusters))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
     partition = Partition(row_labels, col_labels, int(num_clusters))
     info = _info("singular_values", embedding, int(num_clusters), start) | tightness
@@ -237,7 +238,7 @@ def spectral_cluster(
     if embedding is not None:
         labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
         labels = refine_graph(similarity, labels, int(num_clusters))
-    labels = numbered_as_met(labels, int(num_clusters))
+    labels = ops.numbered_as_met(labels, int(num_clusters))
     info = _info("eigenvalues", embedding, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 

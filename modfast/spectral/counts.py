@@ -13,7 +13,7 @@ from modfast.arguments import Integer, check
 from . import operators as ops
 from .clustering import read_graph
 from .embedding import Embedding, embed_graph, without_vectors
-from .refinement import cluster_places, numbered_as_met, refine_graph
+from .refinement import cluster_places, refine_graph
 from .solver import check_solver, warn_unless
 
 
@@ -99,7 +99,7 @@ def spectral_cluster_counts(
                 without_vectors(embedding, count), count, int(n_init), int(seed)
             )
             found = refine_graph(similarity, found, count)
-        labels[count] = numbered_as_met(found, count)
+        labels[count] = ops.numbered_as_met(found, count)
         inside, volume = ops.graph_cut(similarity, labels[count], count)
         cuts[count] = float(((volume - inside) / volume)[volume > 0].sum())
     values = [0.0] * most if embedding is None else embedding.values.tolist()

@@ -58,9 +58,9 @@ def inverse(degrees: Tensor) -> Tensor:
 class Singular(NamedTuple):
     """Top singular vectors of a matrix's normalised similarities, and how the solver got there."""
 
-    left: Tensor  # D_row^-1/2 times the left ones, (rows, count), float64
+    # D_row^-1/2 times the left ones, then D_col^-1/2 times the right ones, (rows + cols, count), float64
+    vectors: Tensor
     values: Tensor  # (count,), float64, on the CPU
-    right: Tensor  # D_col^-1/2 times the right ones, (cols, count), float64
     residuals: Tensor  # (count,)
     passes: int
     converged: bool
@@ -88,24 +88,20 @@ def singular_vectors(
         seed: seeds the starting vectors.
     """
     has_edges = [of_side > 0 for of_side in degrees]
-    smaller_side = min(int(of_side.sum()) for of_side in has_edges)
-    if _is_small(smaller_side, count) and not all(of_side.all() for of_side in has_edges):
+    with_edges = [int(of_side.sum()) for of_side in has_edges]
+    if _is_small(min(with_edges), count) and sum(with_edges) < sum(similarity.shape):
         part = similarity.part(*has_edges)
         of_part = singular_vectors(
             part, part.sums(), min(count, *part.shape), tol=tol, max_iter=max_iter, seed=seed
         )
-        left, right = (
-            _spread(vectors, of_side, count)
-            for vectors, of_side in zip((of_part.left, of_part.right), has_edges, strict=True)
-        )
+        vectors = _spread(of_part.vectors, torch.cat(has_edges), count)
         values, residuals = (_padded(numbers, count) for numbers in (of_part.values, of_part.residuals))
-        return of_part._replace(left=left, values=values, right=right, residuals=residuals)
-    row_weights, col_weights = (inverse(of_side) for of_side in degrees)
+        return of_part._replace(vectors=vectors, values=values, residuals=residuals)
     if _is_small(min(similarity.shape), count):
-        left, values, right = _all_singular_vectors(similarity, row_weights, col_weights, count)
-        return Singular(left, values, right, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
+        vectors, values = _all_singular_vectors(similarity, degrees, count)
+        return Singular(vectors, values, torch.zeros_like(values), 1, True, torch.float64, 1e-12)
     generator = torch.Generator("cpu").manual_seed(seed)
-    capacity = _capacity(similarity.memory, int(has_edges[1].sum()), count)
+    capacity = _capacity(similarity.memory, with_edges[1], count)
     if _is_solved_at_once(similarity, capacity, count):
         random = torch.rand(
             similarity.shape[1], block_width(count), generator=generator, dtype=torch.float32, device="cpu"
@@ -114,7 +110,7 @@ def singular_vectors(
             similarity.weight,
             similarity.affinity,
             similarity.scale,
-            *degrees,
+            degrees,
             random,
             count,
             tol,
@@ -123,9 +119,9 @@ def singular_vectors(
             seed,
         )
         passes, converged, in_double = outcome.tolist()
-        left, right = vectors.split(similarity.shape)
         dtype = torch.float64 if in_double else torch.float32
-        return Singular(left, values, right, residuals, passes, bool(converged), dtype, _FLOAT64_ZERO)
+        return Singular(vectors, values, residuals, passes, bool(converged), dtype, _FLOAT64_ZERO)
+    row_weights, col_weights = (inverse(of_side) for of_side in degrees)
 
     def solve(dtype: torch.dtype) -> Eigen:
         of_rows, of_cols = row_weights.to(dtype), col_weights.to(dtype)[:, None]
@@ -154,7 +150,13 @@ def singular_vectors(
     forward, _ = similarity.product(right=eigen.vectors)
     left = forward[:, :count].to(torch.float64) * row_weights[:, None] / at_least.to(forward.device)
     return Singular(
-        left, values, right, eigen.residuals / at_least, passes + 1, eigen.converged, dtype, _FLOAT64_ZERO
+        torch.cat([left, right]),
+        values,
+        eigen.residuals / at_least,
+        passes + 1,
+        eigen.converged,
+        dtype,
+        _FLOAT64_ZERO,
     )
 
 
@@ -172,17 +174,14 @@ def embed_matrix(
     singular = singular_vectors(similarity, degrees, count, tol=tol, max_iter=max_iter, seed=seed)
     # Vectors of singular value 0 say nothing about the matrix.
     dims = int((singular.values > max(rounding, singular.zero)).sum())
-    points = torch.cat(
-        [
-            vectors[:, :dims][of_side > 0]
-            for of_side, vectors in zip(degrees, (singular.left, singular.right), strict=True)
-        ]
-    )
-    total = degrees[0].sum()
-    weights = torch.cat([of_side[of_side > 0] for of_side in degrees]) / total
+    points, total = singular.vectors[:, :dims], degrees[0].sum()
+    weights = torch.cat(degrees)
+    has_edges = weights > 0
+    if not bool(has_edges.all()):
+        points, weights = points[has_edges], weights[has_edges]
     return Embedding(
         _in_units(points, total, singular.dtype),
-        weights.to(torch.float32),
+        (weights / total).to(torch.float32),
         singular.values,
         singular.residuals,
         singular.passes,
@@ -341,18 +340,18 @@ def _identity(size: int, device: torch.device) -> Tensor:
 
 
 def _all_singular_vectors(
-    similarity: Similarity, row_weights: Tensor, col_weights: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Decompose the whole matrix in float64; return the left vectors, the values and the right vectors."""
+    similarity: Similarity, degrees: tuple[Tensor, Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    """Decompose the whole matrix in float64; return the left and right vectors together, and the values."""
     rows, cols = similarity.shape
     if cols <= rows:
         dense = similarity.product(right=_identity(cols, similarity.device))[0][:, :cols]
     else:
         dense = similarity.product(left=_identity(rows, similarity.device))[1][:, :rows].T
-    of_rows, of_cols = row_weights.sqrt()[:, None], col_weights.sqrt()[:, None]
+    of_rows, of_cols = (inverse(of_side).sqrt()[:, None] for of_side in degrees)
     with one_thread():
         left, values, right = torch.linalg.svd(of_rows * dense * of_cols.T, full_matrices=False)
-    return of_rows * left[:, :count], values[:count].cpu(), of_cols * right[:count].T
+    return torch.cat([of_rows * left[:, :count], of_cols * right[:count].T]), values[:count].cpu()
 
 
 def _start(degrees: Tensor, count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ PyTorch calls them in place of the kernels when it traces, for ``torch.compile``
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -170,6 +171,43 @@ def _basis_rotate_fake(basis: list[Tensor], factors: Tensor) -> None:
     _check_block("factors", factors, torch.float64, _check_basis(basis, basis[0].dtype, length))
 
 
+def _check_degrees(weight: Tensor, affinity: int, row_degrees: Tensor, col_degrees: Tensor) -> int:
+    """Check a matrix that is not empty, and its degrees; return its number of rows and columns together."""
+    rows, cols = _check_matrix(weight, affinity)
+    require(rows > 0 and cols > 0, f"weight must not be empty, got shape {(rows, cols)}")
+    check_shaped("row_degrees", row_degrees, torch.float64, (rows,))
+    check_shaped("col_degrees", col_degrees, torch.float64, (cols,))
+    return rows + cols
+
+
+@torch.library.register_fake("modfast::similarity_singular_vectors")
+def _similarity_singular_vectors_fake(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    row_degrees: Tensor,
+    col_degrees: Tensor,
+    random: Tensor,
+    count: int,
+    tol: float,
+    max_passes: int,
+    capacity: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    nodes = _check_degrees(weight, affinity, row_degrees, col_degrees)
+    cols, width = _check_block("random", random, torch.float32, weight.shape[1]).shape
+    require(1 <= count <= width, f"count must be from 1 to the width of random, {width}, got {count}")
+    require(math.isfinite(tol) and tol > 0, f"tol must be a finite number above 0, got {tol}")
+    require(max_passes >= 1, f"max_passes must be positive, got {max_passes}")
+    require(
+        capacity % width == 0 and 3 * width <= capacity <= cols - width,
+        f"capacity must be a multiple of {width}, from three times that to {cols - width}, got {capacity}",
+    )
+    values = row_degrees.new_empty(count)
+    outcome = row_degrees.new_empty(3, dtype=torch.int64)
+    return row_degrees.new_empty(nodes, count), values, torch.empty_like(values), outcome
+
+
 @torch.library.register_fake("modfast::k_means")
 def _k_means_fake(
     points: Tensor,
@@ -219,14 +257,44 @@ def _move_side_fake(
     return moved, inside, volume, sizes
 
 
+@torch.library.register_fake("modfast::move_sides")
+def _move_sides_fake(
+    weight: Tensor,
+    affinity: int,
+    scale: float,
+    row_degrees: Tensor,
+    col_degrees: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    in_double: bool,
+    least: float,
+    max_sweeps: int,
+) -> Tensor:
+    nodes = _check_degrees(weight, affinity, row_degrees, col_degrees)
+    check_shaped("labels", labels, torch.int64, (nodes,))
+    _check_num_clusters(num_clusters)
+    return torch.empty_like(labels)
+
+
+@torch.library.register_fake("modfast::numbered_as_met")
+def _numbered_as_met_fake(labels: Tensor, num_clusters: int) -> Tensor:
+    check_shaped("labels", labels, torch.int64, (None,))
+    _check_num_clusters(num_clusters)
+    return torch.empty_like(labels)
+
+
+def _check_num_clusters(num_clusters: int) -> None:
+    require(
+        1 <= num_clusters < 2**31 - 1, f"num_clusters must be a positive 32-bit number, got {num_clusters}"
+    )
+
+
 def _check_clustered(
     starts: Tensor, indices: Tensor, values: Tensor, labels: Tensor, num_clusters: int
 ) -> None:
     """Check a graph, its labels and the number of clusters."""
     check_shaped("labels", labels, torch.int64, (_check_sparse(starts, indices, values, 0),))
-    require(
-        1 <= num_clusters < 2**31 - 1, f"num_clusters must be a positive 32-bit number, got {num_clusters}"
-    )
+    _check_num_clusters(num_clusters)
 
 
 @torch.library.register_fake("modfast::move_graph")

@@ -226,7 +226,8 @@ def _eigenvectors(
             chain[0], (degrees[1], degrees[0]), k, tol=tol, max_iter=max_iter, seed=seed
         )
         warn_unless(singular.converged, singular.passes, singular.residuals)
-        vectors, values = [singular.right * 0.5**0.5, singular.left * 0.5**0.5], singular.values
+        left, right = (singular.vectors * 0.5**0.5).split(chain[0].shape)
+        vectors, values = [right, left], singular.values
     else:
         joint, eigen, _ = normalised_eigenvectors(
             lambda out, block, weights: _chain_product(chain, degrees, out, block, weights),

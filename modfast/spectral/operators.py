@@ -52,7 +52,8 @@ def has_gpu_kernels(tensor: Tensor) -> bool:
 def does_whole_steps(tensor: Tensor) -> bool:
     """Return whether operators that do a whole step of co-clustering run on the tensor.
 
-    They are :func:`similarity_singular_vectors` and :func:`move_sides`, which only the kernels for the CPU have.
+    They are :func:`similarity_singular_vectors`, :func:`move_sides` and :func:`numbered_as_met`, which have no
+    kernels for GPUs.
     """
     return BACKEND == "compiled" and tensor.device.type == "cpu"
 
@@ -93,8 +94,7 @@ def similarity_singular_vectors(
     weight: Tensor,
     affinity: int,
     scale: float,
-    row_degrees: Tensor,
-    col_degrees: Tensor,
+    degrees: tuple[Tensor, Tensor],
     random: Tensor,
     count: int,
     tol: float,
@@ -108,8 +108,7 @@ def similarity_singular_vectors(
         weight: ``(rows, cols)``, its rows contiguous.
         affinity: as for :func:`similarity_product`.
         scale: as for :func:`similarity_product`.
-        row_degrees: float64 ``(rows,)``, the sums of A's rows.
-        col_degrees: float64 ``(cols,)``, the sums of its columns.
+        degrees: float64, the sums of A's rows, ``(rows,)``, and of its columns, ``(cols,)``.
         random: float32 ``(cols, width)``, numbers from 0 to 1 for the starting vectors; the width is a
             multiple of ``LANES``.
         count: the number of singular vectors, at most the width.
@@ -124,7 +123,7 @@ def similarity_singular_vectors(
         ``(3,)``: the number of passes, whether the solver has converged, and whether it took float64.
     """
     vectors, values, residuals, outcome = _OPS.similarity_singular_vectors(
-        weight, affinity, scale, row_degrees, col_degrees, random, count, tol, max_passes, capacity, seed
+        weight, affinity, scale, *degrees, random, count, tol, max_passes, capacity, seed
     )
     return vectors, values, residuals, outcome
 
@@ -247,7 +246,7 @@ def move_sides(
         weight: ``(rows, cols)``, its rows contiguous.
         affinity: as for :func:`similarity_product`.
         scale: as for :func:`similarity_product`.
-        degrees: float64, the sums of the rows, ``(rows,)``, and of the columns, ``(cols,)``.
+        degrees: as for :func:`similarity_singular_vectors`.
         labels: ``(rows + cols,)``, of the rows, then of the columns; -1 stays.
         num_clusters: k.
         in_double: whether similarities are added up in float64, else in float32.
@@ -266,6 +265,12 @@ def move_graph(
     """Return labels after moves as in :func:`move_side`, for all nodes of a symmetric graph."""
     moved: Tensor = _OPS.move_graph(*matrix[:3], matrix.scale, labels, num_clusters, least, max_sweeps)
     return moved
+
+
+def numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
+    """Renumber clusters in the order of their first node; -1 stays."""
+    numbered: Tensor = (_OPS if does_whole_steps(labels) else plain).numbered_as_met(labels, num_clusters)
+    return numbered
 
 
 def graph_cut(matrix: SparseMatrix, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:

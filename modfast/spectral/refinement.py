@@ -34,20 +34,6 @@ def cluster_places(
     return labels, {"inertia": float(cost), "iterations": int(iterations)}
 
 
-def numbered_as_met(labels: Tensor, num_clusters: int) -> Tensor:
-    """Renumber clusters in the order of their first node; -1 stays."""
-    nodes = len(labels)
-    # Nodes in no cluster get a number of their own.
-    clusters = torch.where(labels >= 0, labels, num_clusters)
-    first = torch.full((num_clusters + 1,), nodes, device=labels.device).scatter_reduce(
-        0, clusters, torch.arange(nodes, device=labels.device), "amin"
-    )
-    numbers = torch.empty(num_clusters + 1, dtype=torch.int64, device=labels.device)
-    numbers[first[:num_clusters].argsort(stable=True)] = torch.arange(num_clusters, device=labels.device)
-    numbers[num_clusters] = -1
-    return numbers[clusters]
-
-
 def _least_gain(dtype: torch.dtype) -> float:
     """Return by how much a move must lower the normalised cut, so that rounding moves no node to and fro."""
     return 1e-6 if dtype == torch.float32 else 1e-12
@@ -93,37 +79,43 @@ def sides_cut(
 def refine_sides(
     similarity: Similarity,
     degrees: tuple[Tensor, Tensor],
-    labels: list[Tensor],
+    labels: Tensor,
     num_clusters: int,
     dtype: torch.dtype,
-) -> list[Tensor]:
+) -> Tensor:
     """Move rows, then columns, in turn to the clusters that lower the normalised cut, until none moves.
 
     No edge joins two rows, so a row's edge weight to each cluster does not depend on the moves of other rows:
     one product computes it for all rows. The same holds for columns.
+
+    Args:
+        similarity: the matrix.
+        degrees: the sums of its rows and of its columns.
+        labels: of the rows, then of the columns.
+        num_clusters: k.
+        dtype: of the product.
     """
     if isinstance(similarity, DenseSimilarity) and ops.does_whole_steps(similarity.weight):
-        joint = ops.move_sides(
+        return ops.move_sides(
             similarity.weight,
             similarity.affinity,
             similarity.scale,
             degrees,
-            torch.cat(labels),
+            labels,
             num_clusters,
             dtype == torch.float64,
             _least_gain(dtype),
             _MAX_SWEEPS,
         )
-        return list(joint.split(similarity.shape))
-    inside, volume, to_clusters = sides_cut(similarity, degrees, labels, num_clusters, dtype)
+    sides, current = list(labels.split(similarity.shape)), [True, True]
+    inside, volume, to_clusters = sides_cut(similarity, degrees, sides, num_clusters, dtype)
     sizes = torch.zeros(num_clusters, dtype=torch.int64, device=similarity.device)
-    for of_side in labels:
+    for of_side in sides:
         sizes.index_add_(0, _own(of_side)[:, 0], (of_side >= 0).long())
-    labels, current = list(labels), [True, True]
     for turn in range(2 * _MAX_SWEEPS):
         side, other = turn % 2, 1 - turn % 2
         if not current[side]:
-            members = _members(labels[other], num_clusters, dtype)
+            members = _members(sides[other], num_clusters, dtype)
             product = (
                 similarity.product(right=members)[0] if side == 0 else similarity.product(left=members)[1]
             )
@@ -132,7 +124,7 @@ def refine_sides(
         elif turn > 1:
             break
         moved, inside, volume, sizes = ops.move_side(
-            labels[side],
+            sides[side],
             inside,
             volume,
             sizes,
@@ -142,9 +134,9 @@ def refine_sides(
             _least_gain(dtype),
             _MAX_SWEEPS,
         )
-        current[other] = current[other] and torch.equal(moved, labels[side])
-        labels[side] = moved
-    return labels
+        current[other] = current[other] and torch.equal(moved, sides[side])
+        sides[side] = moved
+    return torch.cat(sides)
 
 
 def refine_graph(similarity: SparseSimilarity, labels: Tensor, num_clusters: int) -> Tensor:

@@ -291,7 +291,8 @@ def test_refinement_stays_on_the_device():
         similarity = DenseSimilarity(weight, 0, 1.0)
         degrees = similarity.sums()
         inside, volume, _ = sides_cut(similarity, degrees, labels, 3, torch.float64)
-        return [*refine_sides(similarity, degrees, labels, 3, torch.float64), inside, volume]
+        refined_labels = refine_sides(similarity, degrees, torch.cat(labels), 3, torch.float64)
+        return [*refined_labels.split(weight.shape), inside, volume]
 
     with cpu_kernels():
         expected = refined(weight, labels)

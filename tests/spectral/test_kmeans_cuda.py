@@ -12,7 +12,8 @@ from modfast import backend
 from modfast.reference import spectral_operators as plain
 from modfast.spectral.embedding import embed_graph
 from modfast.spectral.matrices import as_matrix
-from modfast.spectral.refinement import cluster_places, numbered_as_met
+from modfast.spectral.operators import numbered_as_met
+from modfast.spectral.refinement import cluster_places
 from modfast.spectral.similarity import read_similarity
 
 pytestmark = pytest.mark.cuda
