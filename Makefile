@@ -105,7 +105,7 @@ SANITIZERS = address,undefined
 SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc
 HEADERS := $(wildcard csrc/*/*.h csrc/*/*.inl tests/cpp/*/*.h)
 # The sources that include no PyTorch header.
-KERNELS := $(filter-out %/ops.cpp %_cuda.cpp %/binding.cpp %/binding_layout.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
+KERNELS := $(filter-out %/ops.cpp %/ops_cocluster.cpp %_cuda.cpp %/binding.cpp %/binding_layout.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
 .SECONDARY: $(SANITIZED)
@@ -129,6 +129,7 @@ build/sanitize/circuits/test_circuits_races: SANITIZERS = thread
 sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.cpp)) ## run the kernels' own tests under the address, undefined-behaviour and thread sanitizers
 	for level in $$(build/sanitize/spectral/test_spectral levels); do \
 	  for family in energy spectral circuits optim; do MODFAST_CPU=$$level build/sanitize/$$family/test_$$family || exit 1; done; \
+	  MODFAST_CPU=$$level build/sanitize/spectral/test_cocluster || exit 1; \
 	done
 	build/sanitize/energy/test_threads
 	build/sanitize/spectral/test_spectral_threads

@@ -142,7 +142,8 @@ def spectral_cocluster(
             seed=int(seed),
             rounding=max(rounding, 1e-12),
         )
-        labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
+        of_nodes, tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
+        labels = labels.masked_scatter_(has_edges, of_nodes)
         labels = refine_sides(similarity, degrees, labels, int(num_clusters), embedding.dtype)
     if by_columns:
         labels = labels.roll(sides[1])  # the columns of what was read are the weight's rows
@@ -236,7 +237,8 @@ def spectral_cluster(
         )
     labels = torch.full((nodes,), -1, device=similarity.device)
     if embedding is not None:
-        labels[has_edges], tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
+        of_nodes, tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
+        labels = labels.masked_scatter_(has_edges, of_nodes)
         labels = refine_graph(similarity, labels, int(num_clusters))
     labels = ops.numbered_as_met(labels, int(num_clusters))
     info = _info("eigenvalues", embedding, int(num_clusters), start) | tightness
