@@ -46,6 +46,8 @@ class GraphCase(NamedTuple):
 Case: TypeAlias = WeightCase | GraphCase
 
 WEIGHTS = [
+    WeightCase(256, 64, 4),
+    WeightCase(512, 512, 4),
     WeightCase(2048, 512, 4),
     WeightCase(3072, 768, 8),
     WeightCase(768, 3072, 8),  # as a language model stores its weights

@@ -218,7 +218,7 @@ def move_sides(
     least: float,
     max_sweeps: int,
 ) -> Tensor:
-    """Move the rows until none moves, then the columns, and so on in turn until a side has nothing to move."""
+    """Move the rows until none moves, then the columns, and so on in turn until none moves."""
     from .spectral import bipartite, inside_and_volume
 
     values = _similarity(weight, affinity, scale, torch.float64 if in_double else torch.float32).double()

@@ -30,8 +30,8 @@ _FLOAT32_RANGE = 1e12
 # A basis may take this many bytes, however small the matrix is.
 _LITTLE_MEMORY = 32 * 2**20
 
-# Blocks up to this width are left to the compiled solver. Its own decompositions take longer than LAPACK's for
-# the matrices, up to eight times as wide, that wider blocks need.
+# Blocks up to this width are left to the compiled solver. Wider ones need decompositions of matrices up to
+# eight times as wide, for which LAPACK takes less time.
 _COMPILED_WIDTH = 16
 
 # Singular values below this come from rounding: they are roots of eigenvalues computed in float64.
@@ -323,9 +323,7 @@ def _is_small(side: int, count: int) -> bool:
     return side <= max(_EXACT, 4 * block_width(count))
 
 
-def _is_solved_at_once(
-    similarity: Similarity, capacity: int, count: int
-) -> TypeGuard[DenseSimilarity]:
+def _is_solved_at_once(similarity: Similarity, capacity: int, count: int) -> TypeGuard[DenseSimilarity]:
     """Return whether one compiled call finds the singular vectors: beside its basis it keeps A times it."""
     return (
         isinstance(similarity, DenseSimilarity)

@@ -52,8 +52,8 @@ def has_gpu_kernels(tensor: Tensor) -> bool:
 def does_whole_steps(tensor: Tensor) -> bool:
     """Return whether operators that do a whole step of co-clustering run on the tensor.
 
-    They are :func:`similarity_singular_vectors`, :func:`move_sides` and :func:`numbered_as_met`, which have no
-    kernels for GPUs.
+    They are :func:`similarity_singular_vectors`, :func:`move_sides` and :func:`numbered_as_met`. GPUs have
+    none of them.
     """
     return BACKEND == "compiled" and tensor.device.type == "cpu"
 

@@ -23,9 +23,7 @@ DOUBLE = torch.float64
 def with_spectrum(values: list[float], rows: int = 120, cols: int = 90, seed: int = 0) -> Tensor:
     """A positive matrix with blocks, whose normalised form has some large singular values and a tail."""
     generator = torch.Generator().manual_seed(seed)
-    row_of, col_of = (
-        torch.randint(len(values), (size,), generator=generator) for size in (rows, cols)
-    )
+    row_of, col_of = (torch.randint(len(values), (size,), generator=generator) for size in (rows, cols))
     strength = torch.tensor(values, dtype=DOUBLE)[row_of]
     inside = strength[:, None] * (row_of[:, None] == col_of)
     return inside + 0.05 * torch.rand(rows, cols, dtype=DOUBLE, generator=generator)
