@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -57,45 +59,50 @@ def keep_by_topk(weights: list[Tensor], share: float) -> None:
     """Set all but the largest magnitudes of each weight to 0, by ``torch.topk`` and a mask."""
     with torch.no_grad():
         for weight in weights:
-            count = -int(-share * weight.numel() // 1)
+            count = math.ceil(Fraction(str(share)) * weight.numel())
             mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
             mask[weight.abs().flatten().topk(count, sorted=False).indices] = True
             weight.mul_(mask.view_as(weight))
 
 
-def contestants(case: Case) -> dict[str, Callable[[], object]]:
-    """Return a step of each contestant, over weights of its own."""
+class Steps:
+    """A contestant: called, it makes a step over weights of its own.
 
-    def by_torch() -> tuple[nn.Module, torch.optim.Optimizer]:
-        model = case.model()
-        return model, torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+    Attributes:
+        model: holds the weights.
+    """
 
-    def by_modfast(keep: float | None, with_loss: bool) -> Callable[[], object]:
-        model = case.model()
-        loss = EnmeshmentLoss(model, case.clusters) if with_loss else None
-        weight = WEIGHT if with_loss else 0.0
-        optimizer = AdamW(model.parameters(), lr=RATE, enmeshment=loss, enmeshment_weight=weight, keep=keep)
-        return optimizer.step
+    def __init__(self, name: str, case: Case) -> None:
+        self.model = case.model()
+        self._name = name
+        weights, loss = list(self.model.parameters()), EnmeshmentLoss(self.model, case.clusters)
+        self._weights, self._loss = weights, loss
+        self._optimizer: torch.optim.Optimizer
+        if name in (FUSED, ACCUMULATE, TOPK):
+            self._optimizer = torch.optim.AdamW(weights, lr=RATE, fused=True)
+        elif name == PLAIN:
+            self._optimizer = AdamW(weights, lr=RATE)
+        else:
+            keep = SHARE if name == WITH_KEEP else None
+            self._optimizer = AdamW(weights, lr=RATE, enmeshment=loss, enmeshment_weight=WEIGHT, keep=keep)
 
-    accumulated, accumulating = by_torch()
-    loss = EnmeshmentLoss(accumulated, case.clusters)
+    def __call__(self) -> None:
+        if self._name == ACCUMULATE:
+            # Small, so that thousands of calls leave the gradients what they are.
+            self._loss.accumulate_grad_(1e-9)
+        self._optimizer.step()
+        if self._name == TOPK:
+            keep_by_topk(self._weights, SHARE)
 
-    def accumulate() -> None:
-        # So that thousands of calls leave the gradients what they are.
-        loss.accumulate_grad_(1e-9)
-        accumulating.step()
 
-    masked, masking = by_torch()
+PEERS = (FUSED, PLAIN, WITH_LOSS, WITH_KEEP, ACCUMULATE, TOPK)
 
-    def mask() -> None:
-        masking.step()
-        keep_by_topk(list(masked.parameters()), SHARE)
 
-    return {
-        FUSED: by_torch()[1].step,
-        PLAIN: by_modfast(None, False),
-        WITH_LOSS: by_modfast(None, True),
-        WITH_KEEP: by_modfast(SHARE, True),
-        ACCUMULATE: accumulate,
-        TOPK: mask,
-    }
+def step_of(name: str, case: Case) -> Callable[[], None]:
+    """Return the step of a contestant of this name."""
+    return Steps(name, case)
+
+
+def contestants(case: Case) -> dict[str, Callable[[], None]]:
+    """Return a step of each contestant, by name."""
+    return {name: step_of(name, case) for name in PEERS}
