@@ -211,19 +211,25 @@ class EnmeshmentLoss(nn.Module):
 
     def forward(self) -> Tensor:
         """The loss: a scalar, or with ``reduction="none"`` one value for each layer. Differentiable."""
-        kept = self._kept
+        stored = None
         if self.reduction != "none" and not torch.compiler.is_compiling():
-            if kept is None or not kept.is_of(self._layers, self._partitions):
-                kept = self._keep([layer.stored() for layer in self._layers])
-            weights = None if kept is None else kept.weights()
-            if kept is not None and weights is not None:
+            kept = self._kept
+            known = kept is not None and kept.is_of(self._layers, self._partitions)
+            weights: Sequence[Tensor] | None = kept.weights() if kept is not None and known else None
+            if weights is None:
+                # Looked up once for each call: some weights change a buffer whenever they are computed.
+                stored = [layer.stored() for layer in self._layers]
+                kept = self._keep(stored)
+                weights = stored
+            if kept is not None:
                 mean = self.reduction == "mean"
                 reduced = reduced_enmeshment(
                     weights, kept.row_labels, kept.col_labels, kept.counts, mean, kept.dtype
                 )
                 if reduced is not None:
                     return reduced
-        stored = [layer.stored() for layer in self._layers]
+        if stored is None:
+            stored = [layer.stored() for layer in self._layers]
         return self._reduce(self._losses(stored, range(len(stored))), stored)
 
     def _losses(self, stored: Sequence[Tensor], indices: Sequence[int]) -> Tensor:

@@ -194,6 +194,41 @@ def test_these_tests_would_fail_without_the_checks(
     assert not same
 
 
+class Counting(nn.Module):
+    """A parametrization that, like spectral_norm's, changes whenever it computes a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight
+
+
+@pytest.mark.parametrize("call", [lambda loss: loss(), lambda loss: loss.accumulate_grad_(1.0)])
+def test_a_computed_weight_is_computed_once_for_each_call(
+    call: Callable[[EnmeshmentLoss], Tensor],
+) -> None:
+    model, loss = make()
+    counting = Counting()
+    nn.utils.parametrize.register_parametrization(model[0], "weight", counting)
+    for new in (loss, EnmeshmentLoss(model, 2)):
+        for _ in range(2):
+            before = counting.calls
+            call(new)
+            assert counting.calls == before + 1
+
+
+@compiled_only
+def test_the_loss_keeps_anew_what_has_changed() -> None:
+    model, loss = make()
+    model.half()
+    assert loss._kept.weights() is None
+    loss()
+    assert loss._kept.weights() == [layer.weight for layer in model]
+
+
 def test_a_weight_of_another_shape_is_refused() -> None:
     model, loss = make()
     model[0].weight.data = torch.randn(8, 13)
