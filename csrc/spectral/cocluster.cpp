@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 namespace modfast {
 namespace {
@@ -193,13 +194,21 @@ template void move_sides<double>(const DenseMatrix&, Similarity, const double*, 
                                  double, int64_t, int64_t*, ParallelFor);
 
 void number_as_met(int64_t nodes, int64_t clusters, int64_t* labels) {
-  std::vector<int64_t> numbers(clusters, -1);
   int64_t met = 0;
-  for (int64_t i = 0; i < nodes; ++i) {
-    if (labels[i] < 0) continue;
-    int64_t& number = numbers[labels[i]];
-    if (number < 0) number = met++;
-    labels[i] = number;
+  const auto number = [&](auto number_of) {
+    for (int64_t i = 0; i < nodes; ++i) {
+      if (labels[i] < 0) continue;
+      int64_t& found = number_of(labels[i]);
+      if (found < 0) found = met++;
+      labels[i] = found;
+    }
+  };
+  if (clusters <= 2 * nodes) {
+    std::vector<int64_t> numbers(clusters, -1);
+    number([&](int64_t label) -> int64_t& { return numbers[label]; });
+  } else {  // one number for each cluster might not fit into memory
+    std::unordered_map<int64_t, int64_t> numbers;
+    number([&](int64_t label) -> int64_t& { return numbers.emplace(label, -1).first->second; });
   }
 }
 

@@ -61,6 +61,14 @@ Tensor move_sides_cpu(Tensor weight, int64_t affinity, double scale, Tensor row_
   checked(row_degrees, ScalarType::Double, {matrix.rows}, "row_degrees");
   checked(col_degrees, ScalarType::Double, {matrix.cols}, "col_degrees");
   check_node_labels(labels, matrix.rows + matrix.cols, num_clusters);
+  // The kernel keeps a number for each node and cluster.
+  REQUIRE(num_clusters <= matrix.rows + matrix.cols, "num_clusters must be at most the number of nodes, ",
+          matrix.rows + matrix.cols, ", got ", num_clusters);
+  // Moves that raise the cut, or gain nothing, would go on for ever.
+  REQUIRE(std::isfinite(least) && least > 0, "least must be a finite number above 0, got ",
+          std::to_string(least));
+  REQUIRE(0 <= max_sweeps && max_sweeps < int64_t(1) << 31,
+          "max_sweeps must be a 32-bit number that is not negative, got ", max_sweeps);
   Tensor moved = copy_of<int64_t>(labels);
   const auto move = in_double ? move_sides<double> : move_sides<float>;
   move(matrix, similarity, const_data_of<double>(row_degrees), const_data_of<double>(col_degrees),

@@ -273,6 +273,13 @@ def _move_sides_fake(
     nodes = _check_degrees(weight, affinity, row_degrees, col_degrees)
     check_shaped("labels", labels, torch.int64, (nodes,))
     _check_num_clusters(num_clusters)
+    require(
+        num_clusters <= nodes, f"num_clusters must be at most the number of nodes, {nodes}, got {num_clusters}"
+    )
+    require(0 < least < float("inf"), f"least must be a finite number above 0, got {least}")
+    require(
+        0 <= max_sweeps < 2**31, f"max_sweeps must be a 32-bit number that is not negative, got {max_sweeps}"
+    )
     return torch.empty_like(labels)
 
 

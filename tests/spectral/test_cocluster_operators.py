@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -216,6 +218,42 @@ def test_no_sweeps_move_nothing() -> None:
     weight, labels = torch.rand(6, 5), torch.arange(11) % 2
     degrees = plain.similarity_sums(weight, 0, 1.0)
     assert torch.equal(ops.move_sides(weight, 0, 1.0, *degrees, labels, 2, True, 1e-6, 0), labels)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        # A move that may raise the cut is followed by another for ever.
+        ({"least": -1.0}, "least must be a finite number above 0, got -1.0"),
+        ({"least": 0.0}, "least must be a finite number above 0, got 0.0"),
+        ({"least": math.nan}, "least must be a finite number above 0, got nan"),
+        ({"max_sweeps": -1}, "max_sweeps must be a 32-bit number that is not negative, got -1"),
+        ({"max_sweeps": 2**62}, f"max_sweeps must be a 32-bit number that is not negative, got {2**62}"),
+        # Or else the kernel would ask for terabytes.
+        ({"num_clusters": 2**31 - 2}, f"num_clusters must be at most the number of nodes, 11, got {2**31 - 2}"),
+    ],
+)
+@needs_cpu_kernels
+def test_moves_that_would_not_end_are_refused(changed: dict[str, Any], message: str, device: str) -> None:
+    weight, labels = torch.rand(6, 5), torch.arange(11) % 2
+    tensors = [tensor.to(device) for tensor in (weight, *plain.similarity_sums(weight, 0, 1.0), labels)]
+    numbers = {"num_clusters": 2, "in_double": True, "least": 1e-6, "max_sweeps": 20, **changed}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.modfast.move_sides(tensors[0], 0, 1.0, *tensors[1:], **numbers)
+
+
+@needs_cpu_kernels
+def test_far_more_clusters_than_nodes_are_numbered_in_little_memory() -> None:
+    most = 2**31 - 2
+    labels = torch.tensor([most - 1, -1, 7, most - 1, 0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 * most, hard))  # a table of all clusters takes more
+    try:
+        found = torch.ops.modfast.numbered_as_met(labels, most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert found.tolist() == [0, -1, 1, 0, 2]
 
 
 @needs_cpu_kernels
