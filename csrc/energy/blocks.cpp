@@ -53,7 +53,7 @@ void block_inner(const Labels& labels, const Operand& w, const Operand* v, doubl
   const int64_t num_runs = int64_t(columns.runs.size()), count = labels.count;
   std::vector<double> sums(grid.rows.chunks.size() * columns.runs.size());
   Items items;
-  items.add(grid, w.plane_offsets.size());
+  items.add(grid, {&w, v == nullptr ? &w : v});
   for_each_item(parallel_for, items, false, [&](int64_t item) {
     alignas(64) double column_sums[kTileCols];
     item_column_sums(grid, item, w, v, column_sums);
@@ -76,7 +76,7 @@ void block_scale(const Labels& labels, const Operand& w, const double* factors, 
   const bool wide =
       !std::all_of(factors, factors + count * count, [](double factor) { return fits_in_float(factor); });
   Items items;
-  items.add(grid, w.plane_offsets.size());
+  items.add(grid, {&w, &out});
   for_each_item(parallel_for, items, false, [&](int64_t item) {
     alignas(64) double factor[kTileCols];
     const double* of_row = factors + grid.chunk(item).label * count;

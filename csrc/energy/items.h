@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 namespace modfast {
@@ -27,8 +28,9 @@ constexpr int64_t kLeastWindowRows = 64;
 constexpr int64_t kRowsOfLabel = 32;
 constexpr int64_t kNumbersPerThread = 65536;  // waking a thread for fewer costs more than it saves
 constexpr int64_t kSmallNumbers = 1 << 20;    // one thread takes less than a millisecond for them
-constexpr int64_t kStripNumbers = 16384;      // the least numbers of a strip
-constexpr int64_t kStripCols = 16384;         // a strip's maximum number of columns
+constexpr int64_t kStridedCost = 16;      // gathering numbers that lie apart can take this many times as long
+constexpr int64_t kStripNumbers = 16384;  // the least numbers of a strip
+constexpr int64_t kStripCols = 16384;     // a strip's maximum number of columns
 
 // Rows grouped by label within windows of the matrix (order), cut into chunks that hold one label each.
 struct RowChunks {
@@ -91,11 +93,15 @@ void strip_scale_split(const Strips& strips, int64_t item, const Labels& labels,
 // occupy all threads as one large one does. Each item has a cost, by which threads share the items evenly.
 class Items {
  public:
-  // Appends the items of a matrix, which is one plane of numbers or several.
+  // Appends the items of a matrix, which is one plane of numbers or several, read or written where these
+  // operands are.
   template <class Cut>
-  void add(const Cut& cut, size_t planes) {
+  void add(const Cut& cut, std::initializer_list<const Operand*> operands) {
+    int64_t each = int64_t((*operands.begin())->plane_offsets.size());
+    const auto is_strided = [](const Operand* operand) { return operand->col_stride != 1; };
+    if (std::any_of(operands.begin(), operands.end(), is_strided)) each *= kStridedCost;
     for (int64_t item = 0; item < cut.items(); ++item) {
-      costs_.push_back(costs_.back() + std::max<int64_t>(1, cut.numbers(item) * int64_t(planes)));
+      costs_.push_back(costs_.back() + std::max<int64_t>(1, cut.numbers(item) * each));
     }
     first_.push_back(size());
   }

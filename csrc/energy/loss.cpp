@@ -29,7 +29,7 @@ void energies_of(const std::vector<Term>& terms, size_t begin, size_t end, Split
   grids.reserve(end - begin);
   for (size_t t = begin; t < end; ++t) {
     grids.emplace_back(terms[t].labels);
-    items.add(grids.back(), terms[t].weight.plane_offsets.size());
+    items.add(grids.back(), {&terms[t].weight});
   }
   std::vector<Split> partial(static_cast<size_t>(items.size()));
   for_each_item(parallel_for, items, false, [&](int64_t item) {
@@ -56,7 +56,7 @@ void scale(const std::vector<Term>& terms, size_t begin, size_t end, const Split
   strips.reserve(end - begin);
   for (size_t t = begin; t < end; ++t) {
     strips.emplace_back(terms[t].labels);
-    items.add(strips.back(), terms[t].weight.plane_offsets.size());
+    items.add(strips.back(), {&terms[t].weight, &terms[t].grad});
   }
   for_each_item(parallel_for, items, true, [&](int64_t item) {
     const size_t t = items.matrix_of(item);

@@ -274,7 +274,8 @@ def _move_sides_fake(
     check_shaped("labels", labels, torch.int64, (nodes,))
     _check_num_clusters(num_clusters)
     require(
-        num_clusters <= nodes, f"num_clusters must be at most the number of nodes, {nodes}, got {num_clusters}"
+        num_clusters <= nodes,
+        f"num_clusters must be at most the number of nodes, {nodes}, got {num_clusters}",
     )
     require(0 < least < float("inf"), f"least must be a finite number above 0, got {least}")
     require(

@@ -231,7 +231,10 @@ def test_no_sweeps_move_nothing() -> None:
         ({"max_sweeps": -1}, "max_sweeps must be a 32-bit number that is not negative, got -1"),
         ({"max_sweeps": 2**62}, f"max_sweeps must be a 32-bit number that is not negative, got {2**62}"),
         # Or else the kernel would ask for terabytes.
-        ({"num_clusters": 2**31 - 2}, f"num_clusters must be at most the number of nodes, 11, got {2**31 - 2}"),
+        (
+            {"num_clusters": 2**31 - 2},
+            f"num_clusters must be at most the number of nodes, 11, got {2**31 - 2}",
+        ),
     ],
 )
 @needs_cpu_kernels

@@ -185,6 +185,27 @@ void try_late_threads() {
   is_late = false;
 }
 
+// A gradient that is laid out otherwise than its weight takes far longer to write: its threads are not late.
+void try_slow_work() {
+  constexpr int64_t kSide = 300;
+  while (calls_to_do_alone() > 0) {
+    small_parallel_for(in_turn, 2, 1, [](int64_t, int64_t, void*) {}, nullptr);
+  }
+  for (const bool strided : {true, false}) {
+    Matrix<float> w(kSide, kSide, DType::float32, 0), grad(kSide, kSide, DType::float32, strided ? 1 : 0);
+    Labels labels;
+    labels.count = 2;
+    labels.rows.assign(kSide, 0);
+    labels.cols.assign(kSide, 0);
+    const Split factors{0.5, 0.25};
+    is_late = true;
+    split_scale({{labels, w.operand, grad.operand}}, &factors, Into::fresh, counted);
+    is_late = false;
+    const bool alone = calls_to_do_alone() > 0;
+    check(alone != strided, "calls to do alone after slow work or late threads", alone, !strided);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -197,5 +218,6 @@ int main() {
     try_one<BFloat>(DType::bfloat16, 1.6e-2, size);
   }
   try_late_threads();
-  std::printf("%s: %d passed, 0 failed\n", name_of(instruction_set_in_use()), 4 * kTrials + 1);
+  try_slow_work();
+  std::printf("%s: %d passed, 0 failed\n", name_of(instruction_set_in_use()), 4 * kTrials + 2);
 }
