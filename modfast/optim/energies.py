@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from modfast.energy import sharded
 
 from .operators import labelled_energies
+
+_Place: TypeAlias = tuple[int, int, tuple[int, ...]]
+_NUMBER: Callable[[Any], int] = attrgetter("_cdata")
+_OFFSET: Callable[[Tensor], Any] = Tensor.storage_offset
 
 
 class Row(NamedTuple):
@@ -47,7 +52,7 @@ class Energies:
         self.groups = [row.group for row in rows]
         self.is_shared = any(group.dims for group in self.groups)
         self._versions: list[int | None] = [None] * count
-        self._storages: list[int | None] = [None] * count
+        self._storages: list[_Place | None] = [None] * count
         # A storage whose memory is given back keeps its number as long as there is a weak reference.
         self._references: list[StorageWeakRef | None] = [None] * count
 
@@ -105,6 +110,8 @@ def _versions(tensors: Sequence[Tensor]) -> list[int | None]:
         return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _storages(tensors: Sequence[Tensor]) -> list[int | None]:
-    """A number for the memory of each tensor."""
-    return [tensor.untyped_storage()._cdata for tensor in tensors]
+def _storages(tensors: Sequence[Tensor]) -> list[_Place | None]:
+    """A number for the memory of each tensor, and where its elements are in it."""
+    # Faster than a loop in Python: it runs at each step.
+    numbers = map(_NUMBER, map(Tensor.untyped_storage, tensors))
+    return list(zip(numbers, map(_OFFSET, tensors), map(Tensor.stride, tensors), strict=True))

@@ -110,6 +110,23 @@ def test_changed_weights(change, monkeypatch):
     assert passes.new() == 0
 
 
+@pytest.mark.parametrize("other", [lambda data: data[1], lambda data: data[0].t()], ids=["place", "strides"])
+def test_another_place_in_the_same_memory(other):
+    model = nn.Sequential(nn.Linear(8, 8).double())
+    loss = EnmeshmentLoss(model, {"0": Partition([0, 0, 0, 1, 1, 1, 1, 1], [0, 1] * 4, 2)})
+    optimizer = AdamW(model.parameters(), enmeshment=loss, enmeshment_weight=1.0)
+    weight = model[0].weight
+    data = torch.randn(2, 8, 8, dtype=torch.float64)
+    weight.data = data[0]
+    optimizer.step()
+    version = weight._version
+    before = float(optimizer.enmeshment_value)
+    weight.data = other(data)
+    assert weight._version == version
+    assert_value(optimizer)
+    assert abs(float(optimizer.enmeshment_value) - before) > 1e-3
+
+
 def test_a_step_of_another_type():
     pair = Pair(mlp(12, 20, 6), 3)
     for dtype in (torch.float32, torch.float64, torch.float32, torch.bfloat16):
