@@ -15,7 +15,7 @@ from .call import Step
 from .checks import check_loaded, check_options, check_parameter
 from .keep import Keep, KeepChoices, check_keep
 from .plan import Plan
-from .state import loaded_state
+from .state import is_rehearsal, loaded_state, rehearsed_states
 
 _WEIGHT = Number(0, included=True)
 
@@ -78,7 +78,11 @@ class AdamW(torch.optim.AdamW):
     State, ``state_dict()`` and parameter groups are those of ``torch.optim.AdamW``, and can be loaded by
     either: ``step`` (float32, on the parameter's device), ``exp_avg`` and ``exp_avg_sq`` (float64 for
     float64 parameters, else float32: half types too). Learning-rate schedulers, hooks, ``GradScaler`` and
-    ``torch.distributed.checkpoint`` work as with any optimiser. A gradient of float64 for a weight of another
+    ``torch.distributed.checkpoint`` work as with any optimiser; the step by which the latter makes an empty
+    state (the first one, all gradients of trained parameters 0, the learning rates of all groups set to 0,
+    which the constructor's is not) changes no weight: it neither adds the loss nor masks.
+
+    A gradient of float64 for a weight of another
     type, and the reverse, is cast before its step. A pickled optimiser keeps a loss without a model:
     ``optimizer.enmeshment.attach(model)``. ``torch.compile`` runs a step as it is.
 
@@ -271,6 +275,9 @@ class AdamW(torch.optim.AdamW):
 
     def _step(self) -> None:
         plan = self._planned()
+        if not self.state and is_rehearsal(self.param_groups, self.defaults["lr"]):
+            self.state.update(rehearsed_states(self.param_groups))
+            return
         loss, slope = self.enmeshment, 0.0
         if loss is not None:
             slope = self._enmeshment_weight

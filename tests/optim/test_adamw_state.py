@@ -22,11 +22,11 @@ def objective(model):
     return cross_entropy(model(INPUTS.to(model[0].weight.dtype)).double(), LABELS)
 
 
-def trained(dtype=torch.float32, steps=3, **options):
+def trained(dtype=torch.float32, steps=3, lr=1e-2, **options):
     """A model and an optimiser after some steps."""
     model = mlp(12, 20, 6, dtype=dtype)
     optimizer = AdamW(
-        model.parameters(), lr=1e-2, enmeshment=EnmeshmentLoss(model, 3), enmeshment_weight=1.0, **options
+        model.parameters(), lr=lr, enmeshment=EnmeshmentLoss(model, 3), enmeshment_weight=1.0, **options
     )
     go_on(model, optimizer, steps)
     return model, optimizer
@@ -198,17 +198,45 @@ def test_pickled_with_its_model():
     assert_value(other)
 
 
-def test_distributed_checkpoint():
-    model, optimizer = trained()
+@pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)], ids=["number", "tensor"])
+def test_distributed_checkpoint(lr):
+    model, optimizer = trained(lr=lr, keep=0.5)
     state = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
     weights = copy.deepcopy(model.state_dict())
     go_on(model, optimizer, 2)
-    again, other = trained(steps=0)
+    again, other = trained(steps=0, lr=lr, keep=0.5)
     again.load_state_dict(weights)
     set_optimizer_state_dict(again, other, state)
-    again.load_state_dict(weights)
     go_on(again, other, 2)
     assert_same_bits(model, again)
+
+
+def test_a_distributed_checkpoint_before_the_first_step_changes_no_weight():
+    # PyTorch makes the state that it saves by a step without gradients and learning rate.
+    model, optimizer = trained(steps=0, keep=0.5)
+    before = copy.deepcopy(model.state_dict())
+    saved = get_optimizer_state_dict(model, optimizer)["state"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    again, _ = trained(steps=0)
+    wanted = get_optimizer_state_dict(again, torch.optim.AdamW(again.parameters(), fused=True))["state"]
+    assert saved.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert values.keys() == saved[name].keys()
+        assert all(torch.equal(value, saved[name][key]) for key, value in values.items())
+
+
+@pytest.mark.parametrize("case", ["constructor", "one of two groups", "gradients"])
+def test_other_steps_without_a_learning_rate_mask(case):
+    torch.manual_seed(0)
+    model = mlp(12, 20, 6)
+    groups = [{"params": list(layer.parameters())} for layer in model if list(layer.parameters())]
+    optimizer = AdamW(groups, 0.0 if case == "constructor" else 1e-3, keep=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float(case == "gradients"))
+    for group in optimizer.param_groups[1:] if case == "one of two groups" else optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert int(model[0].weight.count_nonzero()) == 120
 
 
 def test_named_parameters():
