@@ -82,14 +82,15 @@ class AdamW(torch.optim.AdamW):
     state (the first one, all gradients of trained parameters 0, the learning rates of all groups set to 0,
     which the constructor's is not) changes no weight: it neither adds the loss nor masks.
 
-    A gradient of float64 for a weight of another
-    type, and the reverse, is cast before its step. A pickled optimiser keeps a loss without a model:
-    ``optimizer.enmeshment.attach(model)``. ``torch.compile`` runs a step as it is.
+    A gradient of float64 for a weight of another type, and the reverse, is cast before its step. A pickled
+    optimiser keeps a loss without a model: ``optimizer.enmeshment.attach(model)``. ``torch.compile`` runs a
+    step as it is.
 
     Between steps the energies hold as long as a weight's memory and version (``Tensor._version``) do. One
-    that others changed (in place, by ``load_state_dict``, ``.data = ...``, ``.to``), and new partitions, cost
-    one pass. In-place changes of ``weight.data`` are not counted by PyTorch and not noticed: change the
-    weight itself, within ``torch.no_grad()``.
+    that others changed (in place, by ``load_state_dict``, ``.data = ...``, ``.to``, by another optimiser,
+    fused or not), and new partitions, cost one pass. In-place changes of ``weight.data``, or of the weight's
+    storage, are not counted by PyTorch and not noticed: change the weight itself, within
+    ``torch.no_grad()``.
 
     Source: AdamW is arXiv 1711.05101, enmeshment arXiv 2409.15747; sparsity by the largest magnitudes after
     each step is arXiv 2511.13653.
@@ -110,6 +111,8 @@ class AdamW(torch.optim.AdamW):
 
     # GradScaler hands its scale and what it found to optimisers with this mark.
     _step_supports_amp_scaling = True
+    # Unlike PyTorch's fused optimisers: see modfast/optim/terms.py.
+    _counts_its_changes = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -84,6 +84,11 @@ class Energies:
     def remember(self, watched: Sequence[Tensor]) -> None:
         """Take note that the energies are those of tensors that only a step has changed since a refresh."""
         self._versions = _versions(watched)
+
+    def forget(self, indices: Iterable[int]) -> None:
+        """Others have changed these of the watched tensors, and no version says so."""
+        for index in indices:
+            self._versions[index] = None
 
     def _found(self, rows: Sequence[Row], watched: Sequence[Tensor]) -> Tensor:
         """The energies of some rows, by a pass over their weights."""

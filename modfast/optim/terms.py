@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
 
 from modfast.arrays import is_sharded
 from modfast.energy import sharded
@@ -15,6 +18,27 @@ from modfast.energy.loss import EnmeshmentLoss
 from .energies import Energies, Row
 from .keep import Places
 from .layers import LossLayers
+
+# Those whose energies others may make stale.
+_WATCHING: WeakSet[Terms] = WeakSet()
+
+
+def _watch(terms: Terms) -> None:
+    if not any(hook is _forget_changed for hook in _global_optimizer_post_hooks.values()):
+        register_optimizer_step_post_hook(_forget_changed)
+    _WATCHING.add(terms)
+
+
+def _forget_changed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """After the step of any optimiser: the fused ones of PyTorch change weights and no version."""
+    if getattr(optimizer, "_counts_its_changes", False):
+        return
+    fused = [group["params"] for group in optimizer.param_groups if group.get("fused")]
+    if not fused or not _WATCHING:
+        return
+    changed = set(map(id, chain.from_iterable(fused)))
+    for terms in _WATCHING:
+        terms.forget_changed(changed)
 
 
 def local_of(tensor: Any) -> Tensor:
@@ -102,12 +126,19 @@ class Terms:
         self._watched = [self.params[index] for index in self.in_loss]
         self._watch_pieces = any(self.held[index].is_sharded for index in self.in_loss)
         self._selection: Selection | None = None
+        if self.energies is not None:
+            _watch(self)
 
     def watched(self) -> list[Tensor]:
         """The tensors that hold the weights of the loss now."""
         if not self._watch_pieces:
             return self._watched
         return [local_of(each) if is_sharded(each) else each for each in self._watched]
+
+    def forget_changed(self, parameters: Collection[int]) -> None:
+        """Others have changed these parameters, given by their ``id``."""
+        if self.energies is not None:
+            self.energies.forget(index for index, each in enumerate(self._watched) if id(each) in parameters)
 
     def split(self, tensors: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
         """The matrices in tensors that are laid out as some parameters."""

@@ -61,6 +61,14 @@ def another_optimiser(model):
     torch.optim.SGD([model[0].weight], lr=0.1).step()
 
 
+def a_fused_optimiser(model):
+    """Those of PyTorch do not count what they change."""
+    version = model[0].weight._version
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    torch.optim.AdamW([model[0].weight], lr=0.1, fused=True).step()
+    assert model[0].weight._version == version
+
+
 def rounded_and_back(model):
     """In the same memory perhaps, and with the same version."""
     version = model[0].weight._version
@@ -83,6 +91,7 @@ CHANGES = {
         (loaded, 2),
         (other_data, 1),
         (another_optimiser, 1),
+        (a_fused_optimiser, 1),
         (rounded_and_back, 2),
         (another_type_and_back, 2),
     )
