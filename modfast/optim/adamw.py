@@ -56,7 +56,8 @@ class AdamW(torch.optim.AdamW):
             layers in them (a model: all of its), or themselves if they are a layer, such as a convolution;
             parameters. By default the layers of the loss. Without a loss every parameter of two dimensions:
             tensors do not know what they are used for, so give the model if it has embeddings. Parameters
-            that come with names raise where a name is an embedding's. Frozen ones are left alone.
+            that come with names raise where a name is an embedding's. Frozen ones are left alone. An
+            attribute that may be changed.
         stochastic_rounding: round bfloat16 weights up or down at random, with the probabilities that keep
             their mean, not to the nearest. The same run has the same bits.
         amsgrad, maximize, differentiable: must be False.
@@ -143,10 +144,6 @@ class AdamW(torch.optim.AdamW):
                 "fused": fused,
             }
         )
-        if enmeshment is not None and not isinstance(enmeshment, EnmeshmentLoss):
-            raise TypeError(
-                f"enmeshment must be a modfast.EnmeshmentLoss or None, got {type(enmeshment).__name__}"
-            )
         if not isinstance(stochastic_rounding, bool):
             raise TypeError(
                 f"stochastic_rounding must be True or False, got {type(stochastic_rounding).__name__}"
@@ -157,14 +154,29 @@ class AdamW(torch.optim.AdamW):
         if keep is None and keep_layers is not None:
             raise ValueError("keep_layers needs keep, the share of weights that stay in these layers")
         self.stochastic_rounding = stochastic_rounding
-        self._keep_layers = list(keep_layers) if isinstance(keep_layers, Iterator) else keep_layers
         self._plan: Plan | None = None
+        self.keep_layers = keep_layers
         self._loaded: dict[str, Any] | None = None
         super().__init__(
             params, lr, betas, eps, weight_decay, False, capturable=capturable, foreach=None, fused=True
         )
         self._is_constructed = True
         self._planned()
+
+    @property
+    def enmeshment(self) -> EnmeshmentLoss | None:
+        """The loss; it may be changed between steps.
+
+        Raises:
+            TypeError: it is set to something else than a loss or None.
+        """
+        return self._enmeshment
+
+    @enmeshment.setter
+    def enmeshment(self, loss: EnmeshmentLoss | None) -> None:
+        if loss is not None and not isinstance(loss, EnmeshmentLoss):
+            raise TypeError(f"enmeshment must be a modfast.EnmeshmentLoss or None, got {type(loss).__name__}")
+        self._enmeshment = loss
 
     @property
     def enmeshment_weight(self) -> float:
@@ -196,6 +208,16 @@ class AdamW(torch.optim.AdamW):
     def keep(self, keep: Keep | None) -> None:
         check_keep(keep)
         self._keep = keep
+
+    @property
+    def keep_layers(self) -> KeepChoices | None:
+        """Which matrices keep only their largest weights; it may be changed, and holds from the next step."""
+        return self._keep_layers
+
+    @keep_layers.setter
+    def keep_layers(self, choices: KeepChoices | None) -> None:
+        self._keep_layers = list(choices) if isinstance(choices, Iterator) else choices
+        self._plan = None
 
     @property
     def enmeshment_value(self) -> Tensor | None:
@@ -332,7 +354,7 @@ class AdamW(torch.optim.AdamW):
             self._loaded = None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("enmeshment", "_enmeshment_weight", "_keep", "_keep_layers", "stochastic_rounding")
+        names = ("_enmeshment", "_enmeshment_weight", "_keep", "_keep_layers", "stochastic_rounding")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

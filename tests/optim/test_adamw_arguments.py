@@ -94,6 +94,8 @@ def test_losses():
     model = mlp(6, 6, 6)
     refused(TypeError, "enmeshment must be a modfast.EnmeshmentLoss or None, got S", enmeshment=model)
     refused(ValueError, "enmeshment_weight needs enmeshment", enmeshment_weight=0.7)
+    with pytest.raises(TypeError, match=r"enmeshment must be a modfast\.EnmeshmentLoss or None, got S"):
+        AdamW(model.parameters()).enmeshment = model
     loss = EnmeshmentLoss(model, 2)
     refused(ValueError, r"no parameter group has the weight.*'2'", model[0].parameters(), enmeshment=loss)
     model[2].requires_grad_(False)
