@@ -7,6 +7,7 @@ A third is for tests only: the GPU kernels, compiled for the CPU, take the place
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -75,6 +76,8 @@ def _load_emulated() -> tuple[Any, torch.library.Library]:
             )
         library = module_from_spec(spec)
         spec.loader.exec_module(library)
+        # Under its name, for whoever imports it: another library's kernels would take the place of these.
+        sys.modules["modfast._emulated"] = library
     else:
         library = import_module("modfast._emulated")
     overrides = torch.library.Library("modfast", "IMPL")  # while it lives

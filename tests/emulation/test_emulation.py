@@ -255,3 +255,16 @@ def run_emulated(code, library, seed):
 def test_a_whole_kernel_is_not_complained_of(code):
     done = run_emulated(code, build(), 1)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_other_library_takes_the_place_of_the_one_that_is_asked_for(tmp_path):
+    # As tests import it, to shuffle the order of threads: the last that is loaded registers its kernels.
+    library = shutil.copy(build(), tmp_path / LIBRARY.name)
+    code = (
+        "from importlib import import_module\n"
+        "import_module('modfast._emulated').set_seed(2)\n"
+        "print({line.split()[-1] for line in open('/proc/self/maps') if '_emulated' in line})"
+    )
+    done = run_emulated(code, library, 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str({str(library)})
