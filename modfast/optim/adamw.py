@@ -66,7 +66,8 @@ class AdamW(torch.optim.AdamW):
         capturable: accepted. No step waits for a GPU, except for ``keep`` as a function and for a learning
             rate on another device than the weights, so that CUDA graphs can capture steps, after one step
             outside. A graph repeats ``enmeshment_weight``, ``keep`` and a learning rate that is no tensor on
-            the GPU as they were.
+            the GPU as they were, and does not notice weights that others changed between replays: read
+            ``enmeshment_value`` then. After ``load_state_dict`` or new partitions capture anew.
 
     Raises:
         TypeError: ``enmeshment`` is no ``EnmeshmentLoss``, a parameter is complex or of integers, a choice of
@@ -157,6 +158,7 @@ class AdamW(torch.optim.AdamW):
         self._plan: Plan | None = None
         self.keep_layers = keep_layers
         self._loaded: dict[str, Any] | None = None
+        self._recorded: list[Any] = []  # memory of CUDA graphs, which may outlive a plan
         super().__init__(
             params, lr, betas, eps, weight_decay, False, capturable=capturable, foreach=None, fused=True
         )
@@ -284,7 +286,8 @@ class AdamW(torch.optim.AdamW):
             ValueError: a gradient is sparse, or not spread over processes as its parameter is; a weight to
                 keep sparse has rows that do not follow one another in memory; a weight of the loss is
                 trained, and no parameter group has it.
-            RuntimeError: parameters share memory, or the loss was pickled and not attached to a model since.
+            RuntimeError: parameters share memory, or the loss was pickled and not attached to a model since;
+                or a CUDA graph is captured, and a parameter has made no step yet, or ``keep`` is a function.
         """
         result = None
         if closure is not None:
@@ -325,6 +328,7 @@ class AdamW(torch.optim.AdamW):
         if step.exchanged:
             step.exchange()
         plan.remember_states(self.state)
+        self._recorded += step.recorded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of this or of ``torch.optim.AdamW``, fused or not, into memory of its own.
@@ -360,6 +364,7 @@ class AdamW(torch.optim.AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        self._recorded = self.__dict__.get("_recorded", [])
         self._is_constructed = True
         loaded = self.__dict__.get("_loaded")
         for number, group in enumerate(self.param_groups):

@@ -14,6 +14,7 @@ from modfast.energy import sharded
 from modfast.library import BACKEND
 
 from .checks import check_gradient
+from .device import is_captured
 from .energies import Energies
 from .keep import Keep, kept_counts, share_at, step_numbers
 from .operators import adamw_
@@ -35,6 +36,7 @@ class Step:
         grad_scale: by which the gradients are still scaled, if they are.
         found_inf: whether one of them is not finite, if that is known.
         exchanged: the energies that processes have yet to sum: of the old and of the new weights.
+        recorded: what the calls that became part of a CUDA graph read and write, whose memory must stay.
     """
 
     slope: float
@@ -43,6 +45,7 @@ class Step:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     exchanged: list[tuple[Energies, Selection, Tensor, Tensor]] = field(default_factory=list)
+    recorded: list[Any] = field(default_factory=list)
     _placed: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
 
     def on(self, name: str, device: torch.device) -> Tensor | None:
@@ -67,10 +70,17 @@ class Step:
         if len(indices) < len(grads):
             grads = [grads[index] for index in indices]
         chosen = terms.selection(indices)
+        in_graph = is_captured(terms.device)
         if not chosen.states:
-            for parameter in chosen.params:
-                if not state[parameter]:
-                    state[parameter] = new_state(parameter)
+            for index, parameter in zip(chosen.indices, chosen.params, strict=True):
+                if state.get(parameter):
+                    continue
+                if in_graph:
+                    raise RuntimeError(
+                        f"{terms.name_of(index, group)} needs a step before one is captured in a CUDA graph: "
+                        "each replay would begin with moments of 0 again"
+                    )
+                state[parameter] = new_state(parameter)
             chosen.states = [state[parameter] for parameter in chosen.params]
         given = grads
         grads = _fitting(terms, chosen, grads, group)
@@ -133,6 +143,8 @@ class Step:
                 raise ValueError(_cannot_keep(chosen, weights)) from error
             raise
         torch.autograd.graph.increment_version(changed)
+        if in_graph:
+            self.recorded.append((terms, chosen, changed))
         if energies is not None:
             assert old is not None
             assert new is not None

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from modfast.energy import sharded
 
+from .device import is_captured
 from .operators import labelled_energies
 
 _Place: TypeAlias = tuple[int, int, tuple[int, ...]]
@@ -42,7 +43,8 @@ class Row(NamedTuple):
 class Energies:
     """Energies of matrices of the loss: float64, (rows, 2), inside clusters and across them.
 
-    Those of a weight hold as long as its version and its memory are the same.
+    Those of a weight hold as long as its version and its memory are the same. A pass that becomes part of a
+    CUDA graph has found nothing yet: until the next pass outside of one, no version counts as known.
     """
 
     def __init__(self, rows: Sequence[Row], labels: Tensor, count: int) -> None:
@@ -52,6 +54,7 @@ class Energies:
         self.groups = [row.group for row in rows]
         self.is_shared = any(group.dims for group in self.groups)
         self._versions: list[int | None] = [None] * count
+        self._is_known = True  # the last pass was made
         self._storages: list[_Place | None] = [None] * count
         # A storage whose memory is given back keeps its number as long as there is a weak reference.
         self._references: list[StorageWeakRef | None] = [None] * count
@@ -76,14 +79,20 @@ class Energies:
             if len(stale) == len(self.rows):
                 self.values.copy_(found)
             else:
-                self.values[torch.tensor(stale, device=self.values.device)] = found
+                values = self.values.unbind(0)
+                for place, energy in zip(stale, found, strict=True):
+                    values[place].copy_(energy)
         for place in changed:
             self._references[place] = StorageWeakRef(watched[place].untyped_storage())
         self._versions, self._storages = versions, storages
+        self._is_known = not (stale and is_captured(self.values.device))
+        if not self._is_known:
+            self._versions = [None] * len(watched)
 
     def remember(self, watched: Sequence[Tensor]) -> None:
         """Take note that the energies are those of tensors that only a step has changed since a refresh."""
-        self._versions = _versions(watched)
+        if self._is_known:
+            self._versions = _versions(watched)
 
     def forget(self, indices: Iterable[int]) -> None:
         """Others have changed these of the watched tensors, and no version says so."""

@@ -21,6 +21,7 @@ from modfast.layers.layer import (
 )
 from modfast.layers.readable import has_no_shape
 
+from .device import is_captured
 from .layers import LossLayers
 
 Keep: TypeAlias = float | Callable[[int], float]
@@ -91,7 +92,7 @@ def step_numbers(steps: Sequence[Tensor]) -> list[int]:
     Raises:
         RuntimeError: a CUDA graph is captured, which would repeat the numbers of now.
     """
-    if steps[0].is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_captured(steps[0].device):
         raise RuntimeError(
             "keep must be a number while a CUDA graph is captured, got a function: the graph would repeat "
             "one of its values for ever"

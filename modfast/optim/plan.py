@@ -13,6 +13,7 @@ from torch import Tensor
 from modfast import reference
 from modfast.energy.loss import EnmeshmentLoss
 
+from .device import rows_at
 from .keep import KeepChoices, chosen_places
 from .layers import LossLayers
 from .terms import Terms
@@ -114,7 +115,7 @@ class Plan:
             values = reference.enmeshment_of_split(terms.energies.values)
             current = [place for place, layer in enumerate(held) if stored[layer] is fused[layer]]
             if len(current) < len(held):
-                values = values[current]
+                values = rows_at(values, current) if current else values
             if current:
                 parts.append(values)
                 places += [held[place] for place in current]
@@ -124,4 +125,4 @@ class Plan:
             places += others
         together = torch.cat([part.to(parts[0].device) for part in parts])
         order = sorted(range(len(places)), key=places.__getitem__)
-        return (together if order == list(range(len(order))) else together[order]), stored
+        return (together if order == list(range(len(order))) else rows_at(together, order)), stored

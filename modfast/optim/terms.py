@@ -15,6 +15,7 @@ from modfast.arrays import is_sharded
 from modfast.energy import sharded
 from modfast.energy.loss import EnmeshmentLoss
 
+from .device import rows_at
 from .energies import Energies, Row
 from .keep import Places
 from .layers import LossLayers
@@ -192,6 +193,8 @@ class Selection:
         thresholds: what the operator remembers of each kept term.
     """
 
+    rows: Tensor | None
+
     def __init__(self, terms: Terms, indices: list[int]) -> None:
         self.indices = indices
         self.params = [terms.params[index] for index in indices]
@@ -203,9 +206,9 @@ class Selection:
         self.has_rows = bool(places)
         count = 0 if terms.energies is None else len(terms.energies.rows)
         with torch.inference_mode(False), torch.no_grad():
-            self.rows = (
-                None if len(places) == count else torch.tensor(places, dtype=torch.int64, device=terms.device)
-            )
+            self.rows = None
+            if places and len(places) < count:
+                self.rows = rows_at(torch.arange(count, device=terms.device), places)
             self.kept = [name for held in chosen for name in held.kept]
             self.sizes: list[int] = []
             self.share: float | None = None
