@@ -149,7 +149,12 @@ Matrix matrix_of(const StepArguments& given, size_t t, int32_t slot) {
   return m;
 }
 
+// Scratch memory for a call; refuses what no launch takes.
 Tensor scratch(const Tensor& like, const AdamWCall& call) {
+  int64_t items = 0;
+  for (const Matrix& m : call.matrices) items += m.items;
+  REQUIRE(items <= INT32_MAX, "on CUDA the weights of a call must take at most ", INT32_MAX,
+          " blocks of threads, got ", items, ": fewer weights, or layouts that are closer together");
   return torch::stable::new_empty(like, {adamw_room(call.matrices).size}, ScalarType::Byte);
 }
 

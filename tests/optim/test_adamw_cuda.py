@@ -391,6 +391,13 @@ def test_too_many_dimensions_apart_are_refused():
         step(on_device(arguments([weight], of_loss=lambda _: False)))
 
 
+def test_more_blocks_than_a_launch_takes_are_refused():
+    positions = to_device(torch.zeros(2**16)).as_strided((1, 1, 2**16, 2**16), (1, 1, 1, 0))
+    labels = to_device(torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="must take at most 2147483647 blocks of threads, got 4294967296"):
+        labelled_energies([positions], labels, [0])
+
+
 @needs_a_real_gpu
 @pytest.mark.parametrize(
     "name", ["grads", "steps", "labels", "energies", "lr_tensor", "found_inf", "grad_scale"]
