@@ -162,6 +162,22 @@ def test_gradients_and_moments_of_other_layouts(layout, grad_layout):
     assert_near(step(ours), reference_step(theirs))
 
 
+@pytest.mark.parametrize("odd", ["weights", "grads", "exp_avgs"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_begin_anywhere(dtype, odd):
+    # Of which some lie so that several numbers cannot be taken at once; a GPU refuses to, and so does the
+    # sanitizer, where the emulated GPU alone does not.
+    shapes = [(8, 64), (8, 64), (8, 4, 3)]
+    theirs = arguments([torch.randn(shape).to(dtype) for shape in shapes])
+    theirs["weights"][2] = torch.randn(4 * 36).to(dtype).as_strided((8, 4, 3), (4, 1, 36))
+    theirs[odd] = [
+        torch.empty(1 + 8 * 70, dtype=each.dtype).as_strided(each.shape, strides, first).copy_(each)
+        for each, strides, first in zip(theirs[odd], [(64, 1), (65, 1), (4, 1, 33)], [1, 0, 0], strict=True)
+    ]
+    ours = on_device(theirs)
+    assert_near(step(ours), reference_step(theirs))
+
+
 @pytest.mark.parametrize("grad_dtype", NARROW, ids=str)
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 def test_gradients_of_other_types_and_their_scale(dtype, grad_dtype):
