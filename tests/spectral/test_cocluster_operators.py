@@ -120,7 +120,9 @@ def test_it_stops_after_so_many_passes() -> None:
     _, _, residuals, outcome = solve(weight, 6, tol=1e-4, max_passes=2)
     assert outcome.tolist() == [2, 0, 0]
     assert residuals.max() > 1e-4
-    with pytest.warns(ConvergenceWarning, match="after 2 passes"):
+    # Where the step is not one call, another pass makes the left vectors.
+    passes = 2 if operators.does_whole_steps(weight) else 3
+    with pytest.warns(ConvergenceWarning, match=f"after {passes} passes"):
         _, info = spectral_cocluster(weight, 6, tol=1e-4, max_iter=2, return_info=True)
     assert not info["converged"]
 
