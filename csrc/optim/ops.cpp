@@ -13,14 +13,14 @@ namespace modfast {
 namespace {
 
 // Memory for what the matrices of a call point to.
-struct Kept32 {
+struct CallMemory {
   std::deque<std::vector<int32_t>> labels;
   std::deque<std::vector<int64_t>> offsets;
 };
 
 // The labels of a matrix's lines; `count` of them are at `labels`, one for each channel.
 const int32_t* line_labels(const int32_t* labels, int64_t count, const LabelIndex& index, int64_t lines,
-                           Kept32* memory) {
+                           CallMemory* memory) {
   if (lines == count) return labels;
   std::vector<int32_t> result(static_cast<size_t>(lines));
   for (int64_t i = 0; i < lines; ++i) result[i] = labels[index(i)];
@@ -28,7 +28,7 @@ const int32_t* line_labels(const int32_t* labels, int64_t count, const LabelInde
   return memory->labels.back().data();
 }
 
-Placed placed_of(const Tensor& tensor, const Strides& strides, Kept32* memory) {
+Placed placed_of(const Tensor& tensor, const Strides& strides, CallMemory* memory) {
   Placed placed{tensor.data_ptr(), dtype_of(tensor, "weights"), strides.row, strides.col, nullptr};
   if (strides.kernel.empty()) return placed;
   std::vector<int64_t> all{0};
@@ -46,7 +46,7 @@ Placed placed_of(const Tensor& tensor, const Strides& strides, Kept32* memory) {
 
 // Labels at `labels`, or nullptr for a weight outside the loss.
 void set_labels(const int32_t* labels, const Tensor& weight, const Layout& layout, Stepped* s,
-                Kept32* memory) {
+                CallMemory* memory) {
   if (labels == nullptr) return;
   const int32_t* of_rows = labels;
   const int32_t* of_cols = labels + weight.size(0);
@@ -59,7 +59,7 @@ void set_labels(const int32_t* labels, const Tensor& weight, const Layout& layou
   s->col_labels = line_labels(of_cols, cols, layout.col_index, s->cols, memory);
 }
 
-Stepped stepped_of(const Tensor* const (&tensors)[4], const int32_t* labels, Kept32* memory) {
+Stepped stepped_of(const Tensor* const (&tensors)[4], const int32_t* labels, CallMemory* memory) {
   Stepped s;
   Placed* const places[4] = {&s.weight, &s.grad, &s.exp_avg, &s.exp_avg_sq};
   const Tensor& weight = *tensors[0];
@@ -81,7 +81,7 @@ Stepped stepped_of(const Tensor* const (&tensors)[4], const int32_t* labels, Kep
 Tensor labelled_energies_cpu(std::vector<Tensor> weights, Tensor labels, std::vector<int64_t> first_labels) {
   check_labelled(weights, labels, first_labels,
                  [](const Tensor& tensor, const char* name) { check_cpu(tensor, name); });
-  Kept32 memory;
+  CallMemory memory;
   std::vector<Stepped> stepped;
   for (size_t t = 0; t < weights.size(); ++t) {
     const Tensor* const tensors[1] = {&weights[t]};
@@ -123,7 +123,7 @@ void adamw_cpu(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vect
   AdamWOptions options{lr, beta1, beta2, eps, weight_decay, slope, stochastic_rounding};
   if (lr_tensor) options.lr = number_of(*lr_tensor);
 
-  Kept32 memory;
+  CallMemory memory;
   std::vector<Stepped> stepped;
   std::vector<Split> slopes, sums;
   stepped.reserve(weights.size());

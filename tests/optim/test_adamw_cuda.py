@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from adamw_options import OPTIONS
 from gpu import EMULATED, like_on_device, needs_a_real_gpu, to_device
 from labelled import DTYPES, LAYOUTS
 
@@ -67,18 +68,7 @@ def arguments(weights, grad_dtype=None, of_loss=lambda weight: weight.dim() >= 2
         "weights": weights,
         **{name: given[name] for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps")},
         **{name: given[name] for name in ("labels", "first_labels", "energies", "new_energies")},
-        "slope": 0.7,
-        "keep": [],
-        "thresholds": None,
-        "lr": 1e-2,
-        "lr_tensor": None,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "eps": 1e-8,
-        "weight_decay": 0.1,
-        "grad_scale": None,
-        "found_inf": None,
-        "stochastic_rounding": False,
+        **OPTIONS,
         **options,
     }
 

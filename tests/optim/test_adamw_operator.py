@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from adamw_options import OPTIONS
 
 from modfast import reference
 from modfast.optim.operators import adamw_, labelled_energies
@@ -81,18 +82,7 @@ def arguments(weights, *, dtype_of_grads=None, labelled=(), seed=0, **options):
         "first_labels": firsts,
         "energies": energies,
         "new_energies": None if energies is None else torch.full_like(energies, torch.nan),
-        "slope": 0.7,
-        "keep": [],
-        "thresholds": None,
-        "lr": 1e-2,
-        "lr_tensor": None,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "eps": 1e-8,
-        "weight_decay": 0.1,
-        "grad_scale": None,
-        "found_inf": None,
-        "stochastic_rounding": False,
+        **OPTIONS,
     }
     return {**given, **options}
 
