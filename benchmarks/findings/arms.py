@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
+from modfast import Partition
+from modfast.data.dataset import Dataset
 from modfast.train import TrainConfig
 
 SEEDS = tuple(range(42, 52))
@@ -27,6 +33,8 @@ class Arm:
         model: a name for :func:`modfast.models.build_model`.
         hidden: neurons of each hidden linear layer, if not the model's own number.
         circuits_from: the first epoch after which circuits are found, too; None finds them at the end.
+        partitions: returns the clusters for a model and its images; None takes those of ``config``.
+        training: what else changes while a model is trained: a context to train it in.
     """
 
     name: str
@@ -37,6 +45,8 @@ class Arm:
     model: str = "cnn"
     hidden: int | None = None
     circuits_from: int | None = None
+    partitions: Callable[[nn.Module, Dataset], dict[str, Partition]] | None = None
+    training: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
 
 
 def _config(**settings: Any) -> TrainConfig:

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.common.campaign import rounded
 from modfast import Circuit, circuit_overlap, find_circuit, find_circuits
 from modfast.data.dataset import Dataset
 from modfast.experiment.runs import evaluate
 from modfast.machine import environment
 from modfast.models import CNN, MLP, build_model
 from modfast.report.circuits.summary import describe_circuits, pair_mean, run_measures
-from modfast.train import TrainConfig, train
+from modfast.train import Run, TrainConfig, train
 from modfast.train.checkpoint import seed_generators
 
 from .arms import Arm
@@ -41,6 +42,25 @@ def measure(
         allowed: for each class the loss that circuits of all arms may have, in nats; None finds none such.
     """
     began = time.perf_counter()
+    run, snapshots = train_arm(arm, seed, dataset, device, threads)
+    trained = time.perf_counter()
+    record = measure_run(arm, run, dataset, allowed, snapshots)
+    record["seconds"] = {"training": trained - began, "measuring": time.perf_counter() - trained}
+    return rounded(record)
+
+
+def train_arm(
+    arm: Arm, seed: int, dataset: Dataset, device: str, threads: int | None
+) -> tuple[Run, dict[int, dict[str, Tensor]]]:
+    """Train one network; return it, on the CPU, and its weights after the epochs that the arm names.
+
+    Args:
+        arm: as for :func:`measure`.
+        seed: as for :func:`measure`.
+        dataset: as for :func:`measure`.
+        device: as for :func:`measure`.
+        threads: as for :func:`measure`.
+    """
     config = replace(arm.config, seed=seed, device=device, threads=threads)
     seed_generators(seed)
     model = _build(arm, dataset)
@@ -51,11 +71,32 @@ def measure(
             state = model.state_dict()
             snapshots[record["epoch"]] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
-    run = train(model, dataset, config, on_epoch=keep)
-    results = evaluate(run, dataset)
-    trained = time.perf_counter()
+    with arm.training(model):
+        partitions = None if arm.partitions is None else arm.partitions(model, dataset)
+        run = train(model, dataset, config, partitions=partitions, on_epoch=keep)
     model.cpu()
     run.partitions = {name: each.to("cpu") for name, each in run.partitions.items()}
+    return run, snapshots
+
+
+def measure_run(
+    arm: Arm,
+    run: Run,
+    dataset: Dataset,
+    allowed: Sequence[float] | None,
+    snapshots: Mapping[int, Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    """Return the record of a trained network, but for the seconds that it took.
+
+    Args:
+        arm: how it was trained.
+        run: the network, on the CPU.
+        dataset: the images.
+        allowed: as for :func:`measure`.
+        snapshots: of :func:`train_arm`.
+    """
+    model = run.model
+    results = evaluate(run, dataset)
     inputs, labels = dataset.normalize(dataset.test_images), dataset.test_labels
     by_criterion = {name: find_circuits(model, inputs, labels, criterion=name) for name in CRITERIA}
     if allowed is not None:
@@ -67,26 +108,23 @@ def measure(
     }
     measures = run_measures(results | {"history": run.history, "criteria": described}, sorted(run.partitions))
     names = ("size", "loss_before", "loss_after", "accuracy_after")
-    return _rounded(
-        {
-            "arm": arm.name,
-            "seed": seed,
-            "data": dataset.name.partition(":")[0],
-            "data_fingerprint": dataset.fingerprint(),
-            "config": _settings(config),
-            "history": [_record(record) for record in run.history],
-            "class_accuracy": results["class_accuracy"],
-            "live": results["live"],
-            "measures": measures,
-            "by_class": {name: {each: described[name][each] for each in names} for name in described},
-            "epochs": [
-                {"epoch": epoch} | _after(model, state, inputs, labels) for epoch, state in snapshots.items()
-            ],
-            "allowed": allowed,
-            "seconds": {"training": trained - began, "measuring": time.perf_counter() - trained},
-            "environment": environment(),
-        }
-    )
+    return {
+        "arm": arm.name,
+        "seed": run.config.seed,
+        "data": dataset.name.partition(":")[0],
+        "data_fingerprint": dataset.fingerprint(),
+        "config": _settings(run.config),
+        "history": [_record(record) for record in run.history],
+        "class_accuracy": results["class_accuracy"],
+        "live": results["live"],
+        "measures": measures,
+        "by_class": {name: {each: described[name][each] for each in names} for name in described},
+        "epochs": [
+            {"epoch": epoch} | _after(model, state, inputs, labels) for epoch, state in snapshots.items()
+        ],
+        "allowed": allowed,
+        "environment": environment(),
+    }
 
 
 def _build(arm: Arm, dataset: Dataset) -> nn.Module:
@@ -122,18 +160,17 @@ def _after(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, labels
 
 
 def _record(record: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("cross_entropy", "test_cross_entropy", "test_accuracy", "enmeshment", "clusterability", "found")
+    names = (
+        "cross_entropy",
+        "test_cross_entropy",
+        "test_accuracy",
+        "enmeshment",
+        "clusterability",
+        "found",
+        "seconds",
+    )
     return {name: record[name] for name in names if name in record}
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name != "seed"}
-
-
-def _rounded(value: Any) -> Any:
-    """Round all numbers to six digits: more would be noise, and make the files three times as large."""
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

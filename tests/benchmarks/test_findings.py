@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.findings import analysis, page, run
+from benchmarks.findings import analysis, page
 from benchmarks.findings.arms import ARMS, SEEDS, Arm
 from benchmarks.findings.measure import measure
 from modfast.data import load_dataset
@@ -151,19 +151,6 @@ def test_no_circuit_may_have_less_loss_than_its_network(few_digits):
     record = measure(replace(ARM, circuits_from=None), 42, few_digits, "cpu", 1, [0.001] * 10)
     assert "fixed" not in record["measures"]
     assert record["epochs"] == []
-
-
-def test_only_complete_arms_are_gathered(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
-    (tmp_path / "results").mkdir()
-    for arm, seeds in (("plain", (1, 2)), ("l1", (1,))):
-        (tmp_path / arm).mkdir()
-        for seed in seeds:
-            (tmp_path / arm / f"{seed}.json").write_text(json.dumps({"arm": arm, "seed": seed}))
-    run.gather(tmp_path, [1, 2])
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["plain.json"]
-    text = (tmp_path / "results" / "plain.json").read_text()
-    assert json.loads(text) == [{"arm": "plain", "seed": 1}, {"arm": "plain", "seed": 2}]
 
 
 def test_threads_of_the_caller_are_kept(few_digits):

@@ -1,0 +1,85 @@
+"""The rivals: each arm is one way to train the paper's CNN, repeated for each seed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from benchmarks.findings.arms import SEEDS, Arm
+from modfast import Partition, read_network
+from modfast.data.dataset import Dataset
+from modfast.train import TrainConfig
+
+from .changes import Penalty, distance_cost, eigenvalue_loss, masked, penalised
+
+LAYERS = ("fc1", "fc2", "fc3")
+CLUSTERS = 4
+
+__all__ = ["ARMS", "CLUSTERS", "LAYERS", "SEEDS"]
+
+
+def _config(**settings: Any) -> TrainConfig:
+    return TrainConfig(**{"epochs": 10, "enmeshment_weight": 0.0, "num_clusters": CLUSTERS, **settings})
+
+
+def shared(model: nn.Module, dataset: Dataset) -> dict[str, Partition]:
+    """Return blocks that layers share: what one writes and the next one reads is in the same cluster."""
+    network = read_network(model, dataset.normalize(dataset.train_images[:2]))
+    return network.partitions(CLUSTERS, layers=LAYERS)
+
+
+def _penalised(penalty: Penalty, model: nn.Module) -> AbstractContextManager[None]:
+    return penalised(model, penalty)
+
+
+def _masked(layers: tuple[str, ...], model: nn.Module) -> AbstractContextManager[None]:
+    shapes = {name: model.get_submodule(name).weight.shape for name in layers}
+    return masked(model, {name: Partition.blocks(shape, CLUSTERS) for name, shape in shapes.items()})
+
+
+def _arms() -> list[Arm]:
+    plain = _config()
+    everywhere = _config(layers=LAYERS)
+    twenty = _config(enmeshment_weight=20.0)
+    shared_twenty = _config(enmeshment_weight=20.0, layers=LAYERS)
+    return [
+        Arm("plain", "plain", plain, None, circuits_from=4),
+        Arm("l1", "L1 penalty of 1e-4", replace(plain, l1_weight=1e-4)),
+        Arm("keep-30", "keep 30 %", replace(everywhere, keep=0.3)),
+        Arm("keep-10", "keep 10 %", replace(everywhere, keep=0.1)),
+        Arm("keep-3", "keep 3 %", replace(everywhere, keep=0.03)),
+        Arm("blocks", "`fc2`: weight 20, blocks", twenty),
+        Arm(
+            "spectral",
+            "`fc2`: weight 20, spectral clusters",
+            replace(twenty, warmup_epochs=3, clusters_from="spectral"),
+        ),
+        Arm("shared", "three layers: weight 20, shared blocks", shared_twenty, partitions=shared),
+        Arm("hard", "`fc2`: hard blocks", plain, training=partial(_masked, ("fc2",))),
+        Arm("hard-shared", "three layers: hard blocks", everywhere, training=partial(_masked, LAYERS)),
+        Arm(
+            "eigenvalues",
+            "three layers: eigenvalue loss",
+            plain,
+            training=partial(_penalised, eigenvalue_loss(0.3, CLUSTERS, LAYERS)),
+        ),
+        Arm(
+            "distance",
+            "three layers: distance cost",
+            plain,
+            training=partial(_penalised, distance_cost(3.0, LAYERS)),
+        ),
+        Arm(
+            "shared-keep-10",
+            "shared blocks and keep 10 %",
+            replace(shared_twenty, keep=0.1),
+            partitions=shared,
+        ),
+    ]
+
+
+ARMS = {arm.name: arm for arm in _arms()}

@@ -1,0 +1,63 @@
+"""Train and measure every rival with every seed. A run that is stopped goes on where it was.
+
+    python -m benchmarks.rivals.run --cifar10 imagefolder:PATH
+
+writes ``out/rivals/ARM/SEED.json`` and the trained weights beside it as each network is done, then
+``benchmarks/rivals/results/ARM.json`` of every arm that is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.campaign import add_options, gather, record_of, rounded, run_jobs, unfinished
+from benchmarks.findings.measure import measure_run, train_arm
+from benchmarks.findings.run import ALLOWED
+from modfast.data import load_dataset
+from modfast.data.dataset import Dataset
+from modfast.files import atomic_write
+
+from .arms import ARMS, SEEDS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cifar10", default="cifar10", metavar="DATA", help="where CIFAR-10 is")
+    add_options(parser, ARMS, SEEDS, Path("out/rivals"))
+    options = parser.parse_args()
+    jobs = unfinished(options.arms, options.seeds, options.out)
+    work = partial(_work, load_dataset(options.cifar10), options.out, options.device, options.threads)
+    run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)
+    gather(options.out, RESULTS, ARMS, options.seeds)
+
+
+def _work(dataset: Dataset, out: Path, device: str, threads: int, name: str, seed: int) -> dict[str, Any]:
+    arm = ARMS[name]
+    began = time.perf_counter()
+    run, snapshots = train_arm(arm, seed, dataset, device, threads)
+    trained = time.perf_counter()
+    state = {
+        "model": run.model.state_dict(),
+        "partitions": {n: each.row_labels for n, each in run.partitions.items()},
+    }
+    record = measure_run(arm, run, dataset, ALLOWED["cifar10"], snapshots)
+    weights = record_of(out, name, seed).with_suffix(".pt")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(weights) as temporary:
+        torch.save(state, temporary)
+    record["seconds"] = {"training": trained - began, "measuring": time.perf_counter() - trained}
+    return rounded(record)
+
+
+if __name__ == "__main__":
+    main()
