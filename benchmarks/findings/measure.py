@@ -160,15 +160,7 @@ def _after(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, labels
 
 
 def _record(record: Mapping[str, Any]) -> dict[str, Any]:
-    names = (
-        "cross_entropy",
-        "test_cross_entropy",
-        "test_accuracy",
-        "enmeshment",
-        "clusterability",
-        "found",
-        "seconds",
-    )
+    names = ("cross_entropy", "test_cross_entropy", "test_accuracy", "enmeshment", "clusterability", "found")
     return {name: record[name] for name in names if name in record}
 
 
