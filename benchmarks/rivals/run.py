@@ -22,8 +22,10 @@ from benchmarks.findings.run import ALLOWED
 from modfast.data import load_dataset
 from modfast.data.dataset import Dataset
 from modfast.files import atomic_write
+from modfast.train import Run
 
 from .arms import ARMS, SEEDS
+from .units import unit_measures
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,17 +48,19 @@ def _work(dataset: Dataset, out: Path, device: str, threads: int, name: str, see
     began = time.perf_counter()
     run, snapshots = train_arm(arm, seed, dataset, device, threads)
     trained = time.perf_counter()
-    state = {
-        "model": run.model.state_dict(),
-        "partitions": {n: each.row_labels for n, each in run.partitions.items()},
-    }
+    _save(run, record_of(out, name, seed).with_suffix(".pt"))
     record = measure_run(arm, run, dataset, ALLOWED["cifar10"], snapshots)
-    weights = record_of(out, name, seed).with_suffix(".pt")
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(weights) as temporary:
-        torch.save(state, temporary)
+    record["units"] = unit_measures(run.model, run.partitions, dataset)
     record["seconds"] = {"training": trained - began, "measuring": time.perf_counter() - trained}
-    return rounded(record)
+    result: dict[str, Any] = rounded(record)
+    return result
+
+
+def _save(run: Run, path: Path) -> None:
+    """Keep the trained weights, so that more can be measured without training again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        torch.save(run.model.state_dict(), temporary)
 
 
 if __name__ == "__main__":
