@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -16,6 +17,7 @@ from rich.table import Table
 import modfast
 from modfast.files import atomic_write
 from modfast.machine import environment
+from modfast.report.numbers import MINUS
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -97,3 +99,8 @@ def put_into_page(page: Path, family: str, table: str) -> None:
     before, after = outside_markers(page.read_text(encoding="utf-8"), family)
     with atomic_write(page) as temporary:
         temporary.write_text(f"{before}\n{table}{after}", encoding="utf-8")
+
+
+def true_minus(text: str) -> str:
+    """Put true minus signs before numbers, but not into names, commands and links."""
+    return re.sub(r"(?<![\w`\-./])-(?=\d)", MINUS, text)

@@ -89,10 +89,11 @@ def compare(arm: str, group: str, name: str, against: str | None = None) -> Comp
     if other is None:
         raise ValueError(f"{arm} is compared with no other arm")
     pairs = zip(records(arm), records(other), strict=True)
-    return _paired([(measure(mine, group, name), measure(theirs, group, name)) for mine, theirs in pairs])
+    return paired([(measure(mine, group, name), measure(theirs, group, name)) for mine, theirs in pairs])
 
 
-def _paired(pairs: Sequence[tuple[float | None, float | None]]) -> Comparison | None:
+def paired(pairs: Sequence[tuple[float | None, float | None]]) -> Comparison | None:
+    """Compare pairs of values, the own one first, seed by seed; None if a value is missing."""
     known = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
     if len(known) < len(pairs):
         return None
@@ -126,7 +127,7 @@ def at_equal_loss(arm: str, name: str, plain: str = "plain") -> Comparison | Non
     pairs = []
     for mine, theirs in zip(records(arm), records(plain), strict=True):
         pairs.append((measure(mine, "loss", name), nearest_epoch(mine, theirs)[name]))
-    return _paired(pairs)
+    return paired(pairs)
 
 
 def nearest_epoch(mine: Record, theirs: Record) -> Mapping[str, Any]:
@@ -147,7 +148,7 @@ def loss_gap(arm: str, plain: str = "plain") -> Comparison | None:
     pairs = []
     for mine, theirs in zip(records(arm), records(plain), strict=True):
         pairs.append((mine["history"][-1]["test_cross_entropy"], nearest_epoch(mine, theirs)["test_loss"]))
-    return _paired(pairs)
+    return paired(pairs)
 
 
 # --- Claims.
@@ -253,9 +254,7 @@ def within_allowed(arm: str) -> list[tuple[Record, Record]]:
 def with_allowed_loss(arm: str, name: str) -> Comparison:
     """Compare circuits whose allowed loss is the same for both networks, in the pairs that may have it."""
     pairs = within_allowed(arm)
-    found = _paired(
-        [(measure(mine, "fixed", name), measure(theirs, "fixed", name)) for mine, theirs in pairs]
-    )
+    found = paired([(measure(mine, "fixed", name), measure(theirs, "fixed", name)) for mine, theirs in pairs])
     if found is None:
         raise ValueError(f"{arm}: a circuit with the allowed loss has no {name}")
     return found

@@ -5,16 +5,15 @@ python -m benchmarks.findings.page
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.common.pages import as_markdown, put_into_page
+from benchmarks.common.pages import as_markdown, put_into_page, true_minus
 from modfast.files import atomic_write
-from modfast.report.numbers import MINUS, NOTHING
+from modfast.report.numbers import NOTHING
 
 from . import analysis
 from .arms import ARMS, SEEDS
@@ -87,7 +86,6 @@ def _render(template: str) -> str:
         autoescape=False,
     )
     claims = analysis.claims([arm for arm in CLAIMED if analysis.has_records(arm)])
-    environment.filters["minus"] = _minus
     text = environment.get_template(template).render(
         seeds=SEEDS,
         recommended=RECOMMENDED,
@@ -109,12 +107,7 @@ def _render(template: str) -> str:
         verdict=lambda arm, group, name: _verdict(claims, arm, group, name),
         shown_arms=shown_arms,
     )
-    return _minus(text)
-
-
-def _minus(text: str) -> str:
-    """Put true minus signs before numbers, but not into names, commands and links."""
-    return re.sub(r"(?<![\w`\-./])-(?=\d)", MINUS, text)
+    return true_minus(text)
 
 
 # --- Numbers in sentences.

@@ -17,6 +17,7 @@ from modfast.train import TrainConfig
 from .changes import Penalty, distance_cost, eigenvalue_loss, masked, penalised
 
 LAYERS = ("fc1", "fc2", "fc3")
+LAST = ("fc2", "fc3")
 CLUSTERS = 4
 
 __all__ = ["ARMS", "CLUSTERS", "LAYERS", "SEEDS"]
@@ -26,10 +27,10 @@ def _config(**settings: Any) -> TrainConfig:
     return TrainConfig(**{"epochs": 10, "enmeshment_weight": 0.0, "num_clusters": CLUSTERS, **settings})
 
 
-def shared(model: nn.Module, dataset: Dataset) -> dict[str, Partition]:
+def shared(layers: tuple[str, ...], model: nn.Module, dataset: Dataset) -> dict[str, Partition]:
     """Return blocks that layers share: what one writes and the next one reads is in the same cluster."""
     network = read_network(model, dataset.normalize(dataset.train_images[:2]))
-    return network.partitions(CLUSTERS, layers=LAYERS)
+    return network.partitions(CLUSTERS, layers=layers)
 
 
 def _penalised(penalty: Penalty, model: nn.Module) -> AbstractContextManager[None]:
@@ -37,15 +38,18 @@ def _penalised(penalty: Penalty, model: nn.Module) -> AbstractContextManager[Non
 
 
 def _masked(layers: tuple[str, ...], model: nn.Module) -> AbstractContextManager[None]:
+    # The same blocks as those of `shared`: all spaces are cut into blocks in their order.
     shapes = {name: model.get_submodule(name).weight.shape for name in layers}
     return masked(model, {name: Partition.blocks(shape, CLUSTERS) for name, shape in shapes.items()})
 
 
 def _arms() -> list[Arm]:
     plain = _config()
+    last = _config(layers=LAST)
     everywhere = _config(layers=LAYERS)
     twenty = _config(enmeshment_weight=20.0)
-    shared_twenty = _config(enmeshment_weight=20.0, layers=LAYERS)
+    last_twenty = replace(twenty, layers=LAST)
+    all_twenty = replace(twenty, layers=LAYERS)
     return [
         Arm("plain", "plain", plain, None, circuits_from=4),
         Arm("l1", "L1 penalty of 1e-4", replace(plain, l1_weight=1e-4)),
@@ -58,8 +62,20 @@ def _arms() -> list[Arm]:
             "`fc2`: weight 20, spectral clusters",
             replace(twenty, warmup_epochs=3, clusters_from="spectral"),
         ),
-        Arm("shared", "three layers: weight 20, shared blocks", shared_twenty, partitions=shared),
+        Arm(
+            "last-two",
+            "`fc2`, `fc3`: weight 20, shared blocks",
+            last_twenty,
+            partitions=partial(shared, LAST),
+        ),
+        Arm(
+            "shared",
+            "three layers: weight 20, shared blocks",
+            all_twenty,
+            partitions=partial(shared, LAYERS),
+        ),
         Arm("hard", "`fc2`: hard blocks", plain, training=partial(_masked, ("fc2",))),
+        Arm("hard-last-two", "`fc2`, `fc3`: hard blocks", last, training=partial(_masked, LAST)),
         Arm("hard-shared", "three layers: hard blocks", everywhere, training=partial(_masked, LAYERS)),
         Arm(
             "eigenvalues",
@@ -76,8 +92,8 @@ def _arms() -> list[Arm]:
         Arm(
             "shared-keep-10",
             "shared blocks and keep 10 %",
-            replace(shared_twenty, keep=0.1),
-            partitions=shared,
+            replace(all_twenty, keep=0.1),
+            partitions=partial(shared, LAYERS),
         ),
     ]
 

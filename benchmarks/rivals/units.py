@@ -1,4 +1,4 @@
-"""What a trained network is like as units: their circuits for each class, and how much depends on clusters."""
+"""A trained network as units: the circuits of its classes, and how much depends on clusters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from modfast import (
 )
 from modfast.data.dataset import Dataset
 from modfast.metrics import class_log_odds
-from modfast.report.circuits.summary import pair_mean
 from modfast.report.unit_circuits.measures import describe_unit_circuits
 
 from .arms import CLUSTERS, LAYERS
@@ -63,7 +62,7 @@ def unit_measures(model: nn.Module, partitions: Mapping[str, Partition], dataset
         described = describe_unit_circuits(circuits, clusters, 0)
         found[name] = {
             "size": _mean(described["size"]),
-            "overlap": pair_mean(torch.tensor(described["overlap"], dtype=torch.float64)),
+            "overlap": _mean_of_pairs(described["overlap"]),
             "random_overlap": described["random_overlap"],
             "largest_share": _mean(described["largest_share"]),
             "random_largest_share": described["random_largest_share"],
@@ -92,7 +91,7 @@ def _circuit(model: nn.Module, network: Network, images: Tensor, labels: Tensor,
 
 
 def _balanced(model: nn.Module, network: Network, images: Tensor, labels: Tensor, label: int) -> Any:
-    """Find the units with which the class is told from others as well as before, on as many images of others."""
+    """Find the units that tell the class from others as well as before, on as many images of others."""
     own, others = images[labels == label][:IMAGES], images[labels != label]
     # A fixed draw, the same for all networks.
     chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(label))[: len(own)]
@@ -129,6 +128,12 @@ def _found_clusters(model: nn.Module, network: Network) -> dict[str, Any]:
         "fc2_clusters": live_units(weight, partition).effective_clusters,
         "cut": float(normalized_cut(graph, spectral_cluster(graph, CLUSTERS))),
     }
+
+
+def _mean_of_pairs(overlap: Sequence[Sequence[float | None]]) -> float | None:
+    """The mean over pairs of circuits; two circuits without any unit have no overlap."""
+    known = [value for row, values in enumerate(overlap) for value in values[:row] if value is not None]
+    return _mean(known) if known else None
 
 
 def _mean(values: Sequence[float]) -> float:
