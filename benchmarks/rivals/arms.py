@@ -53,9 +53,9 @@ def _arms() -> list[Arm]:
     return [
         Arm("plain", "plain", plain, None, circuits_from=4),
         Arm("l1", "L1 penalty of 1e-4", replace(plain, l1_weight=1e-4)),
-        Arm("keep-30", "keep 30 %", replace(everywhere, keep=0.3)),
-        Arm("keep-10", "keep 10 %", replace(everywhere, keep=0.1)),
-        Arm("keep-3", "keep 3 %", replace(everywhere, keep=0.03)),
+        Arm("keep-30", "keep 30 % of three layers", replace(everywhere, keep=0.3, ramp_epochs=5)),
+        Arm("keep-10", "keep 10 % of three layers", replace(everywhere, keep=0.1, ramp_epochs=5)),
+        Arm("keep-3", "keep 3 % of three layers", replace(everywhere, keep=0.03, ramp_epochs=5)),
         Arm("blocks", "`fc2`: weight 20, blocks", twenty),
         Arm(
             "spectral",
@@ -90,9 +90,9 @@ def _arms() -> list[Arm]:
             training=partial(_penalised, distance_cost(3.0, LAYERS)),
         ),
         Arm(
-            "shared-keep-10",
-            "shared blocks and keep 10 %",
-            replace(all_twenty, keep=0.1),
+            "shared-keep-30",
+            "three layers: weight 20, shared blocks, keep 30 %",
+            replace(all_twenty, keep=0.3, ramp_epochs=5),
             partitions=partial(shared, LAYERS),
         ),
     ]

@@ -108,7 +108,12 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
         "LAMBDA",
         "weight of the enmeshment loss; with 0, train makes a plain model",
     )
-    setting("--ramp-epochs", int, "N", "epochs after the warm-up in which that weight rises from 0")
+    setting(
+        "--ramp-epochs",
+        int,
+        "N",
+        "epochs after the warm-up in which that weight rises from 0, and --keep falls from 1",
+    )
     setting("--l1-weight", float, "WEIGHT", "weight of the sum of all magnitudes of linear layers' weights")
     options.add_argument(
         "--optimizer",

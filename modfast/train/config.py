@@ -44,12 +44,14 @@ class TrainConfig:
             model that runs all its layers one after the other, and none may be a convolution in groups.
         recluster_every: find spectral clusters again after each so many epochs; None finds them once.
         ramp_epochs: over how many epochs after the warm-up the weight of the loss rises, step by step, from 0
-            to ``enmeshment_weight``; 0 has it all at once. With more of them than epochs after the warm-up,
-            training ends before the weight is reached; a resumed run with more epochs goes on from there.
+            to ``enmeshment_weight``, and what is kept falls from all weights to the share ``keep``; 0 has it
+            all at once. With more of them than epochs after the warm-up, training ends before the weight is
+            reached; a resumed run with more epochs goes on from there.
         l1_weight: the weight of the sum of the magnitudes of all linear layers' weights in the loss, in
             every epoch; a rival to enmeshment that makes weights few rather than modular.
         keep: the share of each regularised layer's weights that stays non-zero after each step, those of the
-            largest magnitudes (weight-sparse training); None keeps all.
+            largest magnitudes (weight-sparse training); None keeps all. Without ``ramp_epochs`` it holds from
+            the first step on. A small share costs less accuracy if it is reached step by step.
         optimizer: Adam by :class:`modfast.optim.AdamW`, which adds the gradient of the loss in its own pass
             over the weights ("fused"), or by PyTorch's ("adam"); with the same steps up to rounding. "auto"
             takes the first where it has kernels for the model's device and dtypes.
@@ -149,6 +151,26 @@ class TrainConfig:
         if since >= self.ramp_epochs:
             return self.enmeshment_weight
         return self.enmeshment_weight * (since + progress) / self.ramp_epochs
+
+    def keep_at(self, epoch: int, progress: float) -> float | None:
+        """The share of weights that stays non-zero after a step; None if all do, whatever the step.
+
+        Args:
+            epoch: counted from 1.
+            progress: as for :meth:`weight_at`.
+
+        Example:
+            >>> config = TrainConfig(keep=0.2, epochs=9, warmup_epochs=2, ramp_epochs=4)
+            >>> [config.keep_at(epoch, 1.0) for epoch in (2, 3, 4, 6, 9)]
+            [1.0, 0.8, 0.6, 0.2, 0.2]
+            >>> TrainConfig(keep=0.2, epochs=9, warmup_epochs=2).keep_at(1, 0.5)
+            0.2
+        """
+        since = epoch - self.warmup_epochs - 1
+        if self.keep is None or self.ramp_epochs == 0 or since >= self.ramp_epochs:
+            return self.keep
+        done = 0.0 if since < 0 else (since + progress) / self.ramp_epochs
+        return 1.0 - done * (1.0 - self.keep)
 
     def finds_clusters(self, epoch: int) -> bool:
         """Whether clusters are found before this epoch, counted from 1.

@@ -40,7 +40,7 @@ from .checkpoint import (
 from .clusters import check_clusters, find_clusters
 from .config import PRECISIONS, Record, Run, TrainConfig
 from .distributed import Ranks
-from .optimizers import add_loss, make_optimizer, set_loss
+from .optimizers import add_loss, make_optimizer, set_keep, set_loss
 
 _EVALUATION_BATCH = 1000
 # What must be finite in a record, and what messages call it.
@@ -233,6 +233,7 @@ def train_in_folder(
                 ranks.sum_gradients_(run.model.parameters())
                 # After the sum: these depend on the weights alone, which all ranks have in common.
                 extra += add_loss(run.optimizer, loss, config.weight_at(epoch, step / steps))
+                set_keep(run.optimizer, config.keep_at(epoch, step / steps))
                 if config.l1_weight:
                     extra += _penalise(penalised, config.l1_weight)
                 run.optimizer.step()

@@ -57,6 +57,12 @@ def set_loss(optimizer: torch.optim.Optimizer, loss: EnmeshmentLoss) -> None:
         optimizer.enmeshment = loss
 
 
+def set_keep(optimizer: torch.optim.Optimizer, share: float | None) -> None:
+    """Say which share of the regularised weights stays non-zero after the step that comes next; None for all."""
+    if isinstance(optimizer, AdamW):
+        optimizer.keep = share
+
+
 def add_loss(optimizer: torch.optim.Optimizer, loss: EnmeshmentLoss, weight: float) -> Tensor | float:
     """Add the gradient of ``weight`` times the loss to the step that comes next.
 

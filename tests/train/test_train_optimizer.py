@@ -69,6 +69,23 @@ def test_keep_leaves_the_share_of_the_regularised_layer(digits, keep):
     assert int(run.model.fc1.weight.count_nonzero()) > 0.99 * run.model.fc1.weight.numel()
 
 
+def test_keep_falls_to_its_share_step_by_step(digits):
+    kept = {}
+    config = TrainConfig(epochs=3, warmup_epochs=1, ramp_epochs=2, keep=0.2, batch_size=400)
+    model = model_for(digits)
+
+    def count(epoch, step, steps):
+        kept[epoch, step] = int(model.fc2.weight.count_nonzero()) / model.fc2.weight.numel()
+
+    train(model, digits, config, on_step=count)
+    steps = max(step for _, step in kept)
+    assert all(kept[1, step] == 1.0 for step in range(1, steps + 1))
+    for (epoch, step), share in kept.items():
+        if epoch > 1:
+            done = (epoch - 2 + step / steps) / 2
+            assert share == pytest.approx(1 - 0.8 * done, abs=1 / model.fc2.weight.numel())
+
+
 @pytest.mark.parametrize("keep", [None, 0.2])
 def test_a_resumed_run_has_the_same_bits(digits, tmp_path, keep):
     config = TrainConfig(epochs=2, keep=keep, optimizer="fused")
