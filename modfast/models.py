@@ -85,7 +85,7 @@ class CNN(nn.Module):
         """Logits ``(n, num_classes)`` of floating-point images ``(n, channels, height, width)``."""
         # Channels last in memory: on a CPU, PyTorch convolves and pools that layout faster.
         images = images.contiguous(memory_format=torch.channels_last)
-        # The largest first and then ReLU: the same values and gradients as in the other order, of a quarter as
+        # The largest first and then ReLU: the same values and gradients as in the other order, a quarter as
         # many numbers.
         features = functional.relu(functional.max_pool2d(self.conv1(images), 2)).flatten(1)
         return _run_linear_layers(self, self.linear_layers, features)

@@ -87,7 +87,7 @@ def _arms() -> list[Arm]:
             "distance",
             "three layers: distance cost",
             plain,
-            training=partial(_penalised, distance_cost(3.0, LAYERS)),
+            training=partial(_penalised, distance_cost(1.0, LAYERS)),
         ),
         Arm(
             "shared-keep-30",

@@ -58,7 +58,7 @@ def set_loss(optimizer: torch.optim.Optimizer, loss: EnmeshmentLoss) -> None:
 
 
 def set_keep(optimizer: torch.optim.Optimizer, share: float | None) -> None:
-    """Say which share of the regularised weights stays non-zero after the step that comes next; None for all."""
+    """Say which share of the regularised weights stays after the step that comes next; None for all."""
     if isinstance(optimizer, AdamW):
         optimizer.keep = share
 
