@@ -27,10 +27,10 @@ def _config(**settings: Any) -> TrainConfig:
     return TrainConfig(**{"epochs": 10, "enmeshment_weight": 0.0, "num_clusters": CLUSTERS, **settings})
 
 
-def shared(layers: tuple[str, ...], model: nn.Module, dataset: Dataset) -> dict[str, Partition]:
-    """Return blocks that layers share: what one writes and the next one reads is in the same cluster."""
+def shared(layers: tuple[str, ...], k: int, model: nn.Module, dataset: Dataset) -> dict[str, Partition]:
+    """Return ``k`` blocks that layers share: what one writes and the next one reads is in the same cluster."""
     network = read_network(model, dataset.normalize(dataset.train_images[:2]))
-    return network.partitions(CLUSTERS, layers=layers)
+    return network.partitions(k, layers=layers)
 
 
 def _penalised(penalty: Penalty, model: nn.Module) -> AbstractContextManager[None]:
@@ -66,13 +66,19 @@ def _arms() -> list[Arm]:
             "last-two",
             "`fc2`, `fc3`: weight 20, shared blocks",
             last_twenty,
-            partitions=partial(shared, LAST),
+            partitions=partial(shared, LAST, CLUSTERS),
+        ),
+        Arm(
+            "last-two-five",
+            "`fc2`, `fc3`: weight 20, five shared blocks",
+            replace(last_twenty, num_clusters=5),
+            partitions=partial(shared, LAST, 5),
         ),
         Arm(
             "shared",
             "three layers: weight 20, shared blocks",
             all_twenty,
-            partitions=partial(shared, LAYERS),
+            partitions=partial(shared, LAYERS, CLUSTERS),
         ),
         Arm("hard", "`fc2`: hard blocks", plain, training=partial(_masked, ("fc2",))),
         Arm("hard-last-two", "`fc2`, `fc3`: hard blocks", last, training=partial(_masked, LAST)),
@@ -93,7 +99,7 @@ def _arms() -> list[Arm]:
             "shared-keep-30",
             "three layers: weight 20, shared blocks, keep 30 %",
             replace(all_twenty, keep=0.3, ramp_epochs=5),
-            partitions=partial(shared, LAYERS),
+            partitions=partial(shared, LAYERS, CLUSTERS),
         ),
     ]
 

@@ -97,12 +97,12 @@ def test_hard_blocks_are_zero_outside_and_plain_weights_afterwards():
 
 
 def test_shared_and_hard_blocks_are_the_same(images):
-    partitions = shared(LAYERS, CNN(images.image_shape), images)
+    partitions = shared(LAYERS, 4, CNN(images.image_shape), images)
     for name, partition in partitions.items():
         blocks = Partition.blocks((len(partition.row_labels), len(partition.col_labels)), 4)
         assert torch.equal(partition.row_labels, blocks.row_labels), name
         assert torch.equal(partition.col_labels, blocks.col_labels), name
-    assert set(shared(LAST, CNN(images.image_shape), images)) == set(LAST)
+    assert set(shared(LAST, 5, CNN(images.image_shape), images)) == set(LAST)
 
 
 @pytest.mark.parametrize(
