@@ -28,7 +28,7 @@ def _config(**settings: Any) -> TrainConfig:
 
 
 def shared(layers: tuple[str, ...], k: int, model: nn.Module, dataset: Dataset) -> dict[str, Partition]:
-    """Return ``k`` blocks that layers share: what one writes and the next one reads is in the same cluster."""
+    """Return ``k`` blocks that layers share: what one writes and the next one reads is in one cluster."""
     network = read_network(model, dataset.normalize(dataset.train_images[:2]))
     return network.partitions(k, layers=layers)
 
