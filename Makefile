@@ -156,7 +156,7 @@ test-matrix: setup ## test one wheel with the oldest, a middle and the newest Py
 	rm -rf build/matrix
 	mkdir -p build/matrix/checkout
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/matrix .
-	cp -r tests benchmarks pyproject.toml build/matrix/checkout
+	cp -r tests benchmarks examples pyproject.toml build/matrix/checkout
 	for torch in $(MATRIX); do $(MAKE) --no-print-directory TORCH=$$torch matrix-one || exit 1; done
 	for python in $(PYTHONS); do \
 	  $(MAKE) --no-print-directory PYTHON=$$python VENV=$(VENV)-$$(basename $$python) test || exit 1; \

@@ -41,7 +41,7 @@ def test_the_sdist_holds_the_sources(built):
     needed = [
         name
         for name in tracked
-        if re.match(r"(csrc|modfast|tests|benchmarks)/|LICENSE|README|Makefile", name)
+        if re.match(r"(csrc|modfast|tests|benchmarks|examples)/|LICENSE|README|Makefile", name)
     ]
     assert needed
     assert set(needed) <= names
