@@ -77,8 +77,7 @@ def dependence(
         of one layer"`` those of the public code. ``"clusters of all layers"`` is None where layers do not
         share clusters.
     """
-    inputs = windows.to(next(model.parameters()).device)
-    batches = [{"input_ids": part, "use_cache": False} for part in inputs.split(BATCH)]
+    batches = batches_of(windows.to(next(model.parameters()).device))
     labels = hidden_labels(network, partitions)
     of_layer = torch.full_like(labels, -1)
     units = network.layers[layer].row_units
@@ -88,7 +87,7 @@ def dependence(
         found = modfast.cluster_dependence(
             model,
             batches,
-            modfast.accuracy,
+            last_token,
             network,
             labels,
             n_random=random_sets,
@@ -110,7 +109,7 @@ def dependence(
         }
 
     with torch.no_grad():
-        some_right = any(bool(modfast.accuracy(model(**batch), batch).any()) for batch in batches)
+        some_right = any(bool(last_token(model(**batch), batch).any()) for batch in batches)
     names = ("clusters of all layers", "clusters of one layer", "as published, slices of one layer")
     if not some_right:  # then there is nothing that could depend
         return {"layer": layer, **dict.fromkeys(names)}
@@ -120,6 +119,16 @@ def dependence(
         names[1]: measured(of_layer),
         names[2]: measured(published_slices(network, layer, slice_width)),
     }
+
+
+def batches_of(windows: Tensor) -> list[dict[str, Any]]:
+    """Return what the model is called with. Logits are of 50,000 tokens each: only the last two are made."""
+    return [{"input_ids": part, "use_cache": False, "logits_to_keep": 2} for part in windows.split(BATCH)]
+
+
+def last_token(output: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Return 1 for each text whose last token is the one that the model finds most probable, else 0."""
+    return (output.logits[:, -2].argmax(-1) == batch["input_ids"][:, -1]).double()
 
 
 def of_dependent(shares: Tensor) -> list[float] | None:

@@ -14,7 +14,7 @@ pytest.importorskip("accelerate")
 
 import modfast  # noqa: E402
 from benchmarks.hub import protocol  # noqa: E402
-from benchmarks.hub.measure import hidden_labels, of_dependent, published_slices  # noqa: E402
+from benchmarks.hub.measure import batches_of, hidden_labels, last_token, of_dependent, published_slices  # noqa: E402
 from benchmarks.hub.recipes import MODELS, RECIPES  # noqa: E402
 from benchmarks.hub.text import files, read_text, wikitext  # noqa: E402
 
@@ -168,6 +168,19 @@ def test_borders():
     assert [trained[published == piece].unique().tolist() for piece in range(4)] == [[0], [0], [0], [1]]
     with pytest.raises(ValueError, match="slice_width must be at most 768"):
         published_slices(network, layer, 769)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox"])
+def test_the_last_token_alone_is_judged_as_with_all_logits(hub, name):
+    model = transformers.AutoModelForCausalLM.from_pretrained(hub / name).eval()
+    windows = torch.randint(200, (12, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(windows).logits[:, -2].argmax(-1)
+        windows[::2, -1] = expected[::2]
+        found = torch.cat([last_token(model(**batch), batch) for batch in batches_of(windows)])
+        whole = modfast.accuracy(model(windows), {"input_ids": windows})
+    assert torch.equal(found, whole)
+    assert 6 <= found.sum() < 12
 
 
 def test_shares_among_the_dependent():
