@@ -75,6 +75,18 @@ def _arms() -> list[Arm]:
             partitions=partial(shared, LAST, 5),
         ),
         Arm(
+            "last-two-five-5",
+            "`fc2`, `fc3`: weight 5, five shared blocks",
+            replace(last_twenty, num_clusters=5, enmeshment_weight=5.0),
+            partitions=partial(shared, LAST, 5),
+        ),
+        Arm(
+            "shared-5",
+            "three layers: weight 5, shared blocks",
+            replace(all_twenty, enmeshment_weight=5.0),
+            partitions=partial(shared, LAYERS, CLUSTERS),
+        ),
+        Arm(
             "shared",
             "three layers: weight 20, shared blocks",
             all_twenty,
