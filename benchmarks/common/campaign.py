@@ -54,6 +54,21 @@ def unfinished(arms: Iterable[str], seeds: Iterable[int], out: Path) -> list[Job
     return [(name, seed) for seed in seeds for name in names if not record_of(out, name, seed).exists()]
 
 
+def take_committed(results: Path, out: Path) -> None:
+    """Take the committed records as done, so that more seeds are added to them.
+
+    Args:
+        results: the folder that :func:`gather` wrote to.
+        out: the folder of records; those that are there stay as they are.
+    """
+    for file in sorted(results.glob("*.json")):
+        for record in json.loads(file.read_text(encoding="utf-8")):
+            path = record_of(out, file.stem, record["seed"])
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, record)
+
+
 def record_of(out: Path, arm: str, seed: int) -> Path:
     """Return the file of a run's record."""
     return out / arm / f"{seed}.json"

@@ -22,7 +22,7 @@ from .pictures import draw_rivals
 
 PAGE = Path(__file__).parents[2] / "docs" / "rivals.md"
 PICTURE = "rivals.png"
-RECIPE = "shared"
+RECIPE = "last-two-five"
 """The arm that ``modfast reproduce`` trains by default."""
 
 # Heading, value, factor, decimals.

@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.campaign import add_options, gather, record_of, rounded, run_jobs, unfinished
+from benchmarks.common.campaign import (
+    add_options,
+    gather,
+    record_of,
+    rounded,
+    run_jobs,
+    take_committed,
+    unfinished,
+)
 from benchmarks.findings.measure import measure_run, train_arm
 from benchmarks.findings.run import ALLOWED
 from modfast.data import load_dataset
@@ -36,7 +44,10 @@ def main() -> None:
     )
     parser.add_argument("--cifar10", default="cifar10", metavar="DATA", help="where CIFAR-10 is")
     add_options(parser, ARMS, SEEDS, Path("out/rivals"))
+    parser.add_argument("--more", action="store_true", help="take the committed records as done")
     options = parser.parse_args()
+    if options.more:
+        take_committed(RESULTS, options.out)
     jobs = unfinished(options.arms, options.seeds, options.out)
     work = partial(_work, load_dataset(options.cifar10), options.out, options.device, options.threads)
     run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)

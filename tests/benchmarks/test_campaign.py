@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common.campaign import add_options, gather, rounded, run_jobs, unfinished
+from benchmarks.common.campaign import add_options, gather, rounded, run_jobs, take_committed, unfinished
 
 
 def square(name: str, seed: int) -> dict:
@@ -36,6 +36,18 @@ def test_only_complete_arms_are_gathered(tmp_path):
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["plain.json"]
     text = (tmp_path / "results" / "plain.json").read_text()
     assert json.loads(text) == [{"arm": "plain", "seed": 1}, {"arm": "plain", "seed": 2}]
+
+
+def test_committed_records_are_done(tmp_path):
+    jobs = [("a", 1), ("a", 2)]
+    run_jobs(jobs, square, tmp_path / "out")
+    gather(tmp_path / "out", tmp_path / "results", ["a"], [1, 2])
+    (tmp_path / "new" / "a").mkdir(parents=True)
+    (tmp_path / "new" / "a" / "2.json").write_text("{}")
+    take_committed(tmp_path / "results", tmp_path / "new")
+    assert unfinished(["a"], [1, 2, 3], tmp_path / "new") == [("a", 3)]
+    assert json.loads((tmp_path / "new" / "a" / "1.json").read_text())["square"] == 1
+    assert (tmp_path / "new" / "a" / "2.json").read_text() == "{}"  # what is there stays
 
 
 def test_a_job_that_fails_stops_all(tmp_path, capfd):
