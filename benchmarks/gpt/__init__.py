@@ -1,0 +1,1 @@
+"""A small GPT trained on Python's own sources, plain and modular: what its clusters and circuits do."""

@@ -1,0 +1,373 @@
+"""Measure one network: its loss, clusters, what answers depend on, and the circuits of three behaviours."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common.campaign import rounded
+from modfast import (
+    ablate_units,
+    accuracy,
+    circuit_overlap,
+    cluster_dependence,
+    cluster_information,
+    clusterability,
+    faithfulness_curve,
+    find_unit_circuit,
+    live_units,
+    random_circuits,
+    spectral_cluster,
+    unit_scores,
+)
+from modfast.circuits.units.unit_circuit import UnitCircuit
+from modfast.machine import environment
+from modfast.network.units import Network
+from modfast.tasks import NextToken
+
+from .arms import ATTENTION, CLUSTERS, MLPS, Arm, Size
+from .behaviours import NAMES, Batch, examples, is_first, is_right, right_less_wrong
+from .data import describe
+from .training import network_of, train
+
+TOLERANCE = 0.1
+"""A circuit may lose this share of the metric."""
+
+DEMANDED = {"induction": 2.0, "brackets": 2.0, "indentation": 2.0}
+"""What the circuits of all networks alike must reach, where a network itself does: in logits."""
+
+_FOUND_BY, _JUDGED_BY = 1, 2  # seeds of the examples
+_STEPS = 8
+_RANDOM = 20
+_RANDOM_CLUSTERS = 5
+_EVERY = 4  # one batch of held-out text of so many, for what asks many passes
+_KINDS = {"mlps": MLPS, "attention": ATTENTION}
+
+
+def measure(arm: Arm, size: Size, seed: int, task: NextToken, checkpoint: Path | None) -> dict[str, Any]:
+    """Train a network, or take it from its checkpoint, and return its record.
+
+    Args:
+        arm: how it is trained.
+        size: how large, how long.
+        seed: of its weights and of what it sees.
+        task: the text.
+        checkpoint: as for :func:`benchmarks.gpt.training.train`.
+    """
+    trained = train(arm, size, seed, task, checkpoint)
+    began = time.perf_counter()
+    model, network = trained.model.eval(), trained.network
+    held_out = task.windows("test", 64, size.windows)
+    labels = {"blocks": network.unit_labels(CLUSTERS)[0], "found": found_clusters(network)}
+    circuits = Circuits(model, network, size, held_out[:2])
+    record = {
+        "arm": arm.name,
+        "seed": seed,
+        "weight": arm.weight,
+        "text": describe(task),
+        "model": text_measures(model, held_out),
+        "behaviours": circuits.abilities(),
+        "clusters": {name: cluster_measures(network, given) for name, given in labels.items()},
+        "live": live(network),
+        "dependence": {
+            name: circuits.dependence(given, held_out[::_EVERY]) for name, given in labels.items()
+        },
+        "circuits": circuits.describe(labels),
+        "curve": circuits.curve("induction"),
+        "snapshots": snapshots(trained.model, trained.snapshots, size, held_out),
+        "environment": environment(),
+        "seconds": {"training": trained.seconds, "measuring": time.perf_counter() - began},
+    }
+    return rounded(record)
+
+
+def text_measures(model: nn.Module, held_out: Sequence[Batch]) -> dict[str, float]:
+    """Return the loss in nats for each byte, and the share of bytes that are right."""
+    loss = right = count = 0.0
+    with torch.no_grad():
+        for inputs, targets in held_out:
+            logits = model(inputs).flatten(0, 1)
+            loss += nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum").item()
+            right += (logits.argmax(1) == targets.flatten()).sum().item()
+            count += targets.numel()
+    return {"loss": loss / count, "accuracy": right / count}
+
+
+def found_clusters(network: Network) -> Tensor:
+    """Return the clusters that spectral clustering finds in a network's blocks, -1 for units outside them."""
+    graph = network.graph(network.select(*MLPS, *ATTENTION)).to_dense()
+    joined = graph.sum(1) > 0
+    labels = torch.full((network.num_units,), -1)
+    labels[joined] = spectral_cluster(graph[joined][:, joined], CLUSTERS).cpu()
+    return labels
+
+
+def cluster_measures(network: Network, labels: Tensor) -> dict[str, Any]:
+    """Return clusterability by kind of layer, beside random clusters of the same sizes in each space."""
+    measures: dict[str, Any] = {"sizes": [int((labels == cluster).sum()) for cluster in range(CLUSTERS)]}
+    generator = torch.Generator().manual_seed(0)
+    for kind, roles in _KINDS.items():
+        names = network.select(*roles)
+        measures[kind] = _mean_clusterability(network, labels, names)
+        others = [
+            _mean_clusterability(network, _shuffled(network, labels, generator), names)
+            for _ in range(_RANDOM_CLUSTERS)
+        ]
+        measures[f"{kind}_random"] = sum(others) / len(others)
+    return measures
+
+
+def _mean_clusterability(network: Network, labels: Tensor, names: Sequence[str]) -> float:
+    partitions = network.partitions(labels, layers=names)
+    values = [
+        float(clusterability(network.model.get_submodule(name).weight.detach(), partition))
+        for name, partition in partitions.items()
+    ]
+    return sum(values) / len(values)
+
+
+def _shuffled(network: Network, labels: Tensor, generator: torch.Generator) -> Tensor:
+    shuffled = labels.clone()
+    for space in network.spaces.values():
+        within = labels[space]
+        shuffled[space] = within[torch.randperm(len(within), generator=generator)]
+    return shuffled
+
+
+def live(network: Network) -> dict[str, float]:
+    """Return how much of the MLPs is in use: shares of neurons, and clusters, mean over their inputs."""
+    partitions = network.partitions(CLUSTERS, layers=network.select("mlp_input"))
+    found = [
+        live_units(network.model.get_submodule(name).weight.detach(), partition)
+        for name, partition in partitions.items()
+    ]
+    return {
+        "neurons": sum(float(each.rows.double().mean()) for each in found) / len(found),
+        "stream": sum(float(each.columns.double().mean()) for each in found) / len(found),
+        "clusters": sum(each.effective_clusters for each in found) / len(found),
+    }
+
+
+class Circuits:
+    """The circuits of a network's behaviours.
+
+    Args:
+        model: the network.
+        network: its units.
+        size: says how many examples there are.
+        reference: ablated units have their mean over these windows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        size: Size,
+        reference: Sequence[Batch],
+        *,
+        fixed: bool = True,
+    ) -> None:
+        self.model, self.network = model, network
+        self.reference = [inputs for inputs, _ in reference]
+        self.found_by, self.judged_by = (examples(size.examples, seed) for seed in (_FOUND_BY, _JUDGED_BY))
+        self.scores: dict[str, Tensor] = {}
+        self.relative: dict[str, UnitCircuit] = {}
+        self.fixed: dict[str, UnitCircuit] = {}
+        for name in NAMES:
+            self._find(name, fixed)
+
+    def _find(self, name: str, fixed: bool) -> None:
+        batches = self.found_by[name]
+        metric = self._value(batches, right_less_wrong)
+        if metric <= 0:
+            return
+        instead: dict[str, Any] = {"ablation": "mean", "reference": self.reference}
+        task = (self.model, batches, right_less_wrong, self.network)
+        self.scores[name] = unit_scores(*task, steps=_STEPS, **instead)
+        wanted = {"scores": self.scores[name], "name": name, **instead}
+        self.relative[name] = find_unit_circuit(*task, tolerance=TOLERANCE * metric, **wanted)
+        if fixed and metric > DEMANDED[name]:
+            self.fixed[name] = find_unit_circuit(*task, tolerance=metric - DEMANDED[name], **wanted)
+
+    def _value(self, batches: Sequence[Batch], metric: Any) -> float:
+        with torch.no_grad():
+            values = torch.cat([metric(self.model(inputs), (inputs, answers)) for inputs, answers in batches])
+        return float(values.double().mean())
+
+    def abilities(self) -> dict[str, dict[str, float]]:
+        """Return for each behaviour the metric and the shares of right answers, on the judging examples."""
+        metrics = {"metric": right_less_wrong, "right": is_right, "first": is_first}
+        return {
+            name: {what: self._value(self.judged_by[name], metric) for what, metric in metrics.items()}
+            for name in NAMES
+        }
+
+    def dependence(self, labels: Tensor, held_out: Sequence[Batch]) -> dict[str, Any]:
+        """Return on how many clusters right answers depend: the last bytes of windows, and behaviours."""
+        tasks: dict[str, tuple[Any, Any]] = {"text": ([inputs for inputs, _ in held_out], accuracy)}
+        tasks |= {name: (self.judged_by[name], is_right) for name in NAMES}
+        described: dict[str, Any] = {}
+        for name, (batches, metric) in tasks.items():
+            if name != "text" and not self._value(batches, metric):
+                described[name] = None
+                continue
+            found = cluster_dependence(
+                self.model,
+                batches,
+                metric,
+                self.network,
+                labels,
+                n_random=_RANDOM_CLUSTERS,
+                ablation="mean",
+                reference=self.reference,
+            )
+            described[name] = {
+                "answers": len(found.needed),
+                "mean": found.mean,
+                "random_mean": found.random_mean,
+                "shares": found.shares.tolist(),
+                "random_shares": found.random_mean_shares.tolist(),
+                "by_cluster": found.needed.double().mean(0).tolist(),
+            }
+        return described
+
+    def describe(self, labels: dict[str, Tensor]) -> dict[str, Any]:
+        """Return what the circuits are like, one by one and together, beside random ones of equal sizes."""
+        return {
+            kind: {
+                "by_behaviour": {name: self._one(found[name], labels) for name in found},
+                "overlap": overlaps(list(found.values())),
+                "information": {
+                    name: information(list(found.values()), each) for name, each in labels.items()
+                },
+            }
+            for kind, found in (("relative", self.relative), ("fixed", self.fixed))
+        }
+
+    def _one(self, circuit: UnitCircuit, labels: dict[str, Tensor]) -> dict[str, Any]:
+        with ablate_units(self.model, self.network, ~circuit.kept, "mean", self.reference):
+            alone = {
+                "metric_on_others": self._value(self.judged_by[circuit.name], right_less_wrong),
+                "right_on_others": self._value(self.judged_by[circuit.name], is_right),
+            }
+        return {
+            "size": circuit.size,
+            "units": circuit.num_units,
+            "sizes": circuit.sizes,
+            "metric_before": circuit.metric_before,
+            "metric_after": circuit.metric_after,
+            **alone,
+            "counts": {name: counts(circuit, each) for name, each in labels.items()},
+            "best_cluster": {name: best_cluster(circuit, each) for name, each in labels.items()},
+        }
+
+    def curve(self, name: str) -> dict[str, Any] | None:
+        """Return the areas of the faithfulness curve of a behaviour, beside those of random rankings."""
+        if name not in self.scores:
+            return None
+        found = faithfulness_curve(
+            self.model,
+            self.found_by[name],
+            right_less_wrong,
+            self.network,
+            self.scores[name],
+            ablation="mean",
+            reference=self.reference,
+            n_random=2,
+        )
+        return {
+            "behaviour": name,
+            "shares": found.shares.tolist(),
+            "faithfulness": found.faithfulness.tolist(),
+            "random_faithfulness": found.random_faithfulness.mean(0).tolist(),
+            "cpr": found.cpr,
+            "random_cpr": float(found.random_cpr.mean()),
+            "cmd": found.cmd,
+            "random_cmd": float(found.random_cmd.mean()),
+        }
+
+
+def overlaps(circuits: Sequence[UnitCircuit]) -> dict[str, Any] | None:
+    """Return the mean overlap of two circuits, and that of random ones with as many units in each space."""
+    if len(circuits) < 2:
+        return None
+    others = [_pair_mean(random_circuits(circuits, seed)) for seed in range(_RANDOM)]
+    own = circuit_overlap(circuits)
+    return {
+        "mean": _pair_mean(circuits),
+        "random": math.fsum(others) / len(others),
+        "pairs": {
+            f"{one.name}, {other.name}": float(own[i, j])
+            for i, one in enumerate(circuits)
+            for j, other in enumerate(circuits)
+            if i < j
+        },
+    }
+
+
+def _pair_mean(circuits: Sequence[UnitCircuit]) -> float:
+    pairs = circuit_overlap(circuits)[tuple(torch.triu_indices(len(circuits), len(circuits), 1))]
+    return float(pairs.nan_to_num(0.0).mean())
+
+
+def information(circuits: Sequence[UnitCircuit], labels: Tensor) -> dict[str, float] | None:
+    """Return the bits that a unit's cluster says of its circuit, and those for random circuits."""
+    if len(circuits) < 2:
+        return None
+    others = [cluster_information(random_circuits(circuits, seed), labels) for seed in range(_RANDOM)]
+    return {"bits": cluster_information(circuits, labels), "random": math.fsum(others) / len(others)}
+
+
+def counts(circuit: UnitCircuit, labels: Tensor) -> dict[str, list[int]]:
+    """Return how many of a circuit's units lie in each cluster, for each space."""
+    kept = circuit.kept & circuit.asked
+    return {
+        name: [int((kept[space] & (labels[space] == cluster)).sum()) for cluster in range(CLUSTERS)]
+        for name, space in circuit.spaces.items()
+        if bool(circuit.asked[space].any())
+    }
+
+
+def best_cluster(circuit: UnitCircuit, labels: Tensor) -> dict[str, float] | None:
+    """Return the share of a circuit's units in the cluster that has most of them, and that by chance."""
+    if not circuit.num_units:
+        return None
+    others = [
+        _largest_share(each, labels) for seed in range(_RANDOM) for each in random_circuits([circuit], seed)
+    ]
+    return {"share": _largest_share(circuit, labels), "random": math.fsum(others) / len(others)}
+
+
+def _largest_share(circuit: UnitCircuit, labels: Tensor) -> float:
+    kept = circuit.kept & circuit.asked & (labels >= 0)
+    return float(labels[kept].bincount(minlength=CLUSTERS).max() / kept.sum())
+
+
+def snapshots(
+    model: nn.Module, states: dict[int, dict[str, Tensor]], size: Size, held_out: Sequence[Batch]
+) -> list[dict[str, Any]]:
+    """Return what circuits are like in the network as it was at earlier steps; it is left as it is."""
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    described = []
+    for step, state in states.items():
+        model.load_state_dict(state)
+        circuits = Circuits(model, network_of(model), size, held_out[:2], fixed=False)
+        described.append(
+            {
+                "step": step,
+                "loss": text_measures(model, held_out)["loss"],
+                "circuits": {
+                    name: {"size": each.size, "metric_before": each.metric_before}
+                    for name, each in circuits.relative.items()
+                },
+                "overlap": overlaps(list(circuits.relative.values())),
+            }
+        )
+    model.load_state_dict(last)
+    return described

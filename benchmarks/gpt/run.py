@@ -1,0 +1,54 @@
+"""Train and measure every arm with every seed. A run that is stopped goes on where it was.
+
+    python -m benchmarks.gpt.run
+
+writes ``out/gpt/ARM/SEED.json`` and a checkpoint beside it as each network is done, then
+``benchmarks/gpt/results/ARM.json`` with the seeds that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.campaign import add_options, gather, record_of, run_jobs, unfinished
+from modfast.tasks import NextToken
+
+from .arms import ARMS, SEEDS, SIZE
+from .data import python_sources
+from .measure import measure
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser, ARMS, SEEDS, Path("out/gpt"), device=False)
+    parser.add_argument("--gather", action="store_true", help="train nothing: write what is there")
+    options = parser.parse_args(arguments)
+    if not options.gather:
+        jobs = unfinished(options.arms, options.seeds, options.out)
+        work = partial(_work, options.out)
+        run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)
+    for name in options.arms:
+        done = [seed for seed in options.seeds if record_of(options.out, name, seed).exists()]
+        if done:
+            gather(options.out, RESULTS, [name], done)
+
+
+@cache
+def _task() -> NextToken:
+    return python_sources()
+
+
+def _work(out: Path, name: str, seed: int) -> dict[str, Any]:
+    return measure(ARMS[name], SIZE, seed, _task(), record_of(out, name, seed).with_suffix(".pt"))
+
+
+if __name__ == "__main__":
+    main()
