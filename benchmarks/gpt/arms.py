@@ -51,20 +51,20 @@ class Size:
         learning_rate: the highest; it rises over the first steps and then falls along a cosine.
         weight_decay: of AdamW.
         snapshots: steps at which plain networks are kept, to compare at equal loss.
-        examples: of each behaviour to find circuits by; as many others judge them.
+        examples: texts of each behaviour to find circuits by; as many others judge them.
         windows: of held-out text to measure with.
     """
 
-    width: int = 96
+    width: int = 64
     heads: int = 4
     layers: int = 2
     steps: int = 2000
     batch_size: int = 16
     repeated: int = 4
-    learning_rate: float = 0.003
+    learning_rate: float = 0.004
     weight_decay: float = 0.1
     snapshots: tuple[int, ...] = (1250, 1500, 1750)
-    examples: int = 96
+    examples: int = 128
     windows: int = 768
 
 

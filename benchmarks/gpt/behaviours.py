@@ -1,8 +1,8 @@
-"""What the networks can do, as examples with a right and a wrong next byte: induction, brackets, indentation.
+"""What the networks can do, as pairs of texts: induction, brackets, indentation.
 
-Each example asks for one byte after a text. The metric is the logit of the right byte less that of the wrong
-one; an answer is right if it is above 0. A network that knows nothing is right in half of the cases: right
-and wrong bytes of a behaviour come from the same few.
+Each text asks for one byte, which is right, beside another one, which is wrong. Texts come in pairs: what is
+right after the one is wrong after the other. So a preference for some byte, which any network has, cancels,
+and what is left is what the network makes of the difference between the two texts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from torch import Tensor
 from modfast.layers.running import logits_of
 
 Batch = tuple[Tensor, Tensor]
-"""Bytes, int64 ``(n, length)``, and for each text the right and the wrong byte, int64 ``(n, 2)``."""
+"""Bytes, int64 ``(n, length)``, and for each text the right and the wrong byte, int64 ``(n, 2)``.
+
+The partner of each text of the first half stands at the same place of the second half.
+"""
+
+ANY = -1
+"""Stands for any byte but the other one of the two: its logit is the log of their summed odds."""
 
 NAMES = ("induction", "brackets", "indentation")
 
+_Text = tuple[str, str | None, str | None]
+"""A text, the right byte and the wrong one; None is ANY."""
+
 _PAIRS = ("()", "[]", "{}")
-_STEP = 4
 _WORDS = (
     *("self", "name", "value", "result", "index", "line", "data", "key", "path", "args", "items", "node"),
     *("count", "text", "type", "size", "other", "func", "module", "start", "end", "first", "last", "code"),
@@ -31,60 +39,50 @@ _WORDS = (
 )
 
 
-def induction(count: int, seed: int) -> Batch:
-    """A string of random letters, and the same again as far as a random place: how does it go on?
+def induction(generator: np.random.Generator) -> tuple[_Text, _Text]:
+    """Random letters, and the same again as far as a random place: how does it go on?
 
-    The wrong byte is another letter of the string.
+    The other text has this letter and a later one in each other's places.
     """
-    generator = np.random.default_rng(seed)
     length, least = 20, 6
-    texts, answers = [], []
-    for _ in range(count):
-        letters = generator.choice(list(string.ascii_letters), length, replace=False)
-        place = int(generator.integers(least, length - 1))
-        other = int(generator.choice([i for i in range(length) if i != place]))
-        once = "".join(letters)
-        texts.append(f"{once}\n{once[:place]}")
-        answers.append((letters[place], letters[other]))
-    return _batch(texts, answers)
+    letters = [str(letter) for letter in generator.choice(list(string.ascii_letters), length, replace=False)]
+    place = int(generator.integers(least, length - 1))
+    later = int(generator.integers(place + 1, length))
+    start, right, wrong = "".join(letters[:place]), letters[place], letters[later]
+    swapped = list(letters)
+    swapped[place], swapped[later] = wrong, right
+    return (
+        (f"{''.join(letters)}\n{start}", right, wrong),
+        (f"{''.join(swapped)}\n{start}", wrong, right),
+    )
 
 
-def brackets(count: int, seed: int) -> Batch:
-    """A line of code with a bracket open: which of the three kinds closes it?
+def brackets(generator: np.random.Generator) -> tuple[_Text, _Text]:
+    """A line of code with a bracket open: which kind closes it? The other text has another kind open."""
+    one, other = (_PAIRS[i] for i in generator.permutation(len(_PAIRS))[:2])
+    first, second, third = (str(word) for word in generator.choice(_WORDS, 3, replace=False))
+    within = f"'{second}'" if generator.integers(2) else f"{second}, {third}"
+    return (
+        (f"\n\t{first} = {one[0]}{within}", one[1], other[1]),
+        (f"\n\t{first} = {other[0]}{within}", other[1], one[1]),
+    )
 
-    The wrong byte closes one of the other kinds. In half of the texts a pair of that other kind was opened
-    and closed since, so that the last opening bracket is not the one to close.
+
+def indentation(generator: np.random.Generator) -> tuple[_Text, _Text]:
+    """Two lines of code, then as many tabs as they have: does another tab follow, or anything else?
+
+    Another tab does after a colon, which the other text lacks.
     """
-    generator = np.random.default_rng(seed)
-    texts, answers = [], []
-    for place in range(count):
-        own, other = (_PAIRS[i] for i in generator.permutation(len(_PAIRS))[:2])
-        words = [str(word) for word in generator.choice(_WORDS, 4, replace=False)]
-        within = f"{words[2]}{other[0]}{words[3]}{other[1]}" if place % 2 else f"{words[2]}, {words[3]}"
-        texts.append(f"\n    {words[0]} = {words[1]}{own[0]}{within}")
-        answers.append((own[1], other[1]))
-    return _batch(texts, answers)
+    one, two, three, four = (str(word) for word in generator.choice(_WORDS, 4, replace=False))
+    indent = "\t" * int(generator.integers(1, 3))
+    before = f"\n{indent}{one} = {two}\n{indent}"
+    return (
+        (f"{before}if {three} == {four}:\n{indent}", "\t", None),
+        (f"{before}{three} = {four}\n{indent}", None, "\t"),
+    )
 
 
-def indentation(count: int, seed: int) -> Batch:
-    """Lines of code, then as many spaces as the last line has: does another space follow, or code?
-
-    Another space is right if the last line ends with a colon, and a letter if it does not; the other of the
-    two is wrong. The letter is the one that began the first line.
-    """
-    generator = np.random.default_rng(seed)
-    texts, answers = [], []
-    for place in range(count):
-        one, two, three, four = (str(word) for word in generator.choice(_WORDS, 4, replace=False))
-        depth = _STEP * int(generator.integers(1, 3))
-        indent, deeper = " " * depth, place % 2 == 0
-        line = f"if {three} == {four}:" if deeper else f"{three} = {four}"
-        texts.append(f"\n{indent}{one} = {two}\n{indent}{line}\n{indent}")
-        answers.append((" ", one[0]) if deeper else (one[0], " "))
-    return _batch(texts, answers)
-
-
-MAKERS: dict[str, Callable[[int, int], Batch]] = {
+MAKERS: dict[str, Callable[[np.random.Generator], tuple[_Text, _Text]]] = {
     "induction": induction,
     "brackets": brackets,
     "indentation": indentation,
@@ -92,38 +90,43 @@ MAKERS: dict[str, Callable[[int, int], Batch]] = {
 
 
 def examples(count: int, seed: int) -> dict[str, list[Batch]]:
-    """Return ``count`` examples of each behaviour, the same for the same seed."""
-    return {name: [make(count, seed)] for name, make in MAKERS.items()}
+    """Return ``count`` texts of each behaviour, half as many pairs; the same for the same seed."""
+    if count < 2 or count % 2:
+        raise ValueError(f"count must be an even number of texts, got {count}")
+    found = {}
+    for name, make in MAKERS.items():
+        generator = np.random.default_rng(seed)
+        ones, others = zip(*(make(generator) for _ in range(count // 2)), strict=True)
+        found[name] = [_batch([*ones, *others])]
+    return found
 
 
 def right_less_wrong(output: Any, batch: Batch) -> Tensor:
-    """The metric: the logit of the right byte less that of the wrong one, after each text."""
-    lengths, (_, answers) = _lengths(batch), batch
-    logits = logits_of(output)
-    last = logits[torch.arange(len(logits)), lengths - 1]
-    found = last.gather(1, answers)
-    return found[:, 0] - found[:, 1]
+    """The metric: the logit of the right byte less that of the wrong one, mean over each pair of texts."""
+    logits, (right, wrong) = _last(output, batch), batch[1].unbind(1)
+    named = torch.where(right >= 0, right, wrong)[:, None]
+    others = logits.scatter(1, named, -torch.inf).logsumexp(1)
+    of_right, of_wrong = (
+        torch.where(byte >= 0, logits.gather(1, byte.clamp(min=0)[:, None]).squeeze(1), others)
+        for byte in (right, wrong)
+    )
+    ones, partners = (of_right - of_wrong).chunk(2)
+    return ((ones + partners) / 2).repeat(2)
 
 
 def is_right(output: Any, batch: Batch) -> Tensor:
-    """Whether the right byte is above the wrong one: 1 or 0."""
+    """Whether the metric of the pair is above 0: 1 or 0. By chance it is for one half."""
     return (right_less_wrong(output, batch) > 0).double()
 
 
-def is_first(output: Any, batch: Batch) -> Tensor:
-    """Whether the right byte is above all other 255."""
-    lengths, (_, answers) = _lengths(batch), batch
-    logits = logits_of(output)
-    last = logits[torch.arange(len(logits)), lengths - 1]
-    return (last.argmax(1) == answers[:, 0]).double()
+def _last(output: Any, batch: Batch) -> Tensor:
+    """The logits after each text, which is filled up with zero bytes that nobody asks for."""
+    logits, lengths = logits_of(output), (batch[0] != 0).sum(1)
+    return logits[torch.arange(len(logits)), lengths - 1]
 
 
-def _lengths(batch: Batch) -> Tensor:
-    """How long each text is: it is filled up with zero bytes, which no later place is asked for."""
-    return (batch[0] != 0).sum(1)
-
-
-def _batch(texts: list[str], answers: list[tuple[str, str]]) -> Batch:
-    longest = max(map(len, texts))
-    tokens = torch.tensor([list(text.encode("ascii").ljust(longest, b"\0")) for text in texts])
-    return tokens, torch.tensor([[ord(right), ord(wrong)] for right, wrong in answers])
+def _batch(texts: list[_Text]) -> Batch:
+    longest = max(len(text) for text, _, _ in texts)
+    tokens = torch.tensor([list(text.encode("ascii").ljust(longest, b"\0")) for text, _, _ in texts])
+    pairs = [[ANY if byte is None else ord(byte) for byte in pair] for _, *pair in texts]
+    return tokens, torch.tensor(pairs)

@@ -18,6 +18,7 @@ LENGTH = 96
 """Bytes of a window."""
 
 LEAST_BYTES = 4000
+_INDENT = 4  # spaces that ast.unparse writes for a level
 HELD_OUT = 10
 """One file of so many is held out, in the order of their names."""
 
@@ -71,10 +72,14 @@ def _read(paths: Sequence[Path]) -> list[Tensor]:
 
 
 def _code(path: Path) -> str:
-    """The code of a file as Python itself would write it: no comments, no docstrings, four spaces a level."""
+    """The code of a file as Python would write it: no comments, no docstrings; a tab for each level."""
     tree = ast.parse(path.read_bytes())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree) + "\n"
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    lines = []
+    for line in ast.unparse(tree).split("\n"):
+        depth = (len(line) - len(line.lstrip(" "))) // _INDENT
+        lines.append("\t" * depth + line[_INDENT * depth :])
+    return "\n".join(lines) + "\n"

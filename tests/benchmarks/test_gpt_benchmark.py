@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpt import measure as measuring
 from benchmarks.gpt.arms import ARMS, SEEDS, Size
-from benchmarks.gpt.behaviours import MAKERS, NAMES, examples, is_first, is_right, right_less_wrong
+from benchmarks.gpt.behaviours import ANY, NAMES, examples, is_right, right_less_wrong
 from benchmarks.gpt.data import LENGTH, python_sources
 from benchmarks.gpt.training import draw, learning_rate, network_of, train
 from modfast.tasks import TrainingError
@@ -42,8 +42,8 @@ def test_whole_files_are_held_out(task):
     assert len(task.train_texts) == 18
     assert len(task.test_texts) == 2
     text = task.decode(task.test_texts[0])
-    assert text.startswith("\ndef name_9_0(self, key):\n    return self[key]\n") or text.startswith(
-        "def name_9_0(self, key):\n    return self[key]\n"
+    assert text.startswith("\ndef name_9_0(self, key):\n\treturn self[key]\n") or text.startswith(
+        "def name_9_0(self, key):\n\treturn self[key]\n"
     )
     assert "remark" not in text
     assert "What it does" not in text
@@ -54,67 +54,80 @@ def test_too_few_files_are_refused(tmp_path):
         python_sources(tmp_path)
 
 
-def texts_and_answers(name, count=60):
+def pairs_of(name, count=60):
     (batch,) = examples(count, 3)[name]
-    for row, (right, wrong) in zip(batch[0].tolist(), batch[1].tolist(), strict=True):
-        yield bytes(row).rstrip(b"\0").decode(), chr(right), chr(wrong)
-
-
-def test_induction_repeats_the_letters():
-    for text, right, wrong in texts_and_answers("induction"):
-        once, again = text.split("\n")
-        assert once.startswith(again + right)
-        assert wrong in once
-        assert wrong != right
-        assert len(set(once)) == len(once)
-
-
-def test_brackets_close_what_is_open():
-    within = 0
-    for text, right, wrong in texts_and_answers("brackets"):
-        opened, closing = [], dict(zip("([{", ")]}", strict=True))
-        for character in text:
-            if character in closing:
-                opened.append(closing[character])
-            elif character in closing.values():
-                assert opened.pop() == character
-                within += 1
-        assert opened == [right]
-        assert wrong in set(closing.values()) - {right}
-    assert within == 30
-
-
-def test_indentation_deepens_after_a_colon():
-    deeper = 0
-    for text, right, wrong in texts_and_answers("indentation"):
-        *_, last, indent = text.split("\n")
-        assert set(indent) == {" "}
-        assert len(last) - len(last.lstrip()) == len(indent)
-        letter = text.strip()[0]
-        assert (right, wrong) == ((" ", letter) if last.endswith(":") else (letter, " "))
-        deeper += last.endswith(":")
-    assert deeper == 30
+    shown = [
+        (bytes(row).rstrip(b"\0").decode(), *(byte if byte == ANY else chr(byte) for byte in pair))
+        for row, pair in zip(batch[0].tolist(), batch[1].tolist(), strict=True)
+    ]
+    return list(zip(shown[: count // 2], shown[count // 2 :], strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_who_knows_nothing_is_right_half_of_the_time(name):
-    _, answers = MAKERS[name](3000, 1)
-    # Whatever fixed preference among bytes: the right and the wrong ones are drawn alike.
-    preference = torch.rand(256, generator=torch.Generator().manual_seed(0))
-    share = (preference[answers[:, 0]] > preference[answers[:, 1]]).double().mean()
-    assert share == pytest.approx(0.5, abs=0.04)
+def test_what_is_right_is_wrong_in_the_other_text(name):
+    for (one, *answers), (other, *swapped) in pairs_of(name):
+        assert one != other
+        assert answers == swapped[::-1]
+        assert answers[0] != answers[1]
+
+
+def test_induction_repeats_the_letters():
+    for pair in pairs_of("induction"):
+        for text, right, wrong in pair:
+            once, again = text.split("\n")
+            assert once.startswith(again + right)
+            assert wrong in once
+            assert len(set(once)) == len(once)
+
+
+def test_brackets_close_what_is_open():
+    closing = dict(zip("([{", ")]}", strict=True))
+    for pair in pairs_of("brackets"):
+        for text, right, wrong in pair:
+            assert [closing[character] for character in text if character in closing] == [right]
+            assert not set(text) & set(closing.values())
+            assert wrong in closing.values()
+        assert pair[0][0].translate(str.maketrans("([{", "   ")) == pair[1][0].translate(
+            str.maketrans("([{", "   ")
+        )
+
+
+def test_indentation_deepens_after_a_colon():
+    for pair in pairs_of("indentation"):
+        for text, right, wrong in pair:
+            *_, last, indent = text.split("\n")
+            assert set(indent) == {"\t"}
+            assert len(last) - len(last.lstrip()) == len(indent)
+            assert (right, wrong) == (("\t", ANY) if last.endswith(":") else (ANY, "\t"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_preferences_cancel(name):
+    (batch,) = examples(20, 1)[name]
+    logits = torch.randn(256, generator=torch.Generator().manual_seed(0)).expand(*batch[0].shape, 256)
+    assert right_less_wrong(logits, batch).abs().max() < 1e-5
 
 
 def test_the_answer_is_read_at_the_end_of_each_text():
-    tokens = torch.tensor([[7, 8, 9], [7, 8, 0]])
-    answers = torch.tensor([[3, 4], [4, 3]])
+    tokens, answers = torch.tensor([[7, 8, 9], [7, 8, 0]]), torch.tensor([[3, 4], [4, 3]])
     logits = torch.zeros(2, 3, 6)
-    logits[0, 2, 3], logits[1, 1, 4], logits[1, 2, 3] = 2.0, 1.0, 9.0
-    batch = (tokens, answers)
-    assert right_less_wrong(logits, batch).tolist() == [2.0, 1.0]
-    assert is_right(logits, batch).tolist() == [1.0, 1.0]
-    logits[1, 1, 5] = 3.0
-    assert is_first(logits, batch).tolist() == [1.0, 0.0]
+    logits[0, 2, 3], logits[1, 1, 4], logits[1, 2, 3] = 3.0, 1.0, 9.0
+    assert right_less_wrong(logits, (tokens, answers)).tolist() == [2.0, 2.0]
+    assert is_right(logits, (tokens, answers)).tolist() == [1.0, 1.0]
+    assert is_right(-logits, (tokens, answers)).tolist() == [0.0, 0.0]
+
+
+def test_any_other_byte_counts_with_all_their_odds():
+    tokens, answers = torch.tensor([[7], [8]]), torch.tensor([[3, ANY], [ANY, 3]])
+    logits = torch.randn(2, 1, 6, generator=torch.Generator().manual_seed(0))
+    odds = torch.logit(logits[:, 0].softmax(1)[:, 3])
+    expected = (odds[0] - odds[1]) / 2
+    assert right_less_wrong(logits, (tokens, answers)).tolist() == pytest.approx([float(expected)] * 2)
+
+
+def test_pairs_must_be_whole():
+    with pytest.raises(ValueError, match="count must be an even number of texts, got 3"):
+        examples(3, 1)
 
 
 def test_some_windows_repeat_letters(task):
@@ -163,15 +176,15 @@ def test_a_run_goes_on_where_it_was_stopped(task, tmp_path, monkeypatch, name):
 
 
 def test_the_loss_makes_its_layers_modular(task):
-    size = replace(TINY, steps=120)
+    size = replace(TINY, steps=60)
     found = {}
     for name in ("plain", "mlps", "all"):
         network = train(ARMS[name], size, 1, task, None).network
         labels = network.unit_labels(4)[0]
         found[name] = measuring.cluster_measures(network, labels)
         assert sum(found[name]["sizes"]) == network.num_units
-    assert found["mlps"]["mlps"] > found["plain"]["mlps"] + 0.1
-    assert found["all"]["attention"] > found["mlps"]["attention"] + 0.1
+    assert found["mlps"]["mlps"] > found["plain"]["mlps"] + 0.05
+    assert found["all"]["attention"] > found["mlps"]["attention"] + 0.05
     assert found["plain"]["mlps"] == pytest.approx(found["plain"]["mlps_random"], abs=0.05)
 
 
