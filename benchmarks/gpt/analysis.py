@@ -92,12 +92,31 @@ def at_equal_loss(arm: str, name: str) -> tuple[Comparison, Comparison] | None:
     """
     losses, sizes = [], []
     for own, other in pairs(arm):
-        nearest = min(states(other), key=lambda state: abs(state["loss"] - own["model"]["loss"]))
-        theirs = nearest["circuits"].get(name)
+        nearest = nearest_state(own, other)
         losses.append((own["model"]["loss"], nearest["loss"]))
-        sizes.append((circuit("relative", name, "size")(own), None if theirs is None else theirs["size"]))
+        sizes.append((circuit("relative", name, "size")(own), _size(nearest, name)))
     loss, size = compared(losses), compared(sizes)
     return None if loss is None or size is None else (loss, size)
+
+
+def mean_size_at_equal_loss(arm: str, names: Sequence[str]) -> Comparison | None:
+    """Compare the mean size of the circuits of several behaviours in the same way."""
+    measure = mean_of([circuit("relative", name, "size") for name in names])
+    values = []
+    for own, other in pairs(arm):
+        theirs = [_size(nearest_state(own, other), name) for name in names]
+        known = [size for size in theirs if size is not None]
+        values.append((measure(own), _average(known) if len(known) == len(names) else None))
+    return compared(values)
+
+
+def nearest_state(own: Record, other: Record) -> dict[str, Any]:
+    """Return the state of a plain network whose loss was nearest to that of another network."""
+    return min(states(other), key=lambda state: abs(state["loss"] - own["model"]["loss"]))
+
+
+def _size(state: Mapping[str, Any], name: str) -> float | None:
+    return state["circuits"][name]["size"] if name in state["circuits"] else None
 
 
 def states(record: Record) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ class Size:
     repeated: int = 4
     learning_rate: float = 0.004
     weight_decay: float = 0.1
-    snapshots: tuple[int, ...] = (1250, 1500, 1750)
+    snapshots: tuple[int, ...] = (1000, 1250, 1500)
     examples: int = 128
     windows: int = 768
 

@@ -67,6 +67,7 @@ def page() -> str:
         diff=_difference,
         verdict=verdict,
         compare=analysis.compare,
+        equal=equal_loss_sizes,
         sizes=sizes,
         overlap=overlap,
         best=best_beyond_chance,
@@ -122,10 +123,15 @@ def bits_beyond_chance(labels: str) -> Measure:
     return less(at(*where, "bits"), at(*where, "random"))
 
 
+def equal_loss_sizes(arm: str) -> Comparison | None:
+    """Compare the mean size of all circuits with that in plain networks of equal loss."""
+    return analysis.mean_size_at_equal_loss(arm, NAMES)
+
+
 def difference_rows() -> list[Row]:
     """Return the rows of the picture of differences."""
-    percent = "circuit size, points of % of units"
-    others = "mean number of clusters an answer needs, beyond random clusters"
+    percent = "circuit size, points (% of units)"
+    others = "clusters that an answer needs, beyond random ones"
     return [
         *(Row(name, _times(100, circuit("relative", name, "size")), percent) for name in NAMES),
         *(
