@@ -57,6 +57,8 @@ def has_records(arm: str) -> bool:
 
 def pairs(arm: str, against: str = "plain") -> list[tuple[Record, Record]]:
     """Return the records of an arm, each with the plain one of its seed."""
+    if not has_records(against):
+        return []
     others = {record["seed"]: record for record in records(against)}
     return [(record, others[record["seed"]]) for record in records(arm) if record["seed"] in others]
 

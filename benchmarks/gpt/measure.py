@@ -47,7 +47,7 @@ DEMANDED = {"induction": 5.0, "brackets": 0.6, "indentation": 1.2}
 _FOUND_BY, _JUDGED_BY = 1, 2  # seeds of the examples
 _STEPS = 8
 _RANDOM = 20
-_RANDOM_CLUSTERS = 5
+_RANDOM_CLUSTERS = 3
 _EVERY = 4  # one batch of held-out text of so many, for what asks many passes
 _KINDS = {"mlps": MLPS, "attention": ATTENTION}
 

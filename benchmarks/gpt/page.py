@@ -32,6 +32,8 @@ _Column = tuple[str, Measure, float, int]
 def main() -> None:
     """Write everything."""
     arms = shown_arms()
+    if not arms or not all(analysis.pairs(arm) for arm in arms):
+        raise SystemExit("there are no plain and modular networks of the same seed yet: benchmarks.gpt.run")
     draw_clusters(PAGE.with_name(PICTURES[0]), ["plain", *arms])
     draw_differences(PAGE.with_name(PICTURES[1]), arms, difference_rows())
     with atomic_write(PAGE) as temporary:

@@ -302,6 +302,12 @@ def test_a_page_tells_what_there_is(results, tmp_path, count):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_page_needs_pairs(results):
+    results("all", [2.0], [0.4], [42])
+    with pytest.raises(SystemExit, match="no plain and modular networks of the same seed"):
+        page.main()
+
+
 def test_what_a_network_cannot_do_is_left_out(results, tmp_path):
     results("plain", [2.0, 2.0], [0.5, 0.5], [42, 43])
     results("all", [2.0, 2.0], [0.4, 0.4], [42, 43])
