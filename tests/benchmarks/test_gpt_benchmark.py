@@ -291,7 +291,7 @@ def test_a_page_tells_what_there_is(results, tmp_path, count):
     text = page.page()
     assert f"MLPs and attention modular ({count} seed" in text
     assert ("(worse;" in text) == (count > 1)
-    assert ("points (smaller)" in text) == (count > 1)
+    assert ("points (smaller;" in text) == (count > 1)
     assert "undecided" in text
     assert "not run" not in text
     for name, drawing in (
