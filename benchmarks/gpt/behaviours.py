@@ -8,7 +8,7 @@ and what is left is what the network makes of the difference between the two tex
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,15 @@ def examples(count: int, seed: int) -> dict[str, list[Batch]]:
         generator = np.random.default_rng(seed)
         ones, others = zip(*(make(generator) for _ in range(count // 2)), strict=True)
         found[name] = [_batch([*ones, *others])]
+    return found
+
+
+def texts_alone(batches: Sequence[Batch]) -> list[Tensor]:
+    """Return the texts without what fills them up: a batch for each length, int64 ``(n, length)``."""
+    found = []
+    for tokens, _ in batches:
+        lengths = (tokens != 0).sum(1)
+        found += [tokens[lengths == length, :length] for length in lengths.unique().tolist()]
     return found
 
 

@@ -34,7 +34,7 @@ from modfast.network.units import Network
 from modfast.tasks import NextToken
 
 from .arms import ATTENTION, CLUSTERS, MLPS, Arm, Size
-from .behaviours import NAMES, Batch, examples, is_right, right_less_wrong
+from .behaviours import NAMES, Batch, examples, is_right, right_less_wrong, texts_alone
 from .data import describe
 from .training import network_of, train
 
@@ -164,7 +164,8 @@ class Circuits:
         model: the network.
         network: its units.
         size: says how many examples there are.
-        reference: ablated units have their mean over these windows.
+        reference: windows of text. Where answers in text are asked for, ablated units have their mean over
+            these; for a behaviour, their mean over its own texts, in which both answers are as often right.
     """
 
     def __init__(
@@ -177,8 +178,9 @@ class Circuits:
         fixed: bool = True,
     ) -> None:
         self.model, self.network = model, network
-        self.reference = [inputs for inputs, _ in reference]
         self.found_by, self.judged_by = (examples(size.examples, seed) for seed in (_FOUND_BY, _JUDGED_BY))
+        self.references = {name: texts_alone(batches) for name, batches in self.found_by.items()}
+        self.references["text"] = [inputs for inputs, _ in reference]
         self.scores: dict[str, Tensor] = {}
         self.relative: dict[str, UnitCircuit] = {}
         self.fixed: dict[str, UnitCircuit] = {}
@@ -190,7 +192,7 @@ class Circuits:
         metric = self._value(batches, right_less_wrong)
         if metric <= 0:
             return
-        instead: dict[str, Any] = {"ablation": "mean", "reference": self.reference}
+        instead: dict[str, Any] = {"ablation": "mean", "reference": self.references[name]}
         task = (self.model, batches, right_less_wrong, self.network)
         self.scores[name] = unit_scores(*task, steps=_STEPS, **instead)
         wanted = {"scores": self.scores[name], "name": name, **instead}
@@ -228,7 +230,7 @@ class Circuits:
                 labels,
                 n_random=_RANDOM_CLUSTERS,
                 ablation="mean",
-                reference=self.reference,
+                reference=self.references[name],
             )
             described[name] = {
                 "answers": len(found.needed),
@@ -254,7 +256,8 @@ class Circuits:
         }
 
     def _one(self, circuit: UnitCircuit, labels: dict[str, Tensor]) -> dict[str, Any]:
-        with ablate_units(self.model, self.network, ~circuit.kept, "mean", self.reference):
+        reference = self.references[circuit.name]
+        with ablate_units(self.model, self.network, ~circuit.kept, "mean", reference):
             alone = {
                 "metric_on_others": self._value(self.judged_by[circuit.name], right_less_wrong),
                 "right_on_others": self._value(self.judged_by[circuit.name], is_right),
@@ -281,7 +284,7 @@ class Circuits:
             self.network,
             self.scores[name],
             ablation="mean",
-            reference=self.reference,
+            reference=self.references[name],
             n_random=2,
         )
         return {

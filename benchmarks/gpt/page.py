@@ -64,7 +64,8 @@ def page() -> str:
         text=plain[0]["text"],
         tolerance=TOLERANCE,
         demanded=DEMANDED,
-        detectable=lambda count: f"{detectable_effect(count):.1f}",
+        count=_count,
+        power=_power(min(seeds.values())),
         mean=_mean,
         diff=_difference,
         verdict=verdict,
@@ -181,6 +182,20 @@ def _difference(found: Comparison | None, factor: float = 1.0, decimals: int = 2
     if found.interval is not None:
         text += f" ± {factor * found.interval:.{decimals}f}"
     return _minus(text)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _power(pairs: int) -> str:
+    """Say what so many pairs can show."""
+    if pairs < 2:
+        return "One pair of networks says nothing about the spread over seeds, so no comparison is decided."
+    return (
+        f"A comparison of {pairs} pairs is decided with a chance of 80 % only if the true difference is "
+        f"{detectable_effect(pairs):.1f} times its standard deviation over seeds."
+    )
 
 
 def _minus(text: str) -> str:

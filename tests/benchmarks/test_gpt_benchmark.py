@@ -12,7 +12,7 @@ from benchmarks.common.campaign import write_records
 from benchmarks.gpt import analysis, page
 from benchmarks.gpt import measure as measuring
 from benchmarks.gpt.arms import ARMS, SEEDS, SIZE, Size
-from benchmarks.gpt.behaviours import ANY, NAMES, examples, is_right, right_less_wrong
+from benchmarks.gpt.behaviours import ANY, NAMES, examples, is_right, right_less_wrong, texts_alone
 from benchmarks.gpt.data import LENGTH, python_sources
 from benchmarks.gpt.pictures import draw_clusters, draw_differences
 from benchmarks.gpt.training import draw, learning_rate, network_of, train
@@ -128,6 +128,14 @@ def test_any_other_byte_counts_with_all_their_odds():
     odds = torch.logit(logits[:, 0].softmax(1)[:, 3])
     expected = (odds[0] - odds[1]) / 2
     assert right_less_wrong(logits, (tokens, answers)).tolist() == pytest.approx([float(expected)] * 2)
+
+
+def test_texts_are_taken_without_what_fills_them_up():
+    batches = examples(40, 1)["brackets"]
+    found = texts_alone(batches)
+    assert len(found) > 1
+    assert all(bool((each != 0).all()) for each in found)
+    assert sum(map(torch.Tensor.numel, found)) == int((batches[0][0] != 0).sum())
 
 
 def test_pairs_must_be_whole():
