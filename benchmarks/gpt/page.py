@@ -66,6 +66,7 @@ def page() -> str:
         demanded=DEMANDED,
         count=_count,
         power=_power(min(seeds.values())),
+        ceiling=_ceiling(),
         mean=_mean,
         diff=_difference,
         verdict=verdict,
@@ -186,6 +187,25 @@ def _difference(found: Comparison | None, factor: float = 1.0, decimals: int = 2
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _ceiling() -> str:
+    """Say how many circuits keep nearly all units, which says little about the networks."""
+    found = [
+        (name, size)
+        for arm in ("plain", *shown_arms())
+        for record in analysis.records(arm)
+        for name in NAMES
+        if (size := circuit("relative", name, "size")(record)) is not None
+    ]
+    full = [name for name, size in found if size > 0.9]
+    if not full:
+        return "None keeps more than 90 % of the units."
+    names = " and ".join(dict.fromkeys(full))
+    return (
+        f"Of {len(found)}, {len(full)} keep more than 90 % of the units ({names}): their sizes are at the "
+        "ceiling, and the comparison with the same metric demanded of all is the one to look at."
+    )
 
 
 def _power(pairs: int) -> str:
