@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import SEED, Integer, Number, OneOf, check
+from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.layer import find_layer
 from modfast.layers.running import device_of, evaluating, logits_of, not_compiled
 
 from .models import AdditionMLP, AdditionTransformer
 from .seeded import seeded_model
-from .training import Batch, Record, Settings, digest_of_parts, train_task
+from .settings import Settings
+from .training import Batch, Record, digest_of_parts, train_task
 
 KINDS = ("mlp", "transformer")
 
@@ -105,6 +107,8 @@ class ModularAddition:
         batch_size: int | None = None,
         evaluate_every: int = 100,
         seed: int = 0,
+        enmeshment: EnmeshmentLoss | None = None,
+        enmeshment_weight: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Record]:
@@ -122,6 +126,9 @@ class ModularAddition:
             batch_size: how many pairs each step draws; None takes all.
             evaluate_every: the number of steps after which the held-out pairs are measured.
             seed: seeds what each step draws.
+            enmeshment: a loss on the model's weights. Each step adds its gradient, by
+                :class:`modfast.optim.AdamW`, also once the loss of the task is near zero.
+            enmeshment_weight: its factor; given with it, never alone.
             checkpoint: a file with the state of the run, written every ten seconds and at the end. If it
                 exists, the run goes on from there, bit for bit as if it had not stopped; the model must be as
                 it was at the run's beginning, or as it is in the checkpoint. It is not removed.
@@ -130,11 +137,12 @@ class ModularAddition:
 
         Returns:
             For each ``evaluate_every`` steps, and for the last one: ``step``, ``loss`` (of its batch, in
-            nats), ``test_loss`` and ``test_accuracy``.
+            nats), ``test_loss`` and ``test_accuracy``; with a loss its value, ``enmeshment``.
 
         Raises:
-            TypeError: ``model`` is no ``nn.Module`` or returns no logits.
-            ValueError: an argument is out of its range, or nothing of the model learns.
+            TypeError: ``model`` is no ``nn.Module`` or returns no logits; ``enmeshment`` is no loss.
+            ValueError: an argument is out of its range, or nothing of the model learns; ``enmeshment`` has
+                weights of another model, or only one of it and ``enmeshment_weight`` is given.
             TrainingError: the loss is not finite, or ``checkpoint`` is damaged, of another run or of more
                 steps.
             OSError: ``checkpoint`` cannot be read or written.
@@ -148,8 +156,10 @@ class ModularAddition:
             >>> [record["step"] for record in history]
             [3]
         """
-        settings = Settings(steps, learning_rate, weight_decay, batch_size, evaluate_every, seed)
-        return train_task(self, model, settings, checkpoint, progress)
+        settings = Settings(
+            steps, learning_rate, weight_decay, batch_size, evaluate_every, seed, enmeshment_weight
+        )
+        return train_task(self, model, settings, checkpoint, progress, enmeshment)
 
     def logits(self, model: nn.Module) -> Tensor:
         """Return a model's answers for all pairs: float64 ``(p, p, classes)``, on the CPU.

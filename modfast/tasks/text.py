@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import Integer, Number, OneOf, check
+from modfast.energy.loss import EnmeshmentLoss
 from modfast.files import open_to_read
 
 from .models import Transformer
 from .seeded import seeded_model
-from .training import Batch, Record, Settings, digest_of_parts, train_task
+from .settings import Settings
+from .training import Batch, Record, digest_of_parts, train_task
 
 LEVELS = ("byte", "character")
 
@@ -181,6 +183,8 @@ class NextToken:
         batch_size: int = 32,
         evaluate_every: int = 500,
         seed: int = 0,
+        enmeshment: EnmeshmentLoss | None = None,
+        enmeshment_weight: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Record]:
@@ -195,19 +199,23 @@ class NextToken:
             batch_size: how many windows each step draws.
             evaluate_every: the number of steps after which all of the held-out text is measured.
             seed: seeds which windows each step draws.
+            enmeshment: as for :meth:`ModularAddition.train`.
+            enmeshment_weight: as for :meth:`ModularAddition.train`.
             checkpoint: as for :meth:`ModularAddition.train`.
             progress: called with the number of steps done and of all.
 
         Returns:
             For each ``evaluate_every`` steps, and for the last one: ``step``, ``loss`` (of its batch, in nats
-            per token), ``test_loss`` and ``test_accuracy``.
+            per token), ``test_loss`` and ``test_accuracy``; with a loss its value, ``enmeshment``.
 
         Raises:
             TypeError, ValueError, TrainingError, OSError: as :meth:`ModularAddition.train`.
         """
         check("batch_size", batch_size, Integer(1))
-        settings = Settings(steps, learning_rate, weight_decay, batch_size, evaluate_every, seed)
-        return train_task(self, model, settings, checkpoint, progress)
+        settings = Settings(
+            steps, learning_rate, weight_decay, batch_size, evaluate_every, seed, enmeshment_weight
+        )
+        return train_task(self, model, settings, checkpoint, progress, enmeshment)
 
 
 def next_token(

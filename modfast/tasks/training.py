@@ -7,16 +7,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from modfast.arguments import SEED, Integer, NoneOr, Number, check_fields
+from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.running import device_of, evaluating, logits_of
 from modfast.train.checkpoint import TrainingError, read_state, write_state
+
+from .settings import Settings, make_optimizer
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Inputs, int64 ``(n, length)``, and targets: int64 ``(n,)``, or ``(n, length)`` for one at each place."""
@@ -25,12 +27,11 @@ Record: TypeAlias = dict[str, float]
 
 _FORMAT = "modfast task checkpoint 1"
 _PARTS = ("identity", "before", "step", "loss", "model", "optimizer", "history")
+_DIGESTS = ("task", "enmeshment loss")
+"""What of a run's identity is a digest, which says nothing to a reader."""
 
 # A run that is killed loses the work of at most this many seconds.
 _SECONDS_BETWEEN = 10.0
-
-# Those of "Progress measures for grokking via mechanistic interpretability" (arXiv 2301.05217).
-_BETAS = (0.9, 0.98)
 
 
 class Task(Protocol):
@@ -48,37 +49,13 @@ class Task(Protocol):
         """Return examples to train on: so many, or all of them."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of :func:`train_task`; the tasks' own ``train`` says what they are."""
-
-    steps: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int | None
-    evaluate_every: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            {
-                "steps": Integer(1),
-                "learning_rate": Number(0),
-                "weight_decay": Number(0, included=True),
-                "batch_size": NoneOr(Integer(1)),
-                "evaluate_every": Integer(1),
-                "seed": SEED,
-            },
-        )
-
-
 def train_task(
     task: Task,
     model: nn.Module,
     settings: Settings,
     checkpoint: str | os.PathLike[str] | None,
     progress: Callable[[int, int], None] | None,
+    enmeshment: EnmeshmentLoss | None = None,
 ) -> list[Record]:
     """Train a model in place, on its own device.
 
@@ -91,13 +68,14 @@ def train_task(
         settings: how.
         checkpoint: a file with the state of the run; None writes none.
         progress: called with the number of steps done and of all.
+        enmeshment: the loss that ``settings.enmeshment_weight`` weights; both are given, or neither.
 
     Returns:
         A record for each ``evaluate_every`` steps, and one for the last step.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module`` or returns no logits.
-        ValueError: the model has no parameters that learn.
+        TypeError: ``model`` is no ``nn.Module`` or returns no logits, ``enmeshment`` is no loss.
+        ValueError: the model has no parameters that learn, or they lack a trained weight of ``enmeshment``.
         TrainingError: the loss is not finite; or the checkpoint is damaged, of another run or of more steps.
         OSError: the checkpoint cannot be read or written.
     """
@@ -107,10 +85,7 @@ def train_task(
     if not learning:
         raise ValueError("model must have parameters that learn, got none")
     device = device_of(model)
-    optimizer = torch.optim.AdamW(
-        learning, lr=settings.learning_rate, betas=_BETAS, weight_decay=settings.weight_decay, fused=True
-    )
-    run = _Run(task, model, optimizer, settings)
+    run = _Run(task, model, make_optimizer(learning, settings, enmeshment), settings, enmeshment)
     if checkpoint is not None and os.path.exists(checkpoint):
         run.load(checkpoint)
     modes = [(module, module.training) for module in model.modules()]
@@ -138,9 +113,15 @@ class _Run:
     """A run: what it trains, and how far it has come."""
 
     def __init__(
-        self, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings
+        self,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        enmeshment: EnmeshmentLoss | None,
     ) -> None:
         self.task, self.model, self.optimizer, self.settings = task, model, optimizer, settings
+        self.enmeshment = enmeshment
         self.step = 0
         self.history: list[Record] = []
         self.loss = torch.tensor(math.nan, device="cpu")
@@ -176,6 +157,9 @@ class _Run:
             "test_loss": entropy,
             "test_accuracy": accuracy,
         }
+        if self.enmeshment is not None:
+            with torch.no_grad():
+                record["enmeshment"] = self.enmeshment().sum().item()
         for name, value in record.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -188,7 +172,9 @@ class _Run:
         """What a resumed run must have in common with the interrupted one."""
         settings = asdict(self.settings)
         del settings["steps"]
-        return {**settings, "task": self.task.fingerprint}
+        loss = self.enmeshment
+        clusters = None if loss is None else f"{loss.reduction} {_digest(loss)}"
+        return {**settings, "task": self.task.fingerprint, "enmeshment loss": clusters}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that training needs to continue, whole or not at all."""
@@ -216,10 +202,10 @@ class _Run:
         differing = [
             f"{key} {saved.get(key)!r}, not {wanted[key]!r}"
             for key in wanted
-            if saved.get(key) != wanted[key] and key != "task"
+            if saved.get(key) != wanted[key] and key not in _DIGESTS
         ]
-        if saved.get("task") != wanted["task"]:
-            differing.append("another task")
+        # Checkpoints of earlier releases name no enmeshment loss: there was none.
+        differing += [f"another {key}" for key in _DIGESTS if saved.get(key) != wanted[key]]
         if differing:
             raise TrainingError(f"{name} is of a run with {'; '.join(differing)}")
         if state["step"] > self.settings.steps:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import modfast
+from modfast.tasks import modular_addition
+
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the checkout")
@@ -14,7 +17,7 @@ def test_the_page_s_code(tmp_path, monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.chdir(tmp_path)
     found = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(found) == 2
+    assert len(found) == 3
     names = {}
     exec(compile(found[0], str(PAGE), "exec"), names)
     assert (tmp_path / "out" / "addition.pt").exists()
@@ -26,3 +29,7 @@ def test_the_page_s_code(tmp_path, monkeypatch):
     assert names["history"][-1]["test_loss"] < 2.5
     assert not names["scores"].isnan().all()
     assert names["circuit"].size < 1
+    names = {"modfast": modfast, "modular_addition": modular_addition}
+    exec(compile(found[2], str(PAGE), "exec"), names)
+    assert names["history"][-1]["enmeshment"] < 0.7
+    assert len(names["loss"].partitions) == 6
