@@ -47,13 +47,13 @@ class Kind:
     inside: tuple[str, ...]
 
 
-MLP = Kind("mlp", "the MLP", 41, 0.7, 1000, {"hidden": 256}, "fc2", "fc1", ("fc1", "fc2"))
+MLP = Kind("mlp", "the MLP", 41, 0.7, 800, {"hidden": 256}, "fc2", "fc1", ("fc1", "fc2"))
 TRANSFORMER = Kind(
     "transformer",
     "the transformer",
     41,
     0.7,
-    1000,
+    750,
     {"width": 64, "heads": 4, "hidden": 128},
     _MLP[1],
     _MLP[0],
@@ -114,7 +114,6 @@ def _arms() -> list[Arm]:
         Arm("mlp-both-0.01", "loss on both matrices, weight 0.01", MLP, MLP.inside, 0.01, mlp),
         Arm("mlp-both-0.1", "loss on both matrices, weight 0.1", MLP, MLP.inside, 0.1, mlp),
         Arm("mlp-both-1", "loss on both matrices, weight 1", MLP, MLP.inside, 1.0, mlp),
-        Arm("mlp-out-0.1", "loss on `fc2` alone, weight 0.1", MLP, ("fc2",), 0.1, mlp),
     ]
 
 

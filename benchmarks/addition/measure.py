@@ -151,7 +151,9 @@ def measure_model(
         },
         "clusterability": {name: float(each.cluster_shares.sum()) for name, each in found["blocks"].items()},
         "clusterings": {
-            name: _clustering(task, model, network, kind.writes, waves, units, labels, seed)
+            name: _clustering(
+                task, model, network, kind.writes, waves, units, labels, seed, ablated=name != "activations"
+            )
             for name, labels in (("blocks", by_block), ("spectral", by_graph), ("activations", by_waves))
         },
         "circuits": _circuits(task, model, network, waves, units, by_block, seed),
@@ -187,6 +189,8 @@ def _clustering(
     units: Tensor,
     labels: Tensor,
     seed: int,
+    *,
+    ablated: bool,
 ) -> dict[str, Any]:
     """Return what clusters say of frequencies, and what ablating their neurons does, beside random ones."""
     if not bool((labels[units] >= 0).any()):
@@ -202,6 +206,8 @@ def _clustering(
     instead = {"spaces": space, "ablation": "mean", "reference": task.batches}
     result: dict[str, Any] = dict(families(waves, labels[units], clusters, seed))
     result["sizes"] = torch.bincount(labels[units][labels[units] >= 0], minlength=clusters).tolist()
+    if not ablated:
+        return result
     for mode in ("only", "without"):
         values = [
             cluster_ablation(model, task.batches, accuracy, network, each, mode, **instead)

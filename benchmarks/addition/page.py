@@ -1,0 +1,250 @@
+"""Write docs/addition.md and its pictures from the committed results.
+
+python -m benchmarks.addition.page
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.common.pages import as_markdown
+from modfast.files import atomic_write
+from modfast.report.numbers import MINUS, NOTHING
+
+from . import analysis
+from .analysis import Claim, Value
+from .arms import ARMS, CLUSTERS, MLP, SEEDS, TRANSFORMER
+from .measure import ALLOWED, DRAWS, TOLERANCE
+from .pictures import draw_differences, draw_frequencies
+from .waves import KEY, LIVE, PERMUTATIONS
+
+PAGE = Path(__file__).parents[2] / "docs" / "addition.md"
+TRANSFORMERS = ("transformer-plain", "transformer-mlp", "transformer-inside")
+MLPS = tuple(name for name, arm in ARMS.items() if arm.kind is MLP)
+MODULAR = tuple(name for name, arm in ARMS.items() if arm.against is not None)
+CLAIMED = tuple(name for name in TRANSFORMERS if ARMS[name].against is not None)
+"""The arms that the claims are judged by: those whose networks generalise."""
+
+PICTURES = {
+    "addition-frequencies.png": lambda path: draw_frequencies(
+        path,
+        [
+            ("transformer-plain", "blocks", "plain, blocks"),
+            ("transformer-plain", "spectral", "plain, spectral clusters"),
+            ("transformer-mlp", "blocks", "loss on the MLP's matrices"),
+            ("transformer-inside", "blocks", "and on attention's"),
+        ],
+    ),
+    "addition-differences.png": lambda path: draw_differences(path, MODULAR),
+}
+
+_at = analysis.at
+# Heading, measure, factor, decimals.
+_Column = tuple[str, Value, float, int]
+_TRAINING: tuple[_Column, ...] = (
+    ("held-out accuracy, %", _at("measures", "test_accuracy"), 100.0, 1),
+    ("held-out loss, nats", _at("measures", "test_loss"), 1.0, 4),
+    ("steps until 99 %", _at("solved"), 1.0, 0),
+    ("key frequencies", _at("measures", "keys"), 1.0, 1),
+    ("live neurons, %", _at("measures", "live"), 100.0, 0),
+)
+_STRUCTURE: tuple[_Column, ...] = (
+    ("clusterability, blocks", _at("measures", "clusterability:blocks"), 1.0, 3),
+    ("effective clusters", _at("measures", "clusters:blocks"), 1.0, 2),
+    ("clusterability, spectral", _at("measures", "clusterability:spectral"), 1.0, 3),
+    ("effective clusters", _at("measures", "clusters:spectral"), 1.0, 2),
+    ("effective neurons", _at("measures", "effective_neurons"), 1.0, 0),
+)
+_CIRCUITS: tuple[_Column, ...] = (
+    ("units, %", _at("circuits", "tolerance", "size"), 100.0, 1),
+    ("of live neurons, %", _at("circuits", "tolerance", "of_live"), 100.0, 0),
+    ("random ranking, %", _at("circuits", "tolerance", "random"), 100.0, 0),
+    ("frequencies", _at("circuits", "tolerance", "frequencies"), 1.0, 1),
+    ("clusters", _at("circuits", "tolerance", "clusters"), 1.0, 1),
+    ("units at equal loss, %", _at("circuits", "fixed", "size"), 100.0, 1),
+)
+
+
+def main() -> None:
+    """Write everything."""
+    for name, draw in PICTURES.items():
+        draw(PAGE.with_name(name))
+    with atomic_write(PAGE) as temporary:
+        temporary.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    claims = analysis.claims(CLAIMED)
+    text = environment.get_template("page.md.jinja").render(
+        seeds=analysis.seeds(),
+        planned=SEEDS,
+        arms=ARMS,
+        transformer=TRANSFORMER,
+        mlp=MLP,
+        clusters=CLUSTERS,
+        key=KEY,
+        live=LIVE,
+        permutations=PERMUTATIONS,
+        draws=DRAWS,
+        allowed=ALLOWED,
+        tolerance=TOLERANCE,
+        transformers=TRANSFORMERS,
+        mlps=MLPS,
+        at=_at,
+        falls=analysis.falls,
+        mean=_mean,
+        diff=_difference,
+        compare=analysis.compare,
+        solved=analysis.solved,
+        above=analysis.above_permuted,
+        claim=lambda arm, name: claims[arm, name],
+        claims_table=lambda: _claims_table(claims),
+        training_table=lambda arms: _table(arms, _TRAINING),
+        structure_table=lambda arms: _table(arms, _STRUCTURE),
+        circuits_table=lambda arms: _table(arms, _CIRCUITS),
+        families_table=_families_table,
+        ablation_table=_ablation_table,
+        hours=_hours,
+    )
+    return re.sub(r"(?<![\w`\-./])-(?=\d)", MINUS, text)
+
+
+# --- Numbers in sentences.
+
+
+def _mean(arm: str, value: Value, factor: float = 1.0, decimals: int = 2) -> str:
+    found = analysis.mean_of(arm, value)
+    return NOTHING if found is None else f"{factor * found[0]:.{decimals}f}"
+
+
+def _difference(
+    arm: str, value: Value, factor: float = 1.0, decimals: int = 2, other: Value | None = None
+) -> str:
+    found = analysis.compare(arm, value, other)
+    if found is None:
+        return NOTHING
+    number = f"{factor * found.difference:+.{decimals}f}"
+    if found.interval is not None:
+        number += f" ± {factor * found.interval:.{decimals}f}"
+    return number + _of_pairs(found.pairs)
+
+
+def _of_pairs(number: int) -> str:
+    """Say how many seeds have a measure, if not all."""
+    return "" if number == len(analysis.seeds()) else f" ({number})"
+
+
+def _with_interval(arm: str, value: Value, factor: float, decimals: int) -> str:
+    found = analysis.mean_of(arm, value)
+    if found is None:
+        return NOTHING
+    middle, interval, number = found
+    text = f"**{factor * middle:.{decimals}f}**"
+    if interval is not None:
+        text += f" ± {factor * interval:.{decimals}f}"
+    return text + _of_pairs(number)
+
+
+# --- Tables.
+
+
+def _table(arms: Sequence[str], columns: Sequence[_Column]) -> str:
+    """Return means of the plain arm, and differences of the others to it."""
+    rows = []
+    for arm in arms:
+        cells = [
+            _with_interval(arm, value, factor, decimals)
+            if ARMS[arm].against is None
+            else _difference(arm, value, factor, decimals)
+            for _, value, factor, decimals in columns
+        ]
+        rows.append([ARMS[arm].title, *cells])
+    return as_markdown(["trained", *(heading for heading, *_ in columns)], rows)
+
+
+def _families_table(arms: Sequence[str]) -> str:
+    rows = []
+    for arm in arms:
+        for clustering in ("blocks", "spectral", "activations"):
+            own = [
+                _at("clusterings", clustering, name)
+                for name in ("information", "permuted", "permuted_high", "most")
+            ]
+            spread = [
+                f"{_mean(arm, _at('clusterings', clustering, name))} "
+                f"({_mean(arm, _at('clusterings', clustering, f'permuted_{name}'))})"
+                for name in ("spread", "mixed")
+            ]
+            rows.append(
+                [
+                    ARMS[arm].title,
+                    clustering,
+                    _with_interval(arm, own[0], 1.0, 2),
+                    f"{_mean(arm, own[1])} (to {_mean(arm, own[2])})",
+                    _mean(arm, own[3]),
+                    f"{analysis.above_permuted(arm, clustering)} of {len(analysis.seeds())}",
+                    *spread,
+                ]
+            )
+    headings = ["trained", "clusters", "bits", "permuted (95 %)", "most", "above permuted"]
+    return as_markdown([*headings, "clusters of a frequency", "frequencies of a cluster"], rows)
+
+
+def _ablation_table(arms: Sequence[str]) -> str:
+    rows = []
+    for arm in arms:
+        for clustering in ("blocks", "spectral"):
+            cells = [
+                f"{_mean(arm, analysis.best_cluster(clustering, mode), 100.0, 0)} "
+                f"({_mean(arm, _at('clusterings', clustering, f'random_{mode}'), 100.0, 0)})"
+                for mode in ("only", "without")
+            ]
+            cells += [
+                f"{_mean(arm, analysis.falls(clustering, side), 100.0, 0)} "
+                f"({_mean(arm, analysis.falls(clustering, side, 'random_own'), 100.0, 0)})"
+                for side in (0, 1)
+            ]
+            rows.append([ARMS[arm].title, clustering, *cells])
+    headings = ["trained", "clusters", "one alone: accuracy, %", "without one: accuracy, %"]
+    return as_markdown([*headings, "own frequencies lost, %", "others lost, %"], rows)
+
+
+def _claims_table(claims: dict[tuple[str, str], Claim]) -> str:
+    rows = []
+    for name, (statement, *_) in analysis.CLAIMS.items():
+        cells = []
+        for arm in CLAIMED:
+            claim = claims[arm, name]
+            if claim.comparison is None or claim.p_adjusted is None:
+                cells.append(f"{claim.verdict}: too few pairs")
+                continue
+            p_value = "< 0.001" if claim.p_adjusted < 0.001 else f"{claim.p_adjusted:.2g}"
+            effect = NOTHING if claim.comparison.effect is None else f"{claim.comparison.effect:.1f}"
+            cells.append(f"**{claim.verdict}** ({effect}; {p_value}){_of_pairs(claim.comparison.pairs)}")
+        rows.append([statement, *cells])
+    return as_markdown(["claim", *(ARMS[arm].title for arm in CLAIMED)], rows)
+
+
+def _hours() -> dict[str, str]:
+    """Return the minutes on one core that training and measuring took."""
+    return {
+        what: f"{sum(r['seconds'][what] for arm in ARMS for r in analysis.records(arm)) / 60:.0f}"
+        for what in ("training", "measuring")
+    }
+
+
+if __name__ == "__main__":
+    main()
