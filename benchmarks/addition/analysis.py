@@ -224,7 +224,7 @@ CLAIMS: dict[str, tuple[str, Value, int]] = {
         1,
     ),
     "sooner": ("The network generalises sooner", at("solved"), -1),
-    "smaller": ("Circuits with the same loss have fewer units", at("circuits", "fixed", "size"), -1),
+    "smaller": ("Circuits with the same loss have fewer units", at("circuit", "size"), -1),
     "frequencies": ("The logits have more key frequencies", at("measures", "keys"), 1),
 }
 """By name the statement, the measure, and its sign."""

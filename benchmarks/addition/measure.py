@@ -9,38 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common.campaign import rounded
-from modfast import (
-    EnmeshmentLoss,
-    Network,
-    ablate_units,
-    cluster_ablation,
-    find_unit_circuit,
-    live_units,
-    read_network,
-    spectral_cluster,
-    unit_scores,
-)
+from modfast import EnmeshmentLoss, Network, live_units, read_network, spectral_cluster
 from modfast.files import atomic_write
 from modfast.machine import environment
-from modfast.metrics import accuracy, class_log_likelihood, class_log_odds
 from modfast.tasks import ModularAddition, modular_addition
 
+from .ablated import ablated_clusters, circuit_of
 from .arms import CLUSTERS, SEEDS, Arm, blocks
-from .waves import Waves, families, find_waves, logit_power, own_and_other_falls
+from .waves import find_waves
 
 SOLVED = 0.99
 """The held-out accuracy above which a network counts as one that generalises."""
-
-DRAWS = 4
-"""How often clusters and rankings are drawn at random to stand beside each measured number."""
-
-ALLOWED = 0.05
-"""The loss, in nats, that every network's circuit may have, if the network itself has no more."""
-
-TOLERANCE = 0.01
 
 
 def measure(arm: Arm, seed: int, weights: Path | None = None) -> dict[str, Any]:
@@ -57,13 +39,14 @@ def measure(arm: Arm, seed: int, weights: Path | None = None) -> dict[str, Any]:
         model.load_state_dict(trained["model"])
         history, seconds = trained["history"], trained["seconds"]
     else:
-        began = time.perf_counter()
-        history = train(arm, seed, task, model, network)
-        seconds = time.perf_counter() - began
-        if weights is not None:
-            weights.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = None if weights is None else weights.with_suffix(".checkpoint")
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        history, seconds = train(arm, seed, task, model, network, checkpoint)
+        if weights is not None and checkpoint is not None:
             with atomic_write(weights) as temporary:
                 torch.save({"model": model.state_dict(), "history": history, "seconds": seconds}, temporary)
+            checkpoint.unlink()
     began = time.perf_counter()
     record = measure_model(arm, seed, task, model, network, history)
     record["seconds"] = {"training": seconds, "measuring": time.perf_counter() - began}
@@ -79,14 +62,41 @@ def make(arm: Arm, seed: int) -> tuple[ModularAddition, nn.Module, Network]:
 
 
 def train(
-    arm: Arm, seed: int, task: ModularAddition, model: nn.Module, network: Network
-) -> list[dict[str, float]]:
-    """Train a network in place; return its history."""
+    arm: Arm,
+    seed: int,
+    task: ModularAddition,
+    model: nn.Module,
+    network: Network,
+    checkpoint: Path | None = None,
+) -> tuple[list[dict[str, float]], float]:
+    """Train a network in place.
+
+    Args:
+        arm: how.
+        seed: of what each step draws.
+        task: what to learn.
+        model: the network.
+        network: its units.
+        checkpoint: a file from which a run that was stopped goes on.
+
+    Returns:
+        The history, and the seconds that all steps take at the pace of those that were made now.
+    """
     options: dict[str, Any] = {}
     if arm.layers:
         partitions = network.partitions(blocks(network, arm.kind), layers=arm.layers)
         options = {"enmeshment": EnmeshmentLoss(model, partitions), "enmeshment_weight": arm.weight}
-    return task.train(model, arm.kind.steps, seed=seed, **arm.settings, **options)
+    made = 0
+
+    def count(_: int, __: int) -> None:
+        nonlocal made
+        made += 1
+
+    began = time.perf_counter()
+    history = task.train(
+        model, arm.kind.steps, seed=seed, checkpoint=checkpoint, progress=count, **arm.settings, **options
+    )
+    return history, (time.perf_counter() - began) * arm.kind.steps / max(made, 1)
 
 
 def measure_model(
@@ -151,12 +161,12 @@ def measure_model(
         },
         "clusterability": {name: float(each.cluster_shares.sum()) for name, each in found["blocks"].items()},
         "clusterings": {
-            name: _clustering(
+            name: ablated_clusters(
                 task, model, network, kind.writes, waves, units, labels, seed, ablated=name != "activations"
             )
             for name, labels in (("blocks", by_block), ("spectral", by_graph), ("activations", by_waves))
         },
-        "circuits": _circuits(task, model, network, waves, units, by_block, seed),
+        "circuit": circuit_of(task, model, network, waves, units, by_block, seed),
         "neurons": {
             "frequency": (waves.frequency + 1).tolist(),
             "live": waves.live.int().tolist(),
@@ -178,122 +188,3 @@ def _clusterability(name: str, found: Mapping[str, Any]) -> dict[str, float]:
         / len(found),
         f"clusters:{name}": math.fsum(each.effective_clusters for each in found.values()) / len(found),
     }
-
-
-def _clustering(
-    task: ModularAddition,
-    model: nn.Module,
-    network: Network,
-    space: str,
-    waves: Waves,
-    units: Tensor,
-    labels: Tensor,
-    seed: int,
-    *,
-    ablated: bool,
-) -> dict[str, Any]:
-    """Return what clusters say of frequencies, and what ablating their neurons does, beside random ones."""
-    if not bool((labels[units] >= 0).any()):
-        return {}
-    clusters = int(labels.max()) + 1
-    generator = torch.Generator().manual_seed(seed)
-    drawn = []
-    for _ in range(DRAWS):
-        other = labels.clone()
-        members = units[labels[units] >= 0]
-        other[members] = labels[members[torch.randperm(len(members), generator=generator)]]
-        drawn.append(other)
-    instead = {"spaces": space, "ablation": "mean", "reference": task.batches}
-    result: dict[str, Any] = dict(families(waves, labels[units], clusters, seed))
-    result["sizes"] = torch.bincount(labels[units][labels[units] >= 0], minlength=clusters).tolist()
-    if not ablated:
-        return result
-    for mode in ("only", "without"):
-        values = [
-            cluster_ablation(model, task.batches, accuracy, network, each, mode, **instead)
-            for each in (labels, *drawn)
-        ]
-        result[mode] = values[0].tolist()
-        result[f"random_{mode}"] = float(torch.stack(values[1:]).mean())
-    falls = [_falls(task, model, network, units, each, clusters) for each in (labels, *drawn)]
-    result["falls"] = [[round(fall, 3) for fall in each[waves.key].tolist()] for each in falls[0]]
-    result["own"] = own_and_other_falls(waves, labels[units], falls[0])
-    others = [
-        own_and_other_falls(waves, each[units], fall) for each, fall in zip(drawn, falls[1:], strict=True)
-    ]
-    known = [each for each in others if each is not None]
-    result["random_own"] = (
-        [math.fsum(each[side] for each in known) / len(known) for side in (0, 1)] if known else None
-    )
-    return result
-
-
-def _falls(
-    task: ModularAddition, model: nn.Module, network: Network, units: Tensor, labels: Tensor, clusters: int
-) -> Tensor:
-    """Return by which share each frequency's amplitude falls in the logits without each cluster's neurons."""
-    before = logit_power(task.logits(model))
-    falls = []
-    for cluster in range(clusters):
-        with ablate_units(model, network, units[labels[units] == cluster], "mean", task.batches):
-            after = logit_power(task.logits(model))
-        falls.append(1 - (after / before).clamp(min=0).sqrt())
-    return torch.stack(falls)
-
-
-def _circuits(
-    task: ModularAddition,
-    model: nn.Module,
-    network: Network,
-    waves: Waves,
-    units: Tensor,
-    labels: Tensor,
-    seed: int,
-) -> dict[str, Any]:
-    """Return circuits of neurons and heads: with the same fall allowed to all, and with the same loss."""
-    instead = {"ablation": "mean", "reference": task.batches}
-    scores = unit_scores(model, task.batches, class_log_odds, network, steps=4, **instead)
-    asked = ~scores.isnan()
-    generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Any] = {}
-
-    def circuit(tolerance: float, method: str, ranking: Tensor) -> Any:
-        return find_unit_circuit(
-            model,
-            task.batches,
-            class_log_likelihood,
-            network,
-            tolerance=tolerance,
-            method=method,
-            scores=ranking,
-            **instead,
-        )
-
-    tolerance: float | None = TOLERANCE
-    for name in ("tolerance", "fixed"):
-        if tolerance is None:
-            continue
-        greedy = circuit(tolerance, "greedy", scores)
-        kept = greedy.kept & asked
-        inside = kept[units]
-        random = []
-        for _ in range(DRAWS):
-            ranking = torch.rand(len(scores), generator=generator, dtype=torch.float64)
-            random.append(
-                int((circuit(tolerance, "attribution", ranking.where(asked, torch.nan)).kept & asked).sum())
-            )
-        found[name] = {
-            "size": int(kept.sum()) / int(asked.sum()),
-            "neurons": int(inside.sum()),
-            "of_live": int(inside.sum()) / max(int(waves.live.sum()), 1),
-            "heads": int(kept.sum()) - int(inside.sum()),
-            "attribution": int((circuit(tolerance, "attribution", scores).kept & asked).sum())
-            / int(asked.sum()),
-            "random": math.fsum(random) / DRAWS / int(asked.sum()),
-            "loss_before": -greedy.metric_before,
-            "loss_after": -greedy.metric_after,
-            "frequencies": len(waves.frequency[inside].unique()),
-            "clusters": len(labels[units][inside].unique()),
-        }
-        tolerance = ALLOWED + greedy.metric_before if -greedy.metric_before <= ALLOWED else None
-    return found

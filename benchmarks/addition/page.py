@@ -16,9 +16,9 @@ from modfast.files import atomic_write
 from modfast.report.numbers import MINUS, NOTHING
 
 from . import analysis
+from .ablated import ALLOWED, DRAWS
 from .analysis import Claim, Value
 from .arms import ARMS, CLUSTERS, MLP, SEEDS, TRANSFORMER
-from .measure import ALLOWED, DRAWS, TOLERANCE
 from .pictures import draw_differences, draw_frequencies
 from .waves import KEY, LIVE, PERMUTATIONS
 
@@ -60,12 +60,13 @@ _STRUCTURE: tuple[_Column, ...] = (
     ("effective neurons", _at("measures", "effective_neurons"), 1.0, 0),
 )
 _CIRCUITS: tuple[_Column, ...] = (
-    ("units, %", _at("circuits", "tolerance", "size"), 100.0, 1),
-    ("of live neurons, %", _at("circuits", "tolerance", "of_live"), 100.0, 0),
-    ("random ranking, %", _at("circuits", "tolerance", "random"), 100.0, 0),
-    ("frequencies", _at("circuits", "tolerance", "frequencies"), 1.0, 1),
-    ("clusters", _at("circuits", "tolerance", "clusters"), 1.0, 1),
-    ("units at equal loss, %", _at("circuits", "fixed", "size"), 100.0, 1),
+    ("units, %", _at("circuit", "size"), 100.0, 1),
+    ("random ranking, %", _at("circuit", "random"), 100.0, 0),
+    ("of live neurons, %", _at("circuit", "of_live"), 100.0, 0),
+    ("neurons", _at("circuit", "neurons"), 1.0, 1),
+    ("heads", _at("circuit", "heads"), 1.0, 1),
+    ("frequencies", _at("circuit", "frequencies"), 1.0, 1),
+    ("clusters", _at("circuit", "clusters"), 1.0, 1),
 )
 
 
@@ -100,7 +101,6 @@ def page() -> str:
         permutations=PERMUTATIONS,
         draws=DRAWS,
         allowed=ALLOWED,
-        tolerance=TOLERANCE,
         transformers=TRANSFORMERS,
         mlps=MLPS,
         at=_at,
@@ -172,7 +172,7 @@ def _table(arms: Sequence[str], columns: Sequence[_Column]) -> str:
             for _, value, factor, decimals in columns
         ]
         rows.append([ARMS[arm].title, *cells])
-    return as_markdown(["trained", *(heading for heading, *_ in columns)], rows)
+    return as_markdown([ARMS[arms[0]].kind.title, *(heading for heading, *_ in columns)], rows)
 
 
 def _families_table(arms: Sequence[str]) -> str:
@@ -199,7 +199,7 @@ def _families_table(arms: Sequence[str]) -> str:
                     *spread,
                 ]
             )
-    headings = ["trained", "clusters", "bits", "permuted (95 %)", "most", "above permuted"]
+    headings = [ARMS[arms[0]].kind.title, "clusters", "bits", "permuted (95 %)", "most", "above permuted"]
     return as_markdown([*headings, "clusters of a frequency", "frequencies of a cluster"], rows)
 
 
@@ -218,7 +218,7 @@ def _ablation_table(arms: Sequence[str]) -> str:
                 for side in (0, 1)
             ]
             rows.append([ARMS[arm].title, clustering, *cells])
-    headings = ["trained", "clusters", "one alone: accuracy, %", "without one: accuracy, %"]
+    headings = [ARMS[arms[0]].kind.title, "clusters", "one alone: accuracy, %", "without one: accuracy, %"]
     return as_markdown([*headings, "own frequencies lost, %", "others lost, %"], rows)
 
 

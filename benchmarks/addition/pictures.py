@@ -27,7 +27,7 @@ _MEASURES: tuple[tuple[str, Value, float], ...] = (
         100.0,
     ),
     ("live neurons, points", analysis.at("measures", "live"), 100.0),
-    ("circuit, % of units", analysis.at("circuits", "tolerance", "size"), 100.0),
+    ("circuit at equal loss,\n% of units", analysis.at("circuit", "size"), 100.0),
 )
 
 
@@ -116,7 +116,7 @@ def draw_differences(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
         axes.grid(axis="x", alpha=0.3)
     names = [f"{ARMS[arm].kind.title.removeprefix('the ')}:\n{_short(arm)}" for arm in arms]
     drawn[0].set_yticks(range(len(arms)), names)
-    drawn[0].invert_yaxis()
+    drawn[0].set_ylim(len(arms) - 0.5, -0.5)
     figure.supxlabel("difference to plain training, and its 95 % interval", fontsize=9)
     save_figure(figure, path)
 

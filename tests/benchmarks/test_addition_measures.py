@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.addition import ablated
 from benchmarks.addition import measure as measuring
 from benchmarks.addition.arms import ARMS, CLUSTERS, SEEDS, blocks
 from benchmarks.addition.waves import Waves, families, information, logit_power, own_and_other_falls
-from modfast.tasks import modular_addition
+from modfast.tasks import modular_addition, training
 
 
 def tiny(name, **sizes):
@@ -95,8 +96,9 @@ def test_blocks_of_numbers_are_the_same_for_inputs_and_answers():
 
 
 @pytest.mark.parametrize("name", ["transformer-inside", "mlp-both-1"])
-def test_a_network_is_measured(name, tmp_path):
+def test_a_network_is_measured(name, tmp_path, monkeypatch):
     arm = tiny(name, **({"width": 16} if name.startswith("transformer") else {}))
+    monkeypatch.setattr(ablated, "ALLOWED", 10.0)
     weights = tmp_path / "some" / "0.pt"
     record = measuring.measure(arm, SEEDS[0], weights)
     json.dumps(record, allow_nan=False)
@@ -107,13 +109,16 @@ def test_a_network_is_measured(name, tmp_path):
     found = record["clusterings"]["blocks"]
     assert sum(found["sizes"]) == 12
     assert len(found["only"]) == len(found["without"]) == CLUSTERS
-    circuit = record["circuits"]["tolerance"]
-    assert circuit["loss_after"] <= circuit["loss_before"] + measuring.TOLERANCE + 1e-6
-    assert 0 < circuit["size"] <= 1
-    # A trained network is measured again without being trained again.
+    circuit = record["circuit"]
+    assert circuit["loss_before"] < 10
+    assert circuit["loss_after"] <= 10 + 1e-5
+    assert 0 <= circuit["size"] <= circuit["random"] <= 1
+    # A trained network is measured again without being trained again. It has more loss than is allowed now.
+    assert [path.name for path in weights.parent.iterdir()] == ["0.pt"]
+    monkeypatch.setattr(ablated, "ALLOWED", 1e-9)
     again = measuring.measure(arm, SEEDS[0], weights)
     assert again.pop("seconds")["training"] == record.pop("seconds")["training"]
-    assert again == record
+    assert again == record | {"circuit": {}}
 
 
 def test_arms_of_a_seed_start_from_the_same_weights_and_pairs():
@@ -129,7 +134,7 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_pairs():
 def test_the_loss_is_on_the_layers_of_the_arm():
     arm = replace(tiny("mlp-both-1"), layers=("fc2",), weight=50.0)
     task, model, network = measuring.make(arm, 0)
-    history = measuring.train(arm, 0, task, model, network)
+    history, _ = measuring.train(arm, 0, task, model, network)
     inside = modular_addition(7, arm.kind.train_share, 0)
     assert task.fingerprint == inside.fingerprint
     partition = network.partitions(blocks(network, arm.kind), layers=["fc2"])["fc2"]
@@ -137,3 +142,22 @@ def test_the_loss_is_on_the_layers_of_the_arm():
     assert history[-1]["enmeshment"] == pytest.approx(
         1 - float(squares[partition.mask()].sum() / squares.sum()), abs=1e-5
     )
+
+
+def test_a_run_that_is_stopped_goes_on(tmp_path, monkeypatch):
+    arm, weights = tiny("mlp-both-1"), tmp_path / "0.pt"
+    whole = measuring.measure(arm, 1)
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN", -1.0)
+    save = training.write_state
+
+    def stop(path, state):
+        save(path, state)
+        if state["step"] == 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        measuring.measure(arm, 1, weights)
+    record = measuring.measure(arm, 1, weights)
+    assert record.pop("seconds").keys() == whole.pop("seconds").keys()
+    assert record == whole
