@@ -93,6 +93,18 @@ def excess(clustering: str) -> Value:
     return _less(at("clusterings", clustering, "information"), at("clusterings", clustering, "permuted"))
 
 
+def aligned(clustering: str) -> Value:
+    """Return the share of what clusters could tell of frequencies beyond chance that they tell."""
+
+    def value(record: Record) -> float | None:
+        found = record["clusterings"][clustering]
+        if not found or found["most"] - found["permuted"] <= 0:
+            return None
+        return float((found["information"] - found["permuted"]) / (found["most"] - found["permuted"]))
+
+    return value
+
+
 def selectivity(clustering: str, kind: str = "own") -> Value:
     """Return by how much more a cluster's ablation lowers its own frequencies than others; as a share."""
 

@@ -47,9 +47,9 @@ def measure(arm: Arm, seed: int, weights: Path | None = None) -> dict[str, Any]:
             with atomic_write(weights) as temporary:
                 torch.save({"model": model.state_dict(), "history": history, "seconds": seconds}, temporary)
             checkpoint.unlink()
-    began = time.perf_counter()
+    began = time.process_time()
     record = measure_model(arm, seed, task, model, network, history)
-    record["seconds"] = {"training": seconds, "measuring": time.perf_counter() - began}
+    record["seconds"] = {"training": seconds, "measuring": time.process_time() - began}
     return rounded(record)
 
 
@@ -80,7 +80,7 @@ def train(
         checkpoint: a file from which a run that was stopped goes on.
 
     Returns:
-        The history, and the seconds that all steps take at the pace of those that were made now.
+        The history, and the processor seconds that all steps take at the pace of those that were made now.
     """
     options: dict[str, Any] = {}
     if arm.layers:
@@ -92,11 +92,11 @@ def train(
         nonlocal made
         made += 1
 
-    began = time.perf_counter()
+    began = time.process_time()
     history = task.train(
         model, arm.kind.steps, seed=seed, checkpoint=checkpoint, progress=count, **arm.settings, **options
     )
-    return history, (time.perf_counter() - began) * arm.kind.steps / max(made, 1)
+    return history, (time.process_time() - began) * arm.kind.steps / max(made, 1)
 
 
 def measure_model(

@@ -111,6 +111,10 @@ def page() -> str:
         solved=analysis.solved,
         above=analysis.above_permuted,
         claim=lambda arm, name: claims[arm, name],
+        verdict=_verdict,
+        how_much=_how_much,
+        how_visible=_how_visible,
+        fails=lambda arm: analysis.solved(arm) == 0,
         claims_table=lambda: _claims_table(claims),
         training_table=lambda arms: _table(arms, _TRAINING),
         structure_table=lambda arms: _table(arms, _STRUCTURE),
@@ -122,7 +126,30 @@ def page() -> str:
     return re.sub(r"(?<![\w`\-./])-(?=\d)", MINUS, text)
 
 
-# --- Numbers in sentences.
+# --- Words and numbers in sentences.
+
+
+def _verdict(claim: Claim, yes: str, no: str, unknown: str) -> str:
+    return {"supported": yes, "contradicted": no, "undecided": unknown}[claim.verdict]
+
+
+def _how_much(arm: str, clustering: str) -> str:
+    """Say how much of the information that clusters could have they have, beyond chance."""
+    found = analysis.mean_of(arm, analysis.aligned(clustering))
+    if found is None:
+        raise ValueError(f"{arm} has no clusters by {clustering}")
+    return "are" if found[0] >= 0.9 else "mostly are" if found[0] >= 0.5 else "are in part"
+
+
+def _how_visible(arm: str) -> str:
+    """Say how much of what clusters of activations know those of weights know, too."""
+    weights, activations = (
+        analysis.mean_of(arm, analysis.excess(name)) for name in ("spectral", "activations")
+    )
+    if weights is None or activations is None:
+        raise ValueError(f"{arm} has no clusters")
+    share = weights[0] / activations[0]
+    return "them" if share >= 0.9 else "a part of it" if share >= 0.2 else "next to nothing of it"
 
 
 def _mean(arm: str, value: Value, factor: float = 1.0, decimals: int = 2) -> str:

@@ -131,15 +131,24 @@ def test_pictures_cut_neurons_as_training_does():
 
 def test_pages_say_what_the_verdicts_are():
     text = page.page()
-    claims = analysis.claims(page.CLAIMED)
+    claim = analysis.claims(page.CLAIMED)["transformer-inside", "families"]
     words = {
-        "supported": "In the transformer they are.",
-        "contradicted": "In the transformer they are not.",
-        "undecided": "In the transformer it is undecided.",
+        "supported": rf"In the transformer they {page._how_much('transformer-inside', 'blocks')}\.",
+        "contradicted": r"In the transformer they are not\.",
+        "undecided": r"In the transformer it is undecided\.",
     }
-    assert words[claims["transformer-inside", "families"].verdict] in text
+    assert re.search(words[claim.verdict], text)
     assert "None" not in text
     assert "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("information", "word"), [(2.0, "are"), (1.5, "mostly are"), (0.5, "are in part"), (0.2, "are in part")]
+)
+def test_words_follow_the_numbers(monkeypatch, information, word):
+    found = {"information": information, "permuted": 0.1, "most": 2.0}
+    monkeypatch.setattr(analysis, "records", lambda arm: [{"clusterings": {"blocks": found}}])
+    assert page._how_much("transformer-inside", "blocks") == word
 
 
 def test_results_are_small():
