@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from modfast.report.statistics import effect_size, holm, mean_interval, paired_interval, paired_p_value
 
-from .arms import ARMS, SEEDS
+from .arms import ARMS, CLUSTERS, SEEDS
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -125,8 +127,8 @@ def falls(clustering: str, side: int, kind: str = "own") -> Value:
     return value
 
 
-def best_cluster(clustering: str, mode: str) -> Value:
-    """Return the mean accuracy with one cluster alone, or without one."""
+def mean_accuracy(clustering: str, mode: str) -> Value:
+    """Return the accuracy with one cluster alone ("only"), or without one ("without"); the mean over clusters."""
 
     def value(record: Record) -> float | None:
         found = record["clusterings"][clustering].get(mode)
@@ -146,6 +148,19 @@ def _less(one: Value, other: Value) -> Value:
 def beyond_random_selectivity(clustering: str) -> Value:
     """Return :func:`selectivity`, less that of random clusters of the same sizes."""
     return _less(selectivity(clustering), selectivity(clustering, "random_own"))
+
+
+def blocks_of(neurons: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the block of each neuron, as :func:`benchmarks.addition.arms.blocks` cuts them."""
+    sizes = [len(part) for part in np.array_split(np.arange(neurons), CLUSTERS)]
+    return np.repeat(np.arange(CLUSTERS), sizes)
+
+
+def finds_blocks(record: Record) -> bool:
+    """Whether spectral clusters of the network's graph hold the same neurons as the blocks."""
+    spectral = record["neurons"]["spectral"]
+    pairs = set(zip(spectral, blocks_of(len(spectral)).tolist(), strict=True))
+    return len(pairs) == CLUSTERS == len(set(spectral))
 
 
 # --- Over seeds.
@@ -228,26 +243,33 @@ class Claim(NamedTuple):
         return "supported" if self.comparison.difference * self.sign > 0 else "contradicted"
 
 
-CLAIMS: dict[str, tuple[str, Value, int]] = {
-    "families": ("A neuron's cluster tells its frequency", excess("blocks"), 1),
+CLAIMS: dict[str, tuple[str, Value, Value | None, int]] = {
+    "families": ("A neuron's cluster tells its frequency", excess("blocks"), None, 1),
+    "more": (
+        "It tells more than a spectral cluster found in the plain network",
+        excess("blocks"),
+        excess("spectral"),
+        1,
+    ),
     "selective": (
         "Without a cluster the logits lose its own frequencies",
         beyond_random_selectivity("blocks"),
+        None,
         1,
     ),
-    "sooner": ("The network generalises sooner", at("solved"), -1),
-    "smaller": ("Circuits with the same loss have fewer units", at("circuit", "size"), -1),
-    "frequencies": ("The logits have more key frequencies", at("measures", "keys"), 1),
+    "sooner": ("The network generalises sooner", at("solved"), None, -1),
+    "smaller": ("Circuits with the same loss have fewer units", at("circuit", "size"), None, -1),
+    "frequencies": ("The logits have more key frequencies", at("measures", "keys"), None, 1),
 }
-"""By name the statement, the measure, and its sign."""
+"""By name the statement, the measure, that of the plain network if it is not the same, and the sign."""
 
 
 def claims(arms: Sequence[str]) -> dict[tuple[str, str], Claim]:
     """Return the claims about these arms by arm and name, all of them corrected together."""
     found = [
-        (arm, name, statement, sign, compare(arm, value))
+        (arm, name, statement, sign, compare(arm, value, other))
         for arm in arms
-        for name, (statement, value, sign) in CLAIMS.items()
+        for name, (statement, value, other, sign) in CLAIMS.items()
     ]
     adjusted = holm([None if each[-1] is None else each[-1].p_value for each in found])
     return {

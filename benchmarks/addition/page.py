@@ -33,10 +33,10 @@ PICTURES = {
     "addition-frequencies.png": lambda path: draw_frequencies(
         path,
         [
-            ("transformer-plain", "blocks", "plain, blocks"),
-            ("transformer-plain", "spectral", "plain, spectral clusters"),
-            ("transformer-mlp", "blocks", "loss on the MLP's matrices"),
-            ("transformer-inside", "blocks", "and on attention's"),
+            ("transformer-plain", "blocks", "plain training,\nblocks"),
+            ("transformer-plain", "spectral", "plain training,\nspectral clusters"),
+            ("transformer-mlp", "blocks", "loss on the MLP,\nblocks"),
+            ("transformer-inside", "blocks", "loss on attention and MLP,\nblocks"),
         ],
     ),
     "addition-differences.png": lambda path: draw_differences(path, MODULAR),
@@ -105,10 +105,13 @@ def page() -> str:
         mlps=MLPS,
         at=_at,
         falls=analysis.falls,
+        cluster=analysis.mean_accuracy,
+        excess=analysis.excess,
         mean=_mean,
         diff=_difference,
         compare=analysis.compare,
         solved=analysis.solved,
+        found_blocks=_found_blocks,
         above=analysis.above_permuted,
         claim=lambda arm, name: claims[arm, name],
         verdict=_verdict,
@@ -169,6 +172,12 @@ def _difference(
     return number + _of_pairs(found.pairs)
 
 
+def _found_blocks() -> str:
+    """Say in how many modular networks spectral clusters are the blocks."""
+    found = [analysis.finds_blocks(record) for arm in MODULAR for record in analysis.records(arm)]
+    return f"{sum(found)} of {len(found)}"
+
+
 def _of_pairs(number: int) -> str:
     """Say how many seeds have a measure, if not all."""
     return "" if number == len(analysis.seeds()) else f" ({number})"
@@ -202,17 +211,22 @@ def _table(arms: Sequence[str], columns: Sequence[_Column]) -> str:
     return as_markdown([ARMS[arms[0]].kind.title, *(heading for heading, *_ in columns)], rows)
 
 
+def _clusterings(arm: str, *names: str) -> list[str]:
+    """Return which of these clusterings are shown; spectral ones of modular networks are their blocks."""
+    return [name for name in names if name != "spectral" or ARMS[arm].against is None]
+
+
 def _families_table(arms: Sequence[str]) -> str:
     rows = []
     for arm in arms:
-        for clustering in ("blocks", "spectral", "activations"):
+        for clustering in _clusterings(arm, "blocks", "spectral", "activations"):
             own = [
                 _at("clusterings", clustering, name)
                 for name in ("information", "permuted", "permuted_high", "most")
             ]
             spread = [
-                f"{_mean(arm, _at('clusterings', clustering, name))} "
-                f"({_mean(arm, _at('clusterings', clustering, f'permuted_{name}'))})"
+                f"{_mean(arm, _at('clusterings', clustering, name), 1.0, 1)} "
+                f"({_mean(arm, _at('clusterings', clustering, f'permuted_{name}'), 1.0, 1)})"
                 for name in ("spread", "mixed")
             ]
             rows.append(
@@ -233,9 +247,9 @@ def _families_table(arms: Sequence[str]) -> str:
 def _ablation_table(arms: Sequence[str]) -> str:
     rows = []
     for arm in arms:
-        for clustering in ("blocks", "spectral"):
+        for clustering in _clusterings(arm, "blocks", "spectral"):
             cells = [
-                f"{_mean(arm, analysis.best_cluster(clustering, mode), 100.0, 0)} "
+                f"{_mean(arm, analysis.mean_accuracy(clustering, mode), 100.0, 0)} "
                 f"({_mean(arm, _at('clusterings', clustering, f'random_{mode}'), 100.0, 0)})"
                 for mode in ("only", "without")
             ]

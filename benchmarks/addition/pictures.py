@@ -13,7 +13,7 @@ from modfast.report.pictures.style import new_figure, save_figure
 
 from . import analysis
 from .analysis import Record, Value
-from .arms import ARMS, CLUSTERS
+from .arms import ARMS
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -57,7 +57,7 @@ def _draw_neurons(axes: Axes, record: Record, clustering: str) -> ScalarMappable
     shares = np.array(record["shares"])
     neurons = record["neurons"]
     live = np.flatnonzero(neurons["live"])
-    cluster = blocks_of(len(shares)) if clustering == "blocks" else np.array(neurons["spectral"])
+    cluster = analysis.blocks_of(len(shares)) if clustering == "blocks" else np.array(neurons["spectral"])
     frequency = np.array(neurons["frequency"])
     order = live[np.lexsort((-shares.max(1)[live], frequency[live], cluster[live]))]
     image = axes.imshow(
@@ -78,14 +78,8 @@ def _draw_neurons(axes: Axes, record: Record, clustering: str) -> ScalarMappable
     axes.set_yticks((starts + ends) / 2, names, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(record["keys"])
-    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="x", labelsize=8, labelrotation=90)
     return image
-
-
-def blocks_of(neurons: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the block of each neuron, as :func:`benchmarks.addition.arms.blocks` cuts them."""
-    sizes = [len(part) for part in np.array_split(np.arange(neurons), CLUSTERS)]
-    return np.repeat(np.arange(CLUSTERS), sizes)
 
 
 def draw_differences(path: str | os.PathLike[str], arms: Sequence[str]) -> None:

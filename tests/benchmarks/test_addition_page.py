@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.addition import analysis, page, pictures
+from benchmarks.addition import analysis, page
 from benchmarks.addition.arms import ARMS, CLUSTERS, SEEDS, blocks
 from benchmarks.addition.measure import SOLVED, make
 from modfast.tasks import modular_addition
@@ -126,7 +126,14 @@ def test_pictures_cut_neurons_as_training_does():
         _, _, network = make(arm, 0)
         units = network.layers[arm.kind.neurons].col_units
         expected = blocks(network, arm.kind)[units].numpy()
-        assert np.array_equal(pictures.blocks_of(len(units)), expected)
+        assert np.array_equal(analysis.blocks_of(len(units)), expected)
+
+
+def test_blocks_that_spectral_clusters_find():
+    spectral = (3 - analysis.blocks_of(8)).tolist()
+    assert analysis.finds_blocks({"neurons": {"spectral": spectral}})
+    assert not analysis.finds_blocks({"neurons": {"spectral": [0] * 8}})
+    assert not analysis.finds_blocks({"neurons": {"spectral": [*spectral[1:], spectral[0]]}})
 
 
 def test_pages_say_what_the_verdicts_are():
