@@ -128,7 +128,7 @@ def falls(clustering: str, side: int, kind: str = "own") -> Value:
 
 
 def mean_accuracy(clustering: str, mode: str) -> Value:
-    """Return the accuracy with one cluster alone ("only"), or without one ("without"); the mean over clusters."""
+    """Return the mean accuracy over clusters, with one alone ("only") or without one ("without")."""
 
     def value(record: Record) -> float | None:
         found = record["clusterings"][clustering].get(mode)
