@@ -222,7 +222,7 @@ def _families_table(arms: Sequence[str]) -> str:
         for clustering in _clusterings(arm, "blocks", "spectral", "activations"):
             own = [
                 _at("clusterings", clustering, name)
-                for name in ("information", "permuted", "permuted_high", "most")
+                for name in ("information", "permuted", "permuted_low", "permuted_high", "most")
             ]
             spread = [
                 f"{_mean(arm, _at('clusterings', clustering, name), 1.0, 1)} "
@@ -234,8 +234,8 @@ def _families_table(arms: Sequence[str]) -> str:
                     ARMS[arm].title,
                     clustering,
                     _with_interval(arm, own[0], 1.0, 2),
-                    f"{_mean(arm, own[1])} (to {_mean(arm, own[2])})",
-                    _mean(arm, own[3]),
+                    f"{_mean(arm, own[1])} ({_mean(arm, own[2])} to {_mean(arm, own[3])})",
+                    _mean(arm, own[4]),
                     f"{analysis.above_permuted(arm, clustering)} of {len(analysis.seeds())}",
                     *spread,
                 ]
@@ -280,7 +280,7 @@ def _claims_table(claims: dict[tuple[str, str], Claim]) -> str:
 
 
 def _hours() -> dict[str, str]:
-    """Return the minutes on one core that training and measuring took."""
+    """Return the minutes of processor time that training and measuring took."""
     return {
         what: f"{sum(r['seconds'][what] for arm in ARMS for r in analysis.records(arm)) / 60:.0f}"
         for what in ("training", "measuring")

@@ -78,7 +78,7 @@ def _draw_neurons(axes: Axes, record: Record, clustering: str) -> ScalarMappable
     axes.set_yticks((starts + ends) / 2, names, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(record["keys"])
-    axes.tick_params(axis="x", labelsize=8, labelrotation=90)
+    axes.tick_params(axis="x", labelsize=7, labelrotation=90)
     return image
 
 
