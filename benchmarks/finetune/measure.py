@@ -120,8 +120,7 @@ def fine_tune(
     needed = settings.steps * settings.pairs
     if needed > len(texts.train):
         raise ValueError(f"texts must hold at least {needed} pairs for training, got {len(texts.train)}")
-    frozen = [name for name in network.select("embedding", "position_embedding")]
-    for name in frozen:
+    for name in network.select("embedding", "position_embedding"):
         model.get_submodule(name).requires_grad_(False)
     loss = None
     if labels is not None:
@@ -199,7 +198,7 @@ def stream_units(network: Network) -> Tensor:
 
 
 def live(model: nn.Module, partitions: Partitions) -> dict[str, float]:
-    """Return whether the layers still use their rows, columns and clusters: means over layers, and the least."""
+    """Return whether layers still use their rows, columns and clusters: means over layers, and the least."""
     layers = {layer.name: layer for layer in find_layers(model)}
     found = [live_units(layers[name].weight().detach(), each) for name, each in partitions.items()]
     clusters = [float(each.effective_clusters or 0.0) for each in found]
@@ -227,10 +226,9 @@ def dependence(
         name for name, space in network.spaces.items() if bool((hidden_units(network) == space.start).any())
     ]
     found = {}
-    for k in arm.dependence(seed):
-        # The mean costs as much again, so it stands beside once.
-        kinds = ("zero", "mean") if (k, seed) == (4, arm.seeds[0]) else ("zero",)
-        for ablation in kinds:
+    for k in arm.dependence:
+        # The mean costs as much again, so it stands beside where clusters are that an arm was trained with.
+        for ablation in ("zero", "mean") if arm.k == 4 and seed == arm.seeds[0] else ("zero",):
             made = cluster_dependence(
                 model,
                 batches,

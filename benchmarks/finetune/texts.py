@@ -100,7 +100,7 @@ def is_held_out(name: str) -> bool:
 
 
 def pairs_of(text: str, encode: Encode, length: int, first: int, last: int) -> list[list[list[int]]]:
-    """Cut a text into passages of equal length, and pair the first with the second, the third with the fourth.
+    """Cut a text into passages of equal length; pair the first with the second, the third with the fourth.
 
     Args:
         text: what is left at its end is dropped.
