@@ -86,6 +86,15 @@ def difference(arm: str, other: str, measure: Measure) -> Estimate:
     return _estimate([own[seed] - others[seed] for seed in common])
 
 
+def over_batches(arm: str, other: str) -> Estimate:
+    """Return by how much the held-out loss of the first seed is higher than the other arm's, batch by batch.
+
+    What one pair of models can show: its interval is over texts, not over seeds.
+    """
+    own, others = (records(name)[0]["held_out"]["losses"] for name in (arm, other))
+    return _estimate([mine - theirs for mine, theirs in zip(own, others, strict=True)])
+
+
 def _estimate(values: Sequence[float]) -> Estimate:
     return Estimate(*mean_interval(values), len(values))
 
@@ -119,35 +128,41 @@ def own_live(name: str) -> Measure:
 # --- Dependence.
 
 
-def has_dependence(arm: str, k: int, ablation: str = "zero") -> bool:
-    return arm in shown() and any(f"{k}-{ablation}" in record["dependence"] for record in records(arm))
+def has_dependence(arm: str, k: int) -> bool:
+    return arm in shown() and any(str(k) in record["dependence"] for record in records(arm))
 
 
-def depends(arm: str, k: int, ablation: str = "zero") -> list[Record]:
+def depends(arm: str, k: int) -> list[Record]:
     """Return what was measured of dependence, for the seeds that have it."""
-    key = f"{k}-{ablation}"
+    key = str(k)
     return [record["dependence"][key] for record in records(arm) if key in record["dependence"]]
 
 
-def needed(arm: str, k: int, ablation: str = "zero") -> Estimate:
+def needed(arm: str, k: int) -> Estimate:
     """Return on how many clusters a right answer depends, on average."""
-    return _estimate([each["mean"] for each in depends(arm, k, ablation)])
+    return _estimate([each["mean"] for each in depends(arm, k)])
 
 
-def beyond_random(arm: str, k: int, ablation: str = "zero") -> Estimate:
+def beyond_random(arm: str, k: int) -> Estimate:
     """Return on how many more clusters than random ones of the same sizes a right answer depends."""
-    return _estimate([each["mean"] - each["random_mean"] for each in depends(arm, k, ablation)])
+    return _estimate([each["mean"] - each["random_mean"] for each in depends(arm, k)])
 
 
-def random_range(arm: str, k: int, ablation: str = "zero") -> tuple[float, float]:
+def answers_error(found: Record) -> float:
+    """Return the standard error of the mean number of clusters that one model's right answers depend on."""
+    squares = math.fsum(count * count * share for count, share in enumerate(found["shares"]))
+    return math.sqrt(max(0.0, squares - found["mean"] ** 2) / found["right"])
+
+
+def random_range(arm: str, k: int) -> tuple[float, float]:
     """Return the least and the largest mean of the sets of random clusters, all seeds together."""
-    means = [value for each in depends(arm, k, ablation) for value in each["random_means"]]
+    means = [value for each in depends(arm, k) for value in each["random_means"]]
     return min(means), max(means)
 
 
 def needed_change(arm: str, k: int, other: str = "plain") -> Estimate:
     """Return on how many more clusters answers depend than in the other arm, in the same clusters."""
-    key = f"{k}-zero"
+    key = str(k)
     pairs = {
         name: {r["seed"]: r["dependence"][key]["mean"] for r in records(name) if key in r["dependence"]}
         for name in (arm, other)
@@ -156,16 +171,15 @@ def needed_change(arm: str, k: int, other: str = "plain") -> Estimate:
     return _estimate([pairs[arm][seed] - pairs[other][seed] for seed in common])
 
 
-def shares(arm: str, k: int, which: str = "shares", ablation: str = "zero") -> list[float]:
+def shares(arm: str, k: int, which: str = "shares") -> list[float]:
     """Return the share of right answers that depend on 0, 1, ... clusters, mean over seeds.
 
     Args:
         arm: the arm.
         k: the number of clusters.
         which: "shares", or "random_shares" for random clusters of the same sizes.
-        ablation: "zero" or "mean".
     """
-    found = [each[which] for each in depends(arm, k, ablation)]
+    found = [each[which] for each in depends(arm, k)]
     return [math.fsum(column) / len(found) for column in zip(*found, strict=True)]
 
 
@@ -179,7 +193,7 @@ def one_needed(arm: str, k: int) -> list[tuple[int, float, float]]:
     """Return the seed, and :func:`one_of_needed` of the clusters and of random ones, where there are both."""
     found = []
     for record in records(arm):
-        each = record["dependence"].get(f"{k}-zero")
+        each = record["dependence"].get(str(k))
         if each is not None:
             own_share, random = (one_of_needed(each[which]) for which in ("shares", "random_shares"))
             if own_share is not None and random is not None:

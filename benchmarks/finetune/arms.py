@@ -33,14 +33,14 @@ class Settings:
 
     length: int = 24
     pairs: int = 16
-    steps: int = 96
+    steps: int = 64
     learning_rate: float = 3e-4
-    warmup: int = 6
+    warmup: int = 4
     temperature: float = 0.05
     measured_pairs: int = 32
     measured_batches: int = 6
     answers_batches: int = 2
-    every: int = 48
+    every: int = 32
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, from 1 on."""

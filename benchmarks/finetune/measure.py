@@ -60,11 +60,11 @@ def measure(model: nn.Module, texts: Texts, arm: Arm, seed: int, settings: Setti
         "settings": asdict(settings) | {"weight": arm.weight, "k": arm.k, "clusters": arm.clusters},
         "texts": texts.description,
         "history": history,
-        "held_out": {name: found[name] for name in ("loss", "accuracy")},
+        "held_out": {name: found[name] for name in ("loss", "accuracy", "losses")},
         "clusterability": {str(k): clusterability(model, shared[k]) for k in KS},
         "own": None if labels is None else own_clusters(model, network, layers, labels),
         "live": {str(k): live(model, shared[k]) for k in ((arm.k,) if arm.k else KS)},
-        "dependence": dependence(model, network, arm, seed, labels, measured[: settings.answers_batches]),
+        "dependence": dependence(model, network, arm, labels, measured[: settings.answers_batches]),
         "environment": environment(),
     }
     record["seconds"] = {"training": trained - began, "measuring": time.perf_counter() - trained}
@@ -214,41 +214,36 @@ def dependence(
     model: nn.Module,
     network: Network,
     arm: Arm,
-    seed: int,
     labels: Tensor | None,
     batches: Sequence[Batch],
 ) -> dict[str, dict[str, Any]]:
-    """Return on how many clusters answers depend, by the number of clusters and the ablation.
+    """Return on how many clusters answers depend, by the number of clusters.
 
-    What is ablated are hidden neurons: a cluster of those of all MLPs at once.
+    What is set to zero are hidden neurons: a cluster of those of all MLPs at once.
     """
     spaces = [
         name for name, space in network.spaces.items() if bool((hidden_units(network) == space.start).any())
     ]
     found = {}
     for k in arm.dependence:
-        # The mean costs as much again, so it stands beside where clusters are that an arm was trained with.
-        for ablation in ("zero", "mean") if arm.k == 4 and seed == arm.seeds[0] else ("zero",):
-            made = cluster_dependence(
-                model,
-                batches,
-                partner_first,
-                network,
-                k if labels is None else labels,
-                n_random=RANDOM_SETS[k],
-                spaces=spaces,
-                ablation=ablation,
-                reference=batches if ablation == "mean" else None,
-            )
-            found[f"{k}-{ablation}"] = {
-                "right": int(made.right.sum()),
-                "answers": len(made.right),
-                "mean": made.mean,
-                "shares": made.shares.tolist(),
-                "random_mean": made.random_mean,
-                "random_means": [
-                    math.fsum(i * float(share) for i, share in enumerate(each)) for each in made.random_shares
-                ],
-                "random_shares": made.random_mean_shares.tolist(),
-            }
+        made = cluster_dependence(
+            model,
+            batches,
+            partner_first,
+            network,
+            k if labels is None else labels,
+            n_random=RANDOM_SETS[k],
+            spaces=spaces,
+        )
+        found[str(k)] = {
+            "right": int(made.right.sum()),
+            "answers": len(made.right),
+            "mean": made.mean,
+            "shares": made.shares.tolist(),
+            "random_mean": made.random_mean,
+            "random_means": [
+                math.fsum(i * float(share) for i, share in enumerate(each)) for each in made.random_shares
+            ],
+            "random_shares": made.random_mean_shares.tolist(),
+        }
     return found

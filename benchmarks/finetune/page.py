@@ -47,6 +47,8 @@ def page() -> str:
         arms=ARMS,
         ks=KS,
         many=[k for k in MANY if f"blocks-{k}" in analysis.shown()],
+        blocks=[name for name in analysis.shown() if ARMS[name].k and ARMS[name].clusters == "blocks"],
+        most_seeds=max(len(analysis.records(name)) for name in analysis.shown()),
         random_sets=RANDOM_SETS,
         settings=Settings(**{name: record["settings"][name] for name in vars(Settings())}),
         weight=analysis.records("blocks-4")[0]["settings"]["weight"],
@@ -62,6 +64,9 @@ def page() -> str:
         against_random=against_random,
         versus=versus,
         price=price,
+        dependence_headline=dependence_headline(),
+        collapse_headline=collapse_headline,
+        rate_sentence=rate_sentence(),
         clusters_rise=_clusters_rise(),
         dependence_verdict=dependence_verdict(),
         one_needed_sentence=one_needed_sentence(),
@@ -95,34 +100,69 @@ def _share(value: float | None) -> str:
 
 def price(arm: str, other: str = "plain") -> str:
     """Say what the held-out loss of an arm is in comparison with that of another."""
+    words = {"higher": "a price", "lower": "no price but a gain", "undecided": "undecided"}
     found = analysis.difference(arm, other, analysis.loss)
-    words = {
-        "higher": "a price",
-        "lower": "no price, but a gain",
-        "undecided": "undecided",
-        "one seed": "one seed, so no interval",
-    }
-    return f"{_difference(found)} nats ({words[found.verdict]})"
+    if found.verdict != "one seed":
+        return f"{_difference(found)} nats ({words[found.verdict]})"
+    batches = analysis.over_batches(arm, other)
+    return f"{_difference(batches)} nats ({words[batches.verdict]}; one seed, over held-out batches)"
 
 
-def against_random(arm: str, k: int, ablation: str = "zero") -> str:
+def against_random(arm: str, k: int) -> str:
     """Say on how many clusters answers depend, and on how many random ones of the same sizes."""
-    found = analysis.beyond_random(arm, k, ablation)
-    low, high = analysis.random_range(arm, k, ablation)
-    mean = analysis.needed(arm, k, ablation).mean
-    if found.verdict == "one seed":
-        place = "above" if mean > high else "below" if mean < low else "within"
-        words = f"{place} those of the random sets, {low:.2f} to {high:.2f}"
-    else:
+    found, mean = analysis.beyond_random(arm, k), analysis.needed(arm, k).mean
+    if found.verdict != "one seed":
         words = {"higher": "more", "lower": "fewer", "undecided": "undecided"}[found.verdict]
-    return f"{mean:.2f} clusters, {_difference(found, 2)} against random ones ({words})"
+        return f"{mean:.2f} clusters, {_difference(found, 2)} against random ones ({words})"
+    (one,) = analysis.depends(arm, k)
+    return f"{mean:.2f} clusters, {_difference(found, 2)} against random ones ({_noise(found.mean, one)})"
+
+
+def _noise(difference: float, *found: analysis.Record) -> str:
+    """Compare a difference of one seed with the scatter over answers."""
+    error = sum(analysis.answers_error(each) ** 2 for each in found) ** 0.5
+    return f"{'within' if abs(difference) <= 2 * error else 'beyond'} two standard errors over answers"
 
 
 def versus(arm: str, k: int) -> str:
     """Say on how many more clusters answers depend than after plain fine-tuning, in the same blocks."""
     found = analysis.needed_change(arm, k)
+    if found.verdict == "one seed":
+        both = (analysis.depends(name, k)[0] for name in (arm, "plain"))
+        return f"{_difference(found, 2)} ({_noise(found.mean, *both)})"
     words = {"higher": "more", "lower": "fewer"}.get(found.verdict, found.verdict)
     return f"{_difference(found, 2)} ({words})"
+
+
+def dependence_headline() -> str:
+    """Say whether the loss makes answers depend on fewer clusters than random ones of the same sizes."""
+    found = analysis.beyond_random("blocks-4", 4)
+    if found.verdict == "one seed":
+        (one,) = analysis.depends("blocks-4", 4)
+        differs = abs(found.mean) > 2 * analysis.answers_error(one)
+    else:
+        differs = found.verdict != "undecided"
+    if not differs:
+        return "Dependence on few clusters is that on random ones, as far as this shows"
+    return f"Answers depend on {'more' if found.mean > 0 else 'fewer'} trained clusters than random ones"
+
+
+def collapse_headline(arms: list[str]) -> str:
+    """Say whether all clusters of all weights are still in use."""
+    least = min(
+        analysis.own_live("least_effective_clusters")(record) / (ARMS[name].k or 1)
+        for name in arms
+        for record in analysis.records(name)
+    )
+    return "It is no collapse" if least > 0.9 else "Some clusters lose weight"
+
+
+def rate_sentence() -> str:
+    """Say whether the rate is good for the task itself."""
+    found = analysis.difference("plain", "untouched", analysis.loss)
+    if found.mean > 0:
+        return "the rate is too high for the task itself: plain fine-tuning raises the held-out loss"
+    return "plain fine-tuning lowers the held-out loss, but no rate was searched for"
 
 
 def _clusters_rise() -> bool:
@@ -135,7 +175,7 @@ def dependence_verdict(k: int = 4) -> str:
     """Say whether more of the answers that need a cluster need only one, if trained with the loss."""
     found = analysis.one_needed_change(f"blocks-{k}", "plain", k).verdict
     return {"higher": "supported", "lower": "contradicted", "undecided": "undecided"}.get(
-        found, "cannot speak of it with one seed"
+        found, "cannot be told from one seed"
     )
 
 
@@ -216,27 +256,31 @@ def dependence_table() -> str:
     """Return the table of how many clusters answers depend on, beside random ones."""
     rows = []
     for k in KS:
-        for ablation in ("zero", "mean"):
-            for name in analysis.shown():
-                if analysis.has_dependence(name, k, ablation):
-                    rows.append(_dependence_row(name, k, ablation))
-    headings = ["k", "ablation", "fine-tuned", "right answers", "clusters needed", "random", "difference"]
+        there = [name for name in analysis.shown() if analysis.has_dependence(name, k)]
+        rows += [_dependence_row(name, k) for name in there]
+    headings = [
+        "k",
+        "fine-tuned",
+        "right answers",
+        "clusters needed (standard error)",
+        "random",
+        "difference",
+    ]
     return as_markdown([*headings, "none, %", "one, %", "two or more, %"], rows)
 
 
-def _dependence_row(name: str, k: int, ablation: str) -> list[str]:
-    found: list[Any] = analysis.depends(name, k, ablation)
-    own, random = (analysis.shares(name, k, which, ablation) for which in ("shares", "random_shares"))
+def _dependence_row(name: str, k: int) -> list[str]:
+    found: list[Any] = analysis.depends(name, k)
+    own, random = (analysis.shares(name, k, which) for which in ("shares", "random_shares"))
     groups = [(each[0], each[1], sum(each[2:])) for each in (own, random)]
     right = sum(each["right"] for each in found) / len(found)
     return [
         str(k),
-        ablation,
         ARMS[name].title,
         f"{right:.0f} of {found[0]['answers']}",
-        _estimate(analysis.needed(name, k, ablation), 2),
+        f"{_estimate(analysis.needed(name, k), 2)} ({analysis.answers_error(found[0]):.2f})",
         f"{sum(each['random_mean'] for each in found) / len(found):.2f}",
-        _difference(analysis.beyond_random(name, k, ablation), 2),
+        _difference(analysis.beyond_random(name, k), 2),
         *(f"{100 * mine:.0f} ({100 * theirs:.0f})" for mine, theirs in zip(*groups, strict=True)),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,8 +59,8 @@ def partner_first(output: Any, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, batches: Sequence[Batch], temperature: float) -> dict[str, float]:
-    """Return loss and the share of right answers, means over batches.
+def held_out(model: nn.Module, batches: Sequence[Batch], temperature: float) -> dict[str, Any]:
+    """Return loss and the share of right answers, means over batches, and each batch's loss.
 
     Args:
         model: in evaluation mode.
@@ -71,4 +72,8 @@ def held_out(model: nn.Module, batches: Sequence[Batch], temperature: float) -> 
         output = model(**batch)
         losses.append(float(info_nce(output, temperature)))
         rights.append(float(partner_first(output, batch).mean()))
-    return {"loss": sum(losses) / len(losses), "accuracy": sum(rights) / len(rights)}
+    return {
+        "loss": math.fsum(losses) / len(losses),
+        "accuracy": math.fsum(rights) / len(rights),
+        "losses": losses,
+    }
