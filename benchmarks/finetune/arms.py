@@ -81,7 +81,7 @@ class Arm:
 
 
 WEIGHT = 1000.0
-"""Of the loss. In so few steps clusterability hardly moves with the authors' 20 and 40."""
+"""Of the loss. In so few steps clusterability hardly moves with the authors' 40."""
 
 
 def _arms() -> list[Arm]:
