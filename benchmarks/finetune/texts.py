@@ -59,10 +59,9 @@ def read_texts(folder: Path, length: int, library: Path | None = None) -> Texts:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")]
-    if None in special:
+    first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    if first is None or last is None:
         raise ValueError(f"{folder} must hold a tokenizer with [CLS] and [SEP]: is it BERT's?")
-    first, last = special
     source = Path(sysconfig.get_paths()["stdlib"]) if library is None else library
 
     def encode(text: str) -> Sequence[int]:
