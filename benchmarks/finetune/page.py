@@ -158,11 +158,12 @@ def collapse_headline(arms: list[str]) -> str:
 
 
 def rate_sentence() -> str:
-    """Say whether the rate is good for the task itself."""
+    """Say whether the rate, "it", is good for the task itself."""
     found = analysis.difference("plain", "untouched", analysis.loss)
-    if found.mean > 0:
-        return "the rate is too high for the task itself: plain fine-tuning raises the held-out loss"
-    return "plain fine-tuning lowers the held-out loss, but no rate was searched for"
+    if found.verdict == "lower":
+        return "plain fine-tuning lowers the held-out loss, but no rate was searched for"
+    words = "raises" if found.verdict == "higher" else "does not lower"
+    return f"it is too high to be good for the task: plain fine-tuning {words} the held-out loss"
 
 
 def _clusters_rise() -> bool:

@@ -44,6 +44,7 @@ def draw_over_k(path: str | os.PathLike[str]) -> None:
     for axes in (left, right):
         axes.set_xlabel("clusters, k", fontsize=9)
         axes.set_xticks(KS, [str(k) for k in KS])
+        axes.set_xlim(KS[0] - 1, KS[-1] + 1)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7.5)
     left.set_ylim(bottom=0.0)
