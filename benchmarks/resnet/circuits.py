@@ -1,0 +1,182 @@
+"""Channel circuits: which channels of a network tell one class from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from modfast import (
+    Network,
+    UnitCircuit,
+    ablate_units,
+    circuit_overlap,
+    class_log_odds,
+    cluster_information,
+    find_unit_circuit,
+    random_circuits,
+    unit_scores,
+)
+from modfast.data.dataset import Dataset
+from modfast.metrics import Metric
+
+TOLERANCE = 0.05
+"""By how much a circuit's loss may be above its network's, in nats."""
+
+ALLOWED = 0.3
+"""The loss that circuits of all networks may have, in nats; a coin's is 0.693."""
+
+REFERENCE = 250
+"""Training images whose mean takes the place of an ablated channel."""
+
+_STEPS = 4  # of integrated gradients, for the scores
+_DRAWS = 20  # of random circuits
+
+
+class Images(NamedTuple):
+    """Images of a class and as many of the others: to choose a circuit by, and to test it on."""
+
+    label: int
+    chosen_by: tuple[Tensor, Tensor]
+    tested_on: tuple[Tensor, Tensor]
+
+
+def images_of(dataset: Dataset, label: int, each: int) -> Images:
+    """Return ``each`` test images of a class and as many of the other classes, twice, without repetition.
+
+    They are the same for every network.
+    """
+    generator = np.random.default_rng(label)
+    is_own = dataset.test_labels.numpy() == label
+    own, others = (generator.permutation(np.flatnonzero(which)) for which in (is_own, ~is_own))
+    if min(len(own), len(others)) < 2 * each:
+        raise ValueError(f"each must be at most {min(len(own), len(others)) // 2}, got {each}")
+
+    def part(which: slice) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(np.concatenate([own[which], others[which]]))
+        return dataset.normalize(dataset.test_images[rows]), dataset.test_labels[rows]
+
+    return Images(label, part(slice(0, each)), part(slice(each, 2 * each)))
+
+
+def this_class(label: int) -> Metric:
+    """Return the log likelihood of the right answer to "this class or another?", for each example.
+
+    A circuit that answers its class to every image does not pass, as it would by the log likelihood of the
+    class on the class's own images.
+    """
+
+    def metric(output: Any, batch: Any) -> Tensor:
+        return logsigmoid(_sign(batch, label) * _log_odds(output, batch, label))
+
+    return metric
+
+
+def is_right(label: int) -> Metric:
+    """Return whether "this class or another?" is answered right, for each example."""
+
+    def metric(output: Any, batch: Any) -> Tensor:
+        return (_sign(batch, label) * _log_odds(output, batch, label) > 0).double()
+
+    return metric
+
+
+def _log_odds(output: Any, batch: Any, label: int) -> Tensor:
+    inputs, targets = batch
+    return class_log_odds(output, (inputs, torch.full_like(targets, label)))
+
+
+def _sign(batch: Any, label: int) -> Tensor:
+    return 2.0 * (batch[1] == label) - 1.0
+
+
+def find_class_circuits(
+    model: nn.Module, network: Network, dataset: Dataset, each: int
+) -> dict[str, list[UnitCircuit | None]]:
+    """Return a circuit for each class, by two rules of how much loss it may have.
+
+    Args:
+        model: the network.
+        network: its channels.
+        dataset: the images.
+        each: images of a class, and of others, that a circuit is chosen by.
+
+    Returns:
+        ``"own"``: circuits whose loss may be :data:`TOLERANCE` above their network's. ``"same"``: those whose
+        loss may be :data:`ALLOWED`, whatever their network's is; None where that one's is higher.
+    """
+    found: dict[str, list[UnitCircuit | None]] = {"own": [], "same": []}
+    instead: dict[str, Any] = {"ablation": "mean", "reference": reference_of(dataset)}
+    for label in range(dataset.num_classes):
+        images, metric = images_of(dataset, label, each).chosen_by, this_class(label)
+        scores = unit_scores(model, images, metric, network, steps=_STEPS, **instead)
+        instead_of = instead | {"scores": scores, "name": dataset.classes[label]}
+        first = find_unit_circuit(model, images, metric, network, tolerance=TOLERANCE, **instead_of)
+        found["own"].append(first)
+        more = ALLOWED + first.metric_before
+        found["same"].append(
+            None
+            if more < 0
+            else find_unit_circuit(model, images, metric, network, tolerance=more, **instead_of)
+        )
+    return found
+
+
+def reference_of(dataset: Dataset) -> Tensor:
+    """Return the training images whose mean takes the place of what is ablated."""
+    return dataset.normalize(dataset.train_images[:: max(1, len(dataset.train_images) // REFERENCE)])
+
+
+def held_out(
+    model: nn.Module, network: Network, dataset: Dataset, circuit: UnitCircuit, label: int, each: int
+) -> float:
+    """Return how often a circuit answers "this class or another?" right, for images it was not chosen by."""
+    images = images_of(dataset, label, each).tested_on
+    with torch.no_grad(), ablate_units(model, network, ~circuit.kept, "mean", reference_of(dataset)):
+        return float(is_right(label)(model(images[0]), images).mean())
+
+
+def describe(circuits: Sequence[UnitCircuit], labels: dict[str, Tensor]) -> dict[str, Any]:
+    """Return size, overlap and clusters of one circuit for each class, beside those of random circuits.
+
+    Args:
+        circuits: of one network.
+        labels: of several clusterings of its units.
+    """
+    draws = [random_circuits(circuits, seed) for seed in range(_DRAWS)]
+    return {
+        "size": _mean([circuit.size for circuit in circuits]),
+        "overlap": _pairs(circuits),
+        "random_overlap": _mean([_pairs(drawn) for drawn in draws]),
+        "clusters": {
+            name: {
+                "inside": [largest_share(circuit, of_unit) for circuit in circuits],
+                "random_inside": _mean([largest_share(each, of_unit) for drawn in draws for each in drawn]),
+                "information": cluster_information(circuits, of_unit),
+                "random_information": _mean([cluster_information(drawn, of_unit) for drawn in draws]),
+            }
+            for name, of_unit in labels.items()
+        },
+    }
+
+
+def largest_share(circuit: UnitCircuit, labels: Tensor) -> float:
+    """Return the share of a circuit's channels that lies in the cluster with most of them; NaN of none."""
+    kept = labels[circuit.kept & circuit.asked]
+    counts = torch.bincount(kept[kept >= 0], minlength=1)
+    return float(counts.max()) / len(kept) if len(kept) else math.nan
+
+
+def _pairs(circuits: Sequence[UnitCircuit]) -> float:
+    overlap = circuit_overlap(circuits)
+    first, second = torch.triu_indices(len(circuits), len(circuits), 1)
+    return float(overlap[first, second].mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
