@@ -20,7 +20,7 @@ SEEDS = tuple(range(42, 52))
 """Each arm is trained with these; arms that share a seed start from the same weights."""
 
 CLUSTERS = 4
-EPOCHS = 8
+EPOCHS = 4
 WEIGHT = 3.0
 """The weight of the loss, chosen on the seed 1."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -29,15 +28,15 @@ from modfast.machine import environment
 from modfast.report.circuits.summary import specialisation
 
 from .arms import CLUSTERS, CONVOLUTIONS, HEAD, channels
-from .circuits import describe, find_class_circuits, held_out, reference_of
+from .circuits import describe, find_class_circuits, held_out, images_of, is_right, reference_of
 
-EACH = 200
+EACH = 150
 """Test images of a class, and of others, that a circuit is chosen by; and as many that it is tested on."""
 
 ABLATED = 200
 """Test images of each class for clusters on and off."""
 
-_RANDOM_CLUSTERS = 5
+_RANDOM_CLUSTERS = 3
 
 
 def measure(
@@ -79,7 +78,7 @@ def measure(
         "layers": {name: _layer(network, name, labels) for name in layers},
         "found_sizes": torch.bincount(found[found >= 0], minlength=CLUSTERS).tolist(),
         "circuits": _circuits(model, network, dataset, labels, each),
-        "clusters": _clusters(model, network, dataset, labels, ablated),
+        "clusters": _clusters(model, network, dataset, labels, each, ablated),
         "environment": environment(),
     }
 
@@ -173,58 +172,76 @@ def _circuit(circuit: UnitCircuit) -> dict[str, Any]:
 
 
 def _clusters(
-    model: nn.Module, network: Network, dataset: Dataset, labels: Mapping[str, Tensor], ablated: int
+    model: nn.Module,
+    network: Network,
+    dataset: Dataset,
+    labels: Mapping[str, Tensor],
+    each: int,
+    ablated: int,
 ) -> dict[str, Any]:
-    reference = reference_of(dataset)
-    by_class = [_of_class(dataset, label, ablated) for label in range(dataset.num_classes)]
-    together = torch.cat([images for images, _ in by_class]), torch.cat([classes for _, classes in by_class])
+    instead: dict[str, Any] = {"ablation": "mean", "reference": reference_of(dataset)}
+    rows = torch.cat(
+        [(dataset.test_labels == label).nonzero().flatten()[:ablated] for label in range(dataset.num_classes)]
+    )
+    images = dataset.normalize(dataset.test_images[rows]), dataset.test_labels[rows]
     described: dict[str, Any] = {}
-    for which, of_unit in (labels | {"random": _shuffled(network, labels["own"])}).items():
+    for which, of_unit in labels.items():
+        shuffles = _RANDOM_CLUSTERS if which == "own" else 0
+        task = model, images, accuracy, network, of_unit
+        dependence = cluster_dependence(*task, n_random=shuffles, **instead)
         described[which] = {
-            mode: torch.stack(
-                [
-                    cluster_ablation(
-                        model, images, accuracy, network, of_unit, mode, ablation="mean", reference=reference
-                    )
-                    for images in by_class
-                ],
-                dim=1,
-            ).tolist()
+            "accuracy_only": cluster_ablation(*task, "only", **instead).tolist(),
+            "accuracy_without": cluster_ablation(*task, "without", **instead).tolist(),
+            "dependence": {
+                "mean": dependence.mean,
+                "shares": dependence.shares.tolist(),
+                "random_mean": dependence.random_mean if shuffles else None,
+            },
+        }
+    drawn = {"own": labels["own"], "random": shuffled(network, labels["own"])}
+    for which, of_unit in drawn.items():
+        answers = {
+            mode: _by_class(model, network, dataset, of_unit, each, mode, instead)
             for mode in ("only", "without")
         }
+        described.setdefault(which, {}).update(answers)
         described[which] |= {
-            f"specialisation_{mode}": specialisation(described[which][mode], mode)
-            for mode in ("only", "without")
-        }
-    for which in ("own", "found"):
-        dependence = cluster_dependence(
-            model,
-            together,
-            accuracy,
-            network,
-            labels[which],
-            n_random=_RANDOM_CLUSTERS if which == "own" else 0,
-            ablation="mean",
-            reference=reference,
-        )
-        described[which]["dependence"] = {
-            "mean": dependence.mean,
-            "shares": dependence.shares.tolist(),
-            "random_mean": None if math.isnan(dependence.random_mean) else dependence.random_mean,
+            f"specialisation_{mode}": specialisation(answers[mode], mode) for mode in answers
         }
     return described
 
 
-def _of_class(dataset: Dataset, label: int, number: int) -> tuple[Tensor, Tensor]:
-    rows = (dataset.test_labels == label).nonzero().flatten()[:number]
-    return dataset.normalize(dataset.test_images[rows]), dataset.test_labels[rows]
+def _by_class(
+    model: nn.Module,
+    network: Network,
+    dataset: Dataset,
+    labels: Tensor,
+    each: int,
+    mode: str,
+    instead: Mapping[str, Any],
+) -> list[list[float]]:
+    """Return how often "this class or another?" is answered right, clusters x classes."""
+    columns = [
+        cluster_ablation(
+            model,
+            images_of(dataset, label, each).tested_on,
+            is_right(label),
+            network,
+            labels,
+            mode,
+            **instead,
+        )
+        for label in range(dataset.num_classes)
+    ]
+    answers: list[list[float]] = torch.stack(columns, dim=1).tolist()
+    return answers
 
 
-def _shuffled(network: Network, labels: Tensor) -> Tensor:
+def shuffled(network: Network, labels: Tensor) -> Tensor:
     """Return random clusters of the same sizes in each space."""
     generator = np.random.default_rng(0)
-    shuffled = labels.clone()
+    drawn = labels.clone()
     for space in network.spaces.values():
         order = torch.from_numpy(generator.permutation(space.stop - space.start))
-        shuffled[space] = labels[space][order]
-    return shuffled
+        drawn[space] = labels[space][order]
+    return drawn

@@ -35,7 +35,7 @@ class ResNet8(nn.Module):
     """
 
     def __init__(
-        self, image_shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, width: int = 24
+        self, image_shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, width: int = 16
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(image_shape[0], width, 3, stride=2, padding=1, bias=False)

@@ -3,8 +3,8 @@
     python -m benchmarks.resnet.run --cifar10 imagefolder:PATH
 
 writes ``out/resnet/ARM/SEED.json`` and the trained network beside it as each is done, then
-``benchmarks/resnet/results/ARM.json`` of every arm that is complete. A trained network without a record is
-measured, not trained again.
+``benchmarks/resnet/results/ARM.json`` of the seeds that every arm there has. A trained network without a
+record is measured, not trained again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,20 @@ def main() -> None:
     if jobs:
         work = partial(_work, load_dataset(options.cifar10), options.out, options.threads)
         run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)
-    gather(options.out, RESULTS, ARMS, options.seeds)
+    gather_common(options.out, RESULTS)
+
+
+def gather_common(out: Path, results: Path) -> list[int]:
+    """Write the records of the seeds that all arms have, of those arms that have any.
+
+    Returns:
+        These seeds.
+    """
+    begun = [name for name in ARMS if any(record_of(out, name, seed).exists() for seed in SEEDS)]
+    seeds = [seed for seed in SEEDS if all(record_of(out, name, seed).exists() for name in begun)]
+    if seeds:
+        gather(out, results, begun, seeds)
+    return seeds
 
 
 def _work(dataset: Dataset, out: Path, threads: int, name: str, seed: int) -> dict[str, Any]:

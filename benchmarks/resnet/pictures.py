@@ -1,0 +1,125 @@
+"""The pictures of the page: clusterability layer by layer, and circuits class by class."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.findings.pictures import CLASSES
+from modfast.report.pictures.style import new_figure, save_figure
+from modfast.report.statistics import mean_interval
+
+from . import analysis
+from .arms import ARMS, CLUSTERS, CONVOLUTIONS, HEAD
+
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
+_COLOURS = {"plain": "#777777", "modular": "#0072B2", "convolutions": "#D55E00"}
+_MARKERS = {"plain": "o", "modular": "s", "convolutions": "^"}
+_LAYERS = (*sorted(CONVOLUTIONS), HEAD)
+
+
+def draw_layers(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
+    """Draw the clusterability of each layer: of the clusters trained for, and of those found afterwards.
+
+    Args:
+        path: the PNG file.
+        arms: what to draw.
+    """
+    figure = new_figure(3.9)
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = ("four blocks of channels, those of the loss", "four spectral clusters, found afterwards")
+    for axes, which, title in zip(panels, ("own", "found"), titles, strict=True):
+        for index, arm in enumerate(arms):
+            points = [_over_seeds(arm, layer, which) for layer in _LAYERS]
+            places = np.arange(len(_LAYERS)) + 0.2 * (index - (len(arms) - 1) / 2)
+            axes.errorbar(
+                places,
+                [middle for middle, _ in points],
+                yerr=[interval or 0.0 for _, interval in points],
+                fmt=_MARKERS[arm],
+                color=_COLOURS[arm],
+                markersize=5,
+                capsize=2,
+                label=ARMS[arm].title,
+            )
+        if which == "own":
+            axes.axhline(1 / CLUSTERS, color="black", linewidth=0.8, linestyle=":", label="chance")
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks(
+            range(len(_LAYERS)), [name.removesuffix(".0") for name in _LAYERS], rotation=35, ha="right"
+        )
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(0.0, 1.03)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("clusterability, with batch norm", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+    save_figure(figure, path)
+
+
+def _over_seeds(arm: str, layer: str, which: str) -> tuple[float, float | None]:
+    return mean_interval([record["layers"][layer]["with_norm"][which] for record in analysis.records(arm)])
+
+
+def draw_circuits(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
+    """Draw the size of each class's circuit, and how its channels are spread over the clusters.
+
+    Args:
+        path: the PNG file.
+        arms: what to draw; the clusters get a panel each.
+    """
+    figure = new_figure(3.9)
+    panels = figure.subplots(1, 1 + len(arms), width_ratios=[1.5, *[1.0] * len(arms)], sharey=True)
+    for index, arm in enumerate(arms):
+        for place in range(len(CLASSES)):
+            sizes = [
+                100 * record["circuits"]["own"]["by_class"][place]["size"] for record in analysis.records(arm)
+            ]
+            middle, interval = mean_interval(sizes)
+            panels[0].errorbar(
+                middle,
+                place + 0.2 * (index - (len(arms) - 1) / 2),
+                xerr=interval or 0.0,
+                fmt=_MARKERS[arm],
+                color=_COLOURS[arm],
+                markersize=5,
+                capsize=2,
+                label=ARMS[arm].title if place == 0 else None,
+            )
+    panels[0].set_xlabel("circuit, % of the network's channels", fontsize=9)
+    panels[0].set_xlim(0, 103)
+    panels[0].grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
+    panels[0].invert_yaxis()
+    for axes, arm in zip(panels[1:], arms, strict=True):
+        _draw_shares(axes, arm)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+    save_figure(figure, path)
+
+
+def _draw_shares(axes: Axes, arm: str) -> None:
+    """Draw the share of each class's circuit in each cluster, a mean over seeds, with the number."""
+    shares = mean_shares(arm)
+    axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.6 else "black"
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(CLUSTERS), [str(number + 1) for number in range(CLUSTERS)], fontsize=8)
+    axes.set_xlabel("cluster", fontsize=9)
+    axes.set_title(f"{ARMS[arm].title}\nchannels in each cluster, %".replace(": ", ":\n", 1), fontsize=8)
+
+
+def mean_shares(arm: str) -> np.ndarray:
+    """Return the share of each class's circuit in each of the loss's clusters, classes x clusters."""
+    tables = [
+        record["circuits"]["own"]["measures"]["clusters"]["own"]["shares"] for record in analysis.records(arm)
+    ]
+    shares = np.array(tables, dtype=float).mean(0)
+    if shares.shape != (len(CLASSES), CLUSTERS) or not math.isfinite(shares.sum()):
+        raise ValueError(f"{arm}: shares must be a table of classes and clusters, got {shares.shape}")
+    return shares
