@@ -17,6 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 
 Record = Mapping[str, Any]
 
+RULES = ("own", "same", "logit")
+"""How much loss a circuit may have, and of which answer; see `circuits.find_class_circuits`."""
+
 
 class Estimate(NamedTuple):
     """A mean over seeds, or over differences seed by seed.
@@ -160,18 +163,18 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
     "least_clusters": lambda record: min(each["effective_clusters"] for each in record["layers"].values()),
     **{
         f"{rule}:{name}": _of_circuits(rule, name)
-        for rule in ("own", "same")
+        for rule in RULES
         for name in ("size", "overlap", "random_overlap")
     },
     **{
         f"{rule}:{name}:{which}": _of_circuits(rule, "clusters", which, name)
-        for rule in ("own", "same")
+        for rule in RULES
         for which in ("own", "found")
         for name in ("inside", "random_inside", "information", "random_information")
     },
     **{
         f"{rule}:{name}": _by_class(rule, name)
-        for rule in ("own", "same")
+        for rule in RULES
         for name in ("loss_before", "loss_after", "held_out")
     },
     **{
@@ -180,6 +183,10 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
         for which in ("own", "random")
     },
     **{f"dependence:{which}": _of_clusters(which, "dependence", "mean") for which in ("own", "found")},
+    **{
+        f"accuracy_{mode}": lambda record, mode=mode: _average(record["clusters"]["own"][f"accuracy_{mode}"])
+        for mode in ("only", "without")
+    },
     "dependence:random": _of_clusters("own", "dependence", "random_mean"),
 }
 """By name. Means over layers, classes or pairs of classes come first, those over seeds afterwards."""

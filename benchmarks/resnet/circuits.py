@@ -100,10 +100,53 @@ def _for_right(output: Any, batch: Any, label: int) -> Tensor:
     return torch.where(targets == label, odds, -odds)
 
 
+def by_own_logit(logits: Tensor, targets: Tensor, label: int) -> tuple[Metric, Metric]:
+    """Return "this class or another?" answered by the class's own logit alone: log likelihood, and rightness.
+
+    The log odds of a class read the logits of all classes, so what computes any of them counts. These metrics
+    read one logit, on a scale and with a threshold that fit the whole network best (logistic regression).
+
+    Args:
+        logits: of the whole network.
+        targets: the classes of these images.
+        label: the class.
+    """
+    own, is_own = logits[:, label].double(), (targets == label).double()
+    scale, middle = own.std(), own.mean()
+    features = torch.stack([(own - middle) / scale, torch.ones_like(own)], dim=1)
+    weights = torch.zeros(2, dtype=torch.float64)
+    # Newton's steps; the small ridge keeps them finite where the classes can be told apart without error.
+    for _ in range(25):
+        likely = (features @ weights).sigmoid()
+        gradient = features.T @ (is_own - likely) - 1e-2 * weights
+        curvature = (features.T * (likely * (1 - likely))) @ features + 1e-2 * torch.eye(2).double()
+        weights = weights + torch.linalg.solve(curvature, gradient)
+    factor, shift = float(weights[0] / scale), float(weights[1] - weights[0] * middle / scale)
+
+    def for_right(output: Any, batch: Any) -> Tensor:
+        odds = factor * output[:, label] + shift
+        return torch.where(batch[1] == label, odds, -odds)
+
+    def likelihood(output: Any, batch: Any) -> Tensor:
+        return logsigmoid(for_right(output, batch))
+
+    def right(output: Any, batch: Any) -> Tensor:
+        return (for_right(output, batch) > 0).double()
+
+    return likelihood, right
+
+
+class Found(NamedTuple):
+    """A circuit, and how often it answers right for images that it was not chosen by."""
+
+    circuit: UnitCircuit
+    held_out: float
+
+
 def find_class_circuits(
     model: nn.Module, network: Network, dataset: Dataset, each: int
-) -> dict[str, list[UnitCircuit | None]]:
-    """Return a circuit for each class, by two rules of how much loss it may have.
+) -> dict[str, list[Found | None]]:
+    """Return a circuit for each class, by three rules.
 
     Args:
         model: the network.
@@ -114,36 +157,36 @@ def find_class_circuits(
     Returns:
         ``"own"``: circuits whose loss may be :data:`TOLERANCE` above their network's. ``"same"``: those whose
         loss may be :data:`ALLOWED`, whatever their network's is; None where that one's is higher.
+        ``"logit"``: as ``"own"``, of the answer by the class's own logit (:func:`by_own_logit`).
     """
-    found: dict[str, list[UnitCircuit | None]] = {"own": [], "same": []}
+    found: dict[str, list[Found | None]] = {"own": [], "same": [], "logit": []}
     instead: dict[str, Any] = {"ablation": "mean", "reference": reference_of(dataset)}
-    for label in range(dataset.num_classes):
-        images, metric = images_of(dataset, label, each).chosen_by, this_class(label)
-        scores = unit_scores(model, images, metric, network, steps=_STEPS, **instead)
-        instead_of = instead | {"scores": scores, "name": dataset.classes[label]}
-        first = find_unit_circuit(model, images, metric, network, tolerance=TOLERANCE, **instead_of)
-        found["own"].append(first)
-        more = ALLOWED[label] + first.metric_before
-        found["same"].append(
-            None
-            if more < 0
-            else find_unit_circuit(model, images, metric, network, tolerance=more, **instead_of)
+
+    def circuit(metric: Metric, right: Metric, scores: Tensor, tolerance: float) -> Found:
+        chosen = find_unit_circuit(
+            model, images.chosen_by, metric, network, tolerance=tolerance, scores=scores, **instead
         )
+        with torch.no_grad(), ablate_units(model, network, ~chosen.kept, **instead):
+            answers = right(model(images.tested_on[0]), images.tested_on)
+        return Found(chosen, float(answers.mean()))
+
+    for label in range(dataset.num_classes):
+        images = images_of(dataset, label, each)
+        by_odds = this_class(label), is_right(label)
+        scores = unit_scores(model, images.chosen_by, by_odds[0], network, steps=_STEPS, **instead)
+        found["own"].append(circuit(*by_odds, scores, TOLERANCE))
+        more = ALLOWED[label] + found["own"][-1].circuit.metric_before
+        found["same"].append(None if more < 0 else circuit(*by_odds, scores, more))
+        with torch.no_grad():
+            by_logit = by_own_logit(model(images.chosen_by[0]), images.chosen_by[1], label)
+        scores = unit_scores(model, images.chosen_by, by_logit[0], network, steps=_STEPS, **instead)
+        found["logit"].append(circuit(*by_logit, scores, TOLERANCE))
     return found
 
 
 def reference_of(dataset: Dataset) -> Tensor:
     """Return the training images whose mean takes the place of what is ablated."""
     return dataset.normalize(dataset.train_images[:: max(1, len(dataset.train_images) // REFERENCE)])
-
-
-def held_out(
-    model: nn.Module, network: Network, dataset: Dataset, circuit: UnitCircuit, label: int, each: int
-) -> float:
-    """Return how often a circuit answers "this class or another?" right, for images it was not chosen by."""
-    images = images_of(dataset, label, each).tested_on
-    with torch.no_grad(), ablate_units(model, network, ~circuit.kept, "mean", reference_of(dataset)):
-        return float(is_right(label)(model(images[0]), images).mean())
 
 
 def describe(circuits: Sequence[UnitCircuit], labels: dict[str, Tensor]) -> dict[str, Any]:

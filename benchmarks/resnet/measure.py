@@ -28,7 +28,7 @@ from modfast.machine import environment
 from modfast.report.circuits.summary import specialisation
 
 from .arms import CLUSTERS, CONVOLUTIONS, HEAD, channels
-from .circuits import describe, find_class_circuits, held_out, images_of, is_right, reference_of
+from .circuits import describe, find_class_circuits, images_of, is_right, reference_of
 
 EACH = 150
 """Test images of a class, and of others, that a circuit is chosen by; and as many that it is tested on."""
@@ -144,17 +144,14 @@ def _circuits(
     model: nn.Module, network: Network, dataset: Dataset, labels: Mapping[str, Tensor], each: int
 ) -> dict[str, Any]:
     described = {}
-    for rule, circuits in find_class_circuits(model, network, dataset, each).items():
-        known = [circuit for circuit in circuits if circuit is not None]
+    for rule, found in find_class_circuits(model, network, dataset, each).items():
+        known = [one.circuit for one in found if one is not None]
         described[rule] = {
             "by_class": [
-                None
-                if circuit is None
-                else _circuit(circuit) | {"held_out": held_out(model, network, dataset, circuit, label, each)}
-                for label, circuit in enumerate(circuits)
+                None if one is None else _circuit(one.circuit) | {"held_out": one.held_out} for one in found
             ],
             # Means over fewer classes would not be comparable.
-            "measures": describe(known, dict(labels)) if len(known) == len(circuits) else None,
+            "measures": describe(known, dict(labels)) if len(known) == len(found) else None,
         }
     return described
 

@@ -132,6 +132,24 @@ def test_a_network_that_knows_nothing_is_as_good_as_a_coin():
     assert circuits.is_right(2)(logits, batch).tolist() == [1, 1, 0, 0]
 
 
+def test_the_answer_by_its_own_logit_reads_no_other():
+    torch.manual_seed(0)
+    targets = torch.arange(400) % 10
+    logits = torch.randn(400, 10)
+    logits[:, 2] = 3 * (targets == 2) + torch.randn(400) - 5
+    likelihood, right = circuits.by_own_logit(logits, targets, 2)
+    batch = torch.zeros(400, 1), targets
+    others = logits.clone()
+    others[:, 3:] += 100
+    assert torch.equal(likelihood(logits, batch), likelihood(others, batch))
+    # It fits: another scale or threshold would do worse.
+    best = likelihood(logits, batch).mean()
+    assert best > -0.25
+    assert right(logits, batch).mean() > 0.9
+    for changed in (logits + 0.3, logits - 0.3, 1.2 * logits, 0.8 * logits):
+        assert likelihood(changed, batch).mean() < best
+
+
 def test_a_network_is_measured(model, few, monkeypatch):
     monkeypatch.setattr(circuits, "REFERENCE", 10)
     monkeypatch.setattr(circuits, "_DRAWS", 2)
