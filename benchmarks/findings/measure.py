@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def measure(
 
 
 def train_arm(
-    arm: Arm, seed: int, dataset: Dataset, device: str, threads: int | None
+    arm: Arm, seed: int, dataset: Dataset, device: str, threads: int | None, out: Path | None = None
 ) -> tuple[Run, dict[int, dict[str, Tensor]]]:
     """Train one network; return it, on the CPU, and its weights after the epochs that the arm names.
 
@@ -60,6 +61,8 @@ def train_arm(
         dataset: as for :func:`measure`.
         device: as for :func:`measure`.
         threads: as for :func:`measure`.
+        out: a folder for checkpoints, from which a training that was stopped goes on; None keeps none.
+            Weights after the epochs before that are not returned.
     """
     config = replace(arm.config, seed=seed, device=device, threads=threads)
     seed_generators(seed)
@@ -73,7 +76,9 @@ def train_arm(
 
     with arm.training(model):
         partitions = None if arm.partitions is None else arm.partitions(model, dataset)
-        run = train(model, dataset, config, partitions=partitions, on_epoch=keep)
+        run = train(
+            model, dataset, config, partitions=partitions, out=out, resume=out is not None, on_epoch=keep
+        )
     model.cpu()
     run.partitions = {name: each.to("cpu") for name, each in run.partitions.items()}
     return run, snapshots

@@ -81,16 +81,6 @@ def difference(arm: str, measure: str, against: str = "plain") -> Estimate | Non
     return Estimate(*paired_interval(*map(list, zip(*known, strict=True))), len(known))
 
 
-def within(arm: str, first: str, second: str) -> Estimate:
-    """Return the mean difference of two measures of the same networks."""
-    values = [
-        (own, other)
-        for record in records(arm)
-        if (own := MEASURES[first](record)) is not None and (other := MEASURES[second](record)) is not None
-    ]
-    return Estimate(*paired_interval(*map(list, zip(*values, strict=True))), len(values))
-
-
 # --- Measures: each a function of a record; None where a network has no such thing.
 
 

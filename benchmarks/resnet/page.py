@@ -22,7 +22,7 @@ from .analysis import Estimate
 from .arms import ARMS, EPOCHS, SEEDS, WEIGHT
 from .circuits import ALLOWED, TOLERANCE
 from .measure import ABLATED, EACH
-from .pictures import draw_circuits, draw_layers, mean_shares
+from .pictures import draw_circuits, draw_layers
 
 PAGE = Path(__file__).parents[2] / "docs" / "resnet.md"
 PICTURES = {
@@ -115,16 +115,15 @@ def page() -> str:
         channels=sum(analysis.records("plain")[0]["spaces"].values()) - 3 - len(CLASSES),
         has=lambda arm: arm in analysis.arms(),
         mean=_mean,
+        num=_number,
         diff=_difference,
         word=_word,
-        within=_within,
         table=_table,
         price=PRICE,
         found=FOUND,
         circuit_rows=circuit_rows,
         clusters=CLUSTERS,
         seeds_of_same=_seeds_of_same,
-        top=_top,
         hours=_hours,
     )
     # True minus signs before numbers, but not in names and commands.
@@ -138,17 +137,20 @@ def _mean(arm: str, measure: str, factor: float = 1.0, decimals: int = 2) -> str
     return _cell(analysis.mean(arm, measure), factor, decimals)
 
 
+def _number(arm: str, measure: str) -> float:
+    found = analysis.mean(arm, measure)
+    if found is None:
+        raise ValueError(f"no network of {arm} has {measure}")
+    return found.mean
+
+
 def _difference(arm: str, measure: str, factor: float = 1.0, decimals: int = 2) -> str:
     return _signed(analysis.difference(arm, measure), factor, decimals)
 
 
-def _within(arm: str, first: str, second: str, factor: float = 1.0, decimals: int = 2) -> str:
-    return _signed(analysis.within(arm, first, second), factor, decimals)
-
-
-def _word(arm: str, measure: str, more: str, less: str, undecided: str, second: str | None = None) -> str:
-    """Return the word that a difference to plain networks, or between two measures, deserves."""
-    found = analysis.difference(arm, measure) if second is None else analysis.within(arm, measure, second)
+def _word(arm: str, measure: str, more: str, less: str, undecided: str) -> str:
+    """Return the word that a difference to plain networks deserves."""
+    found = analysis.difference(arm, measure)
     return undecided if found is None else {1: more, -1: less, 0: undecided}[found.sign]
 
 
@@ -167,13 +169,6 @@ def _seeds_of_same(arm: str) -> int:
     """Return at how many seeds both networks may have the loss that is allowed to all, in every class."""
     found = analysis.difference(arm, "same:size")
     return 0 if found is None else found.seeds
-
-
-def _top(arm: str) -> str:
-    """Return the largest share of a class's circuit in a cluster, a mean over seeds, in words."""
-    shares = mean_shares(arm)
-    label, cluster = divmod(int(shares.argmax()), shares.shape[1])
-    return f"{100 * shares[label, cluster]:.0f} % of the circuit of {CLASSES[label]} in cluster {cluster + 1}"
 
 
 # --- Tables.

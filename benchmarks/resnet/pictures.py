@@ -66,40 +66,46 @@ def _over_seeds(arm: str, layer: str, which: str) -> tuple[float, float | None]:
 
 
 def draw_circuits(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
-    """Draw the size of each class's circuit, and how its channels are spread over the clusters.
+    """Draw the size of each class's circuit by two rules, and the clusters that it is in by the second.
 
     Args:
         path: the PNG file.
         arms: what to draw; the clusters get a panel each.
     """
     figure = new_figure(3.9)
-    panels = figure.subplots(1, 1 + len(arms), width_ratios=[1.5, *[1.0] * len(arms)], sharey=True)
-    for index, arm in enumerate(arms):
-        for place in range(len(CLASSES)):
-            sizes = [
-                100 * record["circuits"]["own"]["by_class"][place]["size"] for record in analysis.records(arm)
-            ]
-            middle, interval = mean_interval(sizes)
-            panels[0].errorbar(
-                middle,
-                place + 0.2 * (index - (len(arms) - 1) / 2),
-                xerr=interval or 0.0,
-                fmt=_MARKERS[arm],
-                color=_COLOURS[arm],
-                markersize=5,
-                capsize=2,
-                label=ARMS[arm].title if place == 0 else None,
-            )
-    panels[0].set_xlabel("circuit, % of the network's channels", fontsize=9)
-    panels[0].set_xlim(0, 103)
-    panels[0].grid(axis="x", alpha=0.3)
+    panels = figure.subplots(1, 2 + len(arms), width_ratios=[1.3, 1.3, *[1.0] * len(arms)], sharey=True)
+    titles = {"own": "by log odds", "logit": "by the class's own logit"}
+    for axes, (rule, title) in zip(panels, titles.items(), strict=False):
+        for index, arm in enumerate(arms):
+            _draw_sizes(axes, arm, rule, 0.2 * (index - (len(arms) - 1) / 2))
+        axes.set_title(f"circuits\n{title}", fontsize=8)
+        axes.set_xlabel("channels kept, %", fontsize=9)
+        axes.set_xlim(0, 105)
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
     panels[0].invert_yaxis()
-    for axes, arm in zip(panels[1:], arms, strict=True):
+    for axes, arm in zip(panels[2:], arms, strict=True):
         _draw_shares(axes, arm)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
     save_figure(figure, path)
+
+
+def _draw_sizes(axes: Axes, arm: str, rule: str, shift: float) -> None:
+    for place in range(len(CLASSES)):
+        circuits = [record["circuits"][rule]["by_class"][place] for record in analysis.records(arm)]
+        middle, interval = mean_interval([100 * circuit["size"] for circuit in circuits])
+        axes.errorbar(
+            middle,
+            place + shift,
+            xerr=interval or 0.0,
+            fmt=_MARKERS[arm],
+            color=_COLOURS[arm],
+            markersize=5,
+            capsize=2,
+            label=ARMS[arm].title if place == 0 else None,
+        )
 
 
 def _draw_shares(axes: Axes, arm: str) -> None:
@@ -111,13 +117,14 @@ def _draw_shares(axes: Axes, arm: str) -> None:
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(CLUSTERS), [str(number + 1) for number in range(CLUSTERS)], fontsize=8)
     axes.set_xlabel("cluster", fontsize=9)
-    axes.set_title(f"{ARMS[arm].title}\nchannels in each cluster, %".replace(": ", ":\n", 1), fontsize=8)
+    axes.set_title(f"{arm}, by own logit:\nshare in each cluster, %", fontsize=8)
 
 
 def mean_shares(arm: str) -> np.ndarray:
     """Return the share of each class's circuit in each of the loss's clusters, classes x clusters."""
     tables = [
-        record["circuits"]["own"]["measures"]["clusters"]["own"]["shares"] for record in analysis.records(arm)
+        record["circuits"]["logit"]["measures"]["clusters"]["own"]["shares"]
+        for record in analysis.records(arm)
     ]
     shares = np.array(tables, dtype=float).mean(0)
     if shares.shape != (len(CLASSES), CLUSTERS) or not math.isfinite(shares.sum()):

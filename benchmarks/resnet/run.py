@@ -2,28 +2,23 @@
 
     python -m benchmarks.resnet.run --cifar10 imagefolder:PATH
 
-writes ``out/resnet/ARM/SEED.json`` and the trained network beside it as each is done, then
-``benchmarks/resnet/results/ARM.json`` of the seeds that every arm there has. A trained network without a
-record is measured, not trained again.
+writes a checkpoint into ``out/resnet/ARM/SEED`` after each epoch and ``out/resnet/ARM/SEED.json`` as each
+network is measured, then ``benchmarks/resnet/results/ARM.json`` of the seeds that every arm there has.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.common.campaign import add_options, gather, record_of, rounded, run_jobs, unfinished
-from benchmarks.findings.arms import Arm
 from benchmarks.findings.measure import train_arm
 from modfast.data import load_dataset
 from modfast.data.dataset import Dataset
-from modfast.files import atomic_write
-from modfast.models import build_model
 
 from .arms import ARMS, SEEDS
 from .measure import measure
@@ -59,26 +54,12 @@ def gather_common(out: Path, results: Path) -> list[int]:
 
 
 def _work(dataset: Dataset, out: Path, threads: int, name: str, seed: int) -> dict[str, Any]:
-    arm, path = ARMS[name], record_of(out, name, seed).with_suffix(".pt")
-    if not path.exists():
-        _train(arm, seed, dataset, path, threads)
-    trained = torch.load(path, weights_only=True)
-    model = build_model(arm.model, dataset.image_shape, dataset.num_classes)
-    model.load_state_dict(trained["model"])
+    arm, folder = ARMS[name], record_of(out, name, seed).with_suffix("")
+    run, _ = train_arm(arm, seed, dataset, "cpu", threads, folder)
     began = time.perf_counter()
-    record = measure(arm, seed, model, trained["history"], dataset)
-    seconds = {"training": trained["seconds"], "measuring": time.perf_counter() - began}
-    return rounded(record | {"seconds": seconds})
-
-
-def _train(arm: Arm, seed: int, dataset: Dataset, path: Path, threads: int) -> None:
-    """Train a network, and write its weights, its history, and the seconds that it took."""
-    began = time.perf_counter()
-    run, _ = train_arm(arm, seed, dataset, "cpu", threads)
-    seconds = time.perf_counter() - began
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        torch.save({"model": run.model.state_dict(), "history": run.history, "seconds": seconds}, temporary)
+    record = measure(arm, seed, run.model, run.history, dataset)
+    training = math.fsum(epoch["seconds"] for epoch in run.history)
+    return rounded(record | {"seconds": {"training": training, "measuring": time.perf_counter() - began}})
 
 
 if __name__ == "__main__":

@@ -29,27 +29,34 @@ def rate_at(step: int, steps: int, peak: float, rising: float = 0.2) -> float:
 
 @contextmanager
 def one_cycle(_: nn.Module, steps: int, peak: float) -> Iterator[None]:
-    """Set the learning rate of each step that an optimiser takes inside.
+    """Set the learning rate of each step that Adam takes inside.
+
+    The optimiser counts its steps itself, so a training that was stopped goes on where it was.
 
     Args:
-        steps: how many there will be.
+        steps: how many the whole training has.
         peak: as for :func:`rate_at`.
 
     Raises:
-        RuntimeError: there were more or fewer steps, so that the rate did not end at 0.
+        RuntimeError: steps were taken, but more or fewer, so that the rate did not end at 0.
     """
-    taken = 0
+    last = steps
 
     def set_rate(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        nonlocal taken
-        taken += 1
+        nonlocal last
+        last = _taken(optimizer) + 1
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(min(taken, steps), steps, peak)
+            group["lr"] = rate_at(min(last, steps), steps, peak)
 
     handle = register_optimizer_step_pre_hook(set_rate)
     try:
         yield
     finally:
         handle.remove()
-    if taken != steps:
-        raise RuntimeError(f"steps must be the number of steps that are taken, {taken}, got {steps}")
+    if last != steps:
+        raise RuntimeError(f"steps must be the number of steps that are taken, {last}, got {steps}")
+
+
+def _taken(optimizer: torch.optim.Optimizer) -> int:
+    """Return how many steps Adam has taken; it keeps their number for each parameter."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)

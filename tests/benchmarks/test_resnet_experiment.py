@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from benchmarks.common.campaign import record_of
+from benchmarks.findings.arms import Arm
+from benchmarks.findings.measure import train_arm
 from benchmarks.resnet import circuits
 from benchmarks.resnet.arms import ARMS, CLUSTERS, CONVOLUTIONS, HEAD, SEEDS, channels, shared_blocks
 from benchmarks.resnet.measure import measure, with_norm
@@ -14,7 +16,9 @@ from benchmarks.resnet.model import STEM, ResNet8
 from benchmarks.resnet.run import gather_common
 from benchmarks.resnet.schedule import one_cycle, rate_at
 from modfast import EnmeshmentLoss
+from modfast.data import load_dataset
 from modfast.data.dataset import Dataset
+from modfast.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +78,62 @@ def test_the_learning_rate_rises_then_falls_to_nothing():
     assert 0 < rates[-1] < 1e-5
 
 
-def test_each_step_has_the_rate_of_the_schedule():
+def _adam(state=None):
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer, rates = torch.optim.SGD([weight], lr=7.0), []
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.Adam([weight], lr=7.0)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    return optimizer
+
+
+def _rates(optimizer, steps):
+    rates = []
+    for _ in range(steps):
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_each_step_has_the_rate_of_the_schedule():
+    expected = [rate_at(step, 5, 0.1) for step in range(1, 6)]
+    optimizer = _adam()
     with one_cycle(torch.nn.Identity(), 5, 0.1):
-        for _ in range(5):
-            weight.grad = torch.ones(1)
-            before = weight.item()
-            optimizer.step()
-            rates.append(before - weight.item())
-    assert rates == pytest.approx([rate_at(step, 5, 0.1) for step in range(1, 6)], rel=1e-4)
+        assert _rates(optimizer, 5) == expected
     optimizer.param_groups[0]["lr"] = 7.0
-    optimizer.step()
-    assert optimizer.param_groups[0]["lr"] == 7.0
+    assert _rates(optimizer, 1) == [7.0]
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_rate_where_it_was():
+    expected = [rate_at(step, 5, 0.1) for step in range(1, 6)]
+    first = _adam()
+
+    def stopped():
+        with one_cycle(torch.nn.Identity(), 5, 0.1):
+            assert _rates(first, 2) == expected[:2]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    with one_cycle(torch.nn.Identity(), 5, 0.1):
+        assert _rates(_adam(first.state_dict()), 3) == expected[2:]
 
 
 def test_a_training_of_another_length_is_refused():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    with (
-        pytest.raises(RuntimeError, match="number of steps that are taken, 1, got 2"),
-        one_cycle(None, 2, 0.1),
-    ):
+    optimizer, too_few = _adam(), one_cycle(torch.nn.Identity(), 2, 0.1)
+    with pytest.raises(RuntimeError, match="steps that are taken, 1, got 2"), too_few:
         optimizer.step()
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    digits = load_dataset("digits")
+    arm = Arm("", "", TrainConfig(epochs=2, batch_size=256, layers=("fc2",)), model="mlp")
+    trained, _ = train_arm(arm, 42, digits, "cpu", 1, tmp_path / "run")
+    again, _ = train_arm(arm, 42, digits, "cpu", 1, tmp_path / "run")
+    # The seconds of an epoch would differ if it had been repeated.
+    assert again.history == trained.history
+    for own, other in zip(again.model.parameters(), trained.model.parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 def test_a_weight_with_its_norm_computes_what_both_do(model, network):
