@@ -61,15 +61,14 @@ def circuit_rows(rule: str) -> tuple[Row, ...]:
         ("in the cluster with most of it, %", f"{rule}:inside:own", 100.0, 1),
         ("… of random circuits", f"{rule}:random_inside:own", 100.0, 1),
         ("in the found cluster with most of it, %", f"{rule}:inside:found", 100.0, 1),
-        ("… of random circuits", f"{rule}:random_inside:found", 100.0, 1),
-        ("cluster and class, bits", f"{rule}:information:own", 1.0, 3),
-        ("… of random circuits", f"{rule}:random_information:own", 1.0, 3),
+        ("… of random circuits of these sizes", f"{rule}:random_inside:found", 100.0, 1),
         ("loss of the network, nats", f"{rule}:loss_before", 1.0, 3),
         ("loss of the circuit, nats", f"{rule}:loss_after", 1.0, 3),
         ("right on other images, %", f"{rule}:held_out", 100.0, 1),
     )
 
 
+SAME: tuple[Row, ...] = tuple(row for row in circuit_rows("same") if "found" not in row[1])
 CLUSTERS: tuple[Row, ...] = (
     ("accuracy with one cluster alone, %", "accuracy_only", 100.0, 1),
     ("accuracy without one cluster, %", "accuracy_without", 100.0, 1),
@@ -122,6 +121,7 @@ def page() -> str:
         price=PRICE,
         found=FOUND,
         circuit_rows=circuit_rows,
+        same=SAME,
         clusters=CLUSTERS,
         seeds_of_same=_seeds_of_same,
         hours=_hours,
