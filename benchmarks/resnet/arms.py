@@ -22,7 +22,7 @@ SEEDS = tuple(range(42, 52))
 CLUSTERS = 4
 EPOCHS = 4
 WEIGHT = 3.0
-"""The weight of the loss, chosen on the seed 1."""
+"""The weight of the loss: the first that was tried, with the seed 1."""
 
 _BATCH, _PEAK, _IMAGES = 128, 0.005, 50_000
 HEAD = "head"

@@ -31,7 +31,7 @@ TOLERANCE = 0.1
 ALLOWED = (0.40, 0.30, 0.55, 0.60, 0.50, 0.50, 0.40, 0.40, 0.30, 0.35)
 """The loss that circuits of all networks may have, by class, in nats; a coin's is 0.693.
 
-Some 0.2 above that of a plain network of the seed 1.
+Some 0.2 above that of a plain network of 24 channels, trained for 8 epochs with the seed 1.
 """
 
 REFERENCE = 100
