@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from modfast.report.statistics import mean_interval, paired_interval
 
-from .arms import ARMS, SEEDS
+from .arms import ARMS, CLUSTERS, SEEDS
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -129,6 +130,30 @@ def _of_clusters(which: str, *path: str) -> Callable[[Record], float | None]:
     return measure
 
 
+def cluster_of(label: int, classes: int) -> int:
+    """Return the cluster of a class among the blocks of the last layer's rows, sized as tensor_split does."""
+    more, least = classes % CLUSTERS, classes // CLUSTERS
+    ends = accumulate(least + (cluster < more) for cluster in range(CLUSTERS))
+    return next(cluster for cluster, end in enumerate(ends) if label < end)
+
+
+def _by_own_cluster(mode: str, own: bool) -> Callable[[Record], float]:
+    """Return how often a class is told from others with its own cluster off (or alone), or another one."""
+
+    def measure(record: Record) -> float:
+        answers = record["clusters"]["own"][mode]
+        return _average(
+            [
+                share
+                for cluster, row in enumerate(answers)
+                for label, share in enumerate(row)
+                if (cluster_of(label, len(row)) == cluster) == own
+            ]
+        )
+
+    return measure
+
+
 def _balance(record: Record) -> float:
     """Return how many equal clusters would be as even as those found afterwards."""
     sizes = [size for size in record["found_sizes"] if size]
@@ -140,8 +165,10 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
     "test_loss": lambda record: record["history"][-1]["test_cross_entropy"],
     "clusterability": _of_layers("clusterability", "own"),
     "with_norm": _of_layers("with_norm", "own"),
+    "crossing": lambda record: 1 - _of_layers("with_norm", "own")(record),
     "found": _of_layers("clusterability", "found"),
     "found_with_norm": _of_layers("with_norm", "found"),
+    "after_first_epoch": lambda record: 1 - record["history"][0]["enmeshment"],
     "chance": _of_layers("chance"),
     "balance": _balance,
     "largest": lambda record: max(record["found_sizes"]) / sum(record["found_sizes"]),
@@ -176,6 +203,11 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
     **{
         f"accuracy_{mode}": lambda record, mode=mode: _average(record["clusters"]["own"][f"accuracy_{mode}"])
         for mode in ("only", "without")
+    },
+    **{
+        f"{mode}:{whose}": _by_own_cluster(mode, whose == "own_cluster")
+        for mode in ("only", "without")
+        for whose in ("own_cluster", "other_cluster")
     },
     "dependence:random": _of_clusters("own", "dependence", "random_mean"),
 }

