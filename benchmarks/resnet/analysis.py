@@ -168,6 +168,7 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
     "crossing": lambda record: 1 - _of_layers("with_norm", "own")(record),
     "found": _of_layers("clusterability", "found"),
     "found_with_norm": _of_layers("with_norm", "found"),
+    "found_least": lambda record: min(each["with_norm"]["found"] for each in record["layers"].values()),
     "after_first_epoch": lambda record: 1 - record["history"][0]["enmeshment"],
     "chance": _of_layers("chance"),
     "balance": _balance,

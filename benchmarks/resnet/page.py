@@ -47,6 +47,7 @@ PRICE: tuple[Row, ...] = (
 FOUND: tuple[Row, ...] = (
     ("clusterability", "found", 1.0, 3),
     ("the same, with batch norm", "found_with_norm", 1.0, 3),
+    ("… of the layer that is cut most", "found_least", 1.0, 3),
     ("as many equal clusters", "balance", 1.0, 2),
     ("units in the largest, %", "largest", 100.0, 0),
 )

@@ -53,7 +53,7 @@ def draw_layers(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
             range(len(_LAYERS)), [name.removesuffix(".0") for name in _LAYERS], rotation=35, ha="right"
         )
         axes.tick_params(labelsize=8)
-        axes.set_ylim(0.0, 1.03)
+        axes.set_ylim(-0.03, 1.03)
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("clusterability, with batch norm", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
