@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -131,7 +132,7 @@ def page() -> str:
         same=SAME,
         clusters=CLUSTERS,
         seeds_of_same=_seeds_of_same,
-        hours=_hours,
+        each_takes=_each_takes,
     )
     # True minus signs before numbers, but not in names and commands.
     return re.sub(r"(?<![\w`\-./])-(?=\d)", MINUS, text)
@@ -198,9 +199,10 @@ def _table(rows: Sequence[Row]) -> str:
     return as_markdown(headings, lines)
 
 
-def _hours(what: str) -> str:
+def _each_takes(what: str) -> str:
+    """Return the median of a network's seconds: one whose training was stopped counts from its last start."""
     spent = [record["seconds"][what] for arm in analysis.arms() for record in analysis.records(arm)]
-    return f"{math.fsum(spent) / 3600:.1f}"
+    return f"{median(spent):.0f}"
 
 
 if __name__ == "__main__":
