@@ -23,12 +23,12 @@ from .analysis import Estimate
 from .arms import ARMS, EPOCHS, LIGHT, SEEDS, WEIGHT
 from .circuits import ALLOWED, TOLERANCE
 from .measure import ABLATED, EACH
-from .pictures import draw_circuits, draw_layers
+from .pictures import draw_classes, draw_layers
 
 PAGE = Path(__file__).parents[2] / "docs" / "resnet.md"
 PICTURES = {
     "resnet-layers.png": lambda path: draw_layers(path, analysis.arms()),
-    "resnet-circuits.png": lambda path: draw_circuits(path, analysis.arms()),
+    "resnet-classes.png": lambda path: draw_classes(path, analysis.arms()),
 }
 
 Row = tuple[str, str, float, int]

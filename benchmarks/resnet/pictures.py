@@ -1,17 +1,17 @@
-"""The pictures of the page: clusterability layer by layer, and circuits class by class."""
+"""The pictures of the page: clusterability layer by layer, circuits and clusters class by class."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from benchmarks.findings.pictures import CLASSES
 from modfast.report.pictures.style import new_figure, save_figure
-from modfast.report.statistics import mean_interval
 
 from . import analysis
 from .arms import ARMS, CLUSTERS, CONVOLUTIONS, HEAD
@@ -34,39 +34,25 @@ def draw_layers(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
     titles = ("four blocks of channels, those of the loss", "four spectral clusters, found afterwards")
     for axes, which, title in zip(panels, ("own", "found"), titles, strict=True):
         for index, arm in enumerate(arms):
-            points = [_over_seeds(arm, layer, which) for layer in _LAYERS]
-            places = np.arange(len(_LAYERS)) + 0.2 * (index - (len(arms) - 1) / 2)
-            axes.errorbar(
-                places,
-                [middle for middle, _ in points],
-                yerr=[interval or 0.0 for _, interval in points],
-                fmt=_MARKERS[arm],
-                color=_COLOURS[arm],
-                markersize=5,
-                capsize=2,
-                label=ARMS[arm].title,
-            )
+            for layer, name in enumerate(_LAYERS):
+                values = [record["layers"][name]["with_norm"][which] for record in analysis.records(arm)]
+                places = np.full(len(values), layer + _shift(index, arms))
+                _draw_seeds(axes, arm, places, np.array(values), first=layer == 0)
         if which == "own":
             axes.axhline(1 / CLUSTERS, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_title(title, fontsize=9)
-        axes.set_xticks(
-            range(len(_LAYERS)), [name.removesuffix(".0") for name in _LAYERS], rotation=35, ha="right"
-        )
+        names = [name.removesuffix(".0") for name in _LAYERS]
+        axes.set_xticks(range(len(_LAYERS)), names, rotation=35, ha="right")
         axes.tick_params(labelsize=8)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("clusterability, with batch norm", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+    _legend(figure, panels[0])
     save_figure(figure, path)
 
 
-def _over_seeds(arm: str, layer: str, which: str) -> tuple[float, float | None]:
-    return mean_interval([record["layers"][layer]["with_norm"][which] for record in analysis.records(arm)])
-
-
-def draw_circuits(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
-    """Draw the size of each class's circuit by two rules, and the clusters that it is in by the second.
+def draw_classes(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
+    """Draw the size of each class's circuit by two rules, and what is left of a class without each cluster.
 
     Args:
         path: the PNG file.
@@ -77,7 +63,11 @@ def draw_circuits(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
     titles = {"own": "by log odds", "logit": "by the class's own logit"}
     for axes, (rule, title) in zip(panels, titles.items(), strict=False):
         for index, arm in enumerate(arms):
-            _draw_sizes(axes, arm, rule, 0.2 * (index - (len(arms) - 1) / 2))
+            for place in range(len(CLASSES)):
+                circuits = [record["circuits"][rule]["by_class"][place] for record in analysis.records(arm)]
+                sizes = np.array([100 * circuit["size"] for circuit in circuits])
+                places = np.full(len(sizes), place + _shift(index, arms))
+                _draw_seeds(axes, arm, sizes, places, first=place == 0)
         axes.set_title(f"circuits\n{title}", fontsize=8)
         axes.set_xlabel("channels kept, %", fontsize=9)
         axes.set_xlim(0, 105)
@@ -86,47 +76,46 @@ def draw_circuits(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
     panels[0].set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
     panels[0].invert_yaxis()
     for axes, arm in zip(panels[2:], arms, strict=True):
-        _draw_shares(axes, arm)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+        _draw_without(axes, arm)
+    _legend(figure, panels[0])
     save_figure(figure, path)
 
 
-def _draw_sizes(axes: Axes, arm: str, rule: str, shift: float) -> None:
-    for place in range(len(CLASSES)):
-        circuits = [record["circuits"][rule]["by_class"][place] for record in analysis.records(arm)]
-        middle, interval = mean_interval([100 * circuit["size"] for circuit in circuits])
-        axes.errorbar(
-            middle,
-            place + shift,
-            xerr=interval or 0.0,
-            fmt=_MARKERS[arm],
-            color=_COLOURS[arm],
-            markersize=5,
-            capsize=2,
-            label=ARMS[arm].title if place == 0 else None,
-        )
+def _shift(index: int, arms: Sequence[str]) -> float:
+    return 0.24 * (index - (len(arms) - 1) / 2)
 
 
-def _draw_shares(axes: Axes, arm: str) -> None:
-    """Draw the share of each class's circuit in each cluster, a mean over seeds, with the number."""
-    shares = mean_shares(arm)
-    axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        colour = "white" if share > 0.6 else "black"
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+def _draw_seeds(axes: Axes, arm: str, across: np.ndarray, up: np.ndarray, *, first: bool) -> None:
+    """Draw each seed as a faint point, and their mean."""
+    axes.scatter(across, up, s=7, color=_COLOURS[arm], alpha=0.45, linewidths=0)
+    axes.plot(
+        across.mean(),
+        up.mean(),
+        _MARKERS[arm],
+        color=_COLOURS[arm],
+        markerfacecolor="none",
+        markersize=5.5,
+        linestyle="none",
+        label=f"{ARMS[arm].title} (mean; points are seeds)" if first else None,
+    )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8)
+
+
+def _draw_without(axes: Axes, arm: str) -> None:
+    """Draw how often a class is told from others without each cluster, a mean over seeds, with the number."""
+    tables = [record["clusters"]["own"]["without"] for record in analysis.records(arm)]
+    answers = np.array(tables, dtype=float).mean(0).T
+    axes.imshow(answers, vmin=0.5, vmax=1.0, cmap="Blues", aspect="auto")
+    for (label, cluster), share in np.ndenumerate(answers):
+        colour = "white" if share > 0.8 else "black"
+        axes.text(cluster, label, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    for label in range(len(CLASSES)):
+        corner = analysis.cluster_of(label, len(CLASSES)) - 0.47, label - 0.45
+        axes.add_patch(Rectangle(corner, 0.94, 0.9, fill=False, edgecolor="#D55E00", linewidth=1.4))
     axes.set_xticks(range(CLUSTERS), [str(number + 1) for number in range(CLUSTERS)], fontsize=8)
-    axes.set_xlabel("cluster", fontsize=9)
-    axes.set_title(f"{arm}, by own logit:\nshare in each cluster, %", fontsize=8)
-
-
-def mean_shares(arm: str) -> np.ndarray:
-    """Return the share of each class's circuit in each of the loss's clusters, classes x clusters."""
-    tables = [
-        record["circuits"]["logit"]["measures"]["clusters"]["own"]["shares"]
-        for record in analysis.records(arm)
-    ]
-    shares = np.array(tables, dtype=float).mean(0)
-    if shares.shape != (len(CLASSES), CLUSTERS) or not math.isfinite(shares.sum()):
-        raise ValueError(f"{arm}: shares must be a table of classes and clusters, got {shares.shape}")
-    return shares
+    axes.set_xlabel("cluster that is off", fontsize=9)
+    axes.set_title(f"{arm}: told from others, %\n(frame: the class's cluster)", fontsize=8)
