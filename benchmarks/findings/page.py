@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.common.pages import as_markdown, put_into_page, true_minus
+from benchmarks.rivals import analysis as rivals
+from benchmarks.rivals.recipe import RECIPE
 from modfast.files import atomic_write
 from modfast.report.numbers import NOTHING
 
@@ -29,7 +31,7 @@ PICTURES = {
     "findings-classes.png": lambda path: draw_by_class(path, RECOMMENDED),
 }
 RECOMMENDED = "blocks-20"
-"""The arm that `modfast reproduce` trains by default."""
+"""The arm that the page speaks of first: the published layer and weight."""
 
 CLAIMED = (RECOMMENDED, "spectral-20", "blocks-20-all", "mnist-blocks-20")
 """The arms that the claims of the papers are judged by: those with as many epochs as their plain partner."""
@@ -106,6 +108,7 @@ def _render(template: str) -> str:
         machines=_machines,
         verdict=lambda arm, group, name: _verdict(claims, arm, group, name),
         shown_arms=shown_arms,
+        recipe=_recipe,
     )
     return true_minus(text)
 
@@ -143,6 +146,21 @@ def _verdict(claims: Sequence[analysis.Claim], arm: str, group: str, name: str) 
 def _pairs_within(arm: str) -> int:
     """Return for how many seeds both networks may have the loss that is allowed to all."""
     return len(analysis.within_allowed(arm))
+
+
+def _recipe(what: str) -> Any:
+    """Return the relative size and overlap of the recipe's circuits and the seeds; or its accuracy."""
+    accuracy, *_ = compared = [
+        rivals.compare(RECIPE, rivals.of(group, name))
+        for group, name in (("model", "accuracy"), (what, "size"), (what, "overlap"))
+    ]
+    assert accuracy is not None
+    if what == "accuracy":
+        return _signed(accuracy.difference, accuracy.interval, 100.0, 1)
+    shares = [
+        NOTHING if found is None else f"{100 * (rivals.relative(found) - 1):+.0f}" for found in compared[1:]
+    ]
+    return [*shares, accuracy.seeds]
 
 
 # --- Tables.

@@ -148,8 +148,11 @@ def relative(comparison: Comparison) -> float:
     return comparison.own / comparison.other
 
 
-def meets_goal(arm: str, criterion: str = "loss") -> bool:
-    """Whether circuits are half as large and overlap half as much, at an accuracy within half a point."""
+def meets_goal(arm: str, criterion: str = "loss", *, price: bool = True) -> bool:
+    """Whether circuits are half as large and overlap half as much, at an accuracy within half a point.
+
+    Without ``price`` the accuracy does not count.
+    """
     size, overlap = (compare(arm, of(criterion, name)) for name in ("size", "overlap"))
     accuracy = compare(arm, of("model", "accuracy"))
     if size is None or overlap is None or accuracy is None:
@@ -157,5 +160,5 @@ def meets_goal(arm: str, criterion: str = "loss") -> bool:
     return (
         relative(size) <= GOAL.size
         and relative(overlap) <= GOAL.overlap
-        and accuracy.difference >= GOAL.accuracy
+        and (not price or accuracy.difference >= GOAL.accuracy)
     )

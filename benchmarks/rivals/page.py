@@ -19,12 +19,10 @@ from .analysis import Value, live, of
 from .arms import ARMS
 from .cost import COSTS, read_costs
 from .pictures import draw_rivals
+from .recipe import RECIPE
 
 PAGE = Path(__file__).parents[2] / "docs" / "rivals.md"
 PICTURE = "rivals.png"
-RECIPE = "last-two-five"
-"""The arm that ``modfast reproduce`` trains by default."""
-
 # Heading, value, factor, decimals.
 _Column = tuple[str, Value, float, int]
 
@@ -58,6 +56,8 @@ def page() -> str:
         recipe=RECIPE,
         seeds={name: len(analysis.records(name)) for name in shown()},
         reaching=[name for name in rivals if analysis.meets_goal(name)],
+        equal=_equal,
+        met=lambda arm: all(analysis.meets_goal(arm, each, price=False) for each in ("loss", "balanced")),
         reaching_balanced=[name for name in rivals if analysis.meets_goal(name, "balanced")],
         titles=_titles,
         cell=_cell,
@@ -144,6 +144,12 @@ def _verdict(arm: str, value: Value, other: str = analysis.PLAIN) -> str:
     if compared is None or abs(compared.difference) <= compared.interval:
         return "undecided"
     return "higher" if compared.difference > 0 else "lower"
+
+
+def _equal(arm: str, name: str) -> str:
+    """Return the share that is left at equal test loss, in percent."""
+    compared = analysis.at_equal_loss(arm, name)
+    return NOTHING if compared is None else f"{100 * analysis.relative(compared):.0f}"
 
 
 def _collapse_table(arms: Sequence[str]) -> str:

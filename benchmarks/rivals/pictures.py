@@ -12,13 +12,13 @@ from .arms import ARMS
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; a marker for each family of arms.
 _FAMILIES = (
-    ("plain", "#000000", "*", ("plain",)),
-    ("enmeshment", "#0072B2", "o", ("blocks", "spectral", "shared")),
-    ("hard blocks", "#56B4E9", "D", ("hard", "hard-shared")),
-    ("few weights", "#D55E00", "s", ("l1", "keep-30", "keep-10", "keep-3")),
-    ("other losses", "#009E73", "^", ("eigenvalues", "distance")),
+    ("#000000", "*", ("plain",)),
+    ("#CC79A7", "P", ("shared-keep-30",)),  # enmeshment and few weights
+    ("#56B4E9", "D", ("hard", "hard-last-two", "hard-shared")),
+    ("#D55E00", "s", ("l1", "keep-30", "keep-10", "keep-3")),
+    ("#009E73", "^", ("eigenvalues", "distance")),
 )
-_BOTH = ("enmeshment and few weights", "#CC79A7", "P")
+_ENMESHMENT = ("#0072B2", "o")
 
 
 def draw_rivals(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def draw_rivals(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
             row, (("size", "size, % of weights"), ("overlap", "overlap of two, %")), strict=True
         ):
             for number, arm in enumerate(arms, start=1):
-                _, colour, marker = _family(arm)
+                colour, marker = _family(arm)
                 middle, interval = analysis.mean_of(arm, analysis.of(criterion, name))
                 height, spread = accuracy[arm]
                 axes.errorbar(
@@ -70,8 +70,8 @@ def draw_rivals(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
     save_figure(figure, path)
 
 
-def _family(arm: str) -> tuple[str, str, str]:
-    for name, colour, marker, members in _FAMILIES:
+def _family(arm: str) -> tuple[str, str]:
+    for colour, marker, members in _FAMILIES:
         if arm in members:
-            return name, colour, marker
-    return _BOTH
+            return colour, marker
+    return _ENMESHMENT

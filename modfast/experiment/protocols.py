@@ -93,8 +93,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "recommended",
-            "weight 20 on fc2, contiguous blocks, 10 epochs, as many as of the plain network",
-            TrainConfig(enmeshment_weight=20.0, epochs=10),
+            "weight 20 on fc2 and fc3, contiguous blocks that both share, 10 epochs like the plain network",
+            TrainConfig(enmeshment_weight=20.0, layers=("fc2", "fc3"), epochs=10),
             plain_epochs=10,
         ),
     )

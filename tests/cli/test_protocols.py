@@ -1,11 +1,13 @@
 """Protocols on the command line: named settings that single options override."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from benchmarks.rivals.arms import ARMS as RIVALS
+from benchmarks.rivals.recipe import RECIPE
 from modfast import Partition, save_partitions
 from modfast.cli import main
 from modfast.cli.options import training_options
@@ -129,5 +131,14 @@ def test_a_plain_model_within_the_warm_up_is_refused_by_name(tmp_path, capsys):
 
 def test_the_recommended_protocol_is_what_is_recommended():
     config = PROTOCOLS[RECOMMENDED].config
-    assert (config.enmeshment_weight, config.layers, config.clusters_from) == (20.0, ("fc2",), "blocks")
+    assert (config.enmeshment_weight, config.layers, config.clusters_from) == (20.0, ("fc2", "fc3"), "blocks")
     assert config.epochs == PROTOCOLS[RECOMMENDED].plain_epochs == 10
+    # It is the arm whose evidence stands on the page of rivals.
+    evidence = replace(RIVALS[RECIPE].config, clusters_from="blocks")
+    assert evidence == config
+
+
+def test_the_recommended_protocol_has_the_blocks_of_its_evidence():
+    shapes = {"fc2": (64, 64), "fc3": (10, 64)}
+    blocks = {name: Partition.blocks(shape, 4) for name, shape in shapes.items()}
+    assert torch.equal(blocks["fc2"].row_labels, blocks["fc3"].col_labels)
