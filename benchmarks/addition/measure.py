@@ -32,10 +32,16 @@ def measure(arm: Arm, seed: int, weights: Path | None = None) -> dict[str, Any]:
         arm: how it is trained.
         seed: of its initial weights, of what is trained on and what is held out.
         weights: a file for the trained network. If it exists, it is measured as it is.
+
+    Raises:
+        ValueError: the file's network was trained by other settings, or it does not say by which.
     """
+    made_by = {"seed": seed, **settings_of(arm)}
     task, model, network = make(arm, seed)
     if weights is not None and weights.exists():
         trained = torch.load(weights, weights_only=True)
+        if trained.get("settings") != made_by:
+            raise ValueError(f"{weights} was trained by {trained.get('settings')}, not {made_by}: remove it")
         model.load_state_dict(trained["model"])
         history, seconds = trained["history"], trained["seconds"]
     else:
@@ -45,12 +51,35 @@ def measure(arm: Arm, seed: int, weights: Path | None = None) -> dict[str, Any]:
         history, seconds = train(arm, seed, task, model, network, checkpoint)
         if weights is not None and checkpoint is not None:
             with atomic_write(weights) as temporary:
-                torch.save({"model": model.state_dict(), "history": history, "seconds": seconds}, temporary)
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "history": history,
+                        "seconds": seconds,
+                        "settings": made_by,
+                    },
+                    temporary,
+                )
             checkpoint.unlink()
     began = time.process_time()
     record = measure_model(arm, seed, task, model, network, history)
     record["seconds"] = {"training": seconds, "measuring": time.process_time() - began}
     return rounded(record)
+
+
+def settings_of(arm: Arm) -> dict[str, Any]:
+    """Return what decides how an arm is trained, as its records hold it."""
+    kind = arm.kind
+    return {
+        "p": kind.p,
+        "train_share": kind.train_share,
+        "steps": kind.steps,
+        "sizes": kind.sizes,
+        "layers": arm.layers,
+        "weight": arm.weight,
+        "clusters": CLUSTERS,
+        **arm.settings,
+    }
 
 
 def make(arm: Arm, seed: int) -> tuple[ModularAddition, nn.Module, Network]:
@@ -131,16 +160,7 @@ def measure_model(
     record: dict[str, Any] = {
         "arm": arm.name,
         "seed": seed,
-        "settings": {
-            "p": kind.p,
-            "train_share": kind.train_share,
-            "steps": kind.steps,
-            "sizes": kind.sizes,
-            "layers": arm.layers,
-            "weight": arm.weight,
-            "clusters": CLUSTERS,
-            **arm.settings,
-        },
+        "settings": settings_of(arm),
         "fingerprint": task.fingerprint,
         "history": {
             name: [each[name] for each in history] for name in ("step", "test_accuracy", "test_loss")

@@ -13,10 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.campaign import add_options, gather, record_of, run_jobs, unfinished
+from benchmarks.common.campaign import (
+    add_options,
+    check_records,
+    gather,
+    record_of,
+    run_jobs,
+    unfinished,
+)
 
 from .arms import ARMS, SEEDS
-from .measure import measure
+from .measure import measure, settings_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,12 +34,17 @@ def main() -> None:
     )
     add_options(parser, ARMS, SEEDS, Path("out/addition"), device=False)
     options = parser.parse_args()
+    check_records(options.out, ARMS, {*SEEDS, *options.seeds}, _expected)
     jobs = unfinished(options.arms, options.seeds, options.out)
     work = partial(_work, options.out)
     run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)
     done = [seed for seed in SEEDS if all(record_of(options.out, arm, seed).exists() for arm in ARMS)]
     if done:
         gather(options.out, RESULTS, ARMS, done)
+
+
+def _expected(name: str) -> dict[str, Any]:
+    return {"arm": name, "settings": settings_of(ARMS[name])}
 
 
 def _work(out: Path, name: str, seed: int) -> dict[str, Any]:

@@ -69,6 +69,45 @@ def take_committed(results: Path, out: Path) -> None:
                 write_json(path, record)
 
 
+def check_records(
+    out: Path, arms: Iterable[str], seeds: Iterable[int], expected: Callable[[str], Record]
+) -> None:
+    """Raise if a record that counts as done is of other settings than those that would be run now.
+
+    Args:
+        out: the folder of records.
+        arms: their names.
+        seeds: whose records are looked at.
+        expected: for an arm what its records hold; of a dictionary in it those names that are given.
+
+    Raises:
+        SystemExit: a record differs; the message names it, and what differs.
+    """
+    seeds = list(seeds)
+    for name in arms:
+        wanted = json.loads(json.dumps(rounded(expected(name))))
+        for seed in seeds:
+            path = record_of(out, name, seed)
+            if not path.exists():
+                continue
+            differing = _differing(wanted, json.loads(path.read_text(encoding="utf-8")))
+            if differing:
+                raise SystemExit(
+                    f"{path} is of a run with {'; '.join(differing)}: move it away, or take another --out"
+                )
+
+
+def _differing(wanted: Record, found: Record, within: str = "") -> list[str]:
+    differing = []
+    for name, value in wanted.items():
+        there = found.get(name)
+        if isinstance(value, dict) and isinstance(there, dict):
+            differing += _differing(value, there, f"{within}{name}.")
+        elif there != value:
+            differing.append(f"{within}{name} {there!r}, not {value!r}")
+    return differing
+
+
 def record_of(out: Path, arm: str, seed: int) -> Path:
     """Return the file of a run's record."""
     return out / arm / f"{seed}.json"
@@ -107,13 +146,16 @@ def run_jobs(
         worker.start()
     for count in range(1, len(jobs) + 1):
         while True:
+            # Asked before the wait: what a process said before it ended is read first.
+            ended = all(worker.exitcode is not None for worker in workers)
             try:
                 print(f"{count} of {len(jobs)}: {done.get(timeout=5)}", flush=True)
                 break
             except queue.Empty:
-                failed = [worker.exitcode for worker in workers if worker.exitcode]
-                if failed:
+                if any(worker.exitcode for worker in workers):
                     raise SystemExit("a process failed: its error stands above") from None
+                if ended:
+                    raise SystemExit(f"all processes ended after {count - 1} of {len(jobs)} jobs") from None
     for worker in workers:
         worker.join()
 
@@ -141,16 +183,30 @@ def gather(out: Path, results: Path, arms: Iterable[str], seeds: Sequence[int]) 
 
     Returns:
         The names of these arms.
+
+    Raises:
+        SystemExit: a file has records of other seeds, which would be lost; nothing is written.
     """
-    complete = []
+    complete = {}
     for name in arms:
         files = [record_of(out, name, seed) for seed in seeds]
         if all(file.exists() for file in files):
-            write_records(
-                results / f"{name}.json", [json.loads(file.read_text(encoding="utf-8")) for file in files]
-            )
-            complete.append(name)
-    return complete
+            complete[name] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            _check_kept(results / f"{name}.json", seeds)
+    for name, records in complete.items():
+        write_records(results / f"{name}.json", records)
+    return list(complete)
+
+
+def _check_kept(path: Path, seeds: Sequence[int]) -> None:
+    if not path.exists():
+        return
+    others = sorted({record["seed"] for record in json.loads(path.read_text(encoding="utf-8"))} - set(seeds))
+    if others:
+        raise SystemExit(
+            f"{path} also has the seeds {', '.join(map(str, others))}, which would be lost: run these too, "
+            "or remove the file"
+        )
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

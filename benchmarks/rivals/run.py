@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from benchmarks.common.campaign import (
     add_options,
+    check_records,
     gather,
     record_of,
     rounded,
@@ -48,14 +50,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.more:
         take_committed(RESULTS, options.out)
+    dataset = load_dataset(options.cifar10)
+    check_records(options.out, ARMS, {*SEEDS, *options.seeds}, partial(_expected, dataset.fingerprint()))
     jobs = unfinished(options.arms, options.seeds, options.out)
-    work = partial(_work, load_dataset(options.cifar10), options.out, options.device, options.threads)
+    work = partial(_work, dataset, options.out, options.device, options.threads)
     run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)
     for name in ARMS:
         # Arms may have different seeds: each is compared over those that it shares with plain training.
         done = [seed for seed in SEEDS if record_of(options.out, name, seed).exists()]
         if done:
             gather(options.out, RESULTS, [name], done)
+
+
+def _expected(data: str, name: str) -> dict[str, Any]:
+    """What a record of this arm holds, whatever machine made it.
+
+    That of a penalty or a mask is not in its settings: an arm that changes it needs another name.
+    """
+    settings = asdict(ARMS[name].config)
+    # Given partitions make `clusters_from` "file".
+    for machine in ("seed", "device", "threads", "clusters_from"):
+        del settings[machine]
+    return {"arm": name, "data_fingerprint": data, "config": settings}
 
 
 def _work(dataset: Dataset, out: Path, device: str, threads: int, name: str, seed: int) -> dict[str, Any]:

@@ -119,6 +119,9 @@ def test_a_network_is_measured(name, tmp_path, monkeypatch):
     again = measuring.measure(arm, SEEDS[0], weights)
     assert again.pop("seconds")["training"] == record.pop("seconds")["training"]
     assert again == record | {"circuit": {}}
+    other = replace(arm, weight=0.5)
+    with pytest.raises(ValueError, match=r"0\.pt was trained by .*: remove it"):
+        measuring.measure(other, SEEDS[0], weights)
 
 
 def test_arms_of_a_seed_start_from_the_same_weights_and_pairs():

@@ -2,11 +2,20 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks.common.campaign import add_options, gather, rounded, run_jobs, take_committed, unfinished
+from benchmarks.common.campaign import (
+    add_options,
+    check_records,
+    gather,
+    rounded,
+    run_jobs,
+    take_committed,
+    unfinished,
+)
 
 
 def square(name: str, seed: int) -> dict:
@@ -15,6 +24,10 @@ def square(name: str, seed: int) -> dict:
 
 def fails(name: str, seed: int) -> dict:
     raise ArithmeticError(name)
+
+
+def vanishes(name: str, seed: int) -> dict:
+    os._exit(0)
 
 
 def test_jobs_are_done_once(tmp_path, capsys):
@@ -55,6 +68,37 @@ def test_a_job_that_fails_stops_all(tmp_path, capfd):
         run_jobs([("a", 1)], fails, tmp_path)
     assert "ArithmeticError" in capfd.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_processes_that_end_before_their_jobs_stop_all(tmp_path):
+    with pytest.raises(SystemExit, match="all processes ended after 0 of 1 jobs"):
+        run_jobs([("a", 1)], vanishes, tmp_path)
+
+
+def test_committed_seeds_are_not_lost(tmp_path):
+    run_jobs([("a", 1), ("a", 2)], square, tmp_path / "out")
+    gather(tmp_path / "out", tmp_path / "results", ["a"], [1, 2])
+    before = (tmp_path / "results" / "a.json").read_bytes()
+    run_jobs([("a", 2), ("b", 2)], square, tmp_path / "new")
+    with pytest.raises(SystemExit, match=r"a\.json also has the seeds 1, which would be lost"):
+        gather(tmp_path / "new", tmp_path / "results", ["b", "a"], [2])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["a.json"]
+    assert (tmp_path / "results" / "a.json").read_bytes() == before
+
+
+def test_records_of_other_settings_do_not_count_as_done(tmp_path):
+    (tmp_path / "a").mkdir()
+    record = {"arm": "a", "config": {"weight": 0.333333, "layers": ["x"], "device": "cpu"}}
+    (tmp_path / "a" / "1.json").write_text(json.dumps(record))
+
+    def expected(weight):
+        return lambda name: {"arm": name, "config": {"weight": weight, "layers": ("x",)}}
+
+    check_records(tmp_path, ["a", "b"], [1, 2], expected(1 / 3))
+    with pytest.raises(
+        SystemExit, match=r"1\.json is of a run with config\.weight 0\.333333, not 0\.5: move"
+    ):
+        check_records(tmp_path, ["a", "b"], [1, 2], expected(0.5))
 
 
 def test_numbers_are_rounded_to_six_digits():
