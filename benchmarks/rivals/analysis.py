@@ -80,6 +80,20 @@ def unit_circuits(criterion: str, name: str) -> Value:
     return value
 
 
+def beyond_random(criterion: str, name: str) -> Value:
+    """Return a measure of the circuits of units, less that of random circuits with as many units.
+
+    "overlap" and "largest_share" depend on how large circuits are, and the latter on how many clusters are.
+    """
+
+    def value(record: Record) -> float | None:
+        circuits = record["units"]["circuits"][criterion]
+        own, random = circuits[name], circuits[f"random_{name}"]
+        return None if own is None or random is None else float(own - random)
+
+    return value
+
+
 def found(name: str) -> Value:
     """Return a measure of the clusters that are found in the trained weights."""
 
@@ -113,20 +127,24 @@ def mean_of(arm: str, value: Value) -> tuple[float, float | None]:
 
 
 def compare(arm: str, value: Value, other: str = PLAIN) -> Comparison | None:
-    """Compare a measure of two arms, seed by seed; None if a seed has none."""
-    return paired([(value(mine), value(theirs)) for mine, theirs in pairs(arm, other)])
+    """Compare a measure of two arms, seed by seed; None if a seed has none, or they share but one seed."""
+    return _paired([(value(mine), value(theirs)) for mine, theirs in pairs(arm, other)])
+
+
+def _paired(values: Sequence[tuple[float | None, float | None]]) -> Comparison | None:
+    return paired(values) if len(values) > 1 else None
 
 
 def at_equal_loss(arm: str, name: str) -> Comparison | None:
     """Compare circuits by loss with the plain network's after the epoch whose test loss is nearest."""
-    return paired(
+    return _paired(
         [(of("loss", name)(mine), nearest_epoch(mine, theirs)[name]) for mine, theirs in pairs(arm)]
     )
 
 
 def loss_gap(arm: str) -> Comparison | None:
     """Compare the test losses of what :func:`at_equal_loss` compares."""
-    return paired(
+    return _paired(
         [
             (mine["history"][-1]["test_cross_entropy"], nearest_epoch(mine, theirs)["test_loss"])
             for mine, theirs in pairs(arm)
@@ -134,13 +152,32 @@ def loss_gap(arm: str) -> Comparison | None:
     )
 
 
+def nearest_epochs(arm: str) -> float:
+    """Return the mean of the epochs after which :func:`at_equal_loss` takes the plain networks."""
+    epochs = [nearest_epoch(mine, theirs)["epoch"] for mine, theirs in pairs(arm)]
+    return math.fsum(epochs) / len(epochs)
+
+
+def while_plain_trains(name: str) -> list[tuple[int, float]]:
+    """Return the epochs that plain networks were measured after, and the mean over seeds of ``name``.
+
+    Args:
+        name: "size" or "overlap" of circuits by loss, or "test_loss".
+    """
+    by_epoch: dict[int, list[float]] = {}
+    for record in records(PLAIN).values():
+        for each in record["epochs"]:
+            epoch = each["epoch"]
+            loss = record["history"][epoch - 1]["test_cross_entropy"]
+            by_epoch.setdefault(epoch, []).append(loss if name == "test_loss" else each[name])
+    return [(epoch, math.fsum(values) / len(values)) for epoch, values in sorted(by_epoch.items())]
+
+
 def with_allowed_loss(arm: str, name: str) -> tuple[Comparison | None, int]:
     """Compare circuits that may have the same loss in all networks, and say how many pairs may have it."""
     value = of("fixed", name)
     both = [pair for pair in pairs(arm) if all("fixed" in record["measures"] for record in pair)]
-    if len(both) < 2:
-        return None, len(both)
-    return paired([(value(mine), value(theirs)) for mine, theirs in both]), len(both)
+    return _paired([(value(mine), value(theirs)) for mine, theirs in both]), len(both)
 
 
 def relative(comparison: Comparison) -> float:
@@ -151,14 +188,26 @@ def relative(comparison: Comparison) -> float:
 def meets_goal(arm: str, criterion: str = "loss", *, price: bool = True) -> bool:
     """Whether circuits are half as large and overlap half as much, at an accuracy within half a point.
 
-    Without ``price`` the accuracy does not count.
+    In the mean over seeds; :func:`surely_meets_goal` also asks how sure that is. Without ``price`` the
+    accuracy does not count. By "fixed" only the pairs count that may have the allowed loss.
     """
-    size, overlap = (compare(arm, of(criterion, name)) for name in ("size", "overlap"))
+    return _goal(arm, criterion, 0.0, price)
+
+
+def surely_meets_goal(arm: str, criterion: str = "loss") -> bool:
+    """Whether all of the 95 % intervals lie where the goal is met, each for itself."""
+    return _goal(arm, criterion, 1.0, True)
+
+
+def _goal(arm: str, criterion: str, share_of_interval: float, price: bool) -> bool:
+    known = [pair for pair in pairs(arm) if all(criterion in record["measures"] for record in pair)]
+    for name, most in (("size", GOAL.size), ("overlap", GOAL.overlap)):
+        value = of(criterion, name)
+        values = [(value(mine), value(theirs)) for mine, theirs in known]
+        above = _paired([(mine, None if theirs is None else most * theirs) for mine, theirs in values])
+        if above is None or above.difference + share_of_interval * above.interval > 0:
+            return False
     accuracy = compare(arm, of("model", "accuracy"))
-    if size is None or overlap is None or accuracy is None:
+    if accuracy is None:
         return False
-    return (
-        relative(size) <= GOAL.size
-        and relative(overlap) <= GOAL.overlap
-        and (not price or accuracy.difference >= GOAL.accuracy)
-    )
+    return not price or accuracy.difference - share_of_interval * accuracy.interval >= GOAL.accuracy

@@ -23,6 +23,13 @@ from .recipe import RECIPE
 
 PAGE = Path(__file__).parents[2] / "docs" / "rivals.md"
 PICTURE = "rivals.png"
+
+_CRITERIA = (
+    ("loss", "`loss`, the published criterion"),
+    ("balanced", "`balanced`, the stricter one"),
+    ("fixed", "`loss` with the same loss allowed to all (over the pairs that may have it)"),
+)
+
 # Heading, value, factor, decimals.
 _Column = tuple[str, Value, float, int]
 
@@ -53,12 +60,22 @@ def page() -> str:
     text = environment.get_template("page.md.jinja").render(
         arms=ARMS,
         rivals=rivals,
+        compared=sum(analysis.compare(name, of("model", "accuracy")) is not None for name in rivals),
         recipe=RECIPE,
         seeds={name: len(analysis.records(name)) for name in shown()},
-        reaching=[name for name in rivals if analysis.meets_goal(name)],
-        equal=_equal,
-        met=lambda arm: all(analysis.meets_goal(arm, each, price=False) for each in ("loss", "balanced")),
-        reaching_balanced=[name for name in rivals if analysis.meets_goal(name, "balanced")],
+        meets=lambda arm, price: all(
+            analysis.meets_goal(arm, each, price=price) for each in ("loss", "balanced")
+        ),
+        allowed=_allowed,
+        criteria=[
+            (
+                words,
+                [name for name in rivals if analysis.meets_goal(name, criterion)],
+                [name for name in rivals if analysis.surely_meets_goal(name, criterion)],
+            )
+            for criterion, words in _CRITERIA
+        ],
+        trend=analysis.while_plain_trains,
         titles=_titles,
         cell=_cell,
         mean=_mean,
@@ -85,14 +102,14 @@ _MAIN: tuple[_Column, ...] = (
     ("overlap, balanced, %", of("balanced", "overlap"), 100, 1),
 )
 _UNITS: tuple[_Column, ...] = tuple(
-    (
-        f"{title}{', balanced' if criterion == 'balanced' else ''}, %",
-        analysis.unit_circuits(criterion, name),
-        100,
-        1,
-    )
+    (f"{title}{', balanced' if criterion == 'balanced' else ''}, {unit}", value, 100, 1)
     for criterion in ("loss", "balanced")
-    for title, name in (("size", "size"), ("overlap", "overlap"), ("in one cluster", "largest_share"))
+    for title, unit, value in (
+        ("size", "%", analysis.unit_circuits(criterion, "size")),
+        ("overlap", "%", analysis.unit_circuits(criterion, "overlap")),
+        ("overlap beyond random", "points", analysis.beyond_random(criterion, "overlap")),
+        ("in one cluster beyond random", "points", analysis.beyond_random(criterion, "largest_share")),
+    )
 )
 _CLUSTERS: tuple[_Column, ...] = (
     ("clusters needed, beyond random ones", analysis.needed, 1, 2),
@@ -119,7 +136,8 @@ def _titles(arms: Sequence[str]) -> str:
 def _middle(arm: str, column: _Column) -> str:
     _, value, factor, decimals = column
     middle, interval = analysis.mean_of(arm, value)
-    return f"**{factor * middle:.{decimals}f}** ± {factor * (interval or 0.0):.{decimals}f}"
+    text = true_minus(f"**{factor * middle:.{decimals}f}**")
+    return text if interval is None else f"{text} ± {factor * interval:.{decimals}f}"
 
 
 def _mean(arm: str, value: Value, factor: float = 100, decimals: int = 1) -> str:
@@ -146,9 +164,9 @@ def _verdict(arm: str, value: Value, other: str = analysis.PLAIN) -> str:
     return "higher" if compared.difference > 0 else "lower"
 
 
-def _equal(arm: str, name: str) -> str:
-    """Return the share that is left at equal test loss, in percent."""
-    compared = analysis.at_equal_loss(arm, name)
+def _allowed(arm: str, name: str) -> str:
+    """Return the share that is left where both networks' circuits may have the same loss, in percent."""
+    compared, _ = analysis.with_allowed_loss(arm, name)
     return NOTHING if compared is None else f"{100 * analysis.relative(compared):.0f}"
 
 
@@ -171,7 +189,10 @@ def _equal_table(arms: Sequence[str]) -> str:
     rows = []
     for arm in arms:
         gap = analysis.loss_gap(arm)
-        cells = [NOTHING if gap is None else f"{gap.difference:+.3f} ± {gap.interval:.3f}"]
+        cells = [
+            NOTHING if gap is None else f"{gap.difference:+.3f} ± {gap.interval:.3f}",
+            f"{analysis.nearest_epochs(arm):.1f}",
+        ]
         for name, decimals in (("size", 2), ("overlap", 1)):
             found = analysis.at_equal_loss(arm, name)
             cells.append(
@@ -188,7 +209,14 @@ def _equal_table(arms: Sequence[str]) -> str:
                 else f"{100 * (analysis.relative(found) - 1):+.0f} % ({_signed(found, decimals)})"
             )
         rows.append([_title(arm), *cells, str(count)])
-    headings = ["trained", "test loss, difference", "size", "overlap", "size, same loss allowed"]
+    headings = [
+        "trained",
+        "test loss, difference",
+        "plain network's epoch",
+        "size",
+        "overlap",
+        "size, same loss allowed",
+    ]
     return as_markdown([*headings, "overlap, same loss allowed", "pairs"], rows)
 
 

@@ -13,12 +13,16 @@ from .arms import ARMS
 # Okabe and Ito's colours, which colour-blind readers can distinguish; a marker for each family of arms.
 _FAMILIES = (
     ("#000000", "*", ("plain",)),
+    (
+        "#0072B2",
+        "o",
+        ("blocks", "spectral", "last-two", "last-two-five", "last-two-five-5", "shared-5", "shared"),
+    ),
     ("#CC79A7", "P", ("shared-keep-30",)),  # enmeshment and few weights
     ("#56B4E9", "D", ("hard", "hard-last-two", "hard-shared")),
     ("#D55E00", "s", ("l1", "keep-30", "keep-10", "keep-3")),
     ("#009E73", "^", ("eigenvalues", "distance")),
 )
-_ENMESHMENT = ("#0072B2", "o")
 
 
 def draw_rivals(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
@@ -71,7 +75,6 @@ def draw_rivals(path: str | os.PathLike[str], arms: Sequence[str]) -> None:
 
 
 def _family(arm: str) -> tuple[str, str]:
-    for colour, marker, members in _FAMILIES:
-        if arm in members:
-            return colour, marker
-    return _ENMESHMENT
+    """Return the colour and the marker of an arm."""
+    ((colour, marker),) = [(colour, marker) for colour, marker, members in _FAMILIES if arm in members]
+    return colour, marker

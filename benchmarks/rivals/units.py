@@ -64,7 +64,7 @@ def unit_measures(model: nn.Module, partitions: Mapping[str, Partition], dataset
             "size": _mean(described["size"]),
             "overlap": _mean_of_pairs(described["overlap"]),
             "random_overlap": described["random_overlap"],
-            "largest_share": _mean(described["largest_share"]),
+            "largest_share": _mean_of_known(described["largest_share"]),
             "random_largest_share": described["random_largest_share"],
         }
     dependence = cluster_dependence(
@@ -132,7 +132,12 @@ def _found_clusters(model: nn.Module, network: Network) -> dict[str, Any]:
 
 def _mean_of_pairs(overlap: Sequence[Sequence[float | None]]) -> float | None:
     """The mean over pairs of circuits; two circuits without any unit have no overlap."""
-    known = [value for row, values in enumerate(overlap) for value in values[:row] if value is not None]
+    return _mean_of_known([value for row, values in enumerate(overlap) for value in values[:row]])
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean, None without any; a circuit without a neuron in any cluster has no largest share."""
+    known = [value for value in values if value is not None]
     return _mean(known) if known else None
 
 

@@ -2,21 +2,25 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.common.campaign import check_records, rounded
 from benchmarks.findings.arms import Arm
 from benchmarks.findings.measure import measure_run, train_arm
-from benchmarks.rivals import analysis
+from benchmarks.rivals import analysis, page, pictures
 from benchmarks.rivals.arms import ARMS, LAST, LAYERS, SEEDS, shared
 from benchmarks.rivals.changes import distance_cost, eigenvalue_loss, masked, penalised
 from benchmarks.rivals.cost import measure as measure_costs
+from benchmarks.rivals.run import _expected
 from benchmarks.rivals.units import unit_measures
 from modfast import Partition, laplacian_eigenvalues
 from modfast.data.dataset import Dataset
 from modfast.models import CNN
+from modfast.report.numbers import NOTHING
 from modfast.train import TrainConfig
 
 
@@ -114,12 +118,18 @@ def test_shared_and_hard_blocks_are_the_same(images):
         ("spectral", lambda record: "found" in record["history"][3]),
     ],
 )
-def test_a_rival_is_trained_and_measured(images, name, holds):
+def test_a_rival_is_trained_and_measured(images, tmp_path, name, holds):
     run, snapshots = train_arm(quick(name), 42, images, "cpu", 1)
     record = measure_run(ARMS[name], run, images, None, snapshots)
     record["units"] = unit_measures(run.model, run.partitions, images)
     json.dumps(record, allow_nan=False)
     assert holds(record)
+    path = tmp_path / name / "42.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(rounded(record | {"config": record["config"] | {"epochs": 10}})))
+    check_records(tmp_path, [name], [42], partial(_expected, images.fingerprint()))
+    with pytest.raises(SystemExit, match="data_fingerprint"):
+        check_records(tmp_path, [name], [42], partial(_expected, "other"))
     units = record["units"]
     assert 0 < units["circuits"]["balanced"]["size"] <= 1
     assert sum(units["dependence"]) == pytest.approx(1)
@@ -159,6 +169,8 @@ def made_results(tmp_path, monkeypatch):
     arms = {
         "plain": [made(seed, 0.10 + seed / 1000, 0.2, 0.60) for seed in (1, 2, 3)],
         "good": [made(seed, 0.04, 0.08, 0.597, loss=1.9) for seed in (1, 2)],
+        "uneven": [made(1, 0.01, 0.02, 0.61), made(2, 0.08, 0.16, 0.60)],
+        "single": [made(1, 0.04, 0.08, 0.60)],
         "worse": [made(seed, 0.04, 0.08, 0.59) for seed in (1, 2, 3)],
     }
     for name, records in arms.items():
@@ -179,13 +191,78 @@ def test_the_goal_takes_size_overlap_and_accuracy(made_results):
     assert analysis.meets_goal("good")
     assert not analysis.meets_goal("worse")
     assert not analysis.meets_goal("plain")
+    assert analysis.meets_goal("good", "fixed")
+    assert analysis.surely_meets_goal("good")
+    assert analysis.meets_goal("uneven")  # in the mean, but one seed is far from it
+    assert not analysis.surely_meets_goal("uneven")
 
 
 def test_equal_loss_takes_an_earlier_epoch_of_plain_training(made_results):
     assert analysis.at_equal_loss("good", "size").other == pytest.approx(0.4)
     assert analysis.loss_gap("good").difference == pytest.approx(-0.1)
+    assert analysis.nearest_epochs("good") == 1
+    assert analysis.while_plain_trains("size") == [(1, pytest.approx(0.4)), (2, pytest.approx(0.102))]
+    assert analysis.while_plain_trains("test_loss") == [(1, 2.0), (2, 1.0)]
     compared, count = analysis.with_allowed_loss("worse", "overlap")
     assert (count, compared.difference) == (3, pytest.approx(-0.12))
+
+
+def test_one_seed_is_no_comparison(made_results):
+    assert analysis.compare("single", analysis.of("loss", "size")) is None
+    assert analysis.at_equal_loss("single", "size") is None
+    assert analysis.loss_gap("single") is None
+    assert analysis.with_allowed_loss("single", "size") == (None, 1)
+    assert not analysis.meets_goal("single")
+
+
+def test_units_are_compared_with_random_circuits():
+    circuits = {"overlap": 0.5, "random_overlap": 0.4, "largest_share": None, "random_largest_share": 0.3}
+    record = {"units": {"circuits": {"loss": circuits}}}
+    assert analysis.beyond_random("loss", "overlap")(record) == pytest.approx(0.1)
+    assert analysis.beyond_random("loss", "largest_share")(record) is None
+
+
+def test_every_arm_has_a_colour_of_its_family():
+    assert {pictures._family(name) for name in ("last-two-five", "shared-5")} == {("#0072B2", "o")}
+    assert pictures._family("hard-last-two") == pictures._family("hard")
+    assert all(pictures._family(name) for name in ARMS)
+
+
+def test_the_page_has_a_row_for_an_arm_of_one_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path)
+    analysis.records.cache_clear()
+    for name, seeds in (("plain", (1, 2)), ("last-two", (1, 2)), ("l1", (1,))):
+        size = 0.1 if name == "plain" else 0.04
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps([full(made(seed, size, 2 * size, 0.6)) for seed in seeds])
+        )
+    text = page.page()
+    assert f"| L1 penalty of 1e-4 | {NOTHING} | {NOTHING} |" in text
+    assert "published criterion, 1 of 1 ways of training reaches it in the mean over seeds:" in text
+    assert "With the whole of each 95 % interval: `fc2`, `fc3`: weight 20, shared blocks." in text
+    assert "It meets the goal, in the mean over seeds." in text
+    assert "its have 40 % of the size and 40 % of the overlap" in text
+    analysis.records.cache_clear()
+
+
+def full(record):
+    """A record with all that the page shows."""
+    names = ("clusterability", "specialisation_only", "specialisation_without", "label_semanticity")
+    record["measures"]["model"] |= {"test_loss": 1.0} | {f"{name}:fc2": 0.5 for name in names}
+    circuits = dict.fromkeys(
+        ("size", "overlap", "random_overlap", "largest_share", "random_largest_share"), 0.5
+    )
+    live = ("rows", "columns", "effective_rows", "effective_columns", "clusters")
+    return record | {
+        "live": {"fc2": dict.fromkeys(live, 1.0)},
+        "units": {
+            "circuits": {"loss": circuits, "balanced": circuits},
+            "dependence": [0.5, 0.5],
+            "random_dependence": [[0.5, 0.5]],
+            "found": {"fc2": 0.5, "cut": 2.0},
+        },
+        "seconds": {"training": 1.0, "measuring": 1.0},
+    }
 
 
 def test_clusters_needed_are_those_beyond_random_ones():
