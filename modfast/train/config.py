@@ -161,8 +161,8 @@ class TrainConfig:
 
         Example:
             >>> config = TrainConfig(keep=0.2, epochs=9, warmup_epochs=2, ramp_epochs=4)
-            >>> [config.keep_at(epoch, 1.0) for epoch in (2, 3, 4, 6, 9)]
-            [1.0, 0.8, 0.6, 0.2, 0.2]
+            >>> [config.keep_at(epoch, 1.0) for epoch in (2, 3, 5, 6, 9)]
+            [1.0, 0.8, 0.4, 0.2, 0.2]
             >>> TrainConfig(keep=0.2, epochs=9, warmup_epochs=2).keep_at(1, 0.5)
             0.2
         """
@@ -170,7 +170,8 @@ class TrainConfig:
         if self.keep is None or self.ramp_epochs == 0 or since >= self.ramp_epochs:
             return self.keep
         done = 0.0 if since < 0 else (since + progress) / self.ramp_epochs
-        return 1.0 - done * (1.0 - self.keep)
+        # Exactly `keep` at the end: `1 - done * (1 - keep)` ends one bit above 0.3: one weight too many.
+        return self.keep + (1.0 - done) * (1.0 - self.keep)
 
     def finds_clusters(self, epoch: int) -> bool:
         """Whether clusters are found before this epoch, counted from 1.

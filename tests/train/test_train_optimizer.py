@@ -86,6 +86,13 @@ def test_keep_falls_to_its_share_step_by_step(digits):
             assert share == pytest.approx(1 - 0.8 * done, abs=1 / model.fc2.weight.numel())
 
 
+@pytest.mark.parametrize("keep", [0.03, 0.1, 0.3, 0.7])
+def test_the_share_to_keep_is_reached_exactly_where_the_ramp_ends(keep):
+    config = TrainConfig(epochs=5, ramp_epochs=5, keep=keep)
+    assert config.keep_at(1, 0.0) == 1.0
+    assert config.keep_at(5, 1.0) == keep
+
+
 @pytest.mark.parametrize("keep", [None, 0.2])
 def test_a_resumed_run_has_the_same_bits(digits, tmp_path, keep):
     config = TrainConfig(epochs=2, keep=keep, optimizer="fused")
