@@ -35,10 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = unfinished(options.arms, options.seeds, options.out)
         work = partial(_work, options.out)
         run_jobs(jobs, work, options.out, processes=options.processes, threads=options.threads)
-    for name in options.arms:
-        done = [seed for seed in options.seeds if record_of(options.out, name, seed).exists()]
+    gather_all(options.out, RESULTS)
+
+
+def gather_all(out: Path, results: Path) -> None:
+    """Write the records of all arms and seeds that there are, not only of those that were run just now."""
+    for name in ARMS:
+        done = [seed for seed in SEEDS if record_of(out, name, seed).exists()]
         if done:
-            gather(options.out, RESULTS, [name], done)
+            gather(out, results, [name], done)
 
 
 @cache

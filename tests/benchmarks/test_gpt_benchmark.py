@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpt import circuits
+from benchmarks.common.campaign import record_of
+from benchmarks.gpt import circuits, run
 from benchmarks.gpt import measure as measuring
 from benchmarks.gpt.arms import ARMS, SEEDS, Size
 from benchmarks.gpt.behaviours import ANY, NAMES, examples, is_right, right_less_wrong, texts_alone
@@ -227,6 +228,19 @@ def test_found_clusters_hold_the_units_of_the_blocks(task):
     tokens = next(space for name, space in network.spaces.items() if name.startswith("tokens"))
     assert set(labels[tokens].tolist()) == {-1}
     assert network_of(network.model).num_units == len(labels)
+
+
+def test_a_run_of_some_seeds_keeps_the_records_of_the_others(tmp_path, monkeypatch):
+    out, results = tmp_path / "out", tmp_path / "results"
+    monkeypatch.setattr(run, "RESULTS", results)
+    for arm, seeds in (("plain", SEEDS[:3]), ("all", SEEDS[1:2])):
+        for seed in seeds:
+            record_of(out, arm, seed).parent.mkdir(parents=True, exist_ok=True)
+            record_of(out, arm, seed).write_text(json.dumps({"seed": seed}), encoding="utf-8")
+    run.main(["--gather", "--out", str(out), "--arms", "plain", "--seeds", str(SEEDS[1])])
+    for arm, seeds in (("plain", SEEDS[:3]), ("all", SEEDS[1:2])):
+        found = json.loads((results / f"{arm}.json").read_text(encoding="utf-8"))
+        assert [record["seed"] for record in found] == list(seeds)
 
 
 def test_arms_and_seeds():
