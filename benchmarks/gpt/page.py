@@ -61,6 +61,7 @@ def page() -> str:
         count=_count,
         power=_power(min(seeds.values())),
         ceiling=_ceiling(),
+        answers=_answers(),
         mean=tables.mean,
         diff=tables.difference,
         verdict=verdict,
@@ -135,6 +136,17 @@ def _ceiling() -> str:
         f"Of {len(found)}, {len(full)} keep more than 90 % of the units ({names}): their sizes are at the "
         "ceiling, and the comparison with the same metric demanded of all is the one to look at."
     )
+
+
+def _answers() -> tuple[int, int]:
+    """Return the fewest and the most right answers in held-out text, over networks."""
+    found = [
+        record["dependence"]["blocks"]["text"]["answers"]
+        for arm in ("plain", *tables.shown_arms())
+        for record in analysis.records(arm)
+        if record["dependence"]["blocks"]["text"]
+    ]
+    return min(found), max(found)
 
 
 def _power(pairs: int) -> str:
