@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +41,8 @@ def test_results_belong_to_their_arm(name):
         found = record["settings"]
         assert (found["k"], found["weight"], found["clusters"]) == (arm.k, arm.weight, arm.clusters)
         assert found["learning_rate"] == pytest.approx(Settings().learning_rate / arm.slower)
+        others = asdict(Settings()).keys() - {"learning_rate"}
+        assert {each: found[each] for each in others} == {each: asdict(Settings())[each] for each in others}
         assert record["texts"] == plain["texts"]
         assert {key.partition("-")[0] for key in record["dependence"]} == {str(k) for k in arm.dependence}
         assert [each["step"] for each in record["history"]][-1:] == ([found["steps"]] if arm.trained else [])
