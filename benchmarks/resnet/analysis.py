@@ -154,6 +154,12 @@ def _by_own_cluster(mode: str, own: bool) -> Callable[[Record], float]:
     return measure
 
 
+def _dependence_beyond_random(record: Record) -> float:
+    """Return on how many more clusters a right answer depends than on random ones of the same sizes."""
+    found: Mapping[str, float] = record["clusters"]["own"]["dependence"]
+    return found["mean"] - found["random_mean"]
+
+
 def _balance(record: Record) -> float:
     """Return how many equal clusters would be as even as those found afterwards."""
     sizes = [size for size in record["found_sizes"] if size]
@@ -211,5 +217,6 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
         for whose in ("own_cluster", "other_cluster")
     },
     "dependence:random": _of_clusters("own", "dependence", "random_mean"),
+    "dependence:beyond": _dependence_beyond_random,
 }
 """By name. Means over layers, classes or pairs of classes come first, those over seeds afterwards."""

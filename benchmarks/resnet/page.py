@@ -84,6 +84,7 @@ CLUSTERS: tuple[Row, ...] = (
     ("… of random clusters", "specialisation_without:random", 100.0, 1),
     ("clusters that a right answer depends on", "dependence:own", 1.0, 2),
     ("… of random clusters", "dependence:random", 1.0, 2),
+    ("… less those of random clusters", "dependence:beyond", 1.0, 2),
     ("… of the found clusters", "dependence:found", 1.0, 2),
 )
 
