@@ -19,6 +19,7 @@ from benchmarks.common.campaign import (
     gather,
     record_of,
     run_jobs,
+    take_committed,
     unfinished,
 )
 
@@ -34,6 +35,8 @@ def main() -> None:
     )
     add_options(parser, ARMS, SEEDS, Path("out/addition"), device=False)
     options = parser.parse_args()
+    if options.more:
+        take_committed(RESULTS, options.out)
     check_records(options.out, ARMS, {*SEEDS, *options.seeds}, _expected)
     jobs = unfinished(options.arms, options.seeds, options.out)
     work = partial(_work, options.out)

@@ -32,7 +32,8 @@ def add_options(
     """Add the options that every campaign has.
 
     Args:
-        parser: gets ``--arms``, ``--seeds``, ``--out``, ``--processes``, ``--threads`` and ``--device``.
+        parser: gets ``--arms``, ``--seeds``, ``--out``, ``--processes``, ``--threads``, ``--more`` (see
+            :func:`take_committed`) and ``--device``.
         arms: the names to choose from; by default all are run.
         seeds: the seeds that are run by default.
         out: the folder of records by default.
@@ -44,6 +45,7 @@ def add_options(
     parser.add_argument("--out", type=Path, default=out, metavar="DIR")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each process")
+    parser.add_argument("--more", action="store_true", help="take the committed records as done")
     if device:
         parser.add_argument("--device", default="cpu")
 

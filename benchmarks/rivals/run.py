@@ -46,7 +46,6 @@ def main() -> None:
     )
     parser.add_argument("--cifar10", default="cifar10", metavar="DATA", help="where CIFAR-10 is")
     add_options(parser, ARMS, SEEDS, Path("out/rivals"))
-    parser.add_argument("--more", action="store_true", help="take the committed records as done")
     options = parser.parse_args()
     if options.more:
         take_committed(RESULTS, options.out)
