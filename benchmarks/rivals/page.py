@@ -42,8 +42,8 @@ def main() -> None:
 
 
 def shown() -> list[str]:
-    """Return the arms that have results, plain training first."""
-    return [name for name in ARMS if analysis.has_records(name)]
+    """Return the arms that have results of two seeds or more, plain training first."""
+    return [name for name in ARMS if analysis.has_records(name) and len(analysis.pairs(name)) > 1]
 
 
 def page() -> str:
