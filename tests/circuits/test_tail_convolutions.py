@@ -63,7 +63,9 @@ def test_the_papers_network():
     tail = read_tail(model, images, "*")
     assert names(tail) == ["conv1", "fc1", "fc2", "fc3"]
     assert torch.equal(tail.features, images.flatten(1).double())
-    assert [stage.kind for stage in tail.layers[0].stages] == ["relu", "max"]
+    # ReLU comes after the pooling, and is that of the layer.
+    assert [stage.kind for stage in tail.layers[0].stages] == ["max"]
+    assert tail.layers[0].activation == "relu"
     assert (tail.layers[0].places, tail.layers[0].held_places) == (64, 16)
     check_exact(model, images, tail)
     # By default the tail is what it always was.
