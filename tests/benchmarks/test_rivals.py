@@ -229,6 +229,7 @@ def test_every_arm_has_a_colour_of_its_family():
 
 def test_the_page_has_no_row_for_an_arm_of_one_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "RESULTS", tmp_path)
+    monkeypatch.setattr(page, "COSTS", tmp_path / "none.json")
     analysis.records.cache_clear()
     for name, seeds in (("plain", (1, 2)), ("last-two", (1, 2)), ("l1", (1,))):
         size = 0.1 if name == "plain" else 0.04
@@ -236,6 +237,7 @@ def test_the_page_has_no_row_for_an_arm_of_one_seed(tmp_path, monkeypatch):
             json.dumps([full(made(seed, size, 2 * size, 0.6)) for seed in seeds])
         )
     text = page.page()
+    analysis.records.cache_clear()
     assert "L1 penalty of 1e-4" not in text
     assert "published criterion, 1 of 1 ways of training reaches it in the mean over seeds:" in text
     assert "With the whole of each 95 % interval: `fc2`, `fc3`: weight 20, shared blocks." in text
