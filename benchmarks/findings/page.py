@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.common.pages import as_markdown, put_into_page, true_minus
+from benchmarks.common.templates import page_template
 from benchmarks.rivals import analysis as rivals
 from benchmarks.rivals.recipe import RECIPE
 from modfast.files import atomic_write
@@ -79,16 +78,8 @@ def shown_arms(data: str = "cifar10", against: str = "plain") -> list[str]:
 
 
 def _render(template: str) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
     claims = analysis.claims([arm for arm in CLAIMED if analysis.has_records(arm)])
-    text = environment.get_template(template).render(
+    text = page_template(Path(__file__).with_name(template)).render(
         seeds=SEEDS,
         recommended=RECOMMENDED,
         claims=claims,

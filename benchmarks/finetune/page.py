@@ -9,9 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.common.pages import as_markdown
+from benchmarks.common.templates import page_template
 from modfast.files import atomic_write
 from modfast.report.numbers import MINUS, NOTHING
 
@@ -33,16 +32,8 @@ def main() -> None:
 
 def page() -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
     record = analysis.records("plain")[0]
-    text = environment.get_template("page.md.jinja").render(
+    text = page_template(Path(__file__).with_name("page.md.jinja")).render(
         a=analysis,
         arms=ARMS,
         ks=KS,

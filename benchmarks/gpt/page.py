@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from benchmarks.common.templates import page_template
 from modfast.files import atomic_write
 from modfast.report.statistics import detectable_effect
 
@@ -36,17 +35,9 @@ def main() -> None:
 
 def page() -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
     plain = analysis.records("plain")
     seeds = {arm: len(analysis.records(arm)) for arm in ("plain", *tables.shown_arms())}
-    return environment.get_template("page.md.jinja").render(
+    return page_template(Path(__file__).with_name("page.md.jinja")).render(
         arms=tables.shown_arms(),
         titles={name: ARMS[name].title for name in ARMS},
         weights={name: ARMS[name].weight for name in ARMS},

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.common.pages import as_markdown
+from benchmarks.common.templates import page_template
 from benchmarks.findings.pictures import CLASSES
 from modfast.files import atomic_write
 from modfast.report.numbers import MINUS, NOTHING
@@ -99,15 +98,7 @@ def main() -> None:
 
 def page() -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    text = environment.get_template("page.md.jinja").render(
+    text = page_template(Path(__file__).with_name("page.md.jinja")).render(
         seeds=len(analysis.records("plain")),
         all_seeds=len(SEEDS),
         epochs=EPOCHS,

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.common.pages import as_markdown, true_minus
+from benchmarks.common.templates import page_template
 from modfast.files import atomic_write
 from modfast.report.numbers import NOTHING
 
@@ -48,16 +47,8 @@ def shown() -> list[str]:
 
 def page() -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
     rivals = [name for name in shown() if name != analysis.PLAIN]
-    text = environment.get_template("page.md.jinja").render(
+    text = page_template(Path(__file__).with_name("page.md.jinja")).render(
         arms=ARMS,
         rivals=rivals,
         compared=sum(analysis.compare(name, of("model", "accuracy")) is not None for name in rivals),
