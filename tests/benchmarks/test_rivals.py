@@ -246,6 +246,13 @@ def test_the_page_has_no_row_for_an_arm_of_one_seed(tmp_path, monkeypatch):
     analysis.records.cache_clear()
 
 
+@pytest.mark.skipif(not page.PAGE.exists(), reason="needs the documentation")
+def test_the_committed_page_is_what_the_results_give():
+    analysis.records.cache_clear()
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+    assert page.PAGE.with_name(page.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
 def full(record):
     """A record with all that the page shows."""
     names = ("clusterability", "specialisation_only", "specialisation_without", "label_semanticity")
