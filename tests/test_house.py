@@ -97,7 +97,8 @@ def test_names_in_docstrings_exist(path):
         assert (ROOT / name).exists(), f"{path} tells of {name}, which does not exist"
 
 
-TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+ROOMS_WITH_TEXTS = ("docs", "benchmarks", "examples", "tests")
+TEXTS = sorted([*ROOT.glob("*.md"), *(path for room in ROOMS_WITH_TEXTS for path in ROOT.glob(f"{room}/**/*.md"))])
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""Write docs/addition.md and its pictures from the committed results.
+"""Write docs/findings/addition.md and its pictures from the committed results.
 
 python -m benchmarks.addition.page
 """
@@ -21,7 +21,7 @@ from .arms import ARMS, CLUSTERS, MLP, SEEDS, TRANSFORMER
 from .pictures import draw_differences, draw_frequencies
 from .waves import KEY, LIVE, PERMUTATIONS
 
-PAGE = Path(__file__).parents[2] / "docs" / "addition.md"
+PAGE = Path(__file__).parents[2] / "docs" / "findings" / "addition.md"
 TRANSFORMERS = ("transformer-plain", "transformer-mlp", "transformer-inside")
 MLPS = tuple(name for name, arm in ARMS.items() if arm.kind is MLP)
 MODULAR = tuple(name for name, arm in ARMS.items() if arm.against is not None)

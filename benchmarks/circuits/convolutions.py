@@ -3,7 +3,7 @@
     python -m benchmarks.circuits.convolutions [--json FILE]
 
 A round makes a step of the walk, as many trials of a row as a step has, and one trial of the loop, which
-runs the whole network in float64. The table of docs/circuits.md is its output.
+runs the whole network in float64. The table of docs/guides/circuits.md is its output.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .arms import ARMS, SEEDS
 from .pictures import draw_against_loss, draw_by_class, draw_circuits, draw_neurons
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "findings.md"
+PAGE = ROOT / "docs" / "findings" / "findings.md"
 README = ROOT / "README.md"
 PICTURES = {
     "findings-differences.png": lambda path: draw_circuits(path, shown_arms()),

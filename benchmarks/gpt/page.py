@@ -1,4 +1,4 @@
-"""Write docs/gpt.md and its pictures from the committed results.
+"""Write docs/findings/gpt.md and its pictures from the committed results.
 
 python -m benchmarks.gpt.page
 """
@@ -18,7 +18,7 @@ from .behaviours import NAMES
 from .circuits import DEMANDED, TOLERANCE
 from .pictures import Row, draw_clusters, draw_differences
 
-PAGE = Path(__file__).parents[2] / "docs" / "gpt.md"
+PAGE = Path(__file__).parents[2] / "docs" / "findings" / "gpt.md"
 PICTURES = ("gpt-clusters.png", "gpt-differences.png")
 
 

@@ -1,6 +1,6 @@
 """Compile the CUDA kernels and print what they take: registers, spills, occupancy, least times.
 
-No GPU is used. See benchmarks/README.md. `docs/cuda-kernels.md` is written from the results that are kept in
+No GPU is used. See benchmarks/README.md. `docs/speed/cuda-kernels.md` is written from the results that are kept in
 `resources.json`.
 """
 

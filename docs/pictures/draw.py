@@ -1,6 +1,6 @@
-"""Draw docs/circuits.png: the first three circuits of a report, as a browser shows them.
+"""Draw docs/pictures/circuits.png: the first three circuits of a report, as a browser shows them.
 
-Run ``modfast reproduce --data digits --circuits --out out/digits``, then ``python docs/pictures.py
+Run ``modfast reproduce --data digits --circuits --out out/digits``, then ``python docs/pictures/draw.py
 out/digits/circuits.html``. It needs Chromium, and Pillow, which comes with matplotlib.
 """
 
