@@ -26,7 +26,7 @@ $(MADE):
 
 # What the build needs comes first and by name, so that the library is built against the PyTorch it will run on.
 $(VENV)/dependencies: $(MADE) pyproject.toml
-	$(BIN)/python -m pip install --quiet torch torchvision numpy 'setuptools>=77' pybind11 ninja
+	$(BIN)/python -m pip install --quiet torch torchvision numpy 'setuptools>=77' ninja
 	touch $@
 
 $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
@@ -60,7 +60,7 @@ test-emulated: setup ## run the families' tests with the CUDA kernels, on an emu
 # needs their runtime from the start.
 test-emulated-sanitized: setup ## the same tests of CUDA kernels under the address and undefined-behaviour sanitizers
 	$(BIN)/python tests/emulation/build.py --sanitize
-	$(EMULATED) MODFAST_EMULATED_LIBRARY=$$(echo build/emulated-sanitized/_emulated*.so) ASAN_OPTIONS=detect_leaks=0 \
+	$(EMULATED) MODFAST_EMULATED_LIBRARY=build/emulated-sanitized/_emulated.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  $(BIN)/python $(PYTEST) --dist worksteal -m cuda $(EMULATED_ROOMS)
 
@@ -105,7 +105,7 @@ SANITIZERS = address,undefined
 SANITIZE = $(CXX) -std=c++17 -O1 -g -pthread -ffp-contract=off -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -Icsrc
 HEADERS := $(wildcard csrc/*/*.h csrc/*/*.inl tests/cpp/*/*.h)
 # The sources that include no PyTorch header.
-KERNELS := $(filter-out %/ops.cpp %/ops_cocluster.cpp %_cuda.cpp %/binding.cpp %/binding_layout.cpp %/module.cpp,$(wildcard csrc/*/*.cpp))
+KERNELS := $(filter-out %/ops.cpp %/ops_cocluster.cpp %_cuda.cpp %/binding.cpp %/binding_layout.cpp %/facts.cpp,$(wildcard csrc/*/*.cpp))
 SANITIZED := $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 
 .SECONDARY: $(SANITIZED)

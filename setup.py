@@ -12,20 +12,13 @@ from typing import Any
 
 import torch
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from torch.utils import cpp_extension
 
 # pip runs this file without its folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from build_cuda import NVCC_FLAGS, Toolkit, architecture_flags, choose_architectures, choose_toolkit
-
-try:
-    import pybind11
-
-    PYBIND11 = [pybind11.get_include()]
-except ImportError:
-    # PyTorch's headers include a copy of pybind11's.
-    PYBIND11 = []
 
 ROOT = Path(__file__).parent
 INCLUDE = [str(ROOT / "csrc")]  # includes name the folder: "energy/lines.h"
@@ -62,7 +55,7 @@ def sources(pattern: str) -> set[str]:
 
 
 def library(name: str, files: set[str], **options: Any) -> Extension:
-    """Return a library that needs only the stable C functions of libtorch, not PyTorch's Python binding."""
+    """Return a library that needs only the stable C functions of libtorch, and nothing of Python."""
     extension = cpp_extension.CppExtension(name, sorted(files), **options)
     extension.libraries = [needed for needed in extension.libraries if needed != "torch_python"]
     return extension
@@ -77,7 +70,7 @@ def cuda_library(toolkit: Toolkit) -> Extension:
     # Otherwise PyTorch assumes that the nvcc on the PATH lies in the toolkit's own folder.
     cpp_extension.CUDA_HOME = str(toolkit.home)
     architectures = choose_architectures(toolkit, os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-    listed = ",".join(f'"{name}"' for name in architectures)
+    listed = ",".join(architectures)
     return library(
         "modfast._cuda",
         sources("*_cuda.cpp")
@@ -85,14 +78,14 @@ def cuda_library(toolkit: Toolkit) -> Extension:
         | sources("common/binding*.cpp")
         | sources("energy/binding.cpp")
         | sources("optim/binding.cpp"),
-        include_dirs=[*INCLUDE, *PYBIND11, str(toolkit.include)],
+        include_dirs=[*INCLUDE, str(toolkit.include)],
         # With USE_CUDA the stable interface declares the function that returns PyTorch's current stream.
         define_macros=[*MACROS, ("USE_CUDA", None)],
         library_dirs=[str(toolkit.libraries)],
         # That function lives in libtorch_cuda, which every PyTorch with CUDA has loaded already.
         libraries=["torch_cuda", "cudart_static", "rt", "dl", "pthread"],
         extra_compile_args={
-            "cxx": [*HOST_FLAGS, f"-DMODFAST_CUDA_ARCHITECTURES={listed}"],
+            "cxx": [*HOST_FLAGS, f'-DMODFAST_CUDA_ARCHITECTURES="{listed}"'],
             "nvcc": [
                 *NVCC_FLAGS,
                 *architecture_flags(architectures),
@@ -103,11 +96,38 @@ def cuda_library(toolkit: Toolkit) -> Extension:
     )
 
 
+class BuildLibraries(cpp_extension.BuildExtension):
+    """Builds plain shared libraries, ``_C.so``, that no Python imports and that need none.
+
+    Else setuptools would make extension modules of the Python that runs it: with its version in the name, and
+    on Windows with a function of the module and Python's own library.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, no_python_abi_suffix=True)
+
+    def get_export_symbols(self, extension: Extension) -> list[str]:
+        """Return none: the sources say themselves what a library exports."""
+        return []
+
+    def get_libraries(self, extension: Extension) -> list[str]:
+        """Return what to link with, without Python."""
+        return list(extension.libraries)
+
+
+class Wheel(bdist_wheel):  # type: ignore[misc]  # setuptools has no types
+    """Builds a wheel that serves every Python of a platform, since the libraries know none."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags of the wheel's name."""
+        return ("py3", "none", super().get_tag()[2])
+
+
 libraries = [
     library(
         "modfast._C",
         sources("*.cpp") - sources("*_cuda.cpp"),
-        include_dirs=[*INCLUDE, *PYBIND11],
+        include_dirs=list(INCLUDE),
         define_macros=MACROS,
         extra_compile_args=HOST_FLAGS,
     )
@@ -116,4 +136,4 @@ toolkit = choose_toolkit(os.environ.get("MODFAST_CUDA") or "auto", torch.version
 if toolkit:
     libraries.append(cuda_library(toolkit))
 
-setup(version=VERSION, ext_modules=libraries, cmdclass={"build_ext": cpp_extension.BuildExtension})
+setup(version=VERSION, ext_modules=libraries, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel})

@@ -7,50 +7,41 @@ A third is for tests only: the GPU kernels, compiled for the CPU, take the place
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .binary import SUFFIX, Binary
+
 OLDEST_TORCH = (2, 11)
 
 
-def _import(name: str, kind: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"modfast's {kind} library cannot be loaded ({error}). "
-            "In a checkout run: pip install --no-build-isolation -e . "
-            "Elsewhere run: pip install --force-reinstall --no-deps modfast"
-        ) from error
+FOLDER = Path(__file__).parent
 
 
-def _load() -> Any:
+def _load() -> Binary:
     release = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2])
     if release < OLDEST_TORCH:
         raise ImportError(
             f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. "
             "Run: pip install -U 'torch>=2.11'"
         )
-    _C = _import("modfast._C", "compiled")
+    library = Binary(FOLDER / f"_C{SUFFIX}", "compiled")
     # A forced instruction set that this processor lacks is reported now, not at the first call.
-    try:
-        _C.instruction_set_in_use()
-    except RuntimeError as error:
-        raise ImportError(str(error)) from error
-    return _C
+    if not library.text("instruction_set_in_use"):
+        raise ImportError(library.text("instruction_set_error"))
+    return library
 
 
-def _load_cuda() -> Any | None:
+def _load_cuda() -> Binary | None:
+    path = FOLDER / f"_cuda{SUFFIX}"
     # The library needs functions that only a PyTorch with CUDA has; not every build contains it.
-    if torch.version.cuda is None or find_spec("modfast._cuda") is None:
+    if torch.version.cuda is None or not path.exists():
         return None
-    return _import("modfast._cuda", "CUDA")
+    return Binary(path, "CUDA")
 
 
 def _choose_backend() -> str:
@@ -60,26 +51,18 @@ def _choose_backend() -> str:
     return chosen
 
 
-def _load_emulated() -> tuple[Any, torch.library.Library]:
+def _load_emulated() -> tuple[Binary, torch.library.Library]:
     """Load the GPU kernels that the tests compile for the CPU; operators on CPU tensors then run by them."""
-    path = os.environ.get("MODFAST_EMULATED_LIBRARY")
-    if not path and find_spec("modfast._emulated") is None:
+    chosen = os.environ.get("MODFAST_EMULATED_LIBRARY")
+    path = Path(chosen) if chosen else FOLDER / f"_emulated{SUFFIX}"
+    if not path.is_file():
         raise ImportError(
-            "MODFAST_BACKEND is 'emulated', but its library is not built. "
+            f"MODFAST_EMULATED_LIBRARY must be the path of a compiled library, got {chosen!r}"
+            if chosen
+            else "MODFAST_BACKEND is 'emulated', but its library is not built. "
             "In a checkout run: python tests/emulation/build.py"
         )
-    if path:
-        spec = spec_from_file_location("modfast._emulated", path)
-        if spec is None or spec.loader is None:
-            raise ImportError(
-                f"MODFAST_EMULATED_LIBRARY must be the path of a compiled library, got {path!r}"
-            )
-        library = module_from_spec(spec)
-        spec.loader.exec_module(library)
-        # Under its name, for whoever imports it: another library's kernels would take the place of these.
-        sys.modules["modfast._emulated"] = library
-    else:
-        library = import_module("modfast._emulated")
+    library = Binary(path, "emulated")
     overrides = torch.library.Library("modfast", "IMPL")  # while it lives
     for full in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"):
         if full.startswith("modfast::"):
@@ -115,7 +98,7 @@ def cpu_kernels() -> Iterator[None]:
 _library = _load()
 BACKEND = _choose_backend()
 _cpu_kernels_wanted: list[bool] = []
-_emulated_library, _overrides = _load_emulated() if BACKEND == "emulated" else (None, None)
+emulated_library, _overrides = _load_emulated() if BACKEND == "emulated" else (None, None)
 # The two have kernels for the same device.
 _cuda_library = None if BACKEND == "emulated" else _load_cuda()
 
@@ -138,12 +121,12 @@ def backend() -> dict[str, Any]:
     """
     return {
         "backend": BACKEND,
-        "version": _library.version,
-        "cpu_compiled": _library.compiled_instruction_sets(),
-        "cpu_available": _library.available_instruction_sets(),
-        "cpu": _library.instruction_set_in_use(),
+        "version": _library.text("version"),
+        "cpu_compiled": _library.texts("compiled_instruction_sets"),
+        "cpu_available": _library.texts("available_instruction_sets"),
+        "cpu": _library.text("instruction_set_in_use"),
         "cuda": _cuda_library is not None,
-        "cuda_architectures": list(_cuda_library.architectures) if _cuda_library else [],
+        "cuda_architectures": _cuda_library.texts("cuda_architectures") if _cuda_library else [],
         "openmp": torch.backends.openmp.is_available(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

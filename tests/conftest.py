@@ -6,13 +6,14 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib import import_module
 
 import pytest
 import torch
 from gpu import EMULATED
 from processes import Processes, run_python
 from walked_models import make_model
+
+from modfast.library import emulated_library
 
 # Before any test replaces a function: what is imported meanwhile for the first time would keep it. A machine
 # with a GPU may lack what the command line needs; the tests of the kernels do not need it.
@@ -56,7 +57,7 @@ if EMULATED:
     @pytest.fixture(autouse=True)
     def shuffled(request):
         """Let the blocks and threads of the emulated GPU run in an order that the test's name decides."""
-        import_module("modfast._emulated").set_seed(zlib.crc32(request.node.nodeid.encode()))
+        emulated_library.give("set_seed", zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ FAMILIES = ("energy", "spectral", "circuits", "optim")
 SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())
 MODULES = sorted((ROOT / "modfast").rglob("*.py"))
 CALLERS = {f"modfast/{family}/operators.py" for family in FAMILIES}
+LOADERS = {"modfast/binary.py", "modfast/library.py"}
 
 pytestmark = pytest.mark.skipif(not SOURCES, reason="needs the sources of the kernels")
 
@@ -36,11 +37,18 @@ def test_families_of_kernels_are_strangers(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "csrc")))
 def test_kernels_know_no_pytorch(path):
-    if path.name.startswith(("binding", "ops", "module")):
+    if path.name.startswith(("binding", "ops")):
         return
     ours, others = included(path)
-    assert not [name for name in others if name.startswith(("torch/", "ATen/", "c10/", "pybind11/"))]
-    assert not [name for name in ours if Path(name).name.startswith(("binding", "ops", "module"))]
+    assert not [name for name in others if name.startswith(("torch/", "ATen/", "c10/"))]
+    assert not [name for name in ours if Path(name).name.startswith(("binding", "ops"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "csrc")))
+def test_no_file_knows_python(path):
+    # One library serves every version of Python; what Python asks of it are plain C functions.
+    others = included(path)[1]
+    assert not [name for name in others if re.match(r"Python\.h|pybind11/|torch/(extension|python)\.h", name)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "csrc")))
@@ -54,7 +62,9 @@ def test_no_streams(path):
 def uses_of_libraries(path):
     """The places where a module names a compiled library or an operator of ours."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.ops.modfast"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith(
+            ("torch.ops.modfast", "torch.ops.load_library")
+        ):
             yield node.lineno
         named = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -66,12 +76,12 @@ def uses_of_libraries(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_operators_call_the_compiled_libraries(path):
     name = str(path.relative_to(ROOT))
-    if name not in CALLERS | {"modfast/library.py"}:
+    if name not in CALLERS | LOADERS:
         assert list(uses_of_libraries(path)) == []
 
 
 def test_there_is_something_to_forbid():
-    assert all(list(uses_of_libraries(ROOT / name)) for name in CALLERS | {"modfast/library.py"})
+    assert all(list(uses_of_libraries(ROOT / name)) for name in CALLERS | LOADERS)
 
 
 def resolves(name):

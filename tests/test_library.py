@@ -3,18 +3,21 @@
 import re
 import shutil
 import subprocess
-from importlib import import_module
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import modfast
-from modfast import _C
+from modfast.binary import SUFFIX
 from modfast.library import OLDEST_TORCH
 
 PACKAGE = Path(modfast.__file__).parent
-LIBRARIES = [_C, import_module("modfast._cuda")] if modfast.backend()["cuda"] else [_C]
+LIBRARY = PACKAGE / f"_C{SUFFIX}"
+LIBRARIES = [LIBRARY, PACKAGE / f"_cuda{SUFFIX}"] if modfast.backend()["cuda"] else [LIBRARY]
+TORCH_LIBRARIES = Path(torch.__file__).parent / "lib"
 BROKEN = b"\x7fELF and no more"
 
 
@@ -111,11 +114,28 @@ def importing(copy):
     )
 
 
-@pytest.mark.parametrize("library", [None, BROKEN], ids=["absent", "broken"])
-def test_missing_library(run_python, tmp_path, library):
+def cut_off(after):
+    """The first bytes of the library, as a full disk or a broken download leaves them."""
+    return LIBRARY.read_bytes()[:after]
+
+
+LIBRARIES_THAT_DO_NOT_LOAD = {
+    "absent": lambda: None,
+    "broken": lambda: BROKEN,
+    "empty": lambda: b"",
+    "cut off within the tables": lambda: cut_off(300),
+    "cut off within the code": lambda: cut_off(300_000),
+    "cut off at the very end": lambda: cut_off(-1),
+    "a library of others": lambda: next(TORCH_LIBRARIES.glob("*torch_global_deps.*")).read_bytes(),
+}
+
+
+@pytest.mark.parametrize("make", LIBRARIES_THAT_DO_NOT_LOAD.values(), ids=LIBRARIES_THAT_DO_NOT_LOAD)
+def test_missing_library(run_python, tmp_path, make):
     copy = copy_without_libraries(tmp_path)
+    library = make()
     if library is not None:
-        (copy / Path(_C.__file__).name).write_bytes(library)
+        (copy / LIBRARY.name).write_bytes(library)
     done = run_python(importing(copy))
     assert done.returncode == 1
     assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
@@ -126,10 +146,9 @@ def test_missing_library(run_python, tmp_path, library):
 @pytest.mark.parametrize("library", [None, BROKEN], ids=["absent", "broken"])
 def test_missing_cuda_library(run_python, tmp_path, torch_cuda, library):
     copy = copy_without_libraries(tmp_path)
-    name = Path(_C.__file__).name
-    (copy / name).symlink_to(_C.__file__)
+    (copy / LIBRARY.name).symlink_to(LIBRARY)
     if library is not None:
-        (copy / name.replace("_C", "_cuda")).write_bytes(library)
+        (copy / f"_cuda{SUFFIX}").write_bytes(library)
     code = (
         f"import torch\ntorch.version.cuda = {torch_cuda!r}\n{importing(copy)}"
         "print(modfast.backend()['cuda'], modfast.backend()['cuda_architectures'])"
@@ -197,11 +216,11 @@ def test_reference_backend_gives_the_same_numbers_without_the_operators(run_pyth
 def read_library(library, tool, *options):
     if shutil.which(tool) is None:
         pytest.skip(f"needs {tool}, of GNU binutils")
-    command = [tool, *options, library.__file__]
+    command = [tool, *options, library]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.stem)
 def test_bound_to_pytorch_by_the_stable_interface_alone(library):
     listing = read_library(library, "nm", "--dynamic", "--undefined-only")
     names = [line.split()[-1] for line in listing.splitlines()]
@@ -209,15 +228,17 @@ def test_bound_to_pytorch_by_the_stable_interface_alone(library):
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in names)
     unstable = [name for name in names if re.match(r"_Z.*(2at|3c10|5torch|5caffe)", name)]
     assert unstable == []
+    # One build serves every Python, since it calls none.
+    assert [name for name in names if re.match(r"_?Py[A-Z_]", name)] == []
     # The runtime of CUDA is within the library, whichever PyTorch brings.
     assert [name for name in names if re.match(r"_*cuda", name)] == []
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.stem)
 def test_needs_no_library_that_changes_with_pytorch(library):
     needed = re.findall(r"NEEDED.*\[(.+)\]", read_library(library, "readelf", "--dynamic"))
     assert any(name.startswith("libtorch_cpu.") for name in needed)
-    assert [name for name in needed if re.match(r"lib(torch_python|c10_cuda|cudart)\b", name)] == []
+    assert [name for name in needed if re.match(r"lib(torch_python|python.*|c10_cuda|cudart)\b", name)] == []
 
 
 def test_oldest_pytorch_is_the_one_that_is_documented():
@@ -244,3 +265,26 @@ def test_every_operator_has_a_kernel_for_each_device_of_the_build():
     assert len(registered("CPU")) == 27
     assert registered("CPU") > JOINED
     assert registered("CUDA") == (registered("CPU") - JOINED if modfast.backend()["cuda"] else set())
+
+
+def test_threads_that_call_at_once_get_what_each_would_get_alone():
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(96, 130, generator=generator, requires_grad=True)
+        partition = modfast.Partition.blocks((96, 130), 2 + seed % 5)
+        loss = modfast.enmeshment(weight, partition)
+        loss.backward()
+        found = modfast.spectral_cocluster(weight.detach(), 3, seed=seed)
+        return loss.detach(), weight.grad, found.row_labels, found.col_labels, modfast.backend()["cpu"]
+
+    alone = [work(seed) for seed in range(24)]
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # with a lock of the interpreter, threads take turns often
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(work, list(range(24)) * 4))
+    finally:
+        sys.setswitchinterval(switch)
+    for expected, got in zip(alone * 4, together, strict=True):
+        assert got[-1] == expected[-1]
+        assert all(map(torch.equal, got[:-1], expected[:-1]))

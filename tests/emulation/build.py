@@ -1,6 +1,6 @@
 """Builds the library of the emulated device: the CUDA kernels, compiled for the CPU, and their bindings.
 
-``python tests/emulation/build.py`` writes ``modfast/_emulated.*.so``, for ``MODFAST_BACKEND=emulated``. With
+``python tests/emulation/build.py`` writes ``modfast/_emulated.so``, for ``MODFAST_BACKEND=emulated``. With
 ``--sanitize`` it builds with the address and undefined-behaviour sanitizers, without the checks of shared
 memory that take the compiler's calls for the thread sanitizer. Only what has changed is compiled again.
 """
@@ -13,7 +13,6 @@ import os
 import shlex
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +21,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATION = Path(__file__).resolve().parent
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-LIBRARY = ROOT / "modfast" / f"_emulated{SUFFIX}"
+LIBRARY = ROOT / "modfast" / "_emulated.so"
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
@@ -44,15 +42,8 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 
 def includes(sources: Path) -> list[str]:
     """Return the options that say where headers are; the stand-ins for CUDA's come first."""
-    try:
-        import pybind11
-
-        bindings = [pybind11.get_include()]
-    except ImportError:
-        bindings = []  # PyTorch's headers include a copy of pybind11's
     ours = [f"-I{EMULATION / 'include'}", f"-I{sources}", f"-I{EMULATION}"]
-    theirs = [*cpp_extension.include_paths(), *bindings, sysconfig.get_paths()["include"]]
-    return [*ours, *(option for path in theirs for option in ("-isystem", path))]
+    return [*ours, *(option for path in cpp_extension.include_paths() for option in ("-isystem", path))]
 
 
 def commands(objects: Path, sanitize: bool, changed: Path | None = None) -> dict[Path, list[str]]:
@@ -98,7 +89,7 @@ def build_program(source: Path, program: Path, sanitize: bool = False) -> Path:
     # In two steps, since linking with the option would bring the thread sanitizer itself.
     first = [*COMPILER, *COMMON, *checked, *KERNELS, *includes(ROOT / "csrc"), "-x", "c++"]
     run([*first, "-c", str(source), "-o", str(kernels)])
-    device = [str(path) for path in sorted(EMULATION.glob("*.cpp")) if path.name != "module.cpp"]
+    device = [str(path) for path in sorted(EMULATION.glob("*.cpp")) if path.name != "device.cpp"]
     run(
         [
             *COMPILER,
@@ -194,12 +185,10 @@ def run(command: Sequence[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--sanitize", action="store_true", help="build build/emulated-sanitized/_emulated*.so"
-    )
+    parser.add_argument("--sanitize", action="store_true", help="build build/emulated-sanitized/_emulated.so")
     options = parser.parse_args()
     if options.sanitize:
-        print(build(ROOT / "build/emulated-sanitized" / f"_emulated{SUFFIX}", sanitize=True))
+        print(build(ROOT / "build/emulated-sanitized" / LIBRARY.name, sanitize=True))
     else:
         print(build())
 

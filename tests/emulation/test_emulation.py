@@ -244,7 +244,7 @@ def broken(tmp_path_factory):
 
 
 def run_emulated(code, library, seed):
-    code = f"import modfast.library\nmodfast.library._emulated_library.set_seed({seed})\n{code}"
+    code = f"import modfast.library\nmodfast.library.emulated_library.give('set_seed', {seed})\n{code}"
     environment = os.environ | {"MODFAST_BACKEND": "emulated", "MODFAST_EMULATED_LIBRARY": str(library)}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
@@ -261,8 +261,8 @@ def test_no_other_library_takes_the_place_of_the_one_that_is_asked_for(tmp_path)
     # As tests import it, to shuffle the order of threads: the last that is loaded registers its kernels.
     library = shutil.copy(build(), tmp_path / LIBRARY.name)
     code = (
-        "from importlib import import_module\n"
-        "import_module('modfast._emulated').set_seed(2)\n"
+        "import modfast.library\n"
+        "modfast.library.emulated_library.give('set_seed', 2)\n"
         "print({line.split()[-1] for line in open('/proc/self/maps') if '_emulated' in line})"
     )
     done = run_emulated(code, library, 1)

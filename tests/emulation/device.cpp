@@ -1,10 +1,6 @@
-// The Python module of the emulated device, and what its bindings use of PyTorch's CUDA.
+// What tests ask of the emulated device, and what its bindings use of PyTorch's CUDA.
+#include "common/exported.h"
 #include "runtime.h"
-
-#include <pybind11/pybind11.h>
-
-#include <string>
-#include <vector>
 
 // PyTorch's functions for CUDA, as the bindings call them: here a tensor of the CPU counts as one of the
 // device. Hidden, these take the place of PyTorch's own in this library alone.
@@ -21,9 +17,8 @@ STAND_IN int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
 }
 STAND_IN int32_t aoti_torch_delete_device_guard(void*) { return 0; }
 
-PYBIND11_MODULE(_emulated, m) {
-  m.doc() = "The CUDA kernels of modfast, compiled for the CPU by the tests.";
-  m.def("set_seed", &emulation::set_seed, pybind11::arg("seed"),
-        "Choose the order in which blocks and threads run: 0 is their own, another number shuffles them.");
-  m.def("launches", &emulation::number_of_launches, "How many kernels have run.");
-}
+// Chooses the order in which blocks and threads run: 0 is their own, another number shuffles them.
+MODFAST_EXPORTED void modfast_set_seed(uint64_t seed) noexcept { emulation::set_seed(seed); }
+
+// How many kernels have run.
+MODFAST_EXPORTED uint64_t modfast_launches() noexcept { return emulation::number_of_launches(); }
