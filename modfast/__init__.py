@@ -34,6 +34,7 @@ from .network.units import Network, NetworkLayer
 from .neurons import LiveUnits, label_semanticity, live_units
 from .partition import Partition, load_partitions, save_partitions
 from .spectral.clustering import normalized_cut, spectral_cluster, spectral_cocluster
+from .spectral.eigengap import Eigengap, eigengap
 from .spectral.laplacian import laplacian_eigenvalues
 from .spectral.shuffling import ShuffleTest, shuffle_test
 from .spectral.solver import ConvergenceWarning
@@ -45,6 +46,7 @@ __all__ = [
     "ClusterDependence",
     "ClusterLesions",
     "ConvergenceWarning",
+    "Eigengap",
     "EnmeshmentLoss",
     "FaithfulnessCurve",
     "LiveUnits",
@@ -72,6 +74,7 @@ __all__ = [
     "cluster_shares",
     "clusterability",
     "describe_layers",
+    "eigengap",
     "enmeshment",
     "faithfulness_curve",
     "find_circuit",

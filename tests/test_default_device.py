@@ -217,6 +217,10 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
         modfast.spectral_cluster(g.graph, 3, return_info=True),
         modfast.spectral_cluster(g.sparse, 3),
     ],
+    "eigengap": lambda g, _: [
+        [(e := modfast.eigengap(each, 4, shuffles=2)).values, e.shuffled_values]
+        for each in (g.weight, g.kernels, modfast.read_network(g.model, g.inputs))
+    ],
     "normalized_cut": lambda g, _: [
         modfast.normalized_cut(g.weight, g.partition),
         modfast.normalized_cut(g.graph, [i % 3 for i in range(100)]),
@@ -391,7 +395,8 @@ CALLS: dict[str, Callable[[Given, Path], Any]] = {
     ],
 }
 COMPUTES_NOTHING = {
-    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "FaithfulnessCurve",
+    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "Eigengap",
+    "FaithfulnessCurve",
     "LiveUnits", "Network", "NetworkLayer", "ShuffleTest", "__version__", "backend",
 }  # fmt: skip
 

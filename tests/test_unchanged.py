@@ -92,6 +92,7 @@ CALLS = {
         for steps in (1, 2)
         for given in ({}, {"ablation": "resample", "reference": [INPUTS[12:], INPUTS[:12]]})
     ],
+    "eigengap": lambda model: modfast.eigengap(modfast.read_network(model, INPUTS), 4, shuffles=1),
     "weights": lambda model: [
         (modfast.spectral_cocluster(weight, 2), modfast.laplacian_eigenvalues(weight, 2).sum())
         for weight in (layer.weight() for layer in find_layers(model))
@@ -128,7 +129,7 @@ def right(output, batch):
 
 # These have no model; some are tried on its weights.
 WITHOUT_A_MODEL = {
-    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "FaithfulnessCurve",
+    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "Eigengap", "FaithfulnessCurve",
     "LiveUnits", "Network", "NetworkLayer", "Partition",
     "ShuffleTest", "__version__", "backend", "block_energy", "block_inner", "block_scale",
     "accuracy", "circuit_overlap", "class_log_likelihood", "class_log_odds", "cluster_information",

@@ -1,12 +1,8 @@
 """Clusters one layer into several numbers of clusters, and chooses the number that its weights support most.
 
-The number of clusters of a layer is chosen by its *eigengap*, the largest ``s_k - s_(k+1)`` of the singular
-values ``s_1 = 1 >= s_2 >= ...`` of ``D_row^-1/2 A D_col^-1/2``, where ``A`` is the similarity and the ``D``
-hold its row and column sums. ``k`` clusters with no edges between them have ``s_k = 1`` and, if each is
-connected, ``s_(k+1) < 1``. The difference is absolute, not relative to ``s_k``: the first value is 1 for any
-scale of the weights, and a change of the matrix of size ``e`` turns the ``k`` singular vectors, from which
-the clusters are computed, by at most about ``e / (s_k - s_(k+1))`` (Davis and Kahan 1970, Wedin 1972). A
-ratio would be largest among the last values, where noise is divided by smaller noise.
+The number of clusters of a layer is chosen by its *eigengap*, as :func:`modfast.eigengap` explains. The
+difference is absolute, not relative to ``s_k``: the first value is 1 for any scale of the weights. A ratio
+would be largest among the last values, where noise is divided by smaller noise.
 
 Some gap is always the largest, and the search finds clusters better than chance in any weights. So the gap is
 compared with those that the same search finds in the same weights shuffled. Without structure, a gap exceeds
@@ -16,7 +12,7 @@ those of all ``n`` shuffles with a probability of ``1 / (n + 1)``; a gap below o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,6 +24,7 @@ from modfast.arguments import SEED, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.energy.functional import clusterability
 from modfast.partition import Partition
 from modfast.spectral.clustering import normalized_cut, spectral_cocluster
+from modfast.spectral.eigengap import choose_count, gaps_after, shuffled_weights, singular_values
 from modfast.train.config import Record
 
 AFFINITIES = ("abs", "square")
@@ -93,30 +90,6 @@ def possible_counts(weight: Tensor, config: ClusterConfig) -> list[int]:
     return [k for k in config.num_clusters if k <= min(weight.shape[:2])] if bool(weight.any()) else []
 
 
-def eigengaps(singular_values: Sequence[float], num_clusters: Sequence[int]) -> dict[int, float | None]:
-    """Return ``s_k - s_(k+1)`` for each ``k``; None if the matrix has no ``s_(k+1)``.
-
-    Example:
-        >>> eigengaps([1.0, 0.75, 0.25], [1, 2, 3])
-        {1: 0.25, 2: 0.5, 3: None}
-    """
-    # Any matrix has only zeros beyond its smaller side, so a gap to them would mean nothing.
-    return {
-        k: singular_values[k - 1] - singular_values[k] if k < len(singular_values) else None
-        for k in num_clusters
-    }
-
-
-def choose_count(gaps: Mapping[int, float | None]) -> int:
-    """Return the ``k`` with the largest gap, the smallest if several do; the first ``k`` if none has a gap.
-
-    Example:
-        >>> choose_count({2: 0.1, 3: 0.5, 4: None})
-        3
-    """
-    return max(gaps, key=lambda k: (-1.0 if gaps[k] is None else gaps[k], -k))
-
-
 def cluster_layer(
     weight: Tensor, config: ClusterConfig, on_step: Callable[[int], None] | None = None
 ) -> tuple[Record, dict[int, Partition]]:
@@ -130,9 +103,9 @@ def cluster_layer(
     Returns:
         A record that JSON can hold, and the partition for each number of clusters. The record has ``shape``,
         ``left_out`` (numbers of clusters), ``chosen`` (one of them, or None for a weight of zeros or one
-        with too few neurons), ``singular_values`` (one more than the largest number of clusters, where there
-        is one more), ``shuffled`` (what the same search finds in the same weights shuffled:
-        ``largest_gaps``, one for each shuffle, and ``singular_values``, ``clusterability`` and
+        with too few neurons), ``singular_values`` (one more than the largest number of clusters, where so
+        many rows and columns have weights), ``shuffled`` (what the same search finds in the same weights
+        shuffled: ``largest_gaps``, one for each shuffle, and ``singular_values``, ``clusterability`` and
         ``normalized_cut`` of the first shuffle, the last two for the chosen number) and ``clusters``, a list
         that has for each number ``num_clusters``, ``clusterability``, ``normalized_cut``, ``by_chance``
         (the expected values of these two, see :func:`by_chance`), ``gap`` (None where there is no further
@@ -191,29 +164,30 @@ def cluster_layer(
         )
     # The last gap needs one singular value more than there are clusters.
     most = min(counts[-1] + 1, side)
-    if most > counts[-1]:
-        _, info = cocluster(weight, most, 1)
-    record["singular_values"] = info["singular_values"].tolist()
-    gaps = eigengaps(record["singular_values"], counts)
+
+    def spectrum(matrix: Tensor) -> list[float]:
+        values = singular_values(matrix, most, config.affinity, tol=config.tol, seed=config.seed)
+        return list(map(float, values))
+
+    record["singular_values"] = spectrum(weight)
+    gaps = gaps_after(record["singular_values"], counts)
     for clustering in record["clusters"]:
         clustering["gap"] = gaps[clustering["num_clusters"]]
     record["chosen"] = choose_count(gaps)
 
-    generator = torch.Generator("cpu").manual_seed(config.seed)
-    shuffled = _shuffled(weight, generator)
-    shuffled_partition, _ = cocluster(shuffled, record["chosen"], config.n_init)
-    spectra = []
-    for index in range(config.shuffles):
-        _, info = cocluster(_shuffled(weight, generator) if index else shuffled, most, 1)
-        spectra.append(info["singular_values"].tolist())
+    spectra, of_first = [], {}
+    for shuffled in shuffled_weights(weight, config.shuffles, config.seed):
+        if not spectra:
+            of_first = measures(shuffled, cocluster(shuffled, record["chosen"], config.n_init)[0])
+        spectra.append(spectrum(shuffled))
     largest = [
-        max((gap for gap in eigengaps(spectrum, counts).values() if gap is not None), default=None)
-        for spectrum in spectra
+        max((gap for gap in gaps_after(values, counts).values() if gap is not None), default=None)
+        for values in spectra
     ]
     record["shuffled"] = {
         "largest_gaps": [gap for gap in largest if gap is not None],
         "singular_values": spectra[0],
-        **measures(shuffled, shuffled_partition),
+        **of_first,
     }
     return record, partitions
 
@@ -237,9 +211,3 @@ def by_chance(partition: Partition) -> dict[str, float]:
         "clusterability": float(shares.prod(1).sum()),
         "normalized_cut": float((1.0 - inside[held] / volume[held]).sum()),
     }
-
-
-def _shuffled(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the same weights in a random order, those of a kernel together."""
-    order = torch.randperm(weight.shape[0] * weight.shape[1], generator=generator, device="cpu")
-    return weight.flatten(0, 1)[order.to(weight.device)].view(weight.shape)

@@ -30,11 +30,12 @@ from modfast.network.units import Network
 from modfast.results import RESULTS
 from modfast.run_folder import Plan, RunFolder, claim
 from modfast.spectral.counts import spectral_cluster_counts
+from modfast.spectral.eigengap import choose_count, gaps_after
 from modfast.spectral.shuffling import shuffle, single_threads
 from modfast.train.config import Record
 
 from .cluster_files import LAYERS
-from .eigengap import ClusterConfig, by_chance, choose_count, eigengaps
+from .eigengap import ClusterConfig, by_chance
 from .network_files import (
     draw_network,
     finished_parts,
@@ -216,7 +217,7 @@ def _cluster(
         seed=config.seed,
         on_count=lambda k: steps("network", k),
     )
-    gaps = eigengaps(found.eigenvalues, counts)
+    gaps = gaps_after(found.eigenvalues, counts)
     labels = {k: of_units.cpu() for k, of_units in found.labels.items()}
     clusters = [
         {
@@ -260,7 +261,7 @@ def _shuffles(
             seed=config.seed,
             on_count=lambda k: steps(f"shuffled network {number + 1}", k),
         )
-        gaps = [gap for gap in eigengaps(found.eigenvalues, counts).values() if gap is not None]
+        gaps = [gap for gap in gaps_after(found.eigenvalues, counts).values() if gap is not None]
         cuts = {str(k): cut for k, cut in found.normalized_cuts.items()}
         return {
             "normalized_cuts": cuts,

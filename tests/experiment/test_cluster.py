@@ -19,10 +19,11 @@ import modfast
 from modfast import Partition, load_partitions, reference
 from modfast.cli import main
 from modfast.cli.options import parse_counts
-from modfast.experiment.eigengap import ClusterConfig, by_chance, choose_count, cluster_layer, eigengaps
+from modfast.experiment.eigengap import ClusterConfig, by_chance, cluster_layer
 from modfast.report import cluster_table
 from modfast.report.pictures import clusters as picture_clusters
 from modfast.report.pictures.clusters import draw_clusterability, draw_matrices
+from modfast.spectral.eigengap import choose_count, gaps_after
 from modfast.weights import read_weights
 
 # What two layers hold, and the k that their eigengap must find.
@@ -70,7 +71,7 @@ def test_other_texts_are_refused(text):
 
 
 def test_the_largest_gap_is_chosen():
-    gaps = eigengaps([1.0, 0.75, 0.5, 0.125], [2, 3, 4])
+    gaps = gaps_after([1.0, 0.75, 0.5, 0.125], [2, 3, 4])
     assert gaps == {2: 0.25, 3: 0.375, 4: None}
     assert choose_count(gaps) == 3
     assert choose_count({2: 0.25, 3: 0.25}) == 2
@@ -125,7 +126,7 @@ def test_a_layer_s_record_is_what_its_partitions_have(affinity):
     assert record["clusters"][1]["normalized_cut"] < 0.7 * record["shuffled"]["normalized_cut"]
     largest = record["shuffled"]["largest_gaps"]
     assert len(set(largest)) == 3
-    assert largest[0] == max(eigengaps(record["shuffled"]["singular_values"], [2, 3, 4]).values())
+    assert largest[0] == max(gaps_after(record["shuffled"]["singular_values"], [2, 3, 4]).values())
     assert record["clusters"][1]["gap"] > 3 * max(largest)
 
 
