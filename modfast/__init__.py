@@ -1,5 +1,8 @@
 """modfast: train neural networks that fall apart into modules, find the modules, study their circuits."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import optim
 from .circuit import Circuit, load_circuits, save_circuits
 from .circuits.find import find_circuit, find_circuits
@@ -39,6 +42,9 @@ from .spectral.laplacian import laplacian_eigenvalues
 from .spectral.shuffling import ShuffleTest, shuffle_test
 from .spectral.solver import ConvergenceWarning
 from .version import __version__
+
+if TYPE_CHECKING:
+    from . import plot as plot
 
 __all__ = [
     "CannotFollowError",
@@ -105,3 +111,10 @@ __all__ = [
     "spectral_cocluster",
     "unit_scores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # matplotlib is optional, and slow to import.
+    if name == "plot":
+        return importlib.import_module(".plot", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

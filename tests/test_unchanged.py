@@ -129,8 +129,8 @@ def right(output, batch):
 
 # These have no model; some are tried on its weights.
 WITHOUT_A_MODEL = {
-    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "Eigengap", "FaithfulnessCurve",
-    "LiveUnits", "Network", "NetworkLayer", "Partition",
+    "CannotFollowError", "ClusterDependence", "ClusterLesions", "ConvergenceWarning", "Eigengap",
+    "FaithfulnessCurve", "LiveUnits", "Network", "NetworkLayer", "Partition",
     "ShuffleTest", "__version__", "backend", "block_energy", "block_inner", "block_scale",
     "accuracy", "circuit_overlap", "class_log_likelihood", "class_log_odds", "cluster_information",
     "cluster_shares", "clusterability", "enmeshment", "laplacian_eigenvalues", "live_units", "load_circuits",

@@ -175,7 +175,8 @@ def cluster_layer(
         clustering["gap"] = gaps[clustering["num_clusters"]]
     record["chosen"] = choose_count(gaps)
 
-    spectra, of_first = [], {}
+    spectra: list[list[float]] = []
+    of_first: dict[str, float] = {}
     for shuffled in shuffled_weights(weight, config.shuffles, config.seed):
         if not spectra:
             of_first = measures(shuffled, cocluster(shuffled, record["chosen"], config.n_init)[0])

@@ -158,7 +158,8 @@ def eigengap(
     check("shuffles", shuffles, Integer(0))
     check("tol", tol, Number(0, 1))
     check("seed", seed, SEED)
-    count, options = int(max_clusters) + 1, {"tol": float(tol), "seed": int(seed)}
+    count = int(max_clusters) + 1
+    options: dict[str, Any] = {"tol": float(tol), "seed": int(seed)}
     if isinstance(weight, Network):
         values = graph_eigenvalues(weight.graph(affinity=affinity), count, **options)
         others = (

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from modfast.report.numbers import MARGIN, name_end
 
 from .style import new_figure, save_figure
+from .table import MOST_NUMBERED, draw_table, name_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-MOST_NUMBERED_CLASSES = 20
 
 
 def draw_class_accuracy(
@@ -83,24 +79,14 @@ def draw_class_accuracy(
     )
     for axes, shares, title, word in zip(panels, (only, without), titles, ("only", "without"), strict=True):
         table = 100.0 * np.concatenate([whole, shares.detach().to("cpu", torch.float64).numpy()])
-        image = _draw_percentages(axes, table)
+        image = draw_table(axes, table, 100.0, "{:.0f}")
         loss = table[0] - table[1:]
         _frame(axes, loss <= MARGIN if word == "only" else loss > MARGIN)
         names = ["whole network", *(f"{word} cluster {cluster}" for cluster in range(clusters))]
         axes.set_yticks(range(clusters + 1), names, fontsize=9)
         # The line sets the whole network apart from the rows with clusters switched.
         axes.axhline(0.5, color="white", linewidth=3)
-        step = math.ceil(count / MOST_NUMBERED_CLASSES)
-        shown = range(0, count, step)
-        names = [classes[i] if len(classes[i]) <= 20 else classes[i][:19] + "…" for i in shown]
-        # Names stand upright only where each fits into its own share of the axis.
-        crowded = max(len(name) for name in names) * len(names) > 100
-        axes.set_xticks(shown, names, fontsize=9)
-        if crowded:
-            axes.tick_params(axis="x", labelrotation=45)
-            for text in axes.get_xticklabels():
-                text.set_horizontalalignment("right")
-                text.set_rotation_mode("anchor")
+        name_columns(axes, classes)
         axes.set_title(title, fontsize=10)
         axes.tick_params(length=0)
     panels[1].set_xlabel("class", fontsize=9)
@@ -111,26 +97,7 @@ def draw_class_accuracy(
 
 def _frame(axes: Axes, marked: NDArray[np.bool_]) -> None:
     """Frame the marked cells, given without the first row, which is the whole network's."""
-    width = 1.8 if marked.shape[1] <= MOST_NUMBERED_CLASSES else 0.8
+    width = 1.8 if marked.shape[1] <= MOST_NUMBERED else 0.8
     for row, column in np.argwhere(marked):
         corner = (float(column) - 0.46, float(row) + 0.56)
         axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, edgecolor="#D55E00", linewidth=width))
-
-
-def _draw_percentages(axes: Axes, table: NDArray[np.float64]) -> Any:
-    colours: Colormap = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
-    image = axes.imshow(
-        np.ma.masked_invalid(table),
-        cmap=colours,
-        vmin=0.0,
-        vmax=100.0,
-        aspect="auto",
-        interpolation="nearest",
-    )
-    if table.shape[1] > MOST_NUMBERED_CLASSES:
-        return image
-    for (row, column), share in np.ndenumerate(table):
-        text = "n/a" if math.isnan(share) else f"{share:.0f}"
-        colour = "white" if share < 60.0 else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    return image

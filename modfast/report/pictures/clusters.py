@@ -19,6 +19,7 @@ from modfast.energy.functional import clusterability
 from modfast.partition import Partition
 from modfast.report.numbers import name_end, shuffled_gap
 
+from .spectrum import CHANCE, CHOSEN, FOUND, SHUFFLED, draw_spectrum
 from .style import new_figure, save_figure
 from .weights import Panel, draw_pairs, magnitude
 
@@ -28,9 +29,6 @@ MOST_MATRICES = 5
 
 Drawing: TypeAlias = Callable[[str | os.PathLike[str]], None]
 """A function that draws a picture into the file whose path it is given."""
-
-_FOUND, _CHANCE, _CHOSEN = "#0072B2", "#666666", "#D55E00"
-_SHUFFLED: dict[str, Any] = {"color": "black", "marker": "+", "markersize": 7, "linestyle": "none"}
 
 
 class _Page(NamedTuple):
@@ -157,16 +155,16 @@ def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:
     clusterings = record["clusters"]
     counts = [clustering["num_clusters"] for clustering in clusterings]
     values = [clustering[measure] for clustering in clusterings]
-    axes.plot(counts, values, color=_FOUND, marker="o", markersize=3, label="this layer")
+    axes.plot(counts, values, color=FOUND, marker="o", markersize=3, label="this layer")
     chance = [clustering["by_chance"][measure] for clustering in clusterings]
     label = "expected without structure, same cluster sizes"
-    axes.plot(counts, chance, color=_CHANCE, linestyle="--", marker="x", markersize=3, label=label)
-    axes.axvline(record["chosen"], color=_CHOSEN, linewidth=1.2, label="chosen k (largest gap)")
+    axes.plot(counts, chance, color=CHANCE, linestyle="--", marker="x", markersize=3, label=label)
+    axes.axvline(record["chosen"], color=CHOSEN, linewidth=1.2, label="chosen k (largest gap)")
     shuffled = record["shuffled"][measure]
-    axes.plot([record["chosen"]], [shuffled], **_SHUFFLED, label="found in the same weights, shuffled")
+    axes.plot([record["chosen"]], [shuffled], **SHUFFLED, label="found in the same weights, shuffled")
     if measure == "clusterability":
         equal = [1 / k for k in counts]
-        axes.plot(counts, equal, color=_CHANCE, linestyle=":", linewidth=1, label="1/k")
+        axes.plot(counts, equal, color=CHANCE, linestyle=":", linewidth=1, label="1/k")
         axes.set_ylim(0.0, 1.04)
     else:
         axes.set_ylim(bottom=0.0)
@@ -174,18 +172,9 @@ def _draw_measure(axes: Axes, record: Mapping[str, Any], measure: str) -> None:
 
 def _draw_singular_values(axes: Axes, record: Mapping[str, Any]) -> None:
     values, shuffled = record["singular_values"], record["shuffled"]["singular_values"]
-    # The first value is 1 for any weights; to show it would only compress the others.
     first = min(record["clusters"][0]["num_clusters"], 2, len(values))
-    places = range(first, len(values) + 1)
-    axes.plot(places, values[first - 1 :], color=_FOUND, marker="o", markersize=3, linestyle="none")
-    axes.plot(places, shuffled[first - 1 : len(values)], **_SHUFFLED)
+    draw_spectrum(axes, values, [shuffled], record["chosen"], first=first, gap_label="the gap")
     axes.set_ylim(0.0, 1.08 * max(*values[first - 1 :], *shuffled[first - 1 :]))
-    chosen = record["chosen"]
-    if chosen < len(values):
-        axes.axhspan(
-            values[chosen], values[chosen - 1], color=_CHOSEN, alpha=0.25, linewidth=0, label="the gap"
-        )
-        axes.axvline(chosen + 0.5, color=_CHOSEN, linewidth=1.2)
 
 
 def draw_matrices(

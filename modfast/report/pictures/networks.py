@@ -16,6 +16,7 @@ from modfast.report.cells import cell_edges, cluster_starts
 from modfast.report.network_table import largest_shuffled_gap, shuffled_cuts, z_score
 from modfast.report.numbers import name_end
 
+from .spectrum import CHANCE, CHOSEN, FOUND, draw_spectrum
 from .style import new_figure, save_figure
 from .weights import cluster_ticks
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from modfast.partition import Partition
-
-_FOUND, _CHANCE, _CHOSEN = "#0072B2", "#666666", "#D55E00"
 
 # Cells across one of the small maps; each is a few pixels wide.
 _CELLS = 48
@@ -63,7 +62,7 @@ def draw_curve(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (cuts, scores):
-        axes.axvline(record["chosen"], color=_CHOSEN, linewidth=1.2)
+        axes.axvline(record["chosen"], color=CHOSEN, linewidth=1.2)
         axes.set_xlabel("number of clusters k", fontsize=9)
     handles = {
         label: handle
@@ -83,12 +82,12 @@ def _draw_cuts(axes: Axes, record: Mapping[str, Any]) -> None:
     counts = [each["num_clusters"] for each in shown]
     own = [each["normalized_cut"] / (k - 1) for k, each in zip(counts, shown, strict=True)]
     shuffled = [[cut / (k - 1) for cut in shuffled_cuts(record, k)] for k in counts]
-    axes.plot(counts, own, color=_FOUND, marker="o", markersize=3, label="this network")
+    axes.plot(counts, own, color=FOUND, marker="o", markersize=3, label="this network")
     middle = [float(np.mean(each)) for each in shuffled]
     dashed: dict[str, Any] = {"linestyle": "--", "marker": "x", "markersize": 3}
-    axes.plot(counts, middle, color=_CHANCE, label="shuffled weights", **dashed)
+    axes.plot(counts, middle, color=CHANCE, label="shuffled weights", **dashed)
     axes.fill_between(
-        counts, [min(each) for each in shuffled], [max(each) for each in shuffled], color=_CHANCE, alpha=0.3
+        counts, [min(each) for each in shuffled], [max(each) for each in shuffled], color=CHANCE, alpha=0.3
     )
     low, high = min([*own, *middle], default=0.0), max([*own, *middle], default=0.0)
     if high > low:
@@ -99,26 +98,21 @@ def _draw_cuts(axes: Axes, record: Mapping[str, Any]) -> None:
 def _draw_scores(axes: Axes, record: Mapping[str, Any]) -> None:
     scores = {each["num_clusters"]: z_score(record, each) for each in record["clusters"]}
     known = {k: score for k, score in scores.items() if score is not None}
-    axes.plot(list(known), list(known.values()), color=_FOUND, marker="o", markersize=3)
-    axes.axhline(0.0, color=_CHANCE, linestyle="--")
+    axes.plot(list(known), list(known.values()), color=FOUND, marker="o", markersize=3)
+    axes.axhline(0.0, color=CHANCE, linestyle="--")
     axes.set_title("z-score of the cut\n(standard deviations from shuffled)", fontsize=9)
 
 
 def _draw_eigenvalues(axes: Axes, record: Mapping[str, Any]) -> None:
     values = record["eigenvalues"]
-    # The first value is 1 for any network; to show it would only compress the others.
-    places = range(2, len(values) + 1)
-    axes.plot(places, values[1:], color=_FOUND, marker="o", markersize=3, linestyle="none")
     first = next(iter(record["shuffled"].values()))["eigenvalues"]
-    axes.plot(places, first[1:], color=_CHANCE, marker="x", markersize=4, linestyle="none")
     chosen, largest = record["chosen"], largest_shuffled_gap(record)
     title = f"eigenvalues (k = {chosen}: no gap to show)"
     if chosen < len(values):
-        low, high = values[chosen], values[chosen - 1]
-        axes.axhspan(low, high, color=_CHOSEN, alpha=0.25, linewidth=0)
-        axes.axvline(chosen + 0.5, color=_CHOSEN, linewidth=1.2, label="chosen k (largest gap)")
-        title = f"eigenvalues, gap {high - low:.4f} at k = {chosen}"
+        gap = values[chosen - 1] - values[chosen]
+        title = f"eigenvalues, gap {gap:.4f} at k = {chosen}"
         title += "" if largest is None else f"\n(shuffled: at most {largest:.4f})"
+    draw_spectrum(axes, values, [first], chosen, gap_label="chosen k (largest gap)")
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("eigenvalue number", fontsize=9)
 

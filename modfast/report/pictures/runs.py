@@ -134,22 +134,57 @@ def _draw_measure(
 ) -> None:
     for position, (name, histories) in enumerate(runs.items()):
         values = _by_epoch(histories, measure, layer)
-        colour, marker, dashes = _style(name, position)
-        means = [scale * math.fsum(seeds) / len(seeds) for seeds in values.values()]
-        low = [scale * min(seeds) for seeds in values.values()]
-        high = [scale * max(seeds) for seeds in values.values()]
-        axes.fill_between(list(values), low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(
+        draw_mean_line(
+            axes,
             list(values),
-            means,
-            color=colour,
-            linestyle=dashes,
-            marker=marker,
-            markersize=3.5,
-            # Markers distinguish the lines; one at each of many epochs would hide the line.
-            markevery=max(1, len(means) // 12),
-            label=name,
+            [scale * math.fsum(seeds) / len(seeds) for seeds in values.values()],
+            [scale * min(seeds) for seeds in values.values()],
+            [scale * max(seeds) for seeds in values.values()],
+            _style(name, position),
+            name,
         )
+
+
+def draw_mean_line(
+    axes: Axes,
+    steps: Sequence[float],
+    means: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    style: tuple[str, str, str],
+    label: str,
+) -> None:
+    """Draw a line, and a band around it.
+
+    Args:
+        axes: where to draw.
+        steps: the places of all numbers.
+        means: the line; NaN leaves a hole.
+        low: the lower edge of the band; NaN draws none there.
+        high: its upper edge.
+        style: colour, marker and dashes; :data:`STYLES` has some.
+        label: for a legend.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> draw_mean_line(axes, [1, 2], [0.5, 0.6], [0.4, 0.5], [0.6, 0.7], STYLES[0], "plain")
+        >>> axes.lines[0].get_ydata().tolist()
+        [0.5, 0.6]
+    """
+    colour, marker, dashes = style
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(
+        steps,
+        means,
+        color=colour,
+        linestyle=dashes,
+        marker=marker,
+        markersize=3.5,
+        # Markers distinguish the lines; one at each of many steps would hide the line.
+        markevery=max(1, len(means) // 12),
+        label=label,
+    )
 
 
 # ------------------------------------------------------------------------------------- comparison

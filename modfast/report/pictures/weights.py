@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -44,19 +46,27 @@ class Panel(NamedTuple):
     unit: str
 
 
-def magnitude(argument: str, weight: Tensor, partition: Partition) -> NDArray[np.float64]:
+def magnitude(
+    argument: str, weight: Tensor, partition: Partition | None, *, finite: bool = True
+) -> NDArray[np.float64]:
     """Return |weight| as (out, in) float64, a convolution's kernel reduced to its Euclidean norm.
+
+    Args:
+        argument: the name of the weight, for messages.
+        weight: ``(out, in, *kernel)``.
+        partition: the clusters that it must fit, or None.
+        finite: whether NaN and infinity raise.
 
     Raises:
         ValueError: the weight does not fit the partition or is not finite; named ``argument``.
     """
-    if weight.ndim < 2 or tuple(weight.shape[:2]) != tuple(partition.shape):
+    if partition is not None and (weight.ndim < 2 or tuple(weight.shape[:2]) != tuple(partition.shape)):
         raise ValueError(
             f"{argument} must have the partition's shape {tuple(partition.shape)} in its first two "
             f"dimensions, got {tuple(weight.shape)}"
         )
     values = weight.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(values).all()):
+    if finite and not bool(torch.isfinite(values).all()):
         raise ValueError(f"{argument} must be finite, got NaN or infinity in it")
     if values.ndim > 2:
         values = torch.linalg.vector_norm(values.flatten(2), dim=2)
@@ -176,7 +186,7 @@ def draw_pairs(
     save_figure(figure, path)
 
 
-class _Cells(NamedTuple):
+class Cells(NamedTuple):
     """The cells of a panel: the largest weight in each, and where cells and clusters begin."""
 
     values: NDArray[np.float64]
@@ -185,7 +195,8 @@ class _Cells(NamedTuple):
     labels: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _cells(panel: Panel) -> _Cells:
+def cells_of(panel: Panel) -> Cells:
+    """Return the cells of a panel. A cell with NaN in it is NaN."""
     ordered = panel.magnitude
     if panel.partition is None:
         rows, cols = (np.zeros(size, dtype=np.int64) for size in ordered.shape)
@@ -198,30 +209,52 @@ def _cells(panel: Panel) -> _Cells:
     edges = (cell_edges(starts[0], MOST_ROWS), cell_edges(starts[1], MOST_COLUMNS))
     values = np.maximum.reduceat(ordered, edges[0][:-1], axis=0)
     values = np.maximum.reduceat(values, edges[1][:-1], axis=1)
-    return _Cells(values, edges, starts, (rows, cols))
+    return Cells(values, edges, starts, (rows, cols))
+
+
+def colour_top(*panels: Cells) -> float:
+    """Return the magnitude of the brightest colour: few outliers are above it."""
+    drawn = np.concatenate([cells.values.ravel() for cells in panels])
+    drawn = drawn[np.isfinite(drawn)]
+    if not drawn.size:
+        return 1.0
+    # A few outliers would leave everything else dark; few non-zero weights must still be seen.
+    return float(np.percentile(drawn, 99.5)) or float(drawn.max()) or 1.0
+
+
+def draw_panel(axes: Axes, panel: Panel, cells: Cells, top: float) -> QuadMesh:
+    """Draw one weight: its cells, the borders of its clusters, title, and the names of both sides."""
+    (row_edges, col_edges), (row_starts, col_starts) = cells.edges, cells.starts
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
+    values = np.ma.masked_invalid(cells.values)
+    mesh = axes.pcolormesh(col_edges, row_edges, values, cmap=colours, vmin=0.0, vmax=top)
+    axes.invert_yaxis()
+    for border in row_starts[1:-1]:
+        axes.axhline(border, color="white", linewidth=0.6)
+    for border in col_starts[1:-1]:
+        axes.axvline(border, color="white", linewidth=0.6)
+    if panel.partition is not None:
+        axes.set_xticks(*cluster_ticks(col_starts, cells.labels[1]))
+        axes.set_yticks(*cluster_ticks(row_starts, cells.labels[0]))
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel(_axis_label("input", panel, col_edges), fontsize=9)
+    axes.set_ylabel(_axis_label("output", panel, row_edges), fontsize=9)
+    axes.set_title(panel.title, fontsize=10)
+    return mesh
+
+
+def weight_label(panel: Panel) -> str:
+    """Return what the colours of a panel stand for."""
+    return "|weight|" if panel.unit == "neuron" else "|weight|, norm over kernel"
 
 
 def _draw_pair(figure: Figure, axes_pair: Sequence[Axes], pair: tuple[Panel, Panel]) -> None:
-    cells = [_cells(panel) for panel in pair]
-    drawn = np.concatenate([side.values.ravel() for side in cells])
-    largest = float(drawn.max())
-    # A few outliers would leave everything else dark; few non-zero weights must still be seen.
-    top = float(np.percentile(drawn, 99.5)) or largest or 1.0
+    cells = [cells_of(panel) for panel in pair]
+    top = colour_top(*cells)
     for axes, panel, side in zip(axes_pair, pair, cells, strict=True):
-        (row_edges, col_edges), (row_starts, col_starts) = side.edges, side.starts
-        mesh = axes.pcolormesh(col_edges, row_edges, side.values, cmap="viridis", vmin=0.0, vmax=top)
-        axes.invert_yaxis()
-        for border in row_starts[1:-1]:
-            axes.axhline(border, color="white", linewidth=0.6)
-        for border in col_starts[1:-1]:
-            axes.axvline(border, color="white", linewidth=0.6)
-        if panel.partition is not None:
-            axes.set_xticks(*cluster_ticks(col_starts, side.labels[1]))
-            axes.set_yticks(*cluster_ticks(row_starts, side.labels[0]))
-        axes.tick_params(length=0, labelsize=8)
-        axes.set_xlabel(_axis_label("input", panel, col_edges), fontsize=9)
-        axes.set_title(panel.title, fontsize=10)
-        if panel is pair[0] or panel.partition is not pair[0].partition:
-            axes.set_ylabel(_axis_label("output", panel, row_edges), fontsize=9)
+        mesh = draw_panel(axes, panel, side, top)
+    if pair[1].partition is pair[0].partition:
+        axes_pair[1].set_ylabel("")
+    largest = max(float(side.values.max()) for side in cells)
     bar = figure.colorbar(mesh, ax=axes_pair, extend="max" if largest > top else "neither", pad=0.01)
-    bar.set_label("|weight|" if pair[0].unit == "neuron" else "|weight|, norm over kernel", fontsize=9)
+    bar.set_label(weight_label(pair[0]), fontsize=9)
