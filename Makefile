@@ -11,7 +11,7 @@ MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
-.PHONY: help setup demo test test-emulated test-emulated-sanitized check bench soak test-cuda bench-cuda resources sanitize lint format test-matrix clean
+.PHONY: help setup docs demo test test-emulated test-emulated-sanitized check bench soak test-cuda bench-cuda resources sanitize lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,21 @@ setup: $(VENV)/installed ## make the environment and build the library
 
 demo: setup ## train plain and modular networks on real digits, find their circuits, judge the claims, into out/demo
 	$(BIN)/modfast reproduce --data digits --circuits --threads 1 --out out/demo --overwrite
+
+# The environment has modfast by now, so that this installs only the packages that the site needs.
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet 'modfast[docs]'
+	touch $@
+
+# The site is made beside its place, checked, and then put there whole.
+docs: $(VENV)/docs-installed ## make the site of documentation, tutorials executed, into out/docs
+	$(BIN)/python -m sphinx --builder html --quiet --fail-on-warning --keep-going --doctree-dir build/docs/doctrees docs build/docs/html
+	MODFAST_SITE=build/docs/html $(BIN)/python -m pytest --quiet tests/docs/test_built_site.py
+	rm -rf out/docs build/docs/whole
+	mkdir -p out
+	cp -r build/docs/html build/docs/whole
+	mv build/docs/whole out/docs
+	@echo "open out/docs/index.html"
 
 # Each file's tests run in one process, so that what they share is made once.
 PYTEST = -m pytest --numprocesses auto --dist loadfile --benchmark-disable

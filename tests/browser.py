@@ -119,9 +119,15 @@ class Browser:
             self.errors.append(params["entry"]["text"])
 
     def open(
-        self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, touch: bool = False
+        self,
+        path: Path,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        touch: bool = False,
+        query: str = "",
     ) -> None:
-        """Open a file in a window of this size, and wait until it is loaded."""
+        """Open a file in a window of this size, with a query (``"?q=word"``), and wait until it is loaded."""
         self.errors.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride",
@@ -133,8 +139,11 @@ class Browser:
         self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
         scheme = "dark" if dark else "light"
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.send("Page.navigate", url=path.as_uri())
-        while self.run("location.href") != path.as_uri() or self.run("document.readyState") != "complete":
+        self.send("Page.navigate", url=path.as_uri() + query)
+        while (
+            self.run("location.href") != path.as_uri() + query
+            or self.run("document.readyState") != "complete"
+        ):
             time.sleep(0.02)
         self.settle()
 

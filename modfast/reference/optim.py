@@ -51,7 +51,7 @@ def adamw_(
             A row and a column are in the same cluster if their labels are equal: those in no cluster need
             labels that the other side does not have.
         first_labels: for each weight the place of its first label, or -1 for a weight outside the loss. A
-            weight of the loss has shape (out, in, *kernel).
+            weight of the loss has shape ``(out, in, *kernel)``.
         energies: float64, (weights of the loss, 2), of the weights before the step, inside clusters and
             across them.
         new_energies: the same of the weights after the step; written. It may be ``energies`` itself.
@@ -119,7 +119,7 @@ def labelled_energies(weights: Sequence[Tensor], labels: Tensor, first_labels: S
     The compiled operators find the bits that a step finds of the same weights.
 
     Args:
-        weights: of shape (out, in, *kernel).
+        weights: of shape ``(out, in, *kernel)``.
         labels: as for :func:`adamw_`.
         first_labels: the place of each weight's first label.
 

@@ -25,8 +25,8 @@ class Weights(Mapping[str, Tensor]):
 
     Attributes:
         left_out: the names of the model's other matrices, if the weights were chosen by default.
-        assumed: the names of weights that are taken as (out, in, *kernel) because most are stored so, while
-            nothing in the file shows it: they may belong to transposed convolutions or, with three
+        assumed: the names of weights that are taken as ``(out, in, *kernel)`` because most are stored so,
+            while nothing in the file shows it: they may belong to transposed convolutions or, with three
             dimensions, to no convolution.
         unmatched: for weights named as in a file of transformers, which the model in memory may name
             otherwise: the reason, by name.

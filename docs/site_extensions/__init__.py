@@ -1,0 +1,1 @@
+"""What the site needs beyond Sphinx, MyST-NB and the theme, one small module for each thing."""
