@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .arrays import require_plain
+from .display import html_table
 from .files import read_arrays, write_arrays
 from .layers.layer import find_layer
 from .layers.plain_copy import plain_copy
@@ -31,7 +32,7 @@ _NUMBERS: dict[str, Callable[[Any], int | float]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """The weights that one class needs, with the loss and accuracy before and after the others are removed.
 
@@ -100,6 +101,20 @@ class Circuit:
 
     def __hash__(self) -> int:
         return hash((self.label, self.criterion, self.num_inputs, self.loss_after, *self.masks))
+
+    def __repr__(self) -> str:
+        # One line, since circuits come in lists.
+        total = sum(mask.numel() for mask in self.masks.values())
+        layers = f"{len(self.masks)} layer{'s' if len(self.masks) > 1 else ''}"
+        return (
+            f"Circuit(class {self.label}: {self.num_weights:,} of {total:,} weights in {layers}, "
+            f"loss {self.loss_before:.3g} -> {self.loss_after:.3g}, "
+            f"accuracy {self.accuracy_before:.3g} -> {self.accuracy_after:.3g})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [[name, _count(mask), mask.numel(), self.sizes[name]] for name, mask in self.masks.items()]
+        return html_table(repr(self), ("layer", "kept", "weights", "share"), rows)
 
     @property
     def size(self) -> float:

@@ -263,6 +263,18 @@ class LiveUnits(NamedTuple):
     cluster_shares: Tensor | None
     effective_clusters: float | None
 
+    def __repr__(self) -> str:
+        sides = ", ".join(
+            f"{int(live.sum()):,} of {len(live):,} {name} (effectively {effective:.1f})"
+            for name, live, effective in (
+                ("rows", self.rows, self.effective_rows),
+                ("columns", self.columns, self.effective_columns),
+            )
+        )
+        if self.cluster_shares is None:
+            return f"LiveUnits({sides})"
+        return f"LiveUnits({sides}, {self.effective_clusters:.2f} of {len(self.cluster_shares)} clusters)"
+
 
 def live_units(weight: Tensor, partition: Partition | None = None, threshold: float = 0.01) -> LiveUnits:
     """Whether a weight still uses all of its rows, columns and clusters, or has collapsed.

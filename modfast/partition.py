@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import operator
 import os
 import reprlib
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .arguments import check_count
 from .arrays import as_tensor, require_whole, to_int64
+from .display import html_table
 from .files import read_arrays, write_arrays
 
 Labels: TypeAlias = Tensor | np.ndarray[Any, Any] | Iterable[int]
@@ -107,6 +109,15 @@ class Partition:
 
     def __repr__(self) -> str:
         return f"Partition(shape={self.shape}, num_clusters={self.num_clusters})"
+
+    def _repr_html_(self) -> str:
+        if self.row_labels.is_meta:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        rows = [[cluster, *sizes] for cluster, sizes in enumerate(self.sizes().tolist())]
+        none = [int((labels < 0).sum()) for labels in (self.row_labels, self.col_labels)]
+        if any(none):
+            rows.append(["none", *none])
+        return html_table(repr(self), ("cluster", "rows", "columns"), rows)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Partition):

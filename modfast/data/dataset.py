@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -17,7 +17,7 @@ class DataError(RuntimeError):
     """A data set is missing, damaged or unusable; the message says which file and what to do."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Labelled images in memory, split into training and test images.
 
@@ -45,13 +45,20 @@ class Dataset:
     """
 
     name: str
-    train_images: Tensor = field(repr=False)
-    train_labels: Tensor = field(repr=False)
-    test_images: Tensor = field(repr=False)
-    test_labels: Tensor = field(repr=False)
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
     classes: tuple[str, ...]
     mean: float = 0.0
     std: float = 1.0
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        return (
+            f"Dataset({self.name!r}: {len(self.train_images):,} training and {len(self.test_images):,} test "
+            f"images, {shape}, {self.num_classes:,} classes)"
+        )
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, tuple) or not self.classes:

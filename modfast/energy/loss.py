@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modfast import reference
 from modfast.arrays import is_sharded
+from modfast.display import html_table, listed
 from modfast.layers.autograd_graph import leaves_of
 from modfast.layers.layer import Choices, Layer
 from modfast.layers.partitioned import PartitionsByName, partitioned_layers
@@ -471,8 +472,15 @@ class EnmeshmentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        names = ", ".join(self._names)
-        return f"layers=[{names}], reduction={self.reduction!r}"
+        return f"layers=[{listed(self._names)}], reduction={self.reduction!r}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [name or "(the model)", " x ".join(map(str, own.shape)), own.num_clusters]
+            for name, own in self.partitions.items()
+        ]
+        title = f"EnmeshmentLoss: {self.reduction} of {len(rows)} layers"
+        return html_table(title, ("layer", "out x in", "clusters"), rows)
 
 
 def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:

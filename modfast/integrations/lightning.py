@@ -105,6 +105,9 @@ class EnmeshmentCallback(Callback):
         """Leave out the weak references, which cannot be copied or sent to another process."""
         return {**self.__dict__, "_trained": None}
 
+    def __repr__(self) -> str:
+        return f"EnmeshmentCallback({self._steps.described()})"
+
     @property
     def partitions(self) -> dict[str, Partition]:
         """The present partitions by name of layer.

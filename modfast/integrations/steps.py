@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import reprlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
@@ -79,6 +80,19 @@ class EnmeshmentSteps:
         self._loss: EnmeshmentLoss | None = None
         self._values: Tensor | None = None
         self._reclustered: int | None = None
+
+    def described(self) -> str:
+        """What was asked for, in a few words."""
+        given = self._given
+        parts = [f"{len(given)} partitions" if isinstance(given, Mapping) else f"{given} clusters"]
+        parts.append(f"weight={self._weight:g}")
+        if isinstance(self._layers, str):
+            parts.append(f"layers={self._layers!r}")
+        if self._schedule is not None:
+            parts.append(f"schedule={reprlib.repr(self._schedule)}")
+        if self.recluster_at:
+            parts.append(f"recluster_at={reprlib.repr(sorted(self.recluster_at))}")
+        return ", ".join(parts)
 
     @property
     def loss(self) -> EnmeshmentLoss:

@@ -100,6 +100,9 @@ class EnmeshmentCallback(TrainerCallback):
         self._is_first = False
         self._is_added = False
 
+    def __repr__(self) -> str:
+        return f"EnmeshmentCallback({self._steps.described()})"
+
     @property
     def partitions(self) -> dict[str, Partition]:
         """The present partitions by name of layer.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from modfast.display import html_table
 from modfast.layers.layer import Layer, find_layers, linear_layers, operation
 from modfast.layers.names import is_adapter
 from modfast.layers.readable import UnsupportedWeightError
@@ -117,14 +117,8 @@ class LayerTable(Sequence[LayerDescription]):
 
     def _repr_html_(self) -> str:
         columns = self._shown()
-        lines = ["<table>", f"<caption>{html.escape(self._title())}</caption>", "<thead><tr>"]
-        lines += [f"<th>{_HEADINGS[index]}</th>" for index in columns]
-        lines.append("</tr></thead><tbody>")
-        for row in self.rows:
-            cells = "".join(f"<td>{html.escape(row._cells()[index])}</td>" for index in columns)
-            lines.append(f"<tr>{cells}</tr>")
-        lines.append("</tbody></table>")
-        return "\n".join(lines)
+        rows = [[row._cells()[index] for index in columns] for row in self.rows]
+        return html_table(self._title(), [_HEADINGS[index] for index in columns], rows, most=None)
 
 
 def describe_layers(model: nn.Module, example_inputs: Any = None) -> LayerTable:

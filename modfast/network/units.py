@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modfast.arguments import check_count
 from modfast.arrays import require_numbers
+from modfast.display import html_table, listed
 from modfast.layers.layer import Layer, choose_layers, find_layers, listed_choices
 from modfast.layers.names import unwrapped
 from modfast.partition import Labels, Partition, read_labels
@@ -34,7 +35,7 @@ Change: TypeAlias = Callable[[Layer, Tensor], Tensor]
 _READING = threading.Lock()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NetworkLayer:
     """One weight of a network, and the units that it joins.
 
@@ -63,6 +64,11 @@ class NetworkLayer:
     reads: tuple[str, ...] = ("columns",)
     groups: int = 1
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        tied = "" if self.tied_to is None else f", tied to {self.tied_to!r}"
+        return f"NetworkLayer({self.name!r}, {self.role}, {shape}{tied})"
+
 
 class Network:
     """A model's weights and the units that they join; made by :func:`read_network`.
@@ -88,6 +94,18 @@ class Network:
 
     def __repr__(self) -> str:
         return f"Network({self.num_units} units in {len(self.spaces)} spaces, {len(self.layers)} layers)"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [layer.name or "(the model)", layer.role, " x ".join(map(str, layer.shape)), layer.tied_to]
+            for layer in self.layers.values()
+        ]
+        spaces = listed([f"{name} {space.stop - space.start:,}" for name, space in self.spaces.items()])
+        return html_table(
+            f"Network: {self.num_units:,} units. Spaces: {spaces}",
+            ("layer", "role", "out x in", "tied to"),
+            rows,
+        )
 
     def select(self, *roles: str) -> list[str]:
         """Return the names of the layers with one of these roles.

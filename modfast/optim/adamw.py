@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from .plan import Plan
 from .state import is_rehearsal, loaded_state, rehearsed_states
 
 _WEIGHT = Number(0, included=True)
+
+# A repr has at most ten lines.
+_MOST_GROUPS = 5
 
 
 class AdamW(torch.optim.AdamW):
@@ -164,6 +168,27 @@ class AdamW(torch.optim.AdamW):
         )
         self._is_constructed = True
         self._planned()
+
+    def __repr__(self) -> str:
+        # PyTorch's own has a dozen lines for each group.
+        tensors = [parameter for group in self.param_groups for parameter in group["params"]]
+        lines = [
+            f"AdamW({len(tensors):,} tensors of {sum(map(Tensor.numel, tensors)):,} numbers, "
+            f"{len(self.param_groups)} groups)"
+        ]
+        for group in self.param_groups[:_MOST_GROUPS]:
+            options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+            written = ", ".join(f"{name}={value}" for name, value in options.items())
+            lines.append(f"  {len(group['params']):,} tensors: {written}")
+        if len(self.param_groups) > _MOST_GROUPS:
+            lines.append(f"  ... and {len(self.param_groups) - _MOST_GROUPS} more groups")
+        if self.enmeshment is not None:
+            lines.append(
+                f"  enmeshment of {len(self.enmeshment.partitions)} layers, times {self.enmeshment_weight:g}"
+            )
+        if self.keep is not None:
+            lines.append(f"  keep={self.keep if isinstance(self.keep, Real) else 'a function of the step'}")
+        return "\n".join(lines)
 
     @property
     def enmeshment(self) -> EnmeshmentLoss | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modfast.arguments import SEED, Integer, Number, OneOf, check
+from modfast.display import html_table
 from modfast.network.units import Network
 
 from .clustering import read_graph
@@ -87,7 +87,14 @@ class Eigengap:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        gaps = self.gaps.tolist()
+        others = self.shuffled_values.diff(dim=1).neg().amax(0).tolist() if len(self.shuffled_values) else []
+        rows = [
+            [number, value, *(each[number - 1] if number <= len(each) else None for each in (gaps, others))]
+            for number, value in enumerate(self.values.tolist(), 1)
+        ]
+        headings = ("number", "value", "gap after it", "largest of shuffles")
+        return html_table(" ".join(repr(self).split()), headings, rows)
 
 
 def eigengap(

@@ -41,6 +41,12 @@ class ShuffleTest(NamedTuple):
     z_score: float
     p_value: float
 
+    def __repr__(self) -> str:
+        return (
+            f"ShuffleTest(normalized cut {self.normalized_cut:.4g}; {len(self.shuffled)} shuffles: "
+            f"{self.mean:.4g} ± {self.std:.2g}; z = {self.z_score:.2f}, p = {self.p_value:.2g})"
+        )
+
 
 def shuffle_test(
     model: nn.Module,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from .training import Batch, Record, digest_of_parts, train_task
 KINDS = ("mlp", "transformer")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModularAddition:
     """All pairs (a, b) of numbers below p with the class (a + b) mod p; made by :func:`modular_addition`.
 
@@ -34,9 +34,14 @@ class ModularAddition:
     """
 
     p: int
-    pairs: Tensor = field(repr=False)
-    targets: Tensor = field(repr=False)
-    is_train: Tensor = field(repr=False)
+    pairs: Tensor
+    targets: Tensor
+    is_train: Tensor
+
+    def __repr__(self) -> str:
+        trained = int(self.is_train.sum())
+        held = len(self.pairs) - trained
+        return f"ModularAddition(p={self.p}: {trained:,} pairs to train on, {held:,} held out)"
 
     @property
     def train_batches(self) -> list[Batch]:

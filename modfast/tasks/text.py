@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from .training import Batch, Record, digest_of_parts, train_task
 LEVELS = ("byte", "character")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NextToken:
     """Text files as tokens, in windows with the token that follows each; made by :func:`next_token`.
 
@@ -42,10 +42,17 @@ class NextToken:
 
     length: int
     level: str
-    vocabulary: str = field(repr=False)
+    vocabulary: str
     files: tuple[Path, ...]
-    train_texts: tuple[Tensor, ...] = field(repr=False)
-    test_texts: tuple[Tensor, ...] = field(repr=False)
+    train_texts: tuple[Tensor, ...]
+    test_texts: tuple[Tensor, ...]
+
+    def __repr__(self) -> str:
+        trained, held = (sum(map(len, texts)) for texts in (self.train_texts, self.test_texts))
+        return (
+            f"NextToken({len(self.files):,} files, {self.level}s, {len(self.vocabulary):,} different tokens, "
+            f"windows of {self.length}: {trained:,} tokens to train on, {held:,} held out)"
+        )
 
     @property
     def train_batches(self) -> list[Batch]:

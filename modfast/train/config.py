@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import SEED, Flag, Integer, NoneOr, Number, OneOf, Share, check_fields
+from modfast.display import listed
 from modfast.partition import Partition
 
 CLUSTERS_FROM = ("blocks", "file", "spectral")
@@ -187,7 +188,7 @@ class TrainConfig:
         return since == 0 or (self.recluster_every is not None and since % self.recluster_every == 0)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A model in training, with all that is needed to continue.
 
@@ -211,6 +212,12 @@ class Run:
     initial: dict[str, Tensor]
     clustered: bool = True
     history: list[Record] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({type(self.model).__name__}, {len(self.history)} of {self.config.epochs} epochs, "
+            f"regularised: {listed(list(self.partitions)) or 'none'})"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modfast.display import html_table, listed
 from modfast.layers.layer import Layer, find_layers
 from modfast.layers.names import match_names
 from modfast.layers.readable import UnsupportedWeightError
@@ -48,6 +49,13 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self)} weights: {listed(list(self._weights)) or 'none'})"
+
+    def _repr_html_(self) -> str:
+        rows = [[name or "(the model)", " x ".join(map(str, self.shape(name)))] for name in self]
+        return html_table(f"Weights: {len(self)}, read when they are looked up", ("name", "shape"), rows)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a weight without reading the weight."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modfast.arguments import Integer, check
 from modfast.batches import Batches
+from modfast.display import html_table
 from modfast.metrics import Metric
 from modfast.network.units import Network
 from modfast.partition import Labels
@@ -61,6 +62,17 @@ class ClusterDependence:
         if k + 1 > _MOST_SHARES:
             lines.append(f"  {_MOST_SHARES} and more: {float(self.shares[_MOST_SHARES:].sum()):.3f}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        low, high = self.random_interval.tolist()
+        has = len(self.random_shares) > 0
+        rows = [
+            [count, share, *((low[count], high[count]) if has else (None, None))]
+            for count, share in enumerate(self.shares.tolist())
+        ]
+        title = " ".join(repr(self).split("\n")[:2])
+        headings = ("clusters needed", "share of answers", "random, 2.5 %", "random, 97.5 %")
+        return html_table(title, headings, rows)
 
     @property
     def counts(self) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.display import html_table
 from modfast.files import read_json, write_json
 from modfast.network.ablation import ABLATIONS
 
@@ -118,6 +119,24 @@ class FaithfulnessCurve:
             beside = f"; random rankings: {_range(others)}" if len(others) else ""
             lines.append(f"  {name}: {value:.3f}{beside}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        random = [
+            each.mean(0).tolist() if len(each) else [None] * len(self.sizes)
+            for each in (self.random_sufficiency, self.random_necessity)
+        ]
+        columns = [
+            self.sizes.tolist(),
+            self.sufficiency.tolist(),
+            random[0],
+            self.necessity.tolist(),
+            random[1],
+        ]
+        return html_table(
+            " ".join(repr(self).split()),
+            ("units", "with these alone", "random, mean", "without these", "random, mean"),
+            zip(*columns, strict=True),
+        )
 
     @property
     def shares(self) -> Tensor:

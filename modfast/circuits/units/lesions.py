@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modfast.arguments import Flag, Integer, check
 from modfast.arrays import as_tensor, require_numbers
 from modfast.batches import Batches, inputs_of, num_examples, targets_of
+from modfast.display import html_table
 from modfast.metrics import Metric
 from modfast.network.units import Network
 from modfast.partition import Labels
@@ -89,6 +90,19 @@ class ClusterLesions:
             mean = float(effect[self.tested].nanmean())
             lines.append(f"  {name}: effect {mean:.2f} (1 is chance), combined p {combined:.2g}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        columns = [
+            self.clusters.tolist(),
+            ["(all)" if space is None else space for space in self.spaces],
+            self.sizes.tolist(),
+            self.importance.tolist(),
+            self.importance_p.tolist(),
+            self.coherence.tolist(),
+            self.coherence_p.tolist(),
+        ]
+        headings = ("cluster", "space", "units", "importance", "p", "coherence", "p")
+        return html_table(" ".join(repr(self).split()), headings, zip(*columns, strict=True))
 
     @property
     def importance(self) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arrays import require_plain
+from modfast.display import html_table
 from modfast.files import read_arrays, write_arrays
 from modfast.layers.plain_copy import plain_copy
 from modfast.network.ablation import ABLATIONS, Ablation, Mean, Zero
@@ -36,7 +37,7 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnitCircuit:
     """The units that a task needs, with the metric before and after all others are ablated.
 
@@ -139,6 +140,23 @@ class UnitCircuit:
     def num_units(self) -> int:
         """How many of the units that were asked for it keeps."""
         return int((self.kept & self.asked).sum())
+
+    def __repr__(self) -> str:
+        # One line, since circuits come in lists.
+        name = f"{self.name!r}: " if self.name else ""
+        return (
+            f"UnitCircuit({name}{self.num_units:,} of {int(self.asked.sum()):,} units, "
+            f"metric {self.metric_before:.4g} -> {self.metric_after:.4g}, {self.method}, "
+            f"{self.ablation} ablation)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [space, int((self.kept & self.asked)[units].sum()), int(self.asked[units].sum()), share]
+            for space, share in self.sizes.items()
+            for units in [self.spaces[space]]
+        ]
+        return html_table(repr(self), ("space", "kept", "units", "share"), rows)
 
     @property
     def size(self) -> float:
