@@ -27,20 +27,11 @@ rows, columns = torch.randperm(180), torch.randperm(120)
 weight = planted(rows, columns, 6)
 
 # How many? The singular values fall where the number of clusters is reached. A gap is evidence only if it is
-# larger than those of the same weights in a random order.
-most = 12
-
-
-def gaps(matrix):
-    """Differences of neighbouring singular values: the first is that after the first value."""
-    _, info = modfast.spectral_cocluster(matrix, most, return_info=True)
-    return -info["singular_values"].diff()
-
-
-found, by_chance = gaps(weight), gaps(weight.flatten()[torch.randperm(weight.numel())].view_as(weight))
-k = int(found[1:].argmax()) + 2  # the first value is 1 in any matrix, so k begins at 2
-print(f"one weight: the largest gap, {found[k - 1]:.3f}, is after {k} values; ", end="")
-print(f"in shuffled weights the largest is {by_chance[1:].max():.3f}")
+# larger than those of the same weights in random orders.
+found = modfast.eigengap(weight, max_clusters=12)
+k = found.num_clusters
+print(f"one weight: the largest gap, {found.gap:.3f}, is after {k} values; ", end="")
+print(f"in shuffled weights the largest is {found.shuffled_gaps.max():.3f}")
 
 partition = modfast.spectral_cocluster(weight, k)
 # A found cluster is right if all its rows are of one planted cluster.
@@ -62,12 +53,8 @@ test = modfast.shuffle_test(model, 4, 9, example_inputs=torch.zeros(1, 40))
 print(f"normalised cut {test.normalized_cut:.3f}, that of shuffled weights {test.mean:.3f}")
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
-ordered = weight[partition.row_order()][:, partition.col_order()]
-for ax, (title, matrix) in zip(
-    axes, {"as stored": weight, "sorted by cluster": ordered}.items(), strict=True
-):
-    ax.imshow(matrix.abs(), cmap="viridis", aspect="auto")
-    ax.set(title=f"|weight|, {title}", xlabel="column", ylabel="row")
+modfast.plot.weights(weight, ax=axes[0])
+modfast.plot.weights(weight, partition, axes[1])
 OUT.mkdir(parents=True, exist_ok=True)
 figure.savefig(OUT / "find_modules.png", dpi=120)
 print("wrote", OUT / "find_modules.png")
