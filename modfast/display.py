@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 # Colours are the page's own, so that a table is read on light and on dark pages alike.
 _TABLE = "border-collapse: collapse; margin: 0.4em 0"
-_CAPTION = "caption-side: top; text-align: left; padding: 0.2em 0"
+# A table's own caption would be broken to the table's width, and a browser centres it.
+_CAPTION = "caption-side: top; text-align: left; padding: 0.2em 0; white-space: nowrap"
 _HEADING = "border-bottom: 1px solid currentColor; padding: 0.15em 0.7em; text-align: "
 _CELL = "padding: 0.15em 0.7em; text-align: "
 
