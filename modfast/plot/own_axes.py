@@ -51,10 +51,12 @@ def new_grid(count: int, size: tuple[float, float]) -> np.ndarray[Any, Any]:
 
     columns = min(count, _MOST_COLUMNS)
     rows = math.ceil(count / columns)
+    # The first figure loads the backend, and that of notebooks then sets what makes them show figures: not
+    # within the context, which would put it back.
+    figure = pyplot.figure(
+        figsize=(columns * size[0], rows * size[1]), layout="constrained", facecolor="white"
+    )
     with matplotlib.rc_context(_ON_WHITE):
-        figure = pyplot.figure(
-            figsize=(columns * size[0], rows * size[1]), layout="constrained", facecolor="white"
-        )
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[count:]:
         axes.remove()

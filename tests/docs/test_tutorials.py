@@ -1,4 +1,4 @@
-"""Tutorials are notebooks that a newcomer can follow: they run on the public interface, and are found in the site.
+"""Tutorials are notebooks that a newcomer can follow: on the public interface, and found in the site.
 
 `make docs` executes them and fails where one raises; here is what can be seen without running them.
 """
@@ -33,7 +33,7 @@ def trees(path):
 
 
 def imports(path):
-    """The modules and names that a tutorial imports: ``("modfast.data", "load_dataset")``; a module alone has no name."""
+    """What a tutorial imports: pairs of a module and a name of it, or None for the module itself."""
     for tree in trees(path):
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
