@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # As that of notebooks does, it switches the interactive mode on when the first figure loads it.
 BACKEND = """
