@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The interpreter is an input too: another one makes the environment anew.
 INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 MADE := $(VENV)/made-with$(subst /,-,$(INTERPRETER))
-SOURCES := setup.py build_cuda.py modfast/version.py $(wildcard csrc/*/*)
+SOURCES := setup.py build_compiler.py build_cuda.py modfast/version.py $(wildcard csrc/*/*)
 MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))

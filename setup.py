@@ -1,4 +1,4 @@
-"""Builds the compiled libraries. Everything else about the package is in pyproject.toml.
+"""Builds the compiled libraries, if there is a C++ compiler. Everything else is in pyproject.toml.
 
 ``MODFAST_CUDA`` says whether to build the library of CUDA kernels: 1, 0, or auto (if PyTorch has CUDA and a
 toolkit is found). ``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as in "8.0;9.0+PTX".
@@ -18,6 +18,7 @@ from torch.utils import cpp_extension
 # pip runs this file without its folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from build_compiler import has_compiler
 from build_cuda import NVCC_FLAGS, Toolkit, architecture_flags, choose_architectures, choose_toolkit
 
 ROOT = Path(__file__).parent
@@ -123,17 +124,34 @@ class Wheel(bdist_wheel):  # type: ignore[misc]  # setuptools has no types
         return ("py3", "none", super().get_tag()[2])
 
 
-libraries = [
-    library(
-        "modfast._C",
-        sources("*.cpp") - sources("*_cuda.cpp"),
-        include_dirs=list(INCLUDE),
-        define_macros=MACROS,
-        extra_compile_args=HOST_FLAGS,
-    )
-]
-toolkit = choose_toolkit(os.environ.get("MODFAST_CUDA") or "auto", torch.version.cuda)
-if toolkit:
-    libraries.append(cuda_library(toolkit))
+def choose_libraries() -> list[Extension]:
+    """Return the libraries to build: none without a C++ compiler, so that modfast runs in plain PyTorch.
 
+    Raises:
+        SystemExit: the CUDA library is asked for, and cannot be built.
+    """
+    wanted = os.environ.get("MODFAST_CUDA") or "auto"
+    if not has_compiler():
+        if wanted == "1":
+            raise SystemExit("MODFAST_CUDA is '1', but there is no C++ compiler")
+        print(
+            "modfast is built without its compiled library: no C++ compiler was found (CXX names none, and "
+            "neither c++, g++ nor clang++ is on the PATH). It will run in plain PyTorch, many times slower",
+            file=sys.stderr,
+        )
+        return []
+    libraries = [
+        library(
+            "modfast._C",
+            sources("*.cpp") - sources("*_cuda.cpp"),
+            include_dirs=list(INCLUDE),
+            define_macros=MACROS,
+            extra_compile_args=HOST_FLAGS,
+        )
+    ]
+    toolkit = choose_toolkit(wanted, torch.version.cuda)
+    return [*libraries, cuda_library(toolkit)] if toolkit else libraries
+
+
+libraries = choose_libraries()
 setup(version=VERSION, ext_modules=libraries, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel})

@@ -1,35 +1,66 @@
 """Loads the compiled libraries, which register the operators ``torch.ops.modfast.*``.
 
-One has the CPU kernels; the other has the GPU kernels, and is loaded if it was built and PyTorch has CUDA.
+One has the CPU kernels. An installation without a C++ compiler lacks it; plain PyTorch, the reference, then
+computes everything. The other has the GPU kernels, and is loaded if it was built and PyTorch has CUDA.
 A third is for tests only: the GPU kernels, compiled for the CPU, take the place of the CPU kernels.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from .binary import SUFFIX, Binary
+from .version import __version__
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 OLDEST_TORCH = (2, 11)
 
 
 FOLDER = Path(__file__).parent
+LIBRARY = FOLDER / f"_C{SUFFIX}"
+BACKENDS = ("compiled", "reference", "emulated")
 
 
-def _load() -> Binary:
+def _check_torch() -> None:
     release = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2])
     if release < OLDEST_TORCH:
         raise ImportError(
             f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. "
             "Run: pip install -U 'torch>=2.11'"
         )
-    library = Binary(FOLDER / f"_C{SUFFIX}", "compiled")
+
+
+def _choose_backend(is_built: bool) -> str:
+    chosen = os.environ.get("MODFAST_BACKEND", "")
+    if chosen and chosen not in BACKENDS:
+        raise ImportError(f"MODFAST_BACKEND must be 'compiled', 'reference' or 'emulated', got {chosen!r}")
+    if chosen or is_built:
+        return chosen or "compiled"
+    warnings.warn(
+        "modfast has no compiled library here, as after an installation without a C++ compiler: it computes "
+        "the same in plain PyTorch (the reference backend), many times slower. For the fast one install a C++ "
+        "compiler (for example: apt install g++), then run: pip install --force-reinstall --no-deps "
+        "--no-cache-dir modfast, in a checkout: pip install --no-build-isolation -e . "
+        "MODFAST_BACKEND=reference keeps the slow one, without this warning",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return "reference"
+
+
+def _load(is_built: bool) -> Binary | None:
+    if not is_built and BACKEND == "reference":
+        return None
+    library = Binary(LIBRARY, "compiled")
     # A forced instruction set that this processor lacks is reported now, not at the first call.
     if not library.text("instruction_set_in_use"):
         raise ImportError(library.text("instruction_set_error"))
@@ -39,16 +70,9 @@ def _load() -> Binary:
 def _load_cuda() -> Binary | None:
     path = FOLDER / f"_cuda{SUFFIX}"
     # The library needs functions that only a PyTorch with CUDA has; not every build contains it.
-    if torch.version.cuda is None or not path.exists():
+    if _library is None or torch.version.cuda is None or not path.exists():
         return None
     return Binary(path, "CUDA")
-
-
-def _choose_backend() -> str:
-    chosen = os.environ.get("MODFAST_BACKEND") or "compiled"
-    if chosen not in ("compiled", "reference", "emulated"):
-        raise ImportError(f"MODFAST_BACKEND must be 'compiled', 'reference' or 'emulated', got {chosen!r}")
-    return chosen
 
 
 def _load_emulated() -> tuple[Binary, torch.library.Library]:
@@ -95,22 +119,37 @@ def cpu_kernels() -> Iterator[None]:
         _cpu_kernels_wanted.pop()
 
 
-_library = _load()
-BACKEND = _choose_backend()
+_check_torch()
+# A link that leads nowhere is a library, too: one that does not load.
+_is_built = os.path.lexists(LIBRARY)
+BACKEND = _choose_backend(_is_built)
+_library = _load(_is_built)
+# Without the library no operator is registered, and the reference computes everything.
+HAS_OPERATORS = _library is not None
 _cpu_kernels_wanted: list[bool] = []
 emulated_library, _overrides = _load_emulated() if BACKEND == "emulated" else (None, None)
 # The two have kernels for the same device.
 _cuda_library = None if BACKEND == "emulated" else _load_cuda()
 
 
+def fake_kernel(name: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Return a decorator that registers a function as an operator's fake kernel, if there are operators."""
+    if not HAS_OPERATORS:
+        return lambda function: function
+    register: Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]
+    register = torch.library.register_fake(f"modfast::{name}")
+    return register
+
+
 def backend() -> dict[str, Any]:
     """Return what this build contains, and what is in use.
 
     Returns:
-        ``backend``: "compiled"; or "reference" or "emulated" (the GPU kernels, compiled for the CPU by the
-        tests) if the environment variable ``MODFAST_BACKEND`` says so; ``version``;
-        ``cpu_compiled``, ``cpu_available``: instruction sets in this build, and those that this processor
-        can run; ``cpu``: the one in use (``MODFAST_CPU`` forces it); ``cuda``: whether CUDA kernels are
+        ``backend``: "compiled"; or "reference" (plain PyTorch) or "emulated" (the GPU kernels, compiled for
+        the CPU by the tests) if the environment variable ``MODFAST_BACKEND`` says so; "reference" also if
+        modfast was installed without a C++ compiler; ``version``; ``cpu_compiled``, ``cpu_available``:
+        instruction sets in this build, and those that this processor can run, none without the compiled
+        library; ``cpu``: the one in use (``MODFAST_CPU`` forces it), or None; ``cuda``: whether CUDA kernels are
         compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for that
         and all later ones; ``openmp``: whether PyTorch, whose threads the kernels share, runs them by
         OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
@@ -121,10 +160,10 @@ def backend() -> dict[str, Any]:
     """
     return {
         "backend": BACKEND,
-        "version": _library.text("version"),
-        "cpu_compiled": _library.texts("compiled_instruction_sets"),
-        "cpu_available": _library.texts("available_instruction_sets"),
-        "cpu": _library.text("instruction_set_in_use"),
+        "version": _library.text("version") if _library else __version__,
+        "cpu_compiled": _library.texts("compiled_instruction_sets") if _library else [],
+        "cpu_available": _library.texts("available_instruction_sets") if _library else [],
+        "cpu": _library.text("instruction_set_in_use") if _library else None,
         "cuda": _cuda_library is not None,
         "cuda_architectures": _cuda_library.texts("cuda_architectures") if _cuda_library else [],
         "openmp": torch.backends.openmp.is_available(),

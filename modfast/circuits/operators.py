@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast import library as library  # registers the operators
+from modfast.library import fake_kernel
 from modfast.shapes import check_shaped, require
 
 _OPS: Any = torch.ops.modfast
@@ -107,7 +107,7 @@ def in_blocks(rows: Tensor) -> Tensor:
     return rows.view(len(rows), -1, LANES).transpose(0, 1).reshape(rows.shape)
 
 
-@torch.library.register_fake("modfast::tail_forward_")
+@fake_kernel("tail_forward_")
 def _tail_forward_fake(
     features: Tensor,
     signs: Tensor,
@@ -199,7 +199,7 @@ def _places_after(kind: int, table: Tensor, rows: int, places: int) -> int:
     return count
 
 
-@torch.library.register_fake("modfast::walk_row_")
+@fake_kernel("walk_row_")
 def _walk_row_fake(
     features: Tensor,
     signs: Tensor,

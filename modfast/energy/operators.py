@@ -23,7 +23,7 @@ from torch import Tensor
 
 from modfast import reference
 from modfast.derivatives import compiles_a_transform, in_forward_mode, one_by_one
-from modfast.library import BACKEND
+from modfast.library import BACKEND, HAS_OPERATORS, fake_kernel
 from modfast.shapes import FLOATS, check_shaped, require
 
 from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
@@ -76,7 +76,7 @@ def _check_all_labelled(
 # Without other the weight takes its place (block energies): one tensor to read and one derivative.
 
 
-@torch.library.register_fake("modfast::block_inner")
+@fake_kernel("block_inner")
 def _block_inner_fake(
     weight: Tensor, other: Tensor | None, row_labels: Tensor, col_labels: Tensor, num_clusters: int
 ) -> Tensor:
@@ -115,7 +115,7 @@ class _BlockInner(torch.autograd.Function):
 # --- block_scale(weight, factors, row_labels, col_labels) -> like weight; factors: float64 (k + 1, k + 1)
 
 
-@torch.library.register_fake("modfast::block_scale")
+@fake_kernel("block_scale")
 def _block_scale_fake(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
     check_shaped("factors", factors, torch.float64, (None, None))
     require(
@@ -159,7 +159,7 @@ def _check_energies(energies: Tensor, slopes: Tensor, count: int) -> None:
     check_shaped("slopes", slopes, torch.float64, (count,))
 
 
-@torch.library.register_fake("modfast::enmeshment")
+@fake_kernel("enmeshment")
 def _enmeshment_fake(
     weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ def _enmeshment_fake(
     )
 
 
-@torch.library.register_fake("modfast::enmeshment_grad")
+@fake_kernel("enmeshment_grad")
 def _enmeshment_grad_fake(
     weights: list[Tensor],
     energies: Tensor,
@@ -185,7 +185,7 @@ def _enmeshment_grad_fake(
     return [torch.empty_like(weight) for weight in weights]
 
 
-@torch.library.register_fake("modfast::add_enmeshment_grad_")
+@fake_kernel("add_enmeshment_grad_")
 def _add_enmeshment_grad_fake(
     weights: list[Tensor],
     grads: list[Tensor],
@@ -199,7 +199,7 @@ def _add_enmeshment_grad_fake(
     _check_energies(energies, slopes, len(weights))
 
 
-@torch.library.register_fake("modfast::accumulate_enmeshment_grad_")
+@fake_kernel("accumulate_enmeshment_grad_")
 def _accumulate_fake(
     weights: list[Tensor],
     grads: list[Tensor],
@@ -212,7 +212,7 @@ def _accumulate_fake(
     return weights[0].new_empty((len(weights),), dtype=torch.float64)
 
 
-@torch.library.register_fake("modfast::accumulate_packed_enmeshment_grad_")
+@fake_kernel("accumulate_packed_enmeshment_grad_")
 def _accumulate_packed_fake(
     weights: list[Tensor], grads: list[Tensor], labels: Tensor, scale: float, mean: bool
 ) -> Tensor:
@@ -376,17 +376,19 @@ def _enmeshment_grad_batched(
     ]
 
 
-for _name, _setup, _backward in (
-    ("block_inner", _block_inner_setup, _block_inner_backward),
-    ("block_scale", _block_scale_setup, _block_scale_backward),
-):
-    torch.library.register_autograd(f"modfast::{_name}", _backward, setup_context=_setup)
-    torch.library.register_vmap(f"modfast::{_name}", one_by_one(getattr(torch.ops.modfast, _name)))
-
 _rules = torch.library.Library("modfast", "FRAGMENT")
-for _key in ("FuncTorchBatched", "Batched"):  # torch.vmap's, and that of autograd.grad(is_grads_batched=True)
-    _rules.impl("enmeshment", _enmeshment_batched, _key)
-    _rules.impl("enmeshment_grad", _enmeshment_grad_batched, _key)
+if HAS_OPERATORS:
+    for _name, _setup, _backward in (
+        ("block_inner", _block_inner_setup, _block_inner_backward),
+        ("block_scale", _block_scale_setup, _block_scale_backward),
+    ):
+        torch.library.register_autograd(f"modfast::{_name}", _backward, setup_context=_setup)
+        torch.library.register_vmap(f"modfast::{_name}", one_by_one(getattr(torch.ops.modfast, _name)))
+
+    # torch.vmap's key, and that of autograd.grad(is_grads_batched=True).
+    for _key in ("FuncTorchBatched", "Batched"):
+        _rules.impl("enmeshment", _enmeshment_batched, _key)
+        _rules.impl("enmeshment_grad", _enmeshment_grad_batched, _key)
 
 
 def _by_reference() -> bool:
@@ -411,7 +413,9 @@ def scale_blocks(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels
 
 # Only the kernels for the CPU take labels in one tensor.
 TAKES_PACKED = BACKEND == "compiled"
-accumulate_packed_enmeshment_grad_: Any = torch.ops.modfast.accumulate_packed_enmeshment_grad_.default
+accumulate_packed_enmeshment_grad_: Any = (
+    torch.ops.modfast.accumulate_packed_enmeshment_grad_.default if HAS_OPERATORS else None
+)
 
 if BACKEND == "reference":
     enmeshments_and_energies: Any = reference.labelled_enmeshment

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from modfast import reference
-from modfast.library import BACKEND
+from modfast.library import BACKEND, fake_kernel
 from modfast.shapes import FLOATS, check_shaped, require
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@torch.library.register_fake("modfast::adamw_")
+@fake_kernel("adamw_")
 def _adamw_fake(
     weights: list[Tensor],
     grads: list[Tensor],
@@ -81,7 +81,7 @@ def _adamw_fake(
             require(scalar.numel() == 1, f"{name} must have one element, got {scalar.numel()}")
 
 
-@torch.library.register_fake("modfast::labelled_energies")
+@fake_kernel("labelled_energies")
 def _labelled_energies_fake(weights: list[Tensor], labels: Tensor, first_labels: Sequence[int]) -> Tensor:
     require(len(weights) > 0, "weights must hold at least one tensor")
     require(len(first_labels) == len(weights), "weights and first_labels must have one length")

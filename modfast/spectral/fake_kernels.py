@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.library import fake_kernel
 from modfast.shapes import COMPUTED_IN, FLOATS, INDICES, check_shaped, require
 
 AFFINITIES = ("abs", "square", "given")
@@ -47,7 +48,7 @@ def _check_block(name: str, block: Tensor, dtypes: Any, rows: int | None) -> Ten
     return block
 
 
-@torch.library.register_fake("modfast::similarity_sums")
+@fake_kernel("similarity_sums")
 def _similarity_sums_fake(weight: Tensor, affinity: int, scale: float) -> tuple[Tensor, Tensor]:
     rows, cols = _check_matrix(weight, affinity)
     return weight.new_empty(rows, dtype=torch.float64), weight.new_empty(cols, dtype=torch.float64)
@@ -76,7 +77,7 @@ def _products_fake(
     )
 
 
-@torch.library.register_fake("modfast::similarity_product")
+@fake_kernel("similarity_product")
 def _similarity_product_fake(
     weight: Tensor,
     affinity: int,
@@ -88,7 +89,7 @@ def _similarity_product_fake(
     return _products_fake(*_check_matrix(weight, affinity), right, left, row_weights)
 
 
-@torch.library.register_fake("modfast::sparse_similarity_sums")
+@fake_kernel("sparse_similarity_sums")
 def _sparse_similarity_sums_fake(
     starts: Tensor,
     indices: Tensor,
@@ -109,7 +110,7 @@ def _sparse_similarity_sums_fake(
     return sums, values.new_empty(cols if of_cols else 0, dtype=torch.float64)
 
 
-@torch.library.register_fake("modfast::sparse_similarity_product")
+@fake_kernel("sparse_similarity_product")
 def _sparse_similarity_product_fake(
     starts: Tensor,
     indices: Tensor,
@@ -126,7 +127,7 @@ def _sparse_similarity_product_fake(
     return _products_fake(rows, cols, right, left, row_weights)
 
 
-@torch.library.register_fake("modfast::sparse_transpose")
+@fake_kernel("sparse_transpose")
 def _sparse_transpose_fake(
     starts: Tensor, indices: Tensor, values: Tensor, cols: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +135,7 @@ def _sparse_transpose_fake(
     return starts.new_empty(cols + 1), torch.empty_like(indices), torch.empty_like(values)
 
 
-@torch.library.register_fake("modfast::graph_product_")
+@fake_kernel("graph_product_")
 def _graph_product_fake(
     out: Tensor,
     starts: Tensor,
@@ -156,7 +157,7 @@ def _check_basis(basis: list[Tensor], dtype: Any, length: int | None) -> int:
     return sum(_check_block("basis", block, dtype, length).shape[1] for block in basis)
 
 
-@torch.library.register_fake("modfast::basis_inner")
+@fake_kernel("basis_inner")
 def _basis_inner_fake(basis: list[Tensor], block: Tensor, weights: Tensor | None) -> Tensor:
     length, width = _check_block("block", block, COMPUTED_IN, None).shape
     if weights is not None:
@@ -164,7 +165,7 @@ def _basis_inner_fake(basis: list[Tensor], block: Tensor, weights: Tensor | None
     return block.new_empty(_check_basis(basis, block.dtype, length), width, dtype=torch.float64)
 
 
-@torch.library.register_fake("modfast::basis_rotate_")
+@fake_kernel("basis_rotate_")
 def _basis_rotate_fake(basis: list[Tensor], factors: Tensor) -> None:
     require(len(basis) > 0, "basis must hold at least one block")
     length = _check_block("basis", basis[0], COMPUTED_IN, None).shape[0]
@@ -180,7 +181,7 @@ def _check_degrees(weight: Tensor, affinity: int, row_degrees: Tensor, col_degre
     return rows + cols
 
 
-@torch.library.register_fake("modfast::similarity_singular_vectors")
+@fake_kernel("similarity_singular_vectors")
 def _similarity_singular_vectors_fake(
     weight: Tensor,
     affinity: int,
@@ -208,7 +209,7 @@ def _similarity_singular_vectors_fake(
     return row_degrees.new_empty(nodes, count), values, torch.empty_like(values), outcome
 
 
-@torch.library.register_fake("modfast::k_means")
+@fake_kernel("k_means")
 def _k_means_fake(
     points: Tensor,
     weights: Tensor,
@@ -229,7 +230,7 @@ def _k_means_fake(
     return labels, points.new_empty(1, dtype=torch.float64), points.new_empty(1, dtype=torch.int64)
 
 
-@torch.library.register_fake("modfast::move_side")
+@fake_kernel("move_side")
 def _move_side_fake(
     labels: Tensor,
     inside: Tensor,
@@ -257,7 +258,7 @@ def _move_side_fake(
     return moved, inside, volume, sizes
 
 
-@torch.library.register_fake("modfast::move_sides")
+@fake_kernel("move_sides")
 def _move_sides_fake(
     weight: Tensor,
     affinity: int,
@@ -284,7 +285,7 @@ def _move_sides_fake(
     return torch.empty_like(labels)
 
 
-@torch.library.register_fake("modfast::numbered_as_met")
+@fake_kernel("numbered_as_met")
 def _numbered_as_met_fake(labels: Tensor, num_clusters: int) -> Tensor:
     check_shaped("labels", labels, torch.int64, (None,))
     _check_num_clusters(num_clusters)
@@ -305,7 +306,7 @@ def _check_clustered(
     _check_num_clusters(num_clusters)
 
 
-@torch.library.register_fake("modfast::move_graph")
+@fake_kernel("move_graph")
 def _move_graph_fake(
     starts: Tensor,
     indices: Tensor,
@@ -320,7 +321,7 @@ def _move_graph_fake(
     return torch.empty_like(labels)
 
 
-@torch.library.register_fake("modfast::graph_cut")
+@fake_kernel("graph_cut")
 def _graph_cut_fake(
     starts: Tensor, indices: Tensor, values: Tensor, scale: float, labels: Tensor, num_clusters: int
 ) -> tuple[Tensor, Tensor]:
@@ -329,7 +330,7 @@ def _graph_cut_fake(
     return inside, torch.empty_like(inside)
 
 
-@torch.library.register_fake("modfast::edge_gradient")
+@fake_kernel("edge_gradient")
 def _edge_gradient_fake(
     weight: Tensor, row_terms: Tensor, col_terms: Tensor, row_vectors: Tensor, col_vectors: Tensor
 ) -> Tensor:
