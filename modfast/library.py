@@ -47,8 +47,8 @@ def _choose_backend(is_built: bool) -> str:
         return chosen or "compiled"
     warnings.warn(
         "modfast has no compiled library here, as after an installation without a C++ compiler: it computes "
-        "the same in plain PyTorch (the reference backend), many times slower. For the fast one install a C++ "
-        "compiler (for example: apt install g++), then run: pip install --force-reinstall --no-deps "
+        "the same in plain PyTorch (the reference backend), many times slower. For the fast one install a "
+        "C++ compiler (for example: apt install g++), then run: pip install --force-reinstall --no-deps "
         "--no-cache-dir modfast, in a checkout: pip install --no-build-isolation -e . "
         "MODFAST_BACKEND=reference keeps the slow one, without this warning",
         RuntimeWarning,
@@ -149,9 +149,9 @@ def backend() -> dict[str, Any]:
         the CPU by the tests) if the environment variable ``MODFAST_BACKEND`` says so; "reference" also if
         modfast was installed without a C++ compiler; ``version``; ``cpu_compiled``, ``cpu_available``:
         instruction sets in this build, and those that this processor can run, none without the compiled
-        library; ``cpu``: the one in use (``MODFAST_CPU`` forces it), or None; ``cuda``: whether CUDA kernels are
-        compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for that
-        and all later ones; ``openmp``: whether PyTorch, whose threads the kernels share, runs them by
+        library; ``cpu``: the one in use (``MODFAST_CPU`` forces it), or None; ``cuda``: whether CUDA kernels
+        are compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for
+        that and all later ones; ``openmp``: whether PyTorch, whose threads the kernels share, runs them by
         OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
 
     Example:
