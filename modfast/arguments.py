@@ -205,3 +205,15 @@ def check_fields(config: object, allowed: Mapping[str, Constraint]) -> None:
     """
     for name, constraint in allowed.items():
         check(name, getattr(config, name), constraint)
+
+
+# The choices of several rooms, here so that the command line can name them before PyTorch is imported.
+
+CRITERIA = ("loss", "loss_and_accuracy", "balanced")
+"""What must not get worse in a circuit, see :func:`modfast.find_circuit`."""
+
+UNIT_METHODS = ("attribution", "greedy")
+"""How a circuit of units is found, see :func:`modfast.find_unit_circuit`."""
+
+MODELS = "auto, cnn, cnn4, cnn-large, mlp, mlp4, package.module:callable"
+"""What :func:`modfast.models.build_model` accepts, in words."""

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import CRITERIA as CRITERIA
 from .arrays import require_plain
 from .display import html_table
 from .files import read_arrays, write_arrays
 from .layers.layer import find_layer
 from .layers.plain_copy import plain_copy
-
-CRITERIA = ("loss", "loss_and_accuracy", "balanced")
 
 _FORMAT = "modfast circuits 1"
 _WHAT = "circuits file"

@@ -17,34 +17,21 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from .binary import SUFFIX, Binary
+from .requirements import check_torch, wanted_backend
 from .version import __version__
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-OLDEST_TORCH = (2, 11)
-
 
 FOLDER = Path(__file__).parent
 LIBRARY = FOLDER / f"_C{SUFFIX}"
-BACKENDS = ("compiled", "reference", "emulated")
-
-
-def _check_torch() -> None:
-    release = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in torch.__version__.split(".")[:2])
-    if release < OLDEST_TORCH:
-        raise ImportError(
-            f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. "
-            "Run: pip install -U 'torch>=2.11'"
-        )
 
 
 def _choose_backend(is_built: bool) -> str:
-    chosen = os.environ.get("MODFAST_BACKEND", "")
-    if chosen and chosen not in BACKENDS:
-        raise ImportError(f"MODFAST_BACKEND must be 'compiled', 'reference' or 'emulated', got {chosen!r}")
-    if chosen or is_built:
-        return chosen or "compiled"
+    wanted = wanted_backend() or ("compiled" if is_built else None)
+    if wanted is not None:
+        return wanted
     warnings.warn(
         "modfast has no compiled library here, as after an installation without a C++ compiler: it computes "
         "the same in plain PyTorch (the reference backend), many times slower. For the fast one install a "
@@ -119,7 +106,7 @@ def cpu_kernels() -> Iterator[None]:
         _cpu_kernels_wanted.pop()
 
 
-_check_torch()
+check_torch(torch.__version__)
 # A link that leads nowhere is a library, too: one that does not load.
 _is_built = os.path.lexists(LIBRARY)
 BACKEND = _choose_backend(_is_built)

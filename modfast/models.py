@@ -23,10 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .arguments import Integer, check
-
-MODELS = "auto, cnn, cnn4, cnn-large, mlp, mlp4, package.module:callable"
-"""What `build_model` accepts, in words."""
+from .arguments import MODELS, Integer, check
 
 
 class CNN(nn.Module):

@@ -1,5 +1,6 @@
 """The compiled library: what it says of itself, how it fails to load, and what ties it to PyTorch."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import torch
 
 import modfast
 from modfast.binary import SUFFIX
-from modfast.library import OLDEST_TORCH
+from modfast.requirements import OLDEST_TORCH
 
 PACKAGE = Path(modfast.__file__).parent
 LIBRARY = PACKAGE / f"_C{SUFFIX}"
@@ -65,14 +66,14 @@ def test_empty_variables_choose_nothing(run_python):
     ],
 )
 def test_bad_variables(run_python, variable, told):
-    done = run_python("import modfast", **{variable: "AVX-1024"})
+    done = run_python("import modfast.library", **{variable: "AVX-1024"})
     assert done.returncode == 1
     assert f"ImportError: {told}" in done.stderr
 
 
 def test_an_emulated_gpu_that_is_not_built(run_python, tmp_path):
     environment = {"MODFAST_BACKEND": "emulated", "MODFAST_EMULATED_LIBRARY": str(tmp_path / "no-library")}
-    done = run_python("import modfast", **environment)
+    done = run_python("import modfast.library", **environment)
     assert done.returncode == 1
     assert "ImportError: MODFAST_EMULATED_LIBRARY must be the path of a compiled library" in done.stderr
 
@@ -110,7 +111,7 @@ def importing(copy):
         f"sys.path.insert(0, {str(copy.parent)!r})\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__module__', '').startswith('_frozen')\n"
         "                    or getattr(f, '__name__', '') in ('BuiltinImporter', 'FrozenImporter')]\n"
-        "import modfast\n"
+        "import modfast.library\n"
     )
 
 
@@ -120,7 +121,6 @@ def cut_off(after):
 
 
 LIBRARIES_THAT_DO_NOT_LOAD = {
-    "absent": lambda: None,
     "broken": lambda: BROKEN,
     "empty": lambda: b"",
     "cut off within the tables": lambda: cut_off(300),
@@ -131,15 +131,63 @@ LIBRARIES_THAT_DO_NOT_LOAD = {
 
 
 @pytest.mark.parametrize("make", LIBRARIES_THAT_DO_NOT_LOAD.values(), ids=LIBRARIES_THAT_DO_NOT_LOAD)
-def test_missing_library(run_python, tmp_path, make):
+def test_a_library_that_does_not_load(run_python, tmp_path, make):
     copy = copy_without_libraries(tmp_path)
-    library = make()
-    if library is not None:
-        (copy / LIBRARY.name).write_bytes(library)
+    (copy / LIBRARY.name).write_bytes(make())
     done = run_python(importing(copy))
     assert done.returncode == 1
     assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
     assert "run: pip install --no-build-isolation -e ." in done.stderr
+
+
+def test_a_link_that_leads_nowhere_is_a_library_that_does_not_load(run_python, tmp_path):
+    copy = copy_without_libraries(tmp_path)
+    (copy / LIBRARY.name).symlink_to(tmp_path / "nowhere")
+    done = run_python(importing(copy))
+    assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
+
+
+WITHOUT_LIBRARY = """
+import modfast
+modfast.library.backend()
+from modfast.spectral import spectral_cluster
+print(modfast.backend())
+"""
+
+
+def test_without_a_library_the_reference_computes_and_one_warning_says_so(run_python, tmp_path):
+    copy = copy_without_libraries(tmp_path)
+    done = run_python(importing(copy) + WITHOUT_LIBRARY + EVERYTHING)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Warning") == 1
+    assert "RuntimeWarning: modfast has no compiled library here" in done.stderr
+    assert "install a C++ compiler (for example: apt install g++), then run: pip install" in done.stderr
+    told, _, outputs = done.stdout.partition("\n")
+    told = ast.literal_eval(told)
+    assert (told["backend"], told["version"], told["cpu"]) == ("reference", modfast.__version__, None)
+    assert [told[name] for name in ("cpu_compiled", "cpu_available", "cuda_architectures")] == [[], [], []]
+    assert told["cuda"] is False
+    # The same numbers as with a library whose operators are not called.
+    with_library = run_python(EVERYTHING, MODFAST_BACKEND="reference")
+    assert outputs == with_library.stdout
+    assert "Warning" not in with_library.stderr
+
+
+@pytest.mark.parametrize("options", [{"MODFAST_BACKEND": "reference"}, {"PYTHONWARNINGS": "ignore"}])
+def test_who_knows_that_there_is_no_library_is_not_warned(run_python, tmp_path, options):
+    code = importing(copy_without_libraries(tmp_path)) + "print(modfast.backend()['backend'])"
+    if "PYTHONWARNINGS" in options:  # a fork does not read the variable
+        code = "import warnings\nwarnings.simplefilter('ignore')\n" + code
+    done = run_python(code, **options)
+    assert (done.stdout, done.stderr) == ("reference\n", "")
+
+
+@pytest.mark.parametrize("backend", ["compiled", "emulated"])
+def test_a_library_that_is_asked_for_and_is_not_there(run_python, tmp_path, backend):
+    done = run_python(importing(copy_without_libraries(tmp_path)), MODFAST_BACKEND=backend)
+    assert done.returncode == 1
+    assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
+    assert "Warning" not in done.stderr
 
 
 @pytest.mark.parametrize("torch_cuda", [None, "13.0"], ids=["CPU PyTorch", "CUDA PyTorch"])
@@ -187,7 +235,7 @@ for tensor in (total, first, second, value, loss(), gradient, twice):
 
 # The operators of the CPU replaced by ones that end the program.
 REFUSE = """
-import torch, modfast
+import torch, modfast.energy
 def refuse(*args):
     raise SystemExit("an operator was called")
 library = torch.library.Library("modfast", "IMPL")

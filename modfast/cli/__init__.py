@@ -1,12 +1,16 @@
-"""The command line: a module for each command, with its options and its function."""
+"""The command line: a module for each command, and its options in ``parsers``.
+
+A command line is parsed before anything heavy is imported, so that help and mistakes are told at once.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
 
-from modfast.train.distributed import print_once
+from .parsers import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,11 +18,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Under torchrun all processes work together; the first one prints and writes.
     """
+    # Of several processes one parses for all, once they are connected; torchrun sets the variable.
+    is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    options = make_parser().parse_args(arguments) if is_alone else None
     try:
         # Tables and pictures need packages that the library alone does not.
         from .commands import run
     except ImportError as error:
-        needs = 'the command line needs: pip install "modfast[experiments]"'
-        print_once(functools.partial(print, f"modfast: error: {error}; {needs}", file=sys.stderr))
+        _refuse(error)
         return 1
-    return run(arguments)
+    return run(arguments, options)
+
+
+def _refuse(error: ImportError) -> None:
+    """Say which packages the command line needs, once for all processes."""
+    from modfast.train.distributed import print_once
+
+    needs = 'the command line needs: pip install "modfast[experiments]"'
+    print_once(functools.partial(print, f"modfast: error: {error}; {needs}", file=sys.stderr))

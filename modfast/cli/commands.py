@@ -1,4 +1,4 @@
-"""Parse a command line, run the command that it names, and print an error if that fails."""
+"""Run the command that a command line names, and print an error if that fails."""
 
 from __future__ import annotations
 
@@ -6,42 +6,39 @@ import argparse
 import functools
 import sys
 import traceback
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 
 from modfast.data.dataset import DataError
 from modfast.train.checkpoint import TrainingError
 from modfast.train.distributed import RankError, Ranks, launched, print_once
-from modfast.version import __version__
 
 from . import circuits, cluster, report, reproduce, train
+from .parsers import make_parser
 
-_COMMANDS: tuple[ModuleType, ...] = (train, reproduce, circuits, cluster, report)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; its options hold as ``run`` the command's function of options and :class:`Ranks`."""
-    parser = argparse.ArgumentParser(
-        prog="modfast",
-        description="Train neural networks that fall apart into modules, find these modules, study circuits.",
-    )
-    parser.add_argument("--version", action="version", version=f"modfast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_parser(commands).set_defaults(run=command.run)
-    return parser
+_RUN: dict[str, Callable[[argparse.Namespace, Ranks], None]] = {
+    "train": train.run,
+    "reproduce": reproduce.run,
+    "circuits": circuits.run,
+    "cluster": cluster.run,
+    "report": report.run,
+}
 
 
-def run(arguments: Sequence[str] | None) -> int:
-    """Run a command line and return its exit status, as :func:`modfast.cli.main` does."""
+def run(arguments: Sequence[str] | None, options: argparse.Namespace | None) -> int:
+    """Run a command line and return its exit status, as :func:`modfast.cli.main` does.
+
+    Args:
+        arguments: the command line; None takes the program's.
+        options: what it was parsed into; None in one of several processes, of which the first one parses it.
+    """
     ranks = Ranks()  # until it is known whether there are others
     try:
         with launched() as ranks:
-            options = ranks.first(lambda: _parse(arguments, ranks))
-            if isinstance(options, int):
-                return options
+            parsed = ranks.first(lambda: _parse(arguments)) if options is None else options
+            if isinstance(parsed, int):
+                return parsed
             try:
-                options.run(options, ranks)
+                _RUN[parsed.command](parsed, ranks)
             except RankError as error:
                 cause = error.__cause__
                 print_once(None if cause is None else functools.partial(_print_error, cause))
@@ -58,13 +55,11 @@ def run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None, ranks: Ranks) -> argparse.Namespace | int:
-    """Return the options; in several processes the exit status instead, if help or an error was shown."""
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace | int:
+    """Return the options, or the exit status if help or an error was shown."""
     try:
         return make_parser().parse_args(arguments)
     except SystemExit as ended:
-        if ranks.size == 1:
-            raise
         return int(ended.code or 0)
 
 

@@ -21,18 +21,6 @@ from modfast.train.distributed import Ranks
 
 from .circuits import show_circuits, show_unit_circuits
 from .display import Display
-from .options import Parsers
-
-
-def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """Add the command and its options."""
-    parser = commands.add_parser(
-        "report",
-        help="show a finished folder again",
-        description="Print the table of a finished folder and draw its pictures again.",
-    )
-    parser.add_argument("out", metavar="DIR", help="folder that train, reproduce, circuits or cluster wrote")
-    return parser
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:

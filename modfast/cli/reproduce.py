@@ -5,52 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modfast.circuit import CRITERIA
 from modfast.data.dataset import Dataset
 from modfast.experiment.circuits import check_circuit_files
-from modfast.experiment.protocols import RECOMMENDED
 from modfast.experiment.runs import reproduce
-from modfast.experiment.trained_models import CircuitConfig, check_circuits
+from modfast.experiment.settings import CircuitConfig
+from modfast.experiment.trained_models import check_circuits
 from modfast.models import build_model
 from modfast.report.tables import results_table
-from modfast.train.config import TrainConfig
 from modfast.train.distributed import Ranks
 
 from .circuits import find_circuits
 from .display import Display
 from .machine import load_data
-from .options import Parsers, training_options
 from .train import chosen_protocol, given_partitions
-
-
-def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """Add the command and its options."""
-    parser = commands.add_parser(
-        "reproduce",
-        parents=[training_options(RECOMMENDED)],
-        help="plain against modular model over seeds",
-        description="Train a plain and a modular model for each seed and compare them.",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=TrainConfig.seed, help="the first seed (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=10, metavar="N", help="how many seeds (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="for both models, the warm-up in proportion (default: the protocol's, with more of digits)",
-    )
-    parser.add_argument(
-        "--circuits",
-        nargs="*",
-        choices=CRITERIA,
-        metavar="CRITERION",
-        help="also find circuits, by these criteria of `modfast circuits` (default: loss balanced)",
-    )
-    return parser
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:

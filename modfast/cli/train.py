@@ -15,12 +15,10 @@ from modfast.experiment.runs import train_run
 from modfast.models import build_model
 from modfast.partition import Partition, load_partitions
 from modfast.report.tables import run_table
-from modfast.train.config import TrainConfig
 from modfast.train.distributed import Ranks
 
 from .display import Display
 from .machine import load_data, take_device
-from .options import Parsers, training_options
 
 # The models whose fc2 is the hidden layer that the paper regularises.
 _HIDDEN_FC2 = ("auto", "cnn", "cnn4", "mlp", "mlp4")
@@ -43,27 +41,6 @@ _SETTINGS = (
     "threads",
     "precision",
 )
-
-
-def add_parser(commands: Parsers) -> argparse.ArgumentParser:
-    """Add the command and its options."""
-    parser = commands.add_parser(
-        "train",
-        parents=[training_options("published-2024")],
-        help="train one model",
-        description="Train one model into a folder.",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=TrainConfig.seed, help="seed of random choices (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="passes over the data, the protocol's warm-up in proportion (default: the protocol's, with more "
-        "of digits)",
-    )
-    return parser
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:

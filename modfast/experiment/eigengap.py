@@ -13,76 +13,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modfast.arguments import SEED, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.energy.functional import clusterability
 from modfast.partition import Partition
 from modfast.spectral.clustering import normalized_cut, spectral_cocluster
 from modfast.spectral.eigengap import choose_count, gaps_after, shuffled_weights, singular_values
 from modfast.train.config import Record
 
-AFFINITIES = ("abs", "square")
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """The settings of a clustering.
-
-    Attributes:
-        num_clusters: the numbers of clusters to try.
-        layers: names or globs of the layers; None takes every weight matrix. Name some to cluster only those,
-            or weights that are no layer's ``weight``.
-        affinity: the similarity: "abs", ``|weight|``, or "square", ``weight^2``. Use "square" to weigh
-            entries as clusterability and the enmeshment loss do; "abs" lets small weights count for more.
-        n_init: the number of starts of k-means, of which the best is kept. Raise it if clusters change with
-            the seed.
-        shuffles: how many times the weights are shuffled, to see what gap arises without structure.
-        tol: the residual below which a singular vector has converged; see :func:`modfast.spectral_cocluster`.
-            The default suits clustering; lower it for more exact singular values.
-        seed: the seed of k-means, of the shuffles, and of a model that a callable makes.
-        device: "auto" takes a CUDA device that this build has kernels for, if there is one, else the CPU.
-        threads: PyTorch's number of threads on the CPU; None leaves it unchanged.
-
-    Raises:
-        ValueError: a value is out of range; the message names it.
-
-    Example:
-        >>> ClusterConfig(num_clusters=(4,)).affinity
-        'abs'
-    """
-
-    num_clusters: tuple[int, ...] = tuple(range(2, 21))
-    layers: tuple[str, ...] | None = None
-    affinity: str = "abs"
-    n_init: int = 10
-    shuffles: int = 19
-    tol: float = 1e-3
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        counts = self.num_clusters
-        ascending = all(low < high for low, high in pairwise(counts))
-        if not (counts and counts[0] in Integer(1) and ascending):
-            raise ValueError(f"num_clusters must be ascending, from 1 on, got {counts!r}")
-        check_fields(
-            self,
-            {
-                "affinity": OneOf(AFFINITIES),
-                "n_init": Integer(1),
-                "shuffles": Integer(1),
-                "tol": Number(0),
-                "seed": SEED,
-                "threads": NoneOr(Integer(1)),
-            },
-        )
+from .settings import ClusterConfig as ClusterConfig
 
 
 def possible_counts(weight: Tensor, config: ClusterConfig) -> list[int]:

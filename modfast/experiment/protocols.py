@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from modfast.train.config import TrainConfig
+from modfast.settings import TrainConfig
 
 # The digits are 1,437 images: 60 epochs of them are as many steps as two of CIFAR-10.
 _DIGITS_EPOCHS = 60

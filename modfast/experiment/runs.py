@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from modfast.accuracies import class_accuracy, cluster_accuracy
 from modfast.arguments import Integer, check
-from modfast.class_accuracy import class_accuracy, cluster_accuracy
 from modfast.data.dataset import Dataset
 from modfast.files import file_name, write_json
 from modfast.machine import command_line, environment

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from modfast.arguments import Distinct, Integer, NoneOr, Number, OneOf, check_fields
-from modfast.circuit import CRITERIA
 from modfast.circuits.checkpoint import fingerprint
 from modfast.circuits.folder import CircuitFolder
 from modfast.circuits.jobs import require_walk_on
@@ -27,60 +24,10 @@ from modfast.results import KINDS, PARTITIONS, read_results, run_name
 from modfast.train.checkpoint import CHECKPOINT, seed_generators
 
 from .runs import read_run
+from .settings import CircuitConfig as CircuitConfig
 
 # Enough to see whether circuits can be found in a model at all.
 _FEW_IMAGES = 16
-
-
-@dataclass(frozen=True)
-class CircuitConfig:
-    """The settings for finding circuits.
-
-    Attributes:
-        criteria: one or more criteria of :func:`modfast.find_circuit`; each gives a circuit for each label.
-            ``"loss"`` is the paper's, which a circuit that always gives one answer passes;
-            ``"loss_and_accuracy"`` also keeps the accuracy. Use ``"balanced"`` for circuits that distinguish
-            the class from others.
-        tolerance: by how much the loss may rise, in nats.
-        labels: the classes whose circuits are found; None takes every class that has a test image.
-        images: at most this many test images of each class are used, the first ones; None takes all.
-        layers: names or globs of the layers to prune. None suits most models: it leaves the choice to
-            :func:`modfast.find_circuits`, which takes all linear layers at the model's end.
-        seed: the seed of the other classes' images that ``"balanced"`` draws, and of the random circuits.
-        device: "auto" takes a CUDA device that this build has kernels for, if there is one, else the CPU.
-        threads: PyTorch's number of threads on the CPU; None leaves it unchanged.
-
-    Raises:
-        ValueError: a value is out of range; the message names it.
-
-    Example:
-        >>> CircuitConfig(labels=(0, 1)).criteria
-        ('loss', 'balanced')
-    """
-
-    criteria: tuple[str, ...] = ("loss", "balanced")
-    tolerance: float = 0.0
-    labels: tuple[int, ...] | None = None
-    images: int | None = None
-    layers: tuple[str, ...] | None = None
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            {
-                "criteria": Distinct(OneOf(CRITERIA)),
-                "tolerance": Number(0, included=True),
-                "labels": NoneOr(Distinct(Integer(0))),
-                "images": NoneOr(Integer(1)),
-                "seed": Integer(0, 2**31 - 1),
-                "threads": NoneOr(Integer(1)),
-            },
-        )
-        if self.layers is not None and not self.layers:
-            raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
 
 
 class OpenedModel(NamedTuple):

@@ -4,76 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modfast.arguments import Distinct, Integer, NoneOr, Number, OneOf, check_fields
 from modfast.circuits.checkpoint import fingerprint
 from modfast.circuits.units.folder import UnitCircuitFolder
-from modfast.circuits.units.unit_circuit import METHODS
 from modfast.data.dataset import Dataset
 from modfast.machine import choose_device
 from modfast.network.reading import read_network
 from modfast.network.units import Network
 from modfast.partition import Partition
 
+from .settings import UnitCircuitConfig as UnitCircuitConfig
 from .trained_models import OpenedModel, each_model
 
-RUN_ABLATIONS = ("zero", "mean")
-"""What units of a run may be replaced by. For another example's values it would have to say which example."""
-
 _FEW_IMAGES = 16  # enough to follow the model's computation
-
-
-@dataclass(frozen=True)
-class UnitCircuitConfig:
-    """The settings for finding unit circuits.
-
-    Attributes:
-        method: ``"attribution"`` keeps the units of highest score and is fast; ``"greedy"`` decides unit by
-            unit and mostly keeps fewer. See :func:`modfast.circuits.units.find.find_unit_circuit`.
-        ablation: what units outside a circuit are replaced by: ``"zero"``, or ``"mean"``, their mean over the
-            test images of all classes.
-        tolerance: by how much the mean log-likelihood of the class may fall, in nats.
-        labels: the classes whose circuits are found; None takes every class that has a test image.
-        images: at most this many test images of each class are used, the first ones; None takes all.
-        seed: the seed of random circuits of the same sizes.
-        device: where to compute.
-        threads: on the CPU; None leaves PyTorch's choice.
-
-    Raises:
-        ValueError: a value is out of range.
-
-    Example:
-        >>> UnitCircuitConfig(labels=(0, 1)).method
-        'attribution'
-    """
-
-    method: str = "attribution"
-    ablation: str = "zero"
-    tolerance: float = 0.0
-    labels: tuple[int, ...] | None = None
-    images: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            {
-                "method": OneOf(METHODS),
-                "ablation": OneOf(RUN_ABLATIONS),
-                "tolerance": Number(0, included=True),
-                "labels": NoneOr(Distinct(Integer(0))),
-                "images": NoneOr(Integer(1)),
-                "seed": Integer(0, 2**31 - 1),
-                "threads": NoneOr(Integer(1)),
-            },
-        )
 
 
 class UnitRun(NamedTuple):

@@ -10,7 +10,7 @@ from benchmarks.rivals.arms import ARMS as RIVALS
 from benchmarks.rivals.recipe import RECIPE
 from modfast import Partition, save_partitions
 from modfast.cli import main
-from modfast.cli.options import training_options
+from modfast.cli.parsers.options import training_options
 from modfast.cli.train import chosen_protocol
 from modfast.data import load_dataset
 from modfast.experiment.protocols import PROTOCOLS, RECOMMENDED

@@ -12,7 +12,7 @@ from modfast.circuit import CRITERIA, Circuit
 from modfast.circuits import circuit_overlap, find_circuit, find_circuits
 from modfast.circuits.folder import CircuitFolder, read_circuits
 from modfast.cli import main
-from modfast.cli.commands import make_parser
+from modfast.cli.parsers import make_parser
 from modfast.data import load_dataset
 from modfast.results import as_lists
 from modfast.train import read_checkpoint

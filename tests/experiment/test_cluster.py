@@ -18,7 +18,7 @@ from torch import nn
 import modfast
 from modfast import Partition, load_partitions, reference
 from modfast.cli import main
-from modfast.cli.options import parse_counts
+from modfast.cli.parsers.options import parse_counts
 from modfast.experiment.eigengap import ClusterConfig, by_chance, cluster_layer
 from modfast.report import cluster_table
 from modfast.report.pictures import clusters as picture_clusters

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Integer, Number, OneOf, check
+from modfast.arguments import UNIT_METHODS, Integer, Number, OneOf, check
 from modfast.arrays import require_plain
 from modfast.batches import Batches
 from modfast.metrics import Metric
@@ -17,7 +17,7 @@ from modfast.network.units import Network
 from .attribution import scores_of
 from .evaluation import Evaluation
 from .greedy import choose_greedily, least_metric
-from .unit_circuit import METHODS, UnitCircuit
+from .unit_circuit import UnitCircuit
 
 
 def find_unit_circuit(
@@ -94,7 +94,7 @@ def find_unit_circuit(
         >>> circuit.kept[network.spaces["0"]]
         tensor([False,  True, False, False])
     """
-    check("method", method, OneOf(METHODS))
+    check("method", method, OneOf(UNIT_METHODS))
     check("tolerance", tolerance, Number(0, included=True))
     check("steps", steps, Integer(1))
     if not isinstance(name, str):

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modfast.arguments import UNIT_METHODS
 from modfast.arrays import require_plain
 from modfast.display import html_table
 from modfast.files import read_arrays, write_arrays
 from modfast.layers.plain_copy import plain_copy
 from modfast.network.ablation import ABLATIONS, Ablation, Mean, Zero
-
-METHODS = ("attribution", "greedy")
 
 _FORMAT = "modfast unit circuits 1"
 _WHAT = "unit circuits file"
@@ -84,7 +83,7 @@ class UnitCircuit:
                 object.__setattr__(self, name, convert(value))
             except (TypeError, ValueError):
                 raise TypeError(f"{name} must be a number, got {value!r}") from None
-        for name, allowed in (("method", METHODS), ("ablation", ABLATIONS)):
+        for name, allowed in (("method", UNIT_METHODS), ("ablation", ABLATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name, dtype in (("kept", torch.bool), ("scores", torch.float64)):

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from modfast.arguments import MODELS
 from modfast.experiment.protocols import PROTOCOLS
-from modfast.models import MODELS
-from modfast.train.config import AFFINITIES, CLUSTERS_FROM, OPTIMIZERS, PRECISIONS, TrainConfig
+from modfast.settings import AFFINITIES, CLUSTERS_FROM, OPTIMIZERS, PRECISIONS, TrainConfig
 
 Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What ``add_subparsers`` returns, to which each command adds its parser."""
@@ -130,7 +130,7 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
     options.add_argument(
         "--precision",
         default=TrainConfig.precision,
-        choices=list(PRECISIONS),
+        choices=PRECISIONS,
         help="number format of the forward pass (default: %(default)s)",
     )
     return options
