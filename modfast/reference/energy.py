@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modfast.arrays import require_whole
+from modfast.memory import check_writable
 from modfast.partition import Partition
 
 
@@ -131,7 +132,12 @@ def add_enmeshment_grad_(
     col_labels: Sequence[Tensor],
     num_clusters: Sequence[int],
 ) -> None:
-    """Specifies the operator of that name: :func:`enmeshment_grad`, added to ``grads``."""
+    """Specifies the operator of that name: :func:`enmeshment_grad`, added to ``grads``.
+
+    Raises:
+        RuntimeError: a gradient shares memory with another one or with a weight.
+    """
+    check_writable(weights, grads, "weight", "gradient")
     wide = [weight.to(torch.float64) for weight in weights]
     steps = enmeshment_grad(wide, energies, slopes, row_labels, col_labels, num_clusters)
     for grad, step in zip(grads, steps, strict=True):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from modfast.memory import check_writable
+
 
 def adamw_(
     weights: Sequence[Tensor],
@@ -72,7 +74,14 @@ def adamw_(
             become ``energies``).
         stochastic_rounding: round bfloat16 weights up or down at random, with the probabilities that keep
             their mean (:func:`round_stochastically`), not to the nearest.
+
+    Raises:
+        RuntimeError: weights, moments or gradients share memory.
     """
+    written, read = [*weights, *exp_avgs, *exp_avg_sqs], list(grads)
+    if grad_scale is not None:
+        written, read = [*written, *read], []
+    check_writable(read, written, "gradient", "weight or moment")
     if found_inf is not None and bool(found_inf != 0):
         if new_energies is not None and energies is not None:
             new_energies.copy_(energies)
