@@ -218,3 +218,48 @@ def test_setup_reads_the_setting():
     )
     assert done.returncode == 1
     assert "MODFAST_CUDA must be '0', '1' or 'auto', got 'maybe'" in done.stderr
+
+
+@pytest.fixture
+def build_compiler(monkeypatch, tmp_path):
+    """The module, on a machine without any compiler."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("CXX", "")
+    module = import_module("build_compiler")
+    monkeypatch.setattr(module.sysconfig, "get_config_var", {"CXX": "g++-99 -pthread"}.get)
+    return module
+
+
+def test_no_compiler_is_found_where_there_is_none(build_compiler):
+    assert build_compiler.has_compiler() is False
+    assert os.environ["CXX"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"), [("c++", ""), ("g++", "g++"), ("clang++", "clang++"), ("g++-99", "g++-99")]
+)
+def test_a_compiler_on_the_path(build_compiler, tmp_path, name, chosen):
+    write_program(tmp_path / "path" / name, "#!/bin/sh\n")
+    assert build_compiler.has_compiler() is True
+    # PyTorch calls c++ by itself, any other only if it is named.
+    assert os.environ["CXX"] == (str(tmp_path / "path" / chosen) if chosen else "")
+
+
+def test_a_compiler_that_is_named(build_compiler, tmp_path, monkeypatch):
+    write_program(tmp_path / "path/ccache", "#!/bin/sh\n")
+    monkeypatch.setenv("CXX", "ccache clang++ -O1")
+    assert build_compiler.has_compiler() is True
+    assert os.environ["CXX"] == "ccache clang++ -O1"
+    monkeypatch.setenv("CXX", f"{tmp_path}/nowhere/g++ -O1")
+    with pytest.raises(SystemExit, match=r"CXX must name a C\+\+ compiler that is there, got '.*nowhere"):
+        build_compiler.has_compiler()
+
+
+def test_the_compiler_that_only_offers_to_install_one(build_compiler, monkeypatch):
+    monkeypatch.setattr(build_compiler.sys, "platform", "darwin")
+    monkeypatch.setattr(build_compiler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    for status, there in ((0, True), (2, False)):
+        done = subprocess.CompletedProcess([], status)
+        monkeypatch.setattr(build_compiler.subprocess, "run", lambda *_, done=done, **__: done)
+        assert build_compiler.has_compiler() is there
