@@ -171,7 +171,11 @@ def test_a_wish_that_cannot_be_met_ends_the_installation(tmp_path, variables, to
 
 def test_a_compiler_that_fails_ends_the_installation(tmp_path):
     broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 1\n")
+    # It tells its version, which PyTorch asks for first.
+    broken.write_text(
+        '#!/bin/sh\ncase "$1" in -*version) echo g++ 12.2.0; exit;; esac\n'
+        "echo this compiler is broken >&2\nexit 1\n"
+    )
     broken.chmod(0o755)
     environment = {**os.environ, "CXX": str(broken), "MODFAST_CUDA": "0"}
     done = subprocess.run(wheel_command(tmp_path), capture_output=True, text=True, env=environment)

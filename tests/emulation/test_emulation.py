@@ -136,7 +136,7 @@ loss = modfast.enmeshment(weight, modfast.Partition.blocks((300, 200), 4))
 torch.autograd.grad(loss, weight)
 """
 PRODUCT = """
-import torch, modfast
+import torch, modfast.spectral
 weight, right, weights = torch.randn(300, 200), torch.randn(200, 16), torch.rand(300)
 torch.ops.modfast.similarity_product(weight, 0, 1.0, right, None, weights)
 """
@@ -187,7 +187,7 @@ BROKEN = {
         "const double sum = warp_sum(thread_row_sum(m, similarity, row, tile * kColsOfSums, lane, cols));",
         "double sum = thread_row_sum(m, similarity, row, tile * kColsOfSums, lane, cols);\n"
         "    if (threadIdx.x != 5) sum = warp_sum(sum);",
-        "import torch, modfast\ntorch.ops.modfast.similarity_sums(torch.randn(30, 20), 0, 1.0)",
+        "import torch, modfast.spectral\ntorch.ops.modfast.similarity_sums(torch.randn(30, 20), 0, 1.0)",
         "kernel modfast::dense_sums, block .*, thread .*: .*mask.* names lane 5, which",
     ),
     "an index out of a variable's bounds": (
