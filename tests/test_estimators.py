@@ -389,7 +389,8 @@ def test_verbose_tells_how_the_solver_fared(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_modfast_does_not_import_scikit_learn(run_python: Any) -> None:
-    done = run_python("import sys; from modfast import *; print('sklearn' in sys.modules, 'scipy' in sys.modules)")
+    code = "import sys; from modfast import *; print('sklearn' in sys.modules, 'scipy' in sys.modules)"
+    done = run_python(code)
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
