@@ -7,6 +7,7 @@ AdamW: "Decoupled Weight Decay Regularization", arXiv 1711.05101, as ``torch.opt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,11 @@ def adamw_(
     Raises:
         RuntimeError: weights, moments or gradients share memory.
     """
+    if not torch.is_inference_mode_enabled() and any(weight.is_inference() for weight in weights):
+        given: dict[str, Any] = locals().copy()
+        # Elsewhere PyTorch refuses to change such weights in place.
+        with torch.inference_mode():
+            return adamw_(**given)
     written, read = [*weights, *exp_avgs, *exp_avg_sqs], list(grads)
     if grad_scale is not None:
         written, read = [*written, *read], []
