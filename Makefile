@@ -100,13 +100,13 @@ test-cuda: ## build with the packages that PYTHON has, then run the tests that n
 	$(CUDA_BUILD)
 	files=$$($(NEEDS) --runnable $(CUDA_TESTS)) && $(PYTHON) -m pytest -m cuda $$files
 
-# PAGE=benchmarks/README.md puts the tables into the page. A family that cannot be timed does not stop the next.
+# PAGES=docs/speed puts the tables into the families' pages. A family that cannot be timed does not stop the next.
 bench-cuda: ## build in the same way, then time each family on a GPU
 	$(NEEDS) setup.py
 	$(CUDA_BUILD)
 	failed=; for family in energy spectral circuits; do \
 	  { $(NEEDS) benchmarks/$$family/table.py && $(PYTHON) -m benchmarks.$$family.table --device cuda \
-	    --json out/bench/$$family-cuda.json $(if $(PAGE),--markdown $(PAGE)); } || failed="$$failed $$family"; \
+	    --json out/bench/$$family-cuda.json $(if $(PAGES),--markdown $(PAGES)/$$family.md); } || failed="$$failed $$family"; \
 	done; test -z "$$failed" || { echo "not timed:$$failed" >&2; exit 1; }
 
 resources: ## compile the CUDA kernels and print what they take of a GPU; needs a toolkit and no GPU

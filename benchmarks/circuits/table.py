@@ -1,4 +1,4 @@
-"""Time the walk for a circuit beside loops over forward passes; print a table. See benchmarks/README.md."""
+"""Time the walk for a circuit beside loops over forward passes; print a table. See docs/speed/circuits.md."""
 
 from __future__ import annotations
 

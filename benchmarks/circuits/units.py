@@ -1,4 +1,4 @@
-"""Time scores and the greedy choice of units on a small GPT-2; print a table. See benchmarks/README.md."""
+"""Time scores and the greedy choice of units on a small GPT-2; print a table. See docs/speed/circuits.md."""
 
 from __future__ import annotations
 

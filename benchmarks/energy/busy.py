@@ -1,4 +1,4 @@
-"""Time small calls of the loss while another process keeps a core busy. See benchmarks/README.md.
+"""Time small calls of the loss while another process keeps a core busy. See docs/speed/energy.md.
 
 PyTorch's parallel loops end when all of their threads have come. One that shares its core with another
 process comes a slice of the scheduler late, which is longer than a hundred small calls.

@@ -1,4 +1,4 @@
-"""Time the enmeshment loss beside its peers and its floor, and print one table. See benchmarks/README.md."""
+"""Time the enmeshment loss beside its peers and its floor, and print one table. See docs/speed/energy.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time spectral clustering over decades of entries, fit and draw the exponents. See benchmarks/README.md."""
+"""Time spectral clustering over decades of entries, fit and draw the exponents. See docs/speed/spectral.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count the passes that eigensolvers make over planted matrices and a graph. See benchmarks/README.md.
+"""Count the passes that eigensolvers make over planted matrices and a graph. See docs/speed/spectral.md.
 
 The choice of modfast's solver rests on this: passes take most of the time, and no machine changes them. Every
 solver gets the same product with a block of vectors, in float32, the same start and the same stopping rule.
