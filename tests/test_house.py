@@ -108,7 +108,9 @@ def test_names_in_docstrings_exist(path):
 
 
 ROOMS_WITH_TEXTS = ("docs", "benchmarks", "examples", "tests")
-TEXTS = sorted([*ROOT.glob("*.md"), *(path for room in ROOMS_WITH_TEXTS for path in ROOT.glob(f"{room}/**/*.md"))])
+TEXTS = sorted(
+    [*ROOT.glob("*.md"), *(path for room in ROOMS_WITH_TEXTS for path in ROOT.glob(f"{room}/**/*.md"))]
+)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,1 +1,1 @@
-"""A trained transformer, fine-tuned with and without the loss on its MLPs: docs/findings/finetune-minilm.md."""
+"""A trained transformer, fine-tuned with and without the loss: docs/findings/finetune-minilm.md."""

@@ -1,7 +1,7 @@
 """Compile the CUDA kernels and print what they take: registers, spills, occupancy, least times.
 
-No GPU is used. See benchmarks/README.md. `docs/speed/cuda-kernels.md` is written from the results that are kept in
-`resources.json`.
+No GPU is used. See benchmarks/README.md. `docs/speed/cuda-kernels.md` is written from the results that are
+kept in `resources.json`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time the optimiser's step beside PyTorch's fused AdamW, and print one table. See docs/speed/optimiser.md."""
+"""Time the optimiser's step beside PyTorch's fused AdamW, as a table. See docs/speed/optimiser.md."""
 
 from __future__ import annotations
 

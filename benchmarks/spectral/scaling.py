@@ -1,4 +1,4 @@
-"""Time spectral clustering over decades of entries, fit and draw the exponents. See docs/speed/spectral.md."""
+"""Time spectral clustering over decades of entries, and draw the exponents. See docs/speed/spectral.md."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="D",
         help="decades of entries; default 4: up to 2e8, sparse up to 2e7",
     )
-    parser.add_argument("--picture", type=Path, default=Path("docs/speed/spectral_scaling.png"), metavar="FILE")
+    parser.add_argument(
+        "--picture", type=Path, default=Path("docs/speed/spectral_scaling.png"), metavar="FILE"
+    )
     add_options(parser, repeats=5)
     options = parser.parse_args(arguments)
     if not 1 <= options.decades <= 5:

@@ -1,4 +1,4 @@
-"""Time spectral clustering beside its peers and its floor, and print two tables. See docs/speed/spectral.md."""
+"""Time spectral clustering beside its peers and its floor, as two tables. See docs/speed/spectral.md."""
 
 from __future__ import annotations
 

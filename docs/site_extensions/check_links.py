@@ -1,7 +1,8 @@
-"""Checks the links of a built site: `python docs/site_extensions/check_links.py FOLDER` lists those that are broken.
+"""Checks the links of a built site: `python docs/site_extensions/check_links.py FOLDER` lists the broken ones.
 
-Each link within the site must lead to a file, and its part behind # to an element there. Scripts, styles, fonts and
-pictures must lie in the site, so that it works without a network. Links to other sites are only counted.
+Each link within the site must lead to a file, and its part behind # to an element there. Scripts, styles,
+fonts and pictures must lie in the site, so that it works without a network. Links to other sites are only
+counted.
 """
 
 import re
@@ -64,7 +65,7 @@ def css_links(text: str) -> list[str]:
 
 
 def broken_links(site: Path) -> Iterator[str]:
-    """Tell of each link within the site that leads nowhere, and of each file that would be fetched from elsewhere."""
+    """Yield a sentence for each link that leads nowhere, and for each file that is fetched from elsewhere."""
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     if not pages:
         yield f"{site} has no pages"

@@ -9,7 +9,8 @@ def offer_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
     """Add a line with the link to a page that has code cells."""
     if re.search(r"^```\{code-cell\}", source[0], re.MULTILINE):
         name = docname.rsplit("/", 1)[-1]
-        line = f"\n\n*This page was executed when it was built:* {{nb-download}}`as a notebook <{name}.ipynb>`.\n"
+        link = f"{{nb-download}}`as a notebook <{name}.ipynb>`"
+        line = f"\n\n*Everything on this page was executed when it was built. Take it {link}.*\n"
         source[0] = re.sub(r"^# .*$", lambda title: title[0] + line, source[0], count=1, flags=re.MULTILINE)
 
 

@@ -1,7 +1,7 @@
 """Pages of the site whose text lies elsewhere in the repository, and links to them.
 
-Beside the other pages stands a file of one line, which on GitHub links to the text. On the site the text takes
-its place, and every link to the file elsewhere leads to this page.
+Beside the other pages stands a file of one line, which on GitHub links to the text. On the site the text
+takes its place, and every link to the file elsewhere leads to this page.
 """
 
 import os

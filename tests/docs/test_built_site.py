@@ -1,4 +1,4 @@
-"""The site that `make docs` has built: its links, its reference, and its search, as a reader without a network has them.
+"""The site that `make docs` has built, as a reader without a network has it: links, reference, search.
 
 `make docs` says where it lies, in MODFAST_SITE.
 """
@@ -10,9 +10,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from browser import Browser
 
 import modfast
-from browser import Browser
 from docs.site_extensions.check_links import broken_links, external_links
 from docs.site_extensions.public_names import find
 
