@@ -51,7 +51,7 @@ napoleon_use_rtype = False
 
 # A reference of ours that leads nowhere is an error; those to other projects would need the network.
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]
+
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!modfast).*"),
     # Types that users meet, but never make or name.

@@ -1,4 +1,4 @@
-"""Checks the links of a built site: `python docs/site_extensions/check_links.py FOLDER` lists the broken ones.
+"""Checks the links of a built site: `check_links.py FOLDER` lists those that are broken.
 
 Each link within the site must lead to a file, and its part behind # to an element there. Scripts, styles,
 fonts and pictures must lie in the site, so that it works without a network. Links to other sites are only

@@ -3,16 +3,14 @@
 Every function draws into ``ax``, or makes a figure of its own where ``ax`` is None, and returns the axes.
 None calls ``plt.show()`` or changes matplotlib's settings. Choose by what you have:
 
-| you have | call |
-| --- | --- |
-| a weight, a layer, a loss | :func:`weights` |
-| a weight or a network whose number of clusters you want | :func:`eigengap` |
-| numbers over steps, of one or several seeds | :func:`curves` |
-| a :class:`modfast.FaithfulnessCurve` | :func:`faithfulness` |
-| circuits of several classes or tasks | :func:`circuits` |
-| what :func:`modfast.cluster_accuracy` returned | :func:`cluster_accuracy` |
-| a network with a label for each unit | :func:`network` |
-| any other small matrix | :func:`matrix` |
+- a weight, a layer, a loss: :func:`weights`
+- a weight or a network whose number of clusters you want: :func:`eigengap`
+- numbers over steps, of one or several seeds: :func:`curves`
+- a :class:`modfast.FaithfulnessCurve`: :func:`faithfulness`
+- circuits of several classes or tasks: :func:`circuits`
+- what :func:`modfast.cluster_accuracy` returned: :func:`cluster_accuracy`
+- a network with a label for each unit: :func:`network`
+- any other small matrix: :func:`matrix`
 """
 
 try:
