@@ -119,6 +119,13 @@ emulated_library, _overrides = _load_emulated() if BACKEND == "emulated" else (N
 _cuda_library = None if BACKEND == "emulated" else _load_cuda()
 
 
+def kernel_devices() -> list[str]:
+    """The types of devices that this build has kernels for, those in use."""
+    if BACKEND == "reference":
+        return []
+    return ["cpu"] if _cuda_library is None else ["cpu", "cuda"]
+
+
 def fake_kernel(name: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
     """Return a decorator that registers a function as an operator's fake kernel, if there are operators."""
     if not HAS_OPERATORS:
@@ -138,7 +145,9 @@ def backend() -> dict[str, Any]:
         instruction sets in this build, and those that this processor can run, none without the compiled
         library; ``cpu``: the one in use (``MODFAST_CPU`` forces it), or None; ``cuda``: whether CUDA kernels
         are compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for
-        that and all later ones; ``openmp``: whether PyTorch, whose threads the kernels share, runs them by
+        that and all later ones; ``kernels``: the types of devices with kernels, "cpu" and "cuda" (on all
+        others ``modfast.reference`` computes); ``openmp``: whether PyTorch, whose threads the kernels share,
+        runs them by
         OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
 
     Example:
@@ -153,6 +162,7 @@ def backend() -> dict[str, Any]:
         "cpu": _library.text("instruction_set_in_use") if _library else None,
         "cuda": _cuda_library is not None,
         "cuda_architectures": _cuda_library.texts("cuda_architectures") if _cuda_library else [],
+        "kernels": kernel_devices(),
         "openmp": torch.backends.openmp.is_available(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -19,19 +19,21 @@ from .version import __version__
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA if it is available and this build has kernels for it, else CPU.
 
+    On a device without kernels ``modfast.reference`` computes.
+
     Raises:
-        ValueError: there is no such device, or this build has no kernels for it.
+        ValueError: there is no such device, or it has no numbers.
     """
     serves_cuda = backend()["cuda"] or backend()["backend"] == "reference"
     if name == "auto":
         return torch.device("cuda" if serves_cuda and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device must be 'auto' or one that is here, got {name!r} ({error})") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not serves_cuda):
-        raise ValueError(f"device: this build of modfast has no kernels for {name!r}")
+    if device.type == "meta":
+        raise ValueError(f"device must be 'auto' or one that computes, got {name!r}")
     return device
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .arguments import Integer, check
 from .batches import inputs_of, targets_of
+from .devices import widest_float
 from .layers.running import logits_of
 
 Metric: TypeAlias = Callable[[Any, Any], Tensor]
@@ -166,7 +167,7 @@ def accuracy(output: Any, batch: Any) -> Tensor:
 
 def _right(logits: Tensor, answers: Tensor) -> Tensor:
     """1 where the largest logit is the answer's, else 0; NaN where a logit is, which is no answer."""
-    right = (logits.argmax(1) == answers).double()
+    right = (logits.argmax(1) == answers).to(widest_float(logits.device))
     return torch.where(logits.isnan().any(1), torch.nan, right)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import Integer, NoneOr, Number, OneOf, check
 from .arrays import as_tensor, require_numbers, require_plain
+from .devices import widest_float
 from .labelled_batches import Batches, labelled_batches
 from .layers.layer import Choices, Layer, match_layers, operation
 from .layers.running import call_model, device_of, evaluating, moved, not_compiled
@@ -215,7 +216,7 @@ def _of_neurons(layer: Layer, output: object, several: bool, shown: Tensor | Non
     if positions:
         output = output.flatten(2).amax(2)
     # A copy: the next module may write to the output, as ReLU does in place.
-    return output.detach().to("cpu", torch.float64, copy=True)
+    return output.detach().cpu().to(torch.float64, copy=True)
 
 
 def _activations(layer: Layer, outputs: list[Tensor], inputs: int) -> Tensor:
@@ -289,7 +290,8 @@ def live_units(weight: Tensor, partition: Partition | None = None, threshold: fl
 
     Args:
         weight: dense float32, float64, float16 or bfloat16, ``(out, in, *kernel)``; a kernel's positions
-            belong to their row and column. It is summed in a float64 copy.
+            belong to their row and column. It is summed in a copy, in float64 where
+            the device has that.
         partition: fits ``(out, in)``. A row or column in no cluster counts as a row or column.
         threshold: a row is live if its share is at least ``threshold`` times that of the mean row,
             ``1 / out``; a column likewise.
@@ -316,7 +318,7 @@ def live_units(weight: Tensor, partition: Partition | None = None, threshold: fl
     """
     _check_weight(weight, partition)
     check("threshold", threshold, Number(0))
-    energy = weight.detach().to(torch.float64)
+    energy = weight.detach().to(widest_float(weight.device))
     largest = energy.abs().max() if energy.numel() else energy.new_zeros(())
     if not largest.isfinite():
         raise ValueError("weight must be finite, got NaN or infinity")

@@ -20,6 +20,7 @@ from modfast.arrays import require_whole
 from modfast.circuit import CRITERIA, Circuit
 from modfast.layers.layer import Choices, linear_layers, listed_choices, match_layers
 from modfast.library import BACKEND
+from modfast.without_kernels import has_kernels, warn_without_kernels
 from modfast.reference.circuits import PlainWalk
 
 from .checkpoint import Checkpoint, fingerprint
@@ -88,7 +89,9 @@ class Job:
         """The device of the walk."""
         first = next(self._model.parameters(), None)
         if self._method == "compiled" and first is not None and first.device.type == "cuda":
-            return first.device
+            if has_kernels(first.device):
+                return first.device
+            warn_without_kernels(first.device)
         return torch.device("cpu")
 
     def read(self, progress: Progress) -> Tail | PlainWalk:

@@ -174,7 +174,7 @@ def read_tail(
         raise ValueError(f"inputs must hold at least one input, got shape {tuple(inputs.shape)}")
     # Gradients are recorded whatever mode the caller is in: the autograd graph shows the layers.
     with torch.inference_mode(False), torch.enable_grad():
-        plain = plain_copy(model).to("cpu", torch.float64).eval()
+        plain = plain_copy(model).cpu().to(torch.float64).eval()
         return _Reader(plain, before_batch).read(inputs.detach(), layers)
 
 
@@ -230,10 +230,10 @@ class _Reader:
         # Run on copies, since a model may write to its input.
         try:
             with Unhidden():
-                output = self.model(batch.to("cpu", dtype, copy=True))
+                output = self.model(batch.cpu().to(dtype, copy=True))
         except RuntimeError:
             # Some operations raise where Unhidden() records them.
-            output = self.model(batch.to("cpu", dtype, copy=True))
+            output = self.model(batch.cpu().to(dtype, copy=True))
         logits = logits_of(output)
         if logits.dim() != 2 or len(logits) != len(batch) or logits.shape[1] == 0:
             raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from modfast.arrays import is_sharded, require_whole
+from modfast.devices import widest_float
 from modfast.partition import Partition
 from modfast.shapes import FLOATS
 
@@ -125,7 +126,7 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
             f"factors must have shape ({k}, {k}) on {weight.device}, "
             f"got {tuple(factors.shape)} on {factors.device}"
         )
-    padded = pad(factors.to(torch.float64), (0, 1, 0, 1))
+    padded = pad(factors.to(widest_float(factors.device)), (0, 1, 0, 1))
     scaled: Tensor
     if is_sharded(weight):
         rows, cols, group = sharded.piece_of(weight, partition)
@@ -145,7 +146,7 @@ def block_energy(weight: Tensor, partition: Partition) -> Tensor:
         partition: fits ``(out, in)``.
 
     Returns:
-        ``(k, k)``, float64 for a float64 weight and float32 otherwise (summed in float64 in any case);
+        ``(k, k)``, float64 for a float64 weight and float32 otherwise (summed in float64, where the device has it);
         unassigned rows and columns are left out. Differentiable any number of times.
 
     Raises:

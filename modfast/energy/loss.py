@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modfast import reference
 from modfast.arrays import is_sharded
+from modfast.devices import widest_float
 from modfast.display import html_table, listed
 from modfast.layers.autograd_graph import leaves_of
 from modfast.layers.layer import Choices, Layer
@@ -395,7 +396,8 @@ class EnmeshmentLoss(nn.Module):
                 places += members
             for index in frozen:
                 oriented = self._layers[index].oriented(stored[index])
-                parts.append(enmeshment(oriented, self._partitions[index]).to(torch.float64).reshape(1))
+                value = enmeshment(oriented, self._partitions[index])
+                parts.append(value.to(widest_float(value.device)).reshape(1))
                 places.append(index)
             return self._reduce(_in_order(parts, places), stored)
 
@@ -458,7 +460,7 @@ class EnmeshmentLoss(nn.Module):
         own_grads = [layer.oriented(grad.to_local()) for layer, grad in zip(layers, grads, strict=True)]
         _, energies = enmeshments_and_energies(own, *labels)
         energies = sharded.sum_all_over(energies, [piece.group for piece in pieces])
-        slopes = torch.full((len(own),), factor, dtype=torch.float64, device=energies.device)
+        slopes = torch.full((len(own),), factor, dtype=energies.dtype, device=energies.device)
         add_enmeshment_grad_(own, own_grads, energies, slopes, *labels)
         return reference.enmeshment_of_split(energies)
 
@@ -495,5 +497,7 @@ def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """Join the parts to one vector, in which each element stands at its place."""
     if len(parts) == 1:
         return parts[0]
-    together = torch.cat([part.to(parts[0].device) for part in parts])
+    # On a device that has float64, if there is one.
+    home = next((part for part in parts if part.dtype == torch.float64), parts[0])
+    together = torch.cat([part.to(home.device).to(home.dtype) for part in parts])
     return together[sorted(range(len(places)), key=places.__getitem__)]

@@ -2,7 +2,8 @@
 
 Two operators compute with block energies, and each gives the derivatives of the other: ``block_inner(W, V)``
 sums ``W * V`` over each pair of clusters, ``block_scale(W, G)`` multiplies each weight by its block's factor.
-Labels of -1 stand for one more cluster, whose row and column come last in the operators' matrices.
+Labels of -1 stand for one more cluster, whose row and column come last in the operators' matrices. Where
+float64 is said, it is float32 on a device that has no float64.
 
 The other operators compute the loss of a whole model in one pass over all of its weights: ``enmeshment``, its
 gradient as new tensors (``enmeshment_grad``) or added to existing ones (``add_enmeshment_grad_``), and loss
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from modfast import reference
 from modfast.derivatives import compiles_a_transform, in_forward_mode, one_by_one
+from modfast.devices import widest_float
 from modfast.library import BACKEND, HAS_OPERATORS, fake_kernel
 from modfast.shapes import FLOATS, check_shaped, require
+from modfast.without_kernels import Formula, register_formulas
 
 from .sharded import ALONE, Group, spread_over, sum_all_over, sum_over
 
@@ -83,7 +86,7 @@ def _block_inner_fake(
     _check_labelled(weight, row_labels, col_labels, num_clusters)
     if other is not None:
         check_shaped("other", other, weight.dtype, weight.shape)
-    return weight.new_empty((num_clusters + 1, num_clusters + 1), dtype=torch.float64)
+    return weight.new_empty((num_clusters + 1, num_clusters + 1), dtype=widest_float(weight.device))
 
 
 def _block_inner_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -117,7 +120,7 @@ class _BlockInner(torch.autograd.Function):
 
 @fake_kernel("block_scale")
 def _block_scale_fake(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
-    check_shaped("factors", factors, torch.float64, (None, None))
+    check_shaped("factors", factors, widest_float(weight.device), (None, None))
     require(
         factors.shape[0] == factors.shape[1] >= 2,
         f"factors must be square, with a row for each cluster and one more, got {tuple(factors.shape)}",
@@ -155,8 +158,9 @@ class _BlockScale(torch.autograd.Function):
 
 
 def _check_energies(energies: Tensor, slopes: Tensor, count: int) -> None:
-    check_shaped("energies", energies, torch.float64, (count, 2))
-    check_shaped("slopes", slopes, torch.float64, (count,))
+    wide = widest_float(energies.device)
+    check_shaped("energies", energies, wide, (count, 2))
+    check_shaped("slopes", slopes, wide, (count,))
 
 
 @fake_kernel("enmeshment")
@@ -164,11 +168,8 @@ def _enmeshment_fake(
     weights: list[Tensor], row_labels: list[Tensor], col_labels: list[Tensor], num_clusters: list[int]
 ) -> tuple[Tensor, Tensor]:
     _check_all_labelled(weights, None, row_labels, col_labels, num_clusters)
-    count = len(weights)
-    return (
-        weights[0].new_empty((count,), dtype=torch.float64),
-        weights[0].new_empty((count, 2), dtype=torch.float64),
-    )
+    count, wide = len(weights), widest_float(weights[0].device)
+    return weights[0].new_empty((count,), dtype=wide), weights[0].new_empty((count, 2), dtype=wide)
 
 
 @fake_kernel("enmeshment_grad")
@@ -209,7 +210,7 @@ def _accumulate_fake(
     scale: float,
 ) -> Tensor:
     _check_all_labelled(weights, grads, row_labels, col_labels, num_clusters)
-    return weights[0].new_empty((len(weights),), dtype=torch.float64)
+    return weights[0].new_empty((len(weights),), dtype=widest_float(weights[0].device))
 
 
 @fake_kernel("accumulate_packed_enmeshment_grad_")
@@ -225,6 +226,22 @@ def _accumulate_packed_fake(
     check_shaped("labels", labels, torch.int32, (expected,))
     any_double = any(weight.dtype == torch.float64 for weight in weights)
     return weights[0].new_empty((), dtype=torch.float64 if any_double else torch.float32)
+
+
+# On devices that have no kernels these run the specification.
+_formulas = register_formulas(
+    {
+        "block_inner": Formula(reference.labelled_block_inner, _block_inner_fake),
+        "block_scale": Formula(reference.labelled_block_scale, _block_scale_fake),
+        "enmeshment": Formula(reference.labelled_enmeshment, _enmeshment_fake),
+        "enmeshment_grad": Formula(reference.enmeshment_grad, _enmeshment_grad_fake),
+        "add_enmeshment_grad_": Formula(reference.add_enmeshment_grad_, _add_enmeshment_grad_fake),
+        "accumulate_enmeshment_grad_": Formula(reference.accumulate_enmeshment_grad_, _accumulate_fake),
+        "accumulate_packed_enmeshment_grad_": Formula(
+            reference.accumulate_packed_enmeshment_grad_, _accumulate_packed_fake
+        ),
+    }
+)
 
 
 def _enmeshment_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -324,7 +341,7 @@ class _ReducedEnmeshment(torch.autograd.Function):
         needed = ctx.needs_input_grad[5:]
         if slope is None:
             return (None,) * len(ctx.needs_input_grad)
-        slopes = slope.to(torch.float64)
+        slopes = slope.to(ctx.saved_tensors[0].dtype)
         if ctx.mean and len(needed) > 1:
             slopes = slopes / len(needed)
         slopes = slopes.reshape(1).expand(len(needed))

@@ -146,7 +146,7 @@ def by_chance(partition: Partition) -> dict[str, float]:
         >>> by_chance(Partition.blocks((8, 4), 4))
         {'clusterability': 0.25, 'normalized_cut': 3.0}
     """
-    shares = partition.sizes().to("cpu", torch.float64)
+    shares = partition.sizes().cpu().to(torch.float64)
     shares = shares / shares.sum(0).clamp(min=1.0)
     inside, volume = 2.0 * shares.prod(1), shares.sum(1)
     held = volume > 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modfast.arguments import OneOf, check
 from modfast.arrays import as_tensor, require_plain
 from modfast.batches import Batches, each_batch, inputs_of
+from modfast.devices import widest_float
 from modfast.layers.running import call_model, device_of, evaluating, moved
 
 from .reads import ROWS, Change, Read, Reads, sides_read
@@ -59,7 +60,8 @@ class Mean:
         _require_read(read)
         others = _other_dims(read, activations)
         total = activations.detach()
-        total = total.sum(others, dtype=torch.float64) if others else total.to(torch.float64)
+        wide = widest_float(total.device)
+        total = total.sum(others, dtype=wide) if others else total.to(wide)
         self._sums[read.key][read.index] += total.cpu()
         self._counts[read.key][read.index] += activations.numel() // max(total.numel(), 1)
         return activations

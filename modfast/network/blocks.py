@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from modfast.without_kernels import has_kernels
+
 if TYPE_CHECKING:
     from .batch_norms import BatchNorm
     from .units import NetworkLayer
@@ -60,7 +62,9 @@ class Blocks:
         Raises:
             ValueError: a magnitude is not finite, or the model no longer has the layer's batch norm.
         """
-        self._device = weight.device if self._device is None else self._device
+        if self._device is None:
+            # Not every device has sparse matrices; what is done with the graph there is done on the CPU anyway.
+            self._device = weight.device if has_kernels(weight.device) else torch.device("cpu")
         magnitudes = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
         if self._affinity == "square":
             magnitudes = magnitudes.square()

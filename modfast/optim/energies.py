@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from modfast.devices import widest_float
 from modfast.energy import sharded
 
 from .device import is_captured
@@ -41,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Energies:
-    """Energies of matrices of the loss: float64, (rows, 2), inside clusters and across them.
+    """Energies of matrices of the loss: float64 (float32 where a device has none), (rows, 2), inside and across.
 
     Those of a weight hold as long as its version and its memory are the same. A pass that becomes part of a
     CUDA graph has found nothing yet: until the next pass outside of one, no version counts as known.
@@ -49,7 +50,8 @@ class Energies:
 
     def __init__(self, rows: Sequence[Row], labels: Tensor, count: int) -> None:
         self.rows = list(rows)
-        self.values = torch.zeros((len(rows), 2), dtype=torch.float64, device=labels.device)
+        wide = widest_float(labels.device)
+        self.values = torch.zeros((len(rows), 2), dtype=wide, device=labels.device)
         self._labels = labels
         self.groups = [row.group for row in rows]
         self.is_shared = any(group.dims for group in self.groups)

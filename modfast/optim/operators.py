@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from modfast import reference
+from modfast.devices import widest_float
 from modfast.library import BACKEND, fake_kernel
 from modfast.shapes import FLOATS, check_shaped, require
+from modfast.without_kernels import Formula, register_formulas
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -65,8 +67,9 @@ def _adamw_fake(
         check_shaped("labels", labels, torch.int32, (None,))
         assert labels is not None
         require(labels.shape[0] >= needed, f"labels must hold {needed} numbers, got {labels.shape[0]}")
-        check_shaped("energies", energies, torch.float64, (of_loss, 2))
-        check_shaped("new_energies", new_energies, torch.float64, (of_loss, 2))
+        wide = widest_float(weights[0].device)
+        check_shaped("energies", energies, wide, (of_loss, 2))
+        check_shaped("new_energies", new_energies, wide, (of_loss, 2))
     for weight, number in zip(weights, keep, strict=False):
         require(
             -1 <= number <= weight.numel(),
@@ -95,7 +98,16 @@ def _labelled_energies_fake(weights: list[Tensor], labels: Tensor, first_labels:
         needed = max(needed, first + weight.shape[0] + weight.shape[1])
     check_shaped("labels", labels, torch.int32, (None,))
     require(labels.shape[0] >= needed, f"labels must hold {needed} numbers, got {labels.shape[0]}")
-    return weights[0].new_empty((len(weights), 2), dtype=torch.float64)
+    return weights[0].new_empty((len(weights), 2), dtype=widest_float(weights[0].device))
+
+
+# On devices that have no kernels these run the specification.
+_formulas = register_formulas(
+    {
+        "adamw_": Formula(reference.adamw_, _adamw_fake),
+        "labelled_energies": Formula(reference.labelled_energies, _labelled_energies_fake),
+    }
+)
 
 
 adamw_: Any = reference.adamw_ if BACKEND == "reference" else torch.ops.modfast.adamw_.default

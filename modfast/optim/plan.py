@@ -123,6 +123,7 @@ class Plan:
         if others:
             parts.append(loss._losses(stored, others))
             places += others
-        together = torch.cat([part.to(parts[0].device) for part in parts])
+        home = next((part for part in parts if part.dtype == torch.float64), parts[0])
+        together = torch.cat([part.to(home.device).to(home.dtype) for part in parts])
         order = sorted(range(len(places)), key=places.__getitem__)
         return (together if order == list(range(len(order))) else rows_at(together, order)), stored

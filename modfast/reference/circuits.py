@@ -79,7 +79,7 @@ class PlainWalk:
         criterion: str,
         tolerance: float,
     ) -> None:
-        self._model = plain_copy(model).to(device="cpu", dtype=torch.float64).eval()
+        self._model = plain_copy(model).cpu().to(torch.float64).eval()
         self._inputs = inputs.detach().cpu()
         if self._inputs.is_floating_point():
             self._inputs = self._inputs.double()

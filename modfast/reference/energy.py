@@ -1,6 +1,9 @@
 """The specification of the energy family, in plain PyTorch.
 
 Definitions: "Training Neural Networks for Modularity aids Interpretability", arXiv 2409.15747.
+
+Where these functions say float64, they mean float32 on a device that has no float64 (MPS, some XPUs): the type
+that :func:`modfast.devices.widest_float` returns.
 """
 
 from __future__ import annotations
@@ -11,8 +14,12 @@ import torch
 from torch import Tensor
 
 from modfast.arrays import require_whole
+from modfast.devices import widest_float
 from modfast.memory import check_writable
 from modfast.partition import Partition
+
+# Without float64 no sum adds up many more numbers than this one after the other.
+_LONGEST = 64
 
 
 def labelled_block_inner(
@@ -25,14 +32,38 @@ def labelled_block_inner(
     Returns:
         Float64, (num_clusters + 1, num_clusters + 1); the last row and column are for label -1.
     """
-    product = weight.to(torch.float64) * (weight if other is None else other).to(torch.float64)
+    wide = widest_float(weight.device)
+    product = weight.to(wide) * (weight if other is None else other).to(wide)
     if product.dim() > 2:
         product = product.flatten(2).sum(2)
-    count = num_clusters + 1
-    rows = torch.where(row_labels < 0, num_clusters, row_labels)
-    cols = torch.where(col_labels < 0, num_clusters, col_labels)
-    by_row = product.new_zeros(count, product.shape[1]).index_add(0, rows, product)
-    return product.new_zeros(count, count).index_add(1, cols, by_row)
+    rows, cols = (_numbered(labels, num_clusters) for labels in (row_labels, col_labels))
+    by_row = _sum_lines(product, 0, rows, num_clusters + 1)
+    return _sum_lines(by_row, 1, cols, num_clusters + 1)
+
+
+def _numbered(labels: Tensor, none: int) -> Tensor:
+    """Labels as indices: ``none`` stands for -1."""
+    outside = labels < 0
+    if labels.device.type != "cpu":
+        # A CPU refuses a label that is too large. Elsewhere that would be waited for, or it would be used as an
+        # index: it counts as -1, as it does for the kernels for GPUs.
+        outside = outside | (labels >= none)
+    return torch.where(outside, none, labels)
+
+
+def _sum_lines(values: Tensor, dim: int, labels: Tensor, count: int) -> Tensor:
+    """Sum the rows (``dim`` 0) or columns (1) of a matrix that have the same label, of ``count`` labels."""
+    lines, shape = values.shape[dim], list(values.shape)
+    if values.dtype == torch.float64 or lines <= _LONGEST:
+        shape[dim] = count
+        return values.new_zeros(shape).index_add(dim, labels, values)
+    # In float32 the error of a long sum shows. Lines are summed in groups, and then the groups' sums, which
+    # PyTorch adds up in pairs. A group has so many lines that the sums take no more memory than the lines.
+    length = max(_LONGEST, count)
+    groups = -(-lines // length)
+    places = torch.arange(lines, device=labels.device) // length * count + labels
+    shape[dim] = groups * count
+    return values.new_zeros(shape).index_add(dim, places, values).unflatten(dim, (groups, count)).sum(dim)
 
 
 def labelled_block_scale(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
@@ -43,12 +74,10 @@ def labelled_block_scale(weight: Tensor, factors: Tensor, row_labels: Tensor, co
     Returns:
         Shape and dtype of ``weight``.
     """
-    unassigned = factors.shape[0] - 1
-    rows = torch.where(row_labels < 0, unassigned, row_labels)
-    cols = torch.where(col_labels < 0, unassigned, col_labels)
+    rows, cols = (_numbered(labels, factors.shape[0] - 1) for labels in (row_labels, col_labels))
     factor = factors[rows[:, None], cols[None, :]]
     factor = factor.reshape(factor.shape + (1,) * (weight.dim() - 2))
-    return (weight.to(torch.float64) * factor).to(weight.dtype)
+    return (weight.to(widest_float(weight.device)) * factor).to(weight.dtype)
 
 
 def labelled_enmeshment(
@@ -138,10 +167,10 @@ def add_enmeshment_grad_(
         RuntimeError: a gradient shares memory with another one or with a weight.
     """
     check_writable(weights, grads, "weight", "gradient")
-    wide = [weight.to(torch.float64) for weight in weights]
+    wide = [weight.to(widest_float(weight.device)) for weight in weights]
     steps = enmeshment_grad(wide, energies, slopes, row_labels, col_labels, num_clusters)
     for grad, step in zip(grads, steps, strict=True):
-        grad.copy_(grad.to(torch.float64) + step)
+        grad.copy_(grad.to(step.dtype) + step)
 
 
 def accumulate_enmeshment_grad_(
@@ -190,7 +219,7 @@ def accumulate_packed_enmeshment_grad_(
 def _same_cluster(num_clusters: int, like: Tensor) -> Tensor:
     """Return ones on the diagonal but for its last element: two unassigned neurons share no cluster."""
     # Made without writing to it: torch.func.linearize keeps a constant as it was before.
-    clusters = torch.ones(num_clusters, dtype=torch.float64, device=like.device)
+    clusters = torch.ones(num_clusters, dtype=widest_float(like.device), device=like.device)
     return torch.diag(torch.nn.functional.pad(clusters, (0, 1)))
 
 
@@ -251,7 +280,7 @@ def block_inner(weight: Tensor, other: Tensor, partition: Partition) -> Tensor:
 def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor:
     """Return each weight times its block's factor, 0 outside all blocks. See :func:`modfast.block_scale`."""
     require_whole("weight", weight)
-    padded = torch.nn.functional.pad(factors.to(torch.float64), (0, 1, 0, 1))
+    padded = torch.nn.functional.pad(factors.to(widest_float(factors.device)), (0, 1, 0, 1))
     return labelled_block_scale(weight, padded, partition.row_labels, partition.col_labels)
 
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from modfast.arrays import require_whole
+from modfast.devices import widest_float
 
 
 def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
     """Return the ``k`` smallest eigenvalues of ``L y = l D y`` on the graph of one or several weights.
 
-    Arguments and result are those of :func:`modfast.laplacian_eigenvalues`, in float64. Every node needs an
+    Arguments and result are those of :func:`modfast.laplacian_eigenvalues`, in float64 (float32 on a device
+    without float64; it is computed on the CPU then). Every node needs an
     edge, and autograd's derivative needs eigenvalues that differ.
 
     Example:
@@ -27,6 +29,10 @@ def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
     for layer in layers:
         ends.append(ends[-1] + layer.shape[0])
     nodes = ends[-1]
+    home = layers[0].device
+    wide = widest_float(home)
+    if wide != torch.float64:
+        layers = [layer.cpu() for layer in layers]
     graph = torch.zeros(nodes, nodes, dtype=torch.float64, device=layers[0].device)
     for index, layer in enumerate(layers):
         edges = layer.to(torch.float64).abs()
@@ -37,4 +43,4 @@ def laplacian_eigenvalues(weights: Tensor | Sequence[Tensor], k: int) -> Tensor:
     scale = graph.sum(1).rsqrt()
     laplacian = torch.eye(nodes, dtype=torch.float64, device=graph.device) - scale[:, None] * graph * scale
     values: Tensor = torch.linalg.eigvalsh(laplacian)[:k]
-    return values
+    return values.to(wide).to(home)

@@ -1,7 +1,8 @@
 """The specification of the optimiser's step, in plain PyTorch.
 
 AdamW: "Decoupled Weight Decay Regularization", arXiv 1711.05101, as ``torch.optim.AdamW`` has it. Enmeshment:
-"Training Neural Networks for Modularity aids Interpretability", arXiv 2409.15747.
+"Training Neural Networks for Modularity aids Interpretability", arXiv 2409.15747. Where these functions say
+float64, they mean float32 on a device that has no float64.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modfast.devices import widest_float
 from modfast.memory import check_writable
 
 
@@ -101,9 +103,10 @@ def adamw_(
         if t == 0 or step is not steps[t - 1]:
             step.add_(1)
         number = float(step)
+        widest = widest_float(weight.device)
         if grad_scale is not None:
-            grad.copy_(grad.to(torch.float64) / grad_scale.to(torch.float64))
-        wide, slant = weight.to(torch.float64), grad.to(torch.float64)
+            grad.copy_(grad.to(widest) / grad_scale.to(widest))
+        wide, slant = weight.to(widest), grad.to(widest)
         if first_labels[t] >= 0:
             assert labels is not None
             assert old is not None
@@ -112,9 +115,9 @@ def adamw_(
             slant = slant + wide * torch.where(same, inside, across)
         mean.lerp_(slant.to(mean.dtype), 1 - beta1)
         square.mul_(beta2).add_((slant * slant).to(square.dtype), alpha=1 - beta2)
-        root = square.to(torch.float64).sqrt() / (1 - beta2**number) ** 0.5 + eps
+        root = square.to(widest).sqrt() / (1 - beta2**number) ** 0.5 + eps
         wide = wide * (1 - rate * weight_decay)
-        wide = wide - rate / (1 - beta1**number) * mean.to(torch.float64) / root
+        wide = wide - rate / (1 - beta1**number) * mean.to(widest) / root
         if stochastic_rounding and weight.dtype == torch.bfloat16:
             weight.copy_(round_stochastically(wide.to(torch.float32), memory_offsets(weight), t, int(number)))
         else:
@@ -143,7 +146,7 @@ def labelled_energies(weights: Sequence[Tensor], labels: Tensor, first_labels: S
     """
     energies = []
     for weight, first in zip(weights, first_labels, strict=True):
-        squares = weight.to(torch.float64).square()
+        squares = weight.to(widest_float(weight.device)).square()
         same = _same_cluster(weight, labels, first).expand_as(squares)
         energies.append(torch.stack([squares[same].sum(), squares[~same].sum()]))
     return torch.stack(energies)
@@ -219,7 +222,9 @@ def round_stochastically(values: Tensor, offsets: Tensor, place: int, step: int)
     key = _hash32(torch.tensor(place, device=values.device)) ^ (step & 0xFFFFFFFF)
     noise = _hash32((offsets & 0xFFFFFFFF) ^ _hash32(key)) >> 16
     bits = values.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
-    rounded = ((bits + noise) & 0xFFFF0000).to(torch.uint32).view(torch.float32)
+    rounded = (bits + noise) & 0xFFFF0000
+    # The same 32 bits as a signed number: not every device has unsigned ones.
+    rounded = torch.where(rounded < 2**31, rounded, rounded - 2**32).to(torch.int32).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from modfast.arguments import Integer, check
 from modfast.arrays import as_tensor, require_whole, to_int64
+from modfast.devices import widest_float
 from modfast.partition import Labels, Partition
 
 from . import operators as ops
 from .embedding import Embedding, embed_graph, embed_matrix, graph_eigenvectors
-from .matrices import as_matrix, compress
+from .matrices import as_matrix, compress, home_of
 from .refinement import cluster_places, refine_graph, refine_sides, sides_cut
 from .similarity import SparseSimilarity, read_similarity
 from .solver import check_solver, warn_unless
@@ -149,7 +150,7 @@ def spectral_cocluster(
         labels = labels.roll(sides[1])  # the columns of what was read are the weight's rows
     joint = ops.numbered_as_met(labels, int(num_clusters))
     row_labels, col_labels = joint.tensor_split([matrix.shape[0]])
-    partition = Partition(row_labels, col_labels, int(num_clusters))
+    partition = Partition(row_labels, col_labels, int(num_clusters)).to(home_of(weight))
     info = _info("singular_values", embedding, int(num_clusters), start) | tightness
     return (partition, info) if return_info else partition
 
@@ -240,7 +241,7 @@ def spectral_cluster(
         of_nodes, tightness = cluster_places(embedding, int(num_clusters), int(n_init), int(seed))
         labels = labels.masked_scatter_(has_edges, of_nodes)
         labels = refine_graph(similarity, labels, int(num_clusters))
-    labels = ops.numbered_as_met(labels, int(num_clusters))
+    labels = ops.numbered_as_met(labels, int(num_clusters)).to(home_of(adjacency))
     info = _info("eigenvalues", embedding, int(num_clusters), start) | tightness
     return (labels, info) if return_info else labels
 
@@ -294,7 +295,7 @@ def graph_embedding(
     The arguments and errors are those of :func:`spectral_cluster`.
 
     Returns:
-        ``(n, num_vectors)``, float64. The first column is constant on a connected graph; the row of a node
+        ``(n, num_vectors)``, float64 (float32 on a device without float64). The first column is constant on a connected graph; the row of a node
         without edges is 0.
 
     Example:
@@ -311,7 +312,8 @@ def graph_embedding(
     warn_unless(eigen.converged, eigen.products, eigen.residuals)
     # The similarities are the adjacency times a scale, which is undone here.
     places = vectors[:, : int(num_vectors)].to(torch.float64) * similarity.scale**0.5
-    return torch.where(degrees[:, None] > 0, places, 0.0)
+    places, home = torch.where(degrees[:, None] > 0, places, 0.0), home_of(adjacency)
+    return places if places.device == home else places.to(home, widest_float(home))
 
 
 # --- Arguments

@@ -14,6 +14,7 @@ from modfast.arguments import Integer, check
 from modfast.arrays import require_numbers, require_plain
 from modfast.derivatives import one_by_one
 from modfast.shapes import FLOATS
+from modfast.without_kernels import on_host
 
 from . import operators as ops
 from .embedding import normalised_eigenvectors, singular_vectors
@@ -76,9 +77,11 @@ def laplacian_eigenvalues(
     most = min(min(layer.shape[:2]) for layer in layers)
     check("k", k, Integer(1, most), " for these weights")
     check_solver(1, tol, max_iter, seed)
+    home, layers = layers[0].device, [on_host(layer) for layer in layers]
     values, *_ = _Eigenvalues.apply(int(k), float(tol), int(max_iter), int(seed), *layers)
     double = any(layer.dtype == torch.float64 for layer in layers)
-    result: Tensor = values.to(torch.float64 if double else torch.float32)
+    # One after the other, so that the gradient is no float64 before it has left a device that has none.
+    result: Tensor = values.to(torch.float64 if double else torch.float32).to(home)
     return result
 
 

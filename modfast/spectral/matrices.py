@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modfast.arrays import as_tensor, native, require_numbers
 from modfast.shapes import FLOATS
+from modfast.without_kernels import on_host
 
 # The index arrays of SciPy's formats. The formats that are not here consist of Python lists and dicts.
 _SCIPY_INDICES = {
@@ -43,6 +44,8 @@ class CompressedRows(NamedTuple):
 def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
     """Read a matrix: a tensor of any supported layout, a NumPy array or a SciPy sparse matrix.
 
+    A tensor on a device without kernels is copied to the CPU: every step of the solver would wait for the device.
+
     Raises:
         TypeError: ``weight`` is none of these, does not hold real numbers, or is a ``DTensor``.
         ValueError: ``weight`` is sparse with another layout, or its indices do not fit its shape.
@@ -50,12 +53,18 @@ def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
     if isinstance(weight, (Tensor, np.ndarray)):
         tensor = as_tensor(name, weight)
         require_numbers(name, tensor)
+        tensor = on_host(tensor)
         return tensor if tensor.layout == torch.strided else _from_sparse(tensor, name)
     if hasattr(weight, "tocsr"):
         return _from_scipy(weight, name)
     raise TypeError(
         f"{name} must be a torch.Tensor, a NumPy array or a SciPy sparse matrix, got {type(weight).__name__}"
     )
+
+
+def home_of(weight: object) -> torch.device:
+    """Return the device on which results of a matrix belong: its own, the CPU for one that is no tensor."""
+    return weight.device if isinstance(weight, Tensor) else torch.device("cpu")
 
 
 def widened(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modfast.arrays import require_plain
+from modfast.devices import widest_float
 
 
 def neuron_frequencies(activations: Tensor) -> Tensor:
@@ -82,12 +83,12 @@ def logit_frequencies(logits: Tensor) -> Tensor:
     if values.shape[2] != p:
         raise ValueError(f"logits must have shape (p, p, p), got {tuple(logits.shape)}")
     if bool((values == values[..., :1]).all()):
-        return torch.full(((p - 1) // 2,), torch.nan, dtype=torch.float64, device=values.device)
+        return torch.full(((p - 1) // 2,), torch.nan, dtype=values.dtype, device=values.device)
     values = values - values.mean(2, keepdim=True)
     places = torch.arange(p, device=values.device)
     # The mean over all (a, b, c) with the same a + b - c projects on what depends on that sum alone.
     differences = (places[:, None, None] + places[:, None] - places) % p
-    means = torch.zeros(p, dtype=torch.float64, device=values.device)
+    means = torch.zeros(p, dtype=values.dtype, device=values.device)
     means = means.index_add(0, differences.flatten(), values.flatten()) / p**2
     power: Tensor = torch.fft.fft(means).real.square()[1 : (p - 1) // 2 + 1]
     # Parseval: k and -k have half of a cosine's variance each, p * p times for all (a, b).
@@ -95,7 +96,7 @@ def logit_frequencies(logits: Tensor) -> Tensor:
 
 
 def _checked(name: str, values: object) -> tuple[Tensor, int]:
-    """The values in float64, and p."""
+    """The values in the widest type of their device, and p."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} must be a tensor of floating-point numbers, got {got}")
@@ -107,4 +108,4 @@ def _checked(name: str, values: object) -> tuple[Tensor, int]:
         raise ValueError(f"{name} must have shape (p, p, n) with an odd p of at least 3, got p = {p}")
     if not bool(values.isfinite().all()):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return values.detach().to(torch.float64), p
+    return values.detach().to(widest_float(values.device)), p

@@ -232,7 +232,7 @@ class ModularAddition:
                 f"{what} must have one row of numbers for each of {len(self.pairs)} pairs, "
                 f"got shape {tuple(values.shape)}"
             )
-        return values.to("cpu", torch.float64).reshape(self.p, self.p, -1)
+        return values.cpu().to(torch.float64).reshape(self.p, self.p, -1)
 
 
 def modular_addition(p: int = 113, train_share: float = 0.5, seed: int = 0) -> ModularAddition:

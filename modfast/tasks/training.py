@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from modfast.devices import widest_float
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.running import device_of, evaluating, logits_of
 from modfast.train.checkpoint import TrainingError, read_state, write_state
@@ -252,6 +253,8 @@ def _loss(output: Any, targets: Tensor) -> Tensor:
             f"model must return logits of shape {(*targets.shape, 'classes')}, got {tuple(logits.shape)}"
         )
     # In float32 a loss near zero is nothing but rounding, which weight decay then makes training jump by.
+    if widest_float(logits.device) != torch.float64:
+        logits, targets = logits.cpu(), targets.cpu()
     return cross_entropy(logits.double().flatten(0, -2), targets.flatten())
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from modfast.data.dataset import Dataset
+from modfast.devices import widest_float
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.layer import Layer, linear_layers
 from modfast.layers.running import evaluating, logits_of
@@ -222,7 +223,7 @@ def train_in_folder(
                 # Dropout differs between ranks, and a resumed epoch repeats that of an uninterrupted run.
                 seed_generators(_seed(config.seed, epoch, ranks.rank))
             # The sum of the cross-entropy, and the number of images classified correctly.
-            totals = torch.zeros(2, dtype=torch.float64, device=run.device)
+            totals = torch.zeros(2, dtype=widest_float(run.device), device=run.device)
             extra = torch.zeros_like(totals[0])  # the sum over steps of what is added to the cross-entropy
             for step, batch in enumerate(
                 _order(dataset, config.seed, epoch).split(config.batch_size), start=1
@@ -390,7 +391,8 @@ def _check_alike(ranks: Ranks, run: Run, dataset: Dataset, **more: bool) -> None
 def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> Record:
     """Return the measures that are recorded at the end of an epoch."""
     with evaluating(run.model):
-        right, entropy = 0, torch.zeros((), dtype=torch.float64, device=run.device)
+        wide = widest_float(run.device)
+        right, entropy = 0, torch.zeros((), dtype=wide, device=run.device)
         for images, labels in zip(
             ranks.share(dataset.test_images).split(_EVALUATION_BATCH),
             ranks.share(dataset.test_labels).split(_EVALUATION_BATCH),
@@ -399,7 +401,7 @@ def _measure(run: Run, dataset: Dataset, loss: EnmeshmentLoss, ranks: Ranks) -> 
             if len(labels):  # a rank has none where there are fewer images than ranks
                 logits = logits_of(run.model(dataset.normalize(images.to(run.device))))
                 right += int((logits.argmax(dim=1).cpu() == labels).sum())
-                entropy += cross_entropy(logits.double(), labels.to(run.device), reduction="sum")
+                entropy += cross_entropy(logits.to(wide), labels.to(run.device), reduction="sum")
         enmeshment = float(loss()) if run.clustered else None
     measured = {
         name: partition

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modfast.arguments import Integer, check
 from modfast.batches import Batches, inputs_of, num_examples
+from modfast.devices import widest_float
 from modfast.layers.running import call_model, preserved
 from modfast.layers.source import in_evaluation_mode
 from modfast.metrics import Metric
@@ -37,7 +38,7 @@ def unit_scores(
     With ``x`` for what weights read of a unit, ``x'`` for what ablation puts in its place and ``m`` for the
     metric, the score is ``(x - x') dm/dx``, summed over all that weights read of the unit and averaged over
     examples: the fall to first order. One forward and one backward pass for each batch and step serve all
-    units; the weights' own gradients are not computed. Sums are in float64.
+    units; the weights' own gradients are not computed. Sums are in float64, where the device has it.
 
     Args:
         model: the model of ``network``, or one like it; also compiled, wrapped or adapted. It runs in
@@ -105,7 +106,8 @@ def scores_of(
         progress: called with the number of batches done.
         ablated: bool, ``(num_units,)``: units that are ablated meanwhile, whose scores say nothing.
     """
-    totals = torch.zeros(task.network.num_units, dtype=torch.float64, device=task.device)
+    wide = widest_float(task.device)
+    totals = torch.zeros(task.network.num_units, dtype=wide, device=task.device)
     examples = done = 0
     total = task.num_batches * steps
     # One step is taken at the model itself: the gradient that "attribution patching" means.
@@ -119,7 +121,7 @@ def scores_of(
                 progress(done, total)
         examples += size
     task.num_passes += steps
-    scores = (totals / (examples * steps)).cpu()
+    scores = (totals / (examples * steps)).cpu().to(torch.float64)
     bad = (task.asked & ~scores.isfinite()).nonzero().flatten()
     if len(bad):
         raise ValueError(
@@ -214,7 +216,8 @@ class _Tap:
         if gradient.dtype in (torch.float16, torch.bfloat16):
             gradient = gradient.float()
         product = difference * gradient
-        product = product.sum(others, dtype=torch.float64) if others else product.to(torch.float64)
+        wide = self.totals.dtype
+        product = product.sum(others, dtype=wide) if others else product.to(wide)
         chosen = asked.reshape(product.shape)
         self.totals.index_add_(0, read.units.reshape(product.shape)[chosen], product[chosen])
 

@@ -162,7 +162,7 @@ class Candidates:
 
             with torch.inference_mode(False), evaluating(task.model):
                 values = torch.vmap(of_one)(torch.arange(len(sets), device=task.device))
-            yield [measured(value, size).to(torch.float64) for value in values], size
+            yield [measured(value, size).cpu().to(torch.float64) for value in values], size
         task.num_passes += len(sets)
 
     def _change(self, read: Read, activations: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ class Evaluation:
                 values = measured(self.metric_of(output, batch), size)
             self.dtype = values.dtype
             count += size
-            yield values.to(torch.float64).cpu(), size
+            yield values.cpu().to(torch.float64), size
         self._num_examples = count
 
     def examples(self) -> Iterator[tuple[Any, Baseline]]:

@@ -156,7 +156,7 @@ def checked_scores(scores: Tensor, task: Evaluation, *, named: bool) -> Tensor:
             f"scores must be floating-point, ({len(task.asked)},), one for each unit of the network, got "
             f"{tuple(scores.shape)}, {scores.dtype}"
         )
-    scores = scores.detach().to("cpu", torch.float64)
+    scores = scores.detach().cpu().to(torch.float64)
     if bool(scores.isinf().any()):
         raise ValueError("scores must be finite, or NaN for units that are not asked for, got infinity")
     given = ~scores.isnan()

@@ -71,14 +71,14 @@ def draw_class_accuracy(
     clusters = only.shape[0]
     figure = new_figure(2.6 + 2 * max(0.32 * (clusters + 1), 1.2))
     panels = figure.subplots(2, 1)
-    whole = full.detach().to("cpu", torch.float64).numpy()[None]
+    whole = full.detach().cpu().to(torch.float64).numpy()[None]
     end = name_end(layer)
     titles = (
         f"One cluster of {end} alone (framed: at most {MARGIN:.0f} points below the whole network)",
         f"One cluster of {end} off (framed: more than {MARGIN:.0f} points below the whole network)",
     )
     for axes, shares, title, word in zip(panels, (only, without), titles, ("only", "without"), strict=True):
-        table = 100.0 * np.concatenate([whole, shares.detach().to("cpu", torch.float64).numpy()])
+        table = 100.0 * np.concatenate([whole, shares.detach().cpu().to(torch.float64).numpy()])
         image = draw_table(axes, table, 100.0, "{:.0f}")
         loss = table[0] - table[1:]
         _frame(axes, loss <= MARGIN if word == "only" else loss > MARGIN)

@@ -65,7 +65,7 @@ def magnitude(
             f"{argument} must have the partition's shape {tuple(partition.shape)} in its first two "
             f"dimensions, got {tuple(weight.shape)}"
         )
-    values = weight.detach().to("cpu", torch.float64)
+    values = weight.detach().cpu().to(torch.float64)
     if finite and not bool(torch.isfinite(values).all()):
         raise ValueError(f"{argument} must be finite, got NaN or infinity in it")
     if values.ndim > 2:
