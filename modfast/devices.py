@@ -1,10 +1,14 @@
-"""What a device can compute: the widest floating type that it has."""
+"""What differs between devices of PyTorch: the widest floating type, and generators of random numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 import torch
+from torch import Tensor
 
 # Known without asking: meta tensors have no numbers, and MPS refuses float64.
 _KNOWN = {"cpu": torch.float64, "cuda": torch.float64, "meta": torch.float64, "mps": torch.float32}
@@ -28,7 +32,9 @@ def _found(kind: str, index: int | None) -> torch.dtype:
     if place not in _FOUND:
         answers: list[torch.dtype | None] = []
         # A thread of its own is in no transform of torch.func, no tracer and no mode that its starter is in.
-        asking = Thread(target=lambda: answers.append(_asked(torch.device(kind, index))))
+        asking = Thread(
+            target=lambda: answers.append(_asked(torch.device(kind if index is None else f"{kind}:{index}")))
+        )
         asking.start()
         asking.join()
         if not answers or answers[0] is None:
@@ -56,3 +62,47 @@ def _computes(device: torch.device, dtype: torch.dtype) -> bool:
     except (RuntimeError, TypeError, AssertionError):  # AssertionError: PyTorch was built without the device
         return False
     return total == 1.0 + small
+
+
+def _module(device: torch.device) -> Any:
+    """The module of PyTorch for a type of devices, such as ``torch.mps``; None if there is none."""
+    return getattr(torch, device.type, None)
+
+
+def random_state(device: torch.device) -> Tensor | None:
+    """Return the state of a device's generator; None for the CPU, and for a device without one to save."""
+    get = None if device.type == "cpu" else getattr(_module(device), "get_rng_state", None)
+    state: Tensor | None = None if get is None else get(device)
+    return state
+
+
+def set_random_state(device: torch.device, state: Tensor | None) -> None:
+    """Restore what :func:`random_state` returned for a device of the same type."""
+    if state is not None:
+        _module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def forked_random(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Give the generators of the CPU and of these devices back the states that they had at the start."""
+    of_cpu, states = torch.get_rng_state(), {device: random_state(device) for device in devices}
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_cpu)
+        for device, state in states.items():
+            set_random_state(device, state)
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of a device, and no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        module = _module(device)
+        # MPS has one device, and no function for all.
+        seeder = getattr(module, "manual_seed_all", getattr(module, "manual_seed", None))
+        if seeder is not None:
+            seeder(seed)

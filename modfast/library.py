@@ -147,8 +147,7 @@ def backend() -> dict[str, Any]:
         are compiled in and loaded; ``cuda_architectures``: for which GPUs, as in "9.0", or "12.0+PTX" for
         that and all later ones; ``kernels``: the types of devices with kernels, "cpu" and "cuda" (on all
         others ``modfast.reference`` computes); ``openmp``: whether PyTorch, whose threads the kernels share,
-        runs them by
-        OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
+        runs them by OpenMP; ``threads``: how many are in use; ``torch``: PyTorch's version.
 
     Example:
         >>> backend()["version"]

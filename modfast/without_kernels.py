@@ -1,8 +1,8 @@
 """Devices that this build has no kernels for: operators run there by the formulas of ``modfast.reference``.
 
-An operator gets its formula as the kernel that PyTorch takes where there is no other, so that a tensor's device
-alone decides, also under autograd, ``torch.func`` and ``torch.compile``. What would wait for such a device at
-every step, as the solvers of spectral clustering would, runs on the CPU instead.
+An operator gets its formula as the kernel that PyTorch takes where there is no other, so that a tensor's
+device alone decides, also under autograd, ``torch.func`` and ``torch.compile``. What would wait for such a
+device at every step, as the solvers of spectral clustering would, runs on the CPU instead.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def warn_without_kernels(device: torch.device) -> None:
         return
     _warned.append(True)
     warnings.warn(
-        "this build of modfast has no CUDA kernels: tensors on a GPU are computed by plain PyTorch, which is "
-        "slower, and clustering and circuits on the CPU. To build the kernels, with a CUDA toolkit of the same "
-        "major version as PyTorch's, run in a checkout: MODFAST_CUDA=1 pip install --no-build-isolation -e . ; "
-        "elsewhere: MODFAST_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps "
+        "this build of modfast has no CUDA kernels: on a GPU plain PyTorch computes, which is slower, and "
+        "clustering and circuits run on the CPU. To build the kernels you need a CUDA toolkit of the same "
+        "major version as PyTorch's. In a checkout run: MODFAST_CUDA=1 pip install --no-build-isolation -e . "
+        "Elsewhere run: MODFAST_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps "
         "--no-binary modfast modfast",
         MissingKernelsWarning,
         stacklevel=3,

@@ -20,8 +20,8 @@ from modfast.arrays import require_whole
 from modfast.circuit import CRITERIA, Circuit
 from modfast.layers.layer import Choices, linear_layers, listed_choices, match_layers
 from modfast.library import BACKEND
-from modfast.without_kernels import has_kernels, warn_without_kernels
 from modfast.reference.circuits import PlainWalk
+from modfast.without_kernels import has_kernels, warn_without_kernels
 
 from .checkpoint import Checkpoint, fingerprint
 from .linear_tail import Tail, read_tail

@@ -146,8 +146,8 @@ def block_energy(weight: Tensor, partition: Partition) -> Tensor:
         partition: fits ``(out, in)``.
 
     Returns:
-        ``(k, k)``, float64 for a float64 weight and float32 otherwise (summed in float64, where the device has it);
-        unassigned rows and columns are left out. Differentiable any number of times.
+        ``(k, k)``, float64 for a float64 weight and float32 otherwise (summed in float64, where the device
+        has that); unassigned rows and columns are left out. Differentiable any number of times.
 
     Raises:
         TypeError: ``weight`` is no tensor or of another dtype.

@@ -63,7 +63,7 @@ class Blocks:
             ValueError: a magnitude is not finite, or the model no longer has the layer's batch norm.
         """
         if self._device is None:
-            # Not every device has sparse matrices; what is done with the graph there is done on the CPU anyway.
+            # Not every device has sparse matrices. Without kernels the graph is clustered on the CPU anyway.
             self._device = weight.device if has_kernels(weight.device) else torch.device("cpu")
         magnitudes = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
         if self._affinity == "square":

@@ -68,7 +68,8 @@ def network_graph(
 
     Returns:
         ``torch.sparse_csr``, ``(n, n)``, symmetric, not negative; float64 if a weight is, else float32;
-        int64 indices; on the device of the first layer, or on the CPU if there are no kernels for that. :func:`network_nodes` says which node is which.
+        int64 indices; on the device of the first layer, or on the CPU if there are no kernels for that.
+        :func:`network_nodes` says which node is which.
 
     Raises:
         ValueError: the model has no layer, or it is not known in which order its layers run (the message says

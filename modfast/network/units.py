@@ -152,7 +152,8 @@ class Network:
 
         Returns:
             ``torch.sparse_csr``, ``(num_units, num_units)``, symmetric, not negative; float64 if a weight is,
-            else float32; on the device of the first layer, or on the CPU if there are no kernels for that. Each pair of units that weights join has two
+            else float32; on the device of the first layer, or on the CPU if there are no kernels
+            for that. Each pair of units that weights join has two
             entries. While it is made, a dense matrix is held for each two spaces that are joined.
 
         Raises:

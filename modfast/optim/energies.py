@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Energies:
-    """Energies of matrices of the loss: float64 (float32 where a device has none), (rows, 2), inside and across.
+    """Energies of matrices of the loss, inside clusters and across them: (rows, 2), of the widest float.
 
     Those of a weight hold as long as its version and its memory are the same. A pass that becomes part of a
     CUDA graph has found nothing yet: until the next pass outside of one, no version counts as known.

@@ -2,8 +2,8 @@
 
 Definitions: "Training Neural Networks for Modularity aids Interpretability", arXiv 2409.15747.
 
-Where these functions say float64, they mean float32 on a device that has no float64 (MPS, some XPUs): the type
-that :func:`modfast.devices.widest_float` returns.
+Where these functions say float64, they mean float32 on a device that has no float64 (MPS, some XPUs): the
+type that :func:`modfast.devices.widest_float` returns.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _numbered(labels: Tensor, none: int) -> Tensor:
     """Labels as indices: ``none`` stands for -1."""
     outside = labels < 0
     if labels.device.type != "cpu":
-        # A CPU refuses a label that is too large. Elsewhere that would be waited for, or it would be used as an
-        # index: it counts as -1, as it does for the kernels for GPUs.
+        # A CPU refuses a label that is too large. Elsewhere a check would wait for the device, and without a
+        # check it would be an index: it counts as -1, as it does for the kernels for GPUs.
         outside = outside | (labels >= none)
     return torch.where(outside, none, labels)
 
@@ -63,7 +63,8 @@ def _sum_lines(values: Tensor, dim: int, labels: Tensor, count: int) -> Tensor:
     groups = -(-lines // length)
     places = torch.arange(lines, device=labels.device) // length * count + labels
     shape[dim] = groups * count
-    return values.new_zeros(shape).index_add(dim, places, values).unflatten(dim, (groups, count)).sum(dim)
+    sums: Tensor = values.new_zeros(shape).index_add(dim, places, values).unflatten(dim, (groups, count))
+    return sums.sum(dim)
 
 
 def labelled_block_scale(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:

@@ -295,8 +295,8 @@ def graph_embedding(
     The arguments and errors are those of :func:`spectral_cluster`.
 
     Returns:
-        ``(n, num_vectors)``, float64 (float32 on a device without float64). The first column is constant on a connected graph; the row of a node
-        without edges is 0.
+        ``(n, num_vectors)``, float64 (float32 on a device without float64). The first column is constant on a
+        connected graph; the row of a node without edges is 0.
 
     Example:
         >>> graph_embedding(torch.ones(3, 3), 1).std().item() < 1e-6

@@ -44,7 +44,7 @@ class CompressedRows(NamedTuple):
 def as_matrix(weight: object, name: str) -> Tensor | CompressedRows:
     """Read a matrix: a tensor of any supported layout, a NumPy array or a SciPy sparse matrix.
 
-    A tensor on a device without kernels is copied to the CPU: every step of the solver would wait for the device.
+    A tensor on a device without kernels is copied to the CPU: every step of the solver would wait for it.
 
     Raises:
         TypeError: ``weight`` is none of these, does not hold real numbers, or is a ``DTensor``.

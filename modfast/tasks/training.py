@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from modfast.devices import widest_float
+from modfast.devices import forked_random, seed_generators, widest_float
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.running import device_of, evaluating, logits_of
 from modfast.train.checkpoint import TrainingError, read_state, write_state
@@ -92,7 +92,7 @@ def train_task(
     modes = [(module, module.training) for module in model.modules()]
     saved = time.monotonic()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with forked_random([device]):
             if run.step == settings.steps and [record["step"] for record in run.history[-1:]] != [run.step]:
                 run.record()  # it was stopped there as at one step of many
             for step in range(run.step + 1, settings.steps + 1):
@@ -131,10 +131,7 @@ class _Run:
     def advance(self, step: int, device: torch.device) -> None:
         """Make a step; at some of them measure the model."""
         seed = (self.settings.seed * 1_000_003 + step) % 2**63
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+        seed_generators(device, seed)
         generator = torch.Generator("cpu").manual_seed(seed)
         inputs, targets = self.task.draw(self.settings.batch_size, generator)
         self.optimizer.zero_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from modfast.devices import forked_random
 from modfast.layers.running import preserved
 from modfast.layers.source import in_mode
 
@@ -123,7 +124,7 @@ def _left_as_it_was(model: nn.Module, *, training: bool) -> Iterator[tuple[Call,
             hooks.append(module.register_forward_hook(leave))
     try:
         with (
-            torch.random.fork_rng([device for device in devices if device.type == "cuda"]),
+            forked_random(devices),
             preserved(model),
             in_mode(model, training=training),
         ):

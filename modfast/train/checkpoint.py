@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modfast.data.dataset import Dataset
+from modfast.devices import random_state, set_random_state
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.files import atomic_write, open_to_read
 from modfast.partition import Partition
@@ -84,6 +85,10 @@ def save_checkpoint(run: Run, dataset: Dataset, path: str | os.PathLike[str]) ->
         "clustered": run.clustered,
         "random_state": torch.get_rng_state(),
         "cuda_random_state": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
+        # That of another device, with its type.
+        "device_random_state": None
+        if run.device.type == "cuda"
+        else (run.device.type, random_state(run.device)),
         "python_random_state": random.getstate(),
         "numpy_random_state": _with_tensors(np.random.get_state(legacy=False)),
     }
@@ -171,6 +176,9 @@ def load_checkpoint(run: Run, dataset: Dataset, path: Path) -> None:
     if run.device.type == "cuda" and state["cuda_random_state"] is not None:
         torch.cuda.set_rng_state(state["cuda_random_state"], run.device)
     # Checkpoints of older versions lack these.
+    kind, of_device = state.get("device_random_state") or ("", None)
+    if kind == run.device.type:
+        set_random_state(run.device, of_device)
     if "python_random_state" in state:
         random.setstate(state["python_random_state"])
         np.random.set_state(_with_arrays(state["numpy_random_state"]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.energy.loss import EnmeshmentLoss
-from modfast.library import backend
+from modfast.library import kernel_devices
 from modfast.optim import AdamW
 from modfast.shapes import FLOATS
 
@@ -22,16 +22,21 @@ def make_optimizer(model: nn.Module, loss: EnmeshmentLoss, config: TrainConfig) 
         config: says which (``optimizer``), and how many weights stay (``keep``).
 
     Raises:
-        ValueError: ``optimizer`` is ``"fused"`` or ``keep`` is given, and the kernels do not serve the model.
+        ValueError: ``optimizer`` is ``"fused"`` or ``keep`` is given, and a parameter has a type that is not
+            taken.
     """
     reason = _why_not(model)
-    if config.optimizer == "adam" or (config.optimizer == "auto" and reason is not None):
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    # On other devices PyTorch's own is the faster one, but it cannot keep a share of the weights.
+    is_other = config.keep is None and not kinds <= {"cpu", *kernel_devices()}
+    if config.optimizer == "adam" or (config.optimizer == "auto" and (is_other or reason is not None)):
         if config.keep is not None:
             raise ValueError(
                 f"keep must be None: there is no fused optimizer for {reason}, got {config.keep}"
             )
         # Fused makes one pass over the parameters; the default's dozen take a tenth of a step on two cores.
-        return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        fused = True if kinds <= {"cpu", "cuda"} else None  # not every other device has it
+        return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=fused)
     if reason is not None:
         raise ValueError(f"optimizer must be 'adam' or 'auto' for {reason}, got {config.optimizer!r}")
     # Without weight decay AdamW is Adam.
@@ -41,11 +46,8 @@ def make_optimizer(model: nn.Module, loss: EnmeshmentLoss, config: TrainConfig) 
 
 
 def _why_not(model: nn.Module) -> str | None:
-    """What the fused optimiser has no kernels for, in words; None if it serves the model."""
+    """What the fused optimiser does not take, in words; None if it serves the model."""
     for name, parameter in model.named_parameters():
-        kind = parameter.device.type
-        if kind != "cpu" and not (kind == "cuda" and backend()["cuda"]):
-            return f"the device {parameter.device}"
         if parameter.requires_grad and parameter.dtype not in FLOATS:
             return f"the parameter {name!r} of {parameter.dtype}"
     return None

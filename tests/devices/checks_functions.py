@@ -42,11 +42,9 @@ def moved(value):
         return copy.deepcopy(value).to(DEVICE)
     if isinstance(value, dict):
         return {name: moved(each) for name, each in value.items()}
-    return (
-        [tuple(map(moved, each)) if isinstance(each, tuple) else each for each in value]
-        if isinstance(value, list)
-        else value
-    )
+    if isinstance(value, list):
+        return [tuple(map(moved, each)) if isinstance(each, tuple) else each for each in value]
+    return value
 
 
 class OnTheDevice(Given):

@@ -1,7 +1,7 @@
 """A device that stands in for all that modfast has no kernels for: MPS, XPU and whatever PyTorch adds.
 
-``standin.cpp`` registers it with PyTorch. A process can have it only from its start to its end, and PyTorch takes
-it for the machine's accelerator, so that only processes of their own load it.
+``standin.cpp`` registers it with PyTorch. A process that has it keeps it to its end, and PyTorch takes it for
+the machine's accelerator, so that only processes of their own load it.
 """
 
 import hashlib
@@ -38,13 +38,7 @@ def build():
     subprocess.run(
         [
             *COMPILER,
-            *(
-                "-std=c++20",
-                "-O1",
-                "-fPIC",
-                "-shared",
-                f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-            ),
+            *("-std=c++20", "-O1", "-fPIC", "-shared"),
             *(option for path in headers for option in ("-isystem", str(path))),
             *(str(source), "-o", str(made)),
             *(f"-L{installed / 'lib'}", "-ltorch_cpu", "-lc10"),
