@@ -98,8 +98,7 @@ def _kernel(formula: Formula) -> Callable[..., Any]:
             )
         formula.check(*args)  # refuses empty lists, too
         warn_without_kernels(tensors[0].device)
-        # As a kernel: it records nothing for gradients, and computes in no other type than it says.
-        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+        with torch.no_grad():  # a kernel records nothing for gradients
             return formula.compute(*args)
 
     return run

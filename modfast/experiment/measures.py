@@ -80,8 +80,8 @@ def _reduction(
 def _live(weight: Tensor, partition: Partition) -> dict[str, Any]:
     found = live_units(weight, partition)
     return {
-        "rows": float(found.rows.double().mean()),
-        "columns": float(found.columns.double().mean()),
+        "rows": float(found.rows.cpu().double().mean()),
+        "columns": float(found.columns.cpu().double().mean()),
         "effective_rows": found.effective_rows,
         "effective_columns": found.effective_columns,
         "clusters": found.effective_clusters,

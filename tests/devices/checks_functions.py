@@ -4,20 +4,16 @@
 """
 
 import copy
-import os
 
 import numpy as np
 import pytest
 import torch
-from standin import load
+from stood_in import DEVICE, HAS_FLOAT64, WIDEST
 from test_default_device import CALLS, Given, plain
 from torch import Tensor, nn
 
 import modfast
 from modfast import Partition, devices
-
-HAS_FLOAT64 = os.environ["STANDIN_FLOAT64"] == "1"
-DEVICE = load(os.environ["STANDIN_LIBRARY"], HAS_FLOAT64)
 
 # They take arrays of NumPy, which are on no device.
 OF_ARRAYS = {"estimators.SpectralCoclustering", "estimators.SpectralClustering"}
@@ -95,7 +91,7 @@ def on_the_device(given):
 
 
 def test_the_device_has_the_floats_that_it_has():
-    assert devices.widest_float(DEVICE) == (torch.float64 if HAS_FLOAT64 else torch.float32)
+    assert devices.widest_float(DEVICE) == WIDEST
 
 
 @pytest.mark.parametrize("name", sorted(set(CALLS) - OF_ARRAYS - ON_CPU))

@@ -81,7 +81,7 @@ def describe_circuits(
         "random_overlap": _means(random_overlap),
         "inside": {name: as_lists(shares) for name, shares in cluster_shares(circuits, partitions).items()},
         "random_inside": {
-            name: (partition.sizes().double().prod(1) / math.prod(partition.shape)).tolist()
+            name: (partition.sizes().cpu().double().prod(1) / math.prod(partition.shape)).tolist()
             for name, partition in partitions.items()
         },
         "information": {name: average([bits]) for name, bits in information(kept_weights).items()},
