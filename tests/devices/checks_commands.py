@@ -69,7 +69,7 @@ def test_a_task_is_learnt():
         loss = modfast.EnmeshmentLoss(model, 2, layers=["fc2"])
         losses.append(
             [
-                record["train_cross_entropy"]
+                record["loss"]
                 for record in task.train(model, 4, enmeshment=loss, enmeshment_weight=0.1)
             ]
         )
