@@ -129,7 +129,7 @@ def _real(argument: str, numbers: Any) -> Tensor:
     tensor = as_tensor(argument, numbers)
     if tensor.is_complex():
         raise TypeError(f"{argument} must hold real numbers, got {tensor.dtype}")
-    return tensor.to("cpu", torch.float64)
+    return tensor.cpu().to(torch.float64)
 
 
 def _intervals(numbers: Tensor) -> tuple[list[float], list[float]]:

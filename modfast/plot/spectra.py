@@ -97,7 +97,7 @@ def _found(given: Any) -> Eigengap:
         return find_eigengap(values)
     if values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"values_or_weight must hold real numbers, got {values.dtype}")
-    values = values.to("cpu", torch.float64)
+    values = values.cpu().to(torch.float64)
     # Values that rounding has changed by a little still descend.
     descending = bool((values.diff() <= 1e-6).all())
     if len(values) < 3 or not descending or not bool(torch.isfinite(values).all()):

@@ -275,7 +275,7 @@ def _table(argument: str, values: Any, dims: int = 2) -> NDArray[np.float64]:
         raise ValueError(f"{argument} must have shape {shape} and hold something, got {tuple(tensor.shape)}")
     if bool(tensor.isinf().any()):
         raise ValueError(f"{argument} must have no infinite number, got one (NaN is grey)")
-    table: NDArray[np.float64] = tensor.to("cpu", torch.float64).numpy()
+    table: NDArray[np.float64] = tensor.cpu().to(torch.float64).numpy()
     return table
 
 

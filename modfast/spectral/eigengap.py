@@ -228,7 +228,7 @@ def singular_values(matrix: Tensor, count: int, affinity: str, *, tol: float, se
         return torch.zeros(0, dtype=torch.float64, device="cpu")
     found = singular_vectors(similarity, degrees, count, tol=tol, max_iter=_MAX_ITER, seed=seed)
     warn_unless(found.converged, found.passes, found.residuals)
-    return found.values[:count].to("cpu", torch.float64)
+    return found.values[:count].cpu().to(torch.float64)
 
 
 def graph_eigenvalues(graph: Tensor, count: int, *, tol: float, seed: int) -> Tensor:
@@ -244,7 +244,7 @@ def graph_eigenvalues(graph: Tensor, count: int, *, tol: float, seed: int) -> Te
         return torch.zeros(0, dtype=torch.float64, device="cpu")
     found = embed_graph(similarity, degrees, count, tol=tol, max_iter=_MAX_ITER, seed=seed)
     warn_unless(found.converged, found.passes, found.residuals)
-    return found.values[:count].to("cpu", torch.float64)
+    return found.values[:count].cpu().to(torch.float64)
 
 
 def shuffled_weights(weight: Tensor, shuffles: int, seed: int) -> Iterator[Tensor]:

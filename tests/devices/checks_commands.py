@@ -68,10 +68,7 @@ def test_a_task_is_learnt():
         model = task.model("mlp", hidden=6, device=device)
         loss = modfast.EnmeshmentLoss(model, 2, layers=["fc2"])
         losses.append(
-            [
-                record["loss"]
-                for record in task.train(model, 4, enmeshment=loss, enmeshment_weight=0.1)
-            ]
+            [record["loss"] for record in task.train(model, 4, enmeshment=loss, enmeshment_weight=0.1)]
         )
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 

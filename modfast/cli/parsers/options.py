@@ -18,7 +18,9 @@ def machine_options() -> argparse.ArgumentParser:
     """Return options for where to compute, and for what happens to existing results."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
-        "--device", default=TrainConfig.device, help="%(default)s (default), cpu, cuda, cuda:1"
+        "--device",
+        default=TrainConfig.device,
+        help="%(default)s (default), cpu, cuda, cuda:1, mps, xpu and so on",
     )
     options.add_argument(
         "--threads", type=int, metavar="N", help="threads on the CPU (default: PyTorch's choice)"
