@@ -48,6 +48,11 @@ def _check_matrix(weight: Tensor) -> None:
     check_shaped("weight", weight, FLOATS, weight.shape)
 
 
+def _wide(tensor: Tensor | None) -> torch.dtype:
+    """The type of sums on the device of a tensor, for which an operator may get None."""
+    return widest_float(tensor.device) if isinstance(tensor, Tensor) else torch.float64
+
+
 def _check_labelled(weight: Tensor, row_labels: Tensor, col_labels: Tensor, num_clusters: int) -> None:
     """Check a weight and its labels, as all fake kernels do."""
     _check_matrix(weight)
@@ -120,7 +125,7 @@ class _BlockInner(torch.autograd.Function):
 
 @fake_kernel("block_scale")
 def _block_scale_fake(weight: Tensor, factors: Tensor, row_labels: Tensor, col_labels: Tensor) -> Tensor:
-    check_shaped("factors", factors, widest_float(weight.device), (None, None))
+    check_shaped("factors", factors, _wide(weight), (None, None))
     require(
         factors.shape[0] == factors.shape[1] >= 2,
         f"factors must be square, with a row for each cluster and one more, got {tuple(factors.shape)}",
@@ -158,7 +163,7 @@ class _BlockScale(torch.autograd.Function):
 
 
 def _check_energies(energies: Tensor, slopes: Tensor, count: int) -> None:
-    wide = widest_float(energies.device)
+    wide = _wide(energies)
     check_shaped("energies", energies, wide, (count, 2))
     check_shaped("slopes", slopes, wide, (count,))
 

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from modfast.without_kernels import on_host
+
 from . import operators as ops
 from .matrices import CompressedRows, widened
 from .operators import AFFINITIES
@@ -146,7 +148,7 @@ def read_similarity(matrix: Tensor | CompressedRows, affinity: str, name: str = 
         raise ValueError(f"{name} must have shape (out, in, *kernel), none 0, got {tuple(matrix.shape)}")
     if isinstance(matrix, CompressedRows):
         return _read_sparse(matrix, affinity, name)
-    return _read_dense(matrix, affinity, name)
+    return _read_dense(on_host(matrix), affinity, name)
 
 
 def _read_dense(weight: Tensor, affinity: str, name: str) -> DenseSimilarity:
