@@ -11,11 +11,11 @@ MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
-.PHONY: help setup docs demo test test-emulated test-emulated-sanitized check bench soak test-cuda bench-cuda resources sanitize lint format test-matrix clean
+.PHONY: help setup docs demo test test-emulated test-emulated-sanitized check bench soak test-cuda bench-cuda resources sanitize wheel sdist test-wheel cross test-aarch64 lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
 
 $(MADE):
 	@test -n "$(INTERPRETER)" || { echo "PYTHON=$(PYTHON) does not run" >&2; exit 1; }
@@ -152,6 +152,66 @@ sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.c
 	build/sanitize/circuits/test_circuits_races
 	build/sanitize/optim/test_optim_threads
 
+# What the wheels and the builds for other machines need, in an environment of its own.
+TOOLS := build/tools
+$(TOOLS)/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --upgrade pip
+	$(TOOLS)/bin/python -m pip install --quiet --group wheels
+	touch $@
+
+# DIST says where the wheels go, MACHINES which are built.
+DIST ?= dist
+MACHINES ?= x86_64 aarch64
+
+wheel: setup $(TOOLS)/installed ## build the wheels for Linux (x86_64 and aarch64, every Python), into dist/
+	$(TOOLS)/bin/python -m toolchains.wheels $(MACHINES) --python $(BIN)/python --out $(DIST)
+
+sdist: setup ## pack the sources for those who build modfast themselves, into dist/
+	$(BIN)/python -m build --sdist --no-isolation --outdir $(DIST)
+
+# PYTHON says with which interpreter. The checkout's own package is not beside the tests there.
+WHEEL_TEST := build/wheel-test
+test-wheel: ## install the wheel of dist/ for this machine with PYTHON and its newest PyTorch, and run the kernels' tests
+	rm -rf $(WHEEL_TEST)
+	mkdir -p $(WHEEL_TEST)/checkout
+	cp -r tests benchmarks toolchains pyproject.toml $(WHEEL_TEST)/checkout
+	$(PYTHON) -m venv $(WHEEL_TEST)/venv
+	$(WHEEL_TEST)/venv/bin/python -m pip install --quiet $(DIST)/modfast-*_$$(uname -m).whl numpy pytest hypothesis
+	cd $(WHEEL_TEST)/checkout && ../venv/bin/python -m toolchains.try_wheel
+
+cross: setup $(TOOLS)/installed ## compile the library for macOS and Windows, which shows that it compiles; nothing is run
+	$(TOOLS)/bin/python -m toolchains.cross macos-arm64 windows-x86_64 --python $(BIN)/python
+
+# The kernels' own tests for another processor, in an emulator. They are the tests of `make sanitize`, without the
+# sanitizers, whose runtime libraries are not there for that processor.
+AARCH64 := build/aarch64
+AARCH64_CXX = $$($(TOOLS)/bin/python -m toolchains.targets static-aarch64) -std=c++17 -O2 -pthread -static \
+  -ffp-contract=off -Wall -Wextra -Icsrc
+AARCH64_KERNELS := $(KERNELS:csrc/%.cpp=$(AARCH64)/%.o)
+AARCH64_TESTS := $(patsubst tests/cpp/%.cpp,$(AARCH64)/%,$(wildcard tests/cpp/*/*.cpp))
+
+.SECONDARY: $(AARCH64_KERNELS)
+
+$(AARCH64)/%.o: csrc/%.cpp $(HEADERS) $(TOOLS)/installed
+	mkdir -p $(@D)
+	$(AARCH64_CXX) -c $< -o $@
+
+$(AARCH64)/%: tests/cpp/%.cpp $(AARCH64_KERNELS) $(HEADERS)
+	mkdir -p $(@D)
+	$(AARCH64_CXX) $< $(AARCH64_KERNELS) -o $@
+
+# The emulator of the machine, or else Debian's package, which needs no root to be unpacked here.
+$(AARCH64)/emulator:
+	mkdir -p $(@D)
+	if path=$$(command -v qemu-aarch64 || command -v qemu-aarch64-static); then ln -sf "$$path" $@; else \
+	  cd $(@D) && { apt-get download qemu-user-static || { apt-get update && apt-get download qemu-user-static; }; } \
+	  && dpkg -x qemu-user-static_*.deb debian && ln -sf debian/usr/bin/qemu-aarch64-static emulator; \
+	fi || { echo "there is no emulator of aarch64. Install it: apt-get install qemu-user" >&2; exit 1; }
+
+test-aarch64: $(AARCH64_TESTS) $(AARCH64)/emulator ## run the kernels' own tests as compiled for aarch64, in an emulator
+	for test in $(AARCH64_TESTS); do $(AARCH64)/emulator $$test || exit 1; done
+
 FORMATTED = csrc/*/* tests/cpp/*/* tests/emulation/*.cpp tests/emulation/*.h tests/emulation/*/*
 
 lint: setup ## check formatting, style, types, and which modules import which
@@ -170,15 +230,14 @@ format: setup ## format everything
 test-matrix: setup ## test one wheel with the oldest, a middle and the newest PyTorch, then other versions of Python
 	rm -rf build/matrix
 	mkdir -p build/matrix/checkout
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/matrix .
+	$(MAKE) --no-print-directory wheel MACHINES=$$(uname -m) DIST=build/matrix
 	cp -r tests benchmarks examples pyproject.toml build/matrix/checkout
 	for torch in $(MATRIX); do $(MAKE) --no-print-directory TORCH=$$torch matrix-one || exit 1; done
-	for python in $(PYTHONS); do \
-	  $(MAKE) --no-print-directory PYTHON=$$python VENV=$(VENV)-$$(basename $$python) test || exit 1; \
-	done
+	for python in $(PYTHONS); do $(MAKE) --no-print-directory PYTHON=$$python matrix-one || exit 1; done
 
 .PHONY: matrix-one
-matrix-one: MATRIX_VENV = $(VENV)-torch-$(TORCH)
+matrix-one: TORCH = newest
+matrix-one: MATRIX_VENV = $(VENV)-$(notdir $(PYTHON))-torch-$(TORCH)
 matrix-one:
 	test -d $(MATRIX_VENV) || $(PYTHON) -m venv $(MATRIX_VENV)
 	$(MATRIX_VENV)/bin/python -m pip install --quiet torch$(if $(filter newest,$(TORCH)),,==$(TORCH)) torchvision
@@ -190,6 +249,6 @@ matrix-one:
 	  --ignore tests/test_packaging.py --ignore tests/test_build.py
 
 clean: ## remove everything that was made, except results in out/
-	rm -rf $(VENV) $(VENV)-torch-* $(VENV)-python* build dist *.egg-info modfast/*.so
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info modfast/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

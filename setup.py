@@ -5,7 +5,6 @@ toolkit is found). ``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as in "8.0;9.0+
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,19 @@ from torch.utils import cpp_extension
 # pip runs this file without its folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_compiler import has_compiler
+from build_compiler import OLDEST_TORCH, host_flags, has_compiler, macros
 from build_cuda import NVCC_FLAGS, Toolkit, architecture_flags, choose_architectures, choose_toolkit
 
 ROOT = Path(__file__).parent
+WINDOWS = sys.platform == "win32"
 INCLUDE = [str(ROOT / "csrc")]  # includes name the folder: "energy/lines.h"
-VERSION_FILE = (ROOT / "modfast/version.py").read_text(encoding="utf-8")
-VERSION = re.findall(r'^__version__ = "(.+)"$', VERSION_FILE, re.MULTILINE)[0]
-
-# The oldest PyTorch whose stable ABI has what we use: the binary works with it and all later ones.
-OLDEST_TORCH = (2, 11)
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(
         f"modfast needs PyTorch 2.11 or later, found {torch.__version__}. Run: pip install -U 'torch>=2.11'"
     )
 
-MACROS = [
-    ("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"),
-    ("MODFAST_VERSION", f'"{VERSION}"'),
-]
-HOST_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    # Sums must round alike in every instruction set; see csrc/energy/lines.h.
-    "-ffp-contract=off",
-    # Nobody reads errno; with it no compiler takes several square roots at once.
-    "-fno-math-errno",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wextra",
-]
+MACROS = macros()
+VERSION = dict(MACROS)["MODFAST_VERSION"].strip('"')
 
 
 def sources(pattern: str) -> set[str]:
@@ -86,7 +68,7 @@ def cuda_library(toolkit: Toolkit) -> Extension:
         # That function lives in libtorch_cuda, which every PyTorch with CUDA has loaded already.
         libraries=["torch_cuda", "cudart_static", "rt", "dl", "pthread"],
         extra_compile_args={
-            "cxx": [*HOST_FLAGS, f'-DMODFAST_CUDA_ARCHITECTURES="{listed}"'],
+            "cxx": [*host_flags(), f'-DMODFAST_CUDA_ARCHITECTURES="{listed}"'],
             "nvcc": [
                 *NVCC_FLAGS,
                 *architecture_flags(architectures),
@@ -136,7 +118,7 @@ def choose_libraries() -> list[Extension]:
             raise SystemExit("MODFAST_CUDA is '1', but there is no C++ compiler")
         print(
             "modfast is built without its compiled library: no C++ compiler was found (CXX names none, and "
-            "neither c++, g++ nor clang++ is on the PATH). It will run in plain PyTorch, many times slower",
+            f"{'there is no clang-cl with Visual Studio' if WINDOWS else 'neither c++, g++ nor clang++ is on the PATH'}). It will run in plain PyTorch, many times slower",
             file=sys.stderr,
         )
         return []
@@ -146,9 +128,13 @@ def choose_libraries() -> list[Extension]:
             sources("*.cpp") - sources("*_cuda.cpp"),
             include_dirs=list(INCLUDE),
             define_macros=MACROS,
-            extra_compile_args=HOST_FLAGS,
+            extra_compile_args=host_flags(),
         )
     ]
+    if WINDOWS:
+        if wanted == "1":
+            raise SystemExit("MODFAST_CUDA is '1', but the CUDA kernels are not built on Windows")
+        wanted = "0"
     toolkit = choose_toolkit(wanted, torch.version.cuda)
     return [*libraries, cuda_library(toolkit)] if toolkit else libraries
 

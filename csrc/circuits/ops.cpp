@@ -40,6 +40,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
-  m.impl("tail_forward_", TORCH_BOX(&modfast::tail_forward_cpu));
-  m.impl("walk_row_", TORCH_BOX(&modfast::walk_row_cpu));
+  m.impl("tail_forward_", MODFAST_BOX(&modfast::tail_forward_cpu));
+  m.impl("walk_row_", MODFAST_BOX(&modfast::walk_row_cpu));
 }

@@ -76,6 +76,6 @@ void walk_row_cuda(TAIL_PARAMETERS, int64_t layer, int64_t row, int64_t begin, i
 }  // namespace modfast
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
-  m.impl("tail_forward_", TORCH_BOX(&modfast::tail_forward_cuda));
-  m.impl("walk_row_", TORCH_BOX(&modfast::walk_row_cuda));
+  m.impl("tail_forward_", MODFAST_BOX(&modfast::tail_forward_cuda));
+  m.impl("walk_row_", MODFAST_BOX(&modfast::walk_row_cuda));
 }

@@ -2,6 +2,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 #include <cstdint>
@@ -16,6 +18,23 @@ namespace {
 
 constexpr size_t kHugePage = 2 << 20;
 
+// Windows has no aligned memory that free() takes.
+void* aligned_block(size_t bytes) {
+#if defined(_WIN32)
+  return _aligned_malloc(bytes, kHugePage);
+#else
+  return std::aligned_alloc(kHugePage, bytes);
+#endif
+}
+
+void free_block(void* block) {
+#if defined(_WIN32)
+  _aligned_free(block);
+#else
+  std::free(block);
+#endif
+}
+
 struct Kept {
   std::mutex mutex;
   std::vector<std::pair<size_t, void*>> blocks;  // oldest first
@@ -26,7 +45,7 @@ struct Kept {
   void trim() {
     while (bytes > limit) {
       bytes -= blocks.front().first;
-      std::free(blocks.front().second);
+      free_block(blocks.front().second);
       blocks.erase(blocks.begin());
     }
   }
@@ -59,7 +78,7 @@ void* take_block(size_t bytes) {
     }
   }
   const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* block = std::aligned_alloc(kHugePage, whole);
+  void* block = aligned_block(whole);
   if (block == nullptr) throw std::bad_alloc();
   prefer_large_pages(block, whole);
   return block;
@@ -76,11 +95,15 @@ void prefer_large_pages(void* memory, size_t bytes) {
 #endif
 }
 
-void give_block(void* block, size_t bytes) {
-  const std::lock_guard<std::mutex> lock(kept().mutex);
-  kept().blocks.emplace_back(bytes, block);
-  kept().bytes += bytes;
-  kept().trim();
+void give_block(void* block, size_t bytes) noexcept {
+  try {
+    const std::lock_guard<std::mutex> lock(kept().mutex);
+    kept().blocks.emplace_back(bytes, block);
+    kept().bytes += bytes;
+    kept().trim();
+  } catch (...) {  // there is no memory to keep it in the list
+    free_block(block);
+  }
 }
 
 }  // namespace modfast

@@ -2,6 +2,10 @@
 // set, after common/begin_*.inl, inside namespace modfast and an unnamed namespace, and includes nothing
 // itself.
 
+#if !defined(__GNUC__) && !defined(__clang__)
+#error "This compiler has no vector types. Use GCC or Clang; on Windows clang-cl, which Visual Studio and LLVM bring."
+#endif
+
 // Vectors of eight numbers, which the compiler puts into the widest registers it may use. The types named
 // Memory need only the alignment of one element for loads and stores.
 typedef double Double8 __attribute__((vector_size(64)));

@@ -324,11 +324,11 @@ STABLE_TORCH_LIBRARY(modfast, m) {
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
-  m.impl("block_inner", TORCH_BOX(&modfast::block_inner_cpu));
-  m.impl("block_scale", TORCH_BOX(&modfast::block_scale_cpu));
-  m.impl("enmeshment", TORCH_BOX(&modfast::enmeshment_cpu));
-  m.impl("enmeshment_grad", TORCH_BOX(&modfast::enmeshment_grad_cpu));
-  m.impl("add_enmeshment_grad_", TORCH_BOX(&modfast::add_enmeshment_grad_cpu));
-  m.impl("accumulate_enmeshment_grad_", TORCH_BOX(&modfast::accumulate_enmeshment_grad_cpu));
-  m.impl("accumulate_packed_enmeshment_grad_", TORCH_BOX(&modfast::accumulate_packed_enmeshment_grad_cpu));
+  m.impl("block_inner", MODFAST_BOX(&modfast::block_inner_cpu));
+  m.impl("block_scale", MODFAST_BOX(&modfast::block_scale_cpu));
+  m.impl("enmeshment", MODFAST_BOX(&modfast::enmeshment_cpu));
+  m.impl("enmeshment_grad", MODFAST_BOX(&modfast::enmeshment_grad_cpu));
+  m.impl("add_enmeshment_grad_", MODFAST_BOX(&modfast::add_enmeshment_grad_cpu));
+  m.impl("accumulate_enmeshment_grad_", MODFAST_BOX(&modfast::accumulate_enmeshment_grad_cpu));
+  m.impl("accumulate_packed_enmeshment_grad_", MODFAST_BOX(&modfast::accumulate_packed_enmeshment_grad_cpu));
 }

@@ -181,10 +181,10 @@ Tensor block_scale_cuda(const Tensor& weight, const Tensor& factors, const Tenso
 }  // namespace modfast
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
-  m.impl("block_inner", TORCH_BOX(&modfast::block_inner_cuda));
-  m.impl("block_scale", TORCH_BOX(&modfast::block_scale_cuda));
-  m.impl("enmeshment", TORCH_BOX(&modfast::enmeshment_cuda));
-  m.impl("enmeshment_grad", TORCH_BOX(&modfast::enmeshment_grad_cuda));
-  m.impl("add_enmeshment_grad_", TORCH_BOX(&modfast::add_enmeshment_grad_cuda));
-  m.impl("accumulate_enmeshment_grad_", TORCH_BOX(&modfast::accumulate_enmeshment_grad_cuda));
+  m.impl("block_inner", MODFAST_BOX(&modfast::block_inner_cuda));
+  m.impl("block_scale", MODFAST_BOX(&modfast::block_scale_cuda));
+  m.impl("enmeshment", MODFAST_BOX(&modfast::enmeshment_cuda));
+  m.impl("enmeshment_grad", MODFAST_BOX(&modfast::enmeshment_grad_cuda));
+  m.impl("add_enmeshment_grad_", MODFAST_BOX(&modfast::add_enmeshment_grad_cuda));
+  m.impl("accumulate_enmeshment_grad_", MODFAST_BOX(&modfast::accumulate_enmeshment_grad_cuda));
 }

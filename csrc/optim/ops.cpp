@@ -169,6 +169,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
-  m.impl("adamw_", TORCH_BOX(&modfast::adamw_cpu));
-  m.impl("labelled_energies", TORCH_BOX(&modfast::labelled_energies_cpu));
+  m.impl("adamw_", MODFAST_BOX(&modfast::adamw_cpu));
+  m.impl("labelled_energies", MODFAST_BOX(&modfast::labelled_energies_cpu));
 }

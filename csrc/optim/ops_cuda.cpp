@@ -223,6 +223,6 @@ Tensor labelled_energies_cuda(std::vector<Tensor> weights, Tensor labels, std::v
 }  // namespace modfast
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
-  m.impl("adamw_", TORCH_BOX(&modfast::adamw_cuda));
-  m.impl("labelled_energies", TORCH_BOX(&modfast::labelled_energies_cuda));
+  m.impl("adamw_", MODFAST_BOX(&modfast::adamw_cuda));
+  m.impl("labelled_energies", MODFAST_BOX(&modfast::labelled_energies_cuda));
 }

@@ -274,17 +274,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
-  m.impl("similarity_sums", TORCH_BOX(&modfast::similarity_sums_cpu));
-  m.impl("similarity_product", TORCH_BOX(&modfast::similarity_product_cpu));
-  m.impl("sparse_similarity_sums", TORCH_BOX(&modfast::sparse_similarity_sums_cpu));
-  m.impl("sparse_similarity_product", TORCH_BOX(&modfast::sparse_similarity_product_cpu));
-  m.impl("sparse_transpose", TORCH_BOX(&modfast::sparse_transpose_cpu));
-  m.impl("basis_inner", TORCH_BOX(&modfast::basis_inner_cpu));
-  m.impl("graph_product_", TORCH_BOX(&modfast::graph_product_cpu));
-  m.impl("basis_rotate_", TORCH_BOX(&modfast::basis_rotate_cpu));
-  m.impl("k_means", TORCH_BOX(&modfast::k_means_cpu));
-  m.impl("move_side", TORCH_BOX(&modfast::move_side_cpu));
-  m.impl("move_graph", TORCH_BOX(&modfast::move_graph_cpu));
-  m.impl("graph_cut", TORCH_BOX(&modfast::graph_cut_cpu));
-  m.impl("edge_gradient", TORCH_BOX(&modfast::edge_gradient_cpu));
+  m.impl("similarity_sums", MODFAST_BOX(&modfast::similarity_sums_cpu));
+  m.impl("similarity_product", MODFAST_BOX(&modfast::similarity_product_cpu));
+  m.impl("sparse_similarity_sums", MODFAST_BOX(&modfast::sparse_similarity_sums_cpu));
+  m.impl("sparse_similarity_product", MODFAST_BOX(&modfast::sparse_similarity_product_cpu));
+  m.impl("sparse_transpose", MODFAST_BOX(&modfast::sparse_transpose_cpu));
+  m.impl("basis_inner", MODFAST_BOX(&modfast::basis_inner_cpu));
+  m.impl("graph_product_", MODFAST_BOX(&modfast::graph_product_cpu));
+  m.impl("basis_rotate_", MODFAST_BOX(&modfast::basis_rotate_cpu));
+  m.impl("k_means", MODFAST_BOX(&modfast::k_means_cpu));
+  m.impl("move_side", MODFAST_BOX(&modfast::move_side_cpu));
+  m.impl("move_graph", MODFAST_BOX(&modfast::move_graph_cpu));
+  m.impl("graph_cut", MODFAST_BOX(&modfast::graph_cut_cpu));
+  m.impl("edge_gradient", MODFAST_BOX(&modfast::edge_gradient_cpu));
 }

@@ -99,7 +99,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(modfast, m) {
 // clang-format on
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
-  m.impl("similarity_singular_vectors", TORCH_BOX(&modfast::singular_vectors_cpu));
-  m.impl("move_sides", TORCH_BOX(&modfast::move_sides_cpu));
-  m.impl("numbered_as_met", TORCH_BOX(&modfast::numbered_as_met_cpu));
+  m.impl("similarity_singular_vectors", MODFAST_BOX(&modfast::singular_vectors_cpu));
+  m.impl("move_sides", MODFAST_BOX(&modfast::move_sides_cpu));
+  m.impl("numbered_as_met", MODFAST_BOX(&modfast::numbered_as_met_cpu));
 }

@@ -165,10 +165,10 @@ Tensor edge_gradient_cuda(const Tensor& weight, const Tensor& row_terms, const T
 }  // namespace modfast
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
-  m.impl("similarity_sums", TORCH_BOX(&modfast::similarity_sums_cuda));
-  m.impl("similarity_product", TORCH_BOX(&modfast::similarity_product_cuda));
-  m.impl("sparse_similarity_sums", TORCH_BOX(&modfast::sparse_similarity_sums_cuda));
-  m.impl("sparse_similarity_product", TORCH_BOX(&modfast::sparse_similarity_product_cuda));
-  m.impl("sparse_transpose", TORCH_BOX(&modfast::sparse_transpose_cuda));
-  m.impl("edge_gradient", TORCH_BOX(&modfast::edge_gradient_cuda));
+  m.impl("similarity_sums", MODFAST_BOX(&modfast::similarity_sums_cuda));
+  m.impl("similarity_product", MODFAST_BOX(&modfast::similarity_product_cuda));
+  m.impl("sparse_similarity_sums", MODFAST_BOX(&modfast::sparse_similarity_sums_cuda));
+  m.impl("sparse_similarity_product", MODFAST_BOX(&modfast::sparse_similarity_product_cuda));
+  m.impl("sparse_transpose", MODFAST_BOX(&modfast::sparse_transpose_cuda));
+  m.impl("edge_gradient", MODFAST_BOX(&modfast::edge_gradient_cuda));
 }

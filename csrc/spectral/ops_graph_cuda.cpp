@@ -191,10 +191,10 @@ std::tuple<Tensor, Tensor> graph_cut_cuda(const Tensor& starts, const Tensor& in
 }  // namespace modfast
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
-  m.impl("graph_product_", TORCH_BOX(&modfast::graph_product_cuda));
-  m.impl("basis_inner", TORCH_BOX(&modfast::basis_inner_cuda));
-  m.impl("basis_rotate_", TORCH_BOX(&modfast::basis_rotate_cuda));
-  m.impl("move_side", TORCH_BOX(&modfast::move_side_cuda));
-  m.impl("move_graph", TORCH_BOX(&modfast::move_graph_cuda));
-  m.impl("graph_cut", TORCH_BOX(&modfast::graph_cut_cuda));
+  m.impl("graph_product_", MODFAST_BOX(&modfast::graph_product_cuda));
+  m.impl("basis_inner", MODFAST_BOX(&modfast::basis_inner_cuda));
+  m.impl("basis_rotate_", MODFAST_BOX(&modfast::basis_rotate_cuda));
+  m.impl("move_side", MODFAST_BOX(&modfast::move_side_cuda));
+  m.impl("move_graph", MODFAST_BOX(&modfast::move_graph_cuda));
+  m.impl("graph_cut", MODFAST_BOX(&modfast::graph_cut_cuda));
 }

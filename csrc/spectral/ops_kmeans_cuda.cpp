@@ -28,4 +28,4 @@ std::tuple<Tensor, Tensor, Tensor> k_means_cuda(const Tensor& points, const Tens
 }  // namespace
 }  // namespace modfast
 
-STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) { m.impl("k_means", TORCH_BOX(&modfast::k_means_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) { m.impl("k_means", MODFAST_BOX(&modfast::k_means_cuda)); }
