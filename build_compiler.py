@@ -58,7 +58,7 @@ def macros() -> list[tuple[str, str]]:
 def has_compiler() -> bool:
     """Return whether there is a C++ compiler, and have ``CXX`` name it where its name is not the usual one.
 
-    ``CXX`` names the compiler. Without it, PyTorch's builder calls ``c++``; on Windows it must be ``clang-cl``.
+    ``CXX`` names the compiler. Without it, PyTorch's builder calls ``c++``. On Windows that is ``clang-cl``.
 
     Raises:
         SystemExit: ``CXX`` names a program that is not there. That is a mistake, and no wish to do without.

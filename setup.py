@@ -17,11 +17,14 @@ from torch.utils import cpp_extension
 # pip runs this file without its folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_compiler import OLDEST_TORCH, host_flags, has_compiler, macros
+from build_compiler import OLDEST_TORCH, has_compiler, host_flags, macros
 from build_cuda import NVCC_FLAGS, Toolkit, architecture_flags, choose_architectures, choose_toolkit
 
 ROOT = Path(__file__).parent
 WINDOWS = sys.platform == "win32"
+UNFOUND = (
+    "there is no clang-cl with Visual Studio" if WINDOWS else "neither c++, g++ nor clang++ is on the PATH"
+)
 INCLUDE = [str(ROOT / "csrc")]  # includes name the folder: "energy/lines.h"
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(
@@ -118,7 +121,7 @@ def choose_libraries() -> list[Extension]:
             raise SystemExit("MODFAST_CUDA is '1', but there is no C++ compiler")
         print(
             "modfast is built without its compiled library: no C++ compiler was found (CXX names none, and "
-            f"{'there is no clang-cl with Visual Studio' if WINDOWS else 'neither c++, g++ nor clang++ is on the PATH'}). It will run in plain PyTorch, many times slower",
+            f"{UNFOUND}). It will run in plain PyTorch, many times slower",
             file=sys.stderr,
         )
         return []

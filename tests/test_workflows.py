@@ -34,7 +34,9 @@ def test_the_workflow_has_the_form_that_github_reads(path):
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_its_targets_are_in_the_makefile(path):
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    called = {name for step in steps_of(path) for name in re.findall(r"\bmake ([a-z0-9-]+)", step.get("run", ""))}
+    called = {
+        name for step in steps_of(path) for name in re.findall(r"\bmake ([a-z0-9-]+)", step.get("run", ""))
+    }
     assert called
     assert called <= targets
 

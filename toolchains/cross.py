@@ -1,8 +1,8 @@
 """Compiles the whole library for macOS and Windows on Linux.
 
-``python -m toolchains.cross macos-arm64 windows-x86_64`` writes it below ``build/cross``. That shows that every
-source compiles there, and that the linker finds each function of PyTorch that the library calls. It runs nothing:
-a wheel for such a machine is built and tested on one, by setup.py.
+``python -m toolchains.cross macos-arm64 windows-x86_64`` writes it below ``build/cross``. That shows that
+every source compiles there, and that the linker finds each function of PyTorch that the library calls. It
+runs nothing: a wheel for such a machine is built and tested on one, by setup.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,15 @@ def cross_compile(name: str, torch: Path) -> Path:
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         list(pool.map(compile_one, sources, objects))
     library = work / f"_C{target.suffix}"
-    link = [str(compiler(target)), "-shared", *map(str, objects), f"-L{stubs}", "-ltorch_cpu", "-o", str(library)]
+    link = [
+        str(compiler(target)),
+        "-shared",
+        *map(str, objects),
+        f"-L{stubs}",
+        "-ltorch_cpu",
+        "-o",
+        str(library),
+    ]
     run(link)
     return library
 

@@ -1,8 +1,8 @@
 """Stand-ins for PyTorch's libraries of other machines, to link against.
 
-A library of ours calls nothing of PyTorch but C functions of its stable interface, which have the same names on
-every machine. So the linker needs no PyTorch of the other machine, which is half a gigabyte; it needs a list of
-those functions, and the PyTorch at hand has it. A function that is not in the list stops the link.
+A library of ours calls nothing of PyTorch but C functions of its stable interface, which have the same names
+on every machine. So the linker needs no PyTorch of the other machine, which is half a gigabyte; it needs a
+list of those functions, and the PyTorch at hand has it. A function that is not in the list stops the link.
 """
 
 from __future__ import annotations
@@ -76,4 +76,3 @@ def _write_import_library(target: Target, name: str, functions: list[str], folde
     program = compiler(target).read_text(encoding="utf-8").split("exec ")[1].split(" c++ ")[0]
     made = ["-m", "i386:x86-64", "-d", str(definitions), "-l", str(folder / f"{name}.lib")]
     subprocess.run([*program.split(), "dlltool", *made, "-D", f"{name}.dll"], check=True)
-

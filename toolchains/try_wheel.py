@@ -1,7 +1,7 @@
 """Runs the kernels' tests against the modfast that is installed, as those who test a wheel do.
 
-``python -m toolchains.try_wheel`` needs only pytest and NumPy. A file of tests that needs a package which is missing is
-left out, and it is said; if none is left, that is an error.
+``python -m toolchains.try_wheel`` needs only pytest and NumPy. A file of tests that needs a package which is
+missing is left out, and it is said; if none is left, that is an error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Builds the wheels for Linux: one for x86_64 and one for aarch64, for every version of Python.
 
-``python -m toolchains.wheels`` writes them into ``dist/``. They hold the kernels for the CPU; those for GPUs are
-compiled where the toolkit of CUDA is. Each wheel runs with glibc 2.28 or later, which auditwheel checks.
+``python -m toolchains.wheels`` writes them into ``dist/``. They hold the kernels for the CPU; those for GPUs
+are compiled where the toolkit of CUDA is. Each wheel runs with glibc 2.28 or later, which auditwheel checks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def build_wheel(machine: str, python: Path, out: Path) -> Path:
     # Object files are kept; a module that is gone from the project must not stay in the wheel.
     for made in (*work.glob("build/lib*"), work / "unchecked", work / "checked"):
         shutil.rmtree(made, ignore_errors=True)
-    stubs = write_stubs(target, stable_functions(torch_folder(python) / "lib/libtorch_cpu.so"), work / "stubs")
+    stubs = write_stubs(
+        target, stable_functions(torch_folder(python) / "lib/libtorch_cpu.so"), work / "stubs"
+    )
     # The stand-ins come before PyTorch's own folder, which may be of another machine. With "defs" the linker
     # refuses a function that is in none of them.
     link = f"{compiler(target)} -shared -s -L{stubs} -Wl,-z,defs -Wl,--as-needed"
@@ -89,14 +91,16 @@ def main() -> None:
     """Build the wheels that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("machines", nargs="*", help="x86_64, aarch64; both if none is named")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="has PyTorch and setuptools")
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="has PyTorch and setuptools"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     options = parser.parse_args()
     if wrong := set(options.machines) - set(MACHINES):
         parser.error(f"machines must be among {', '.join(MACHINES)}, got {', '.join(sorted(wrong))}")
     if platform.system() != "Linux":
         parser.error("the wheels for Linux are built on Linux")
-    python = Path(os.path.abspath(options.python))  # not resolved: a link's place says which environment it is
+    python = Path(os.path.abspath(options.python))  # a link stays: its place says which environment
     for machine in options.machines or MACHINES:
         print(build_wheel(machine, python, options.out.resolve()))
 

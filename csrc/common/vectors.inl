@@ -3,7 +3,8 @@
 // itself.
 
 #if !defined(__GNUC__) && !defined(__clang__)
-#error "This compiler has no vector types. Use GCC or Clang; on Windows clang-cl, which Visual Studio and LLVM bring."
+#error \
+    "This compiler has no vector types. Use GCC or Clang; on Windows clang-cl, which Visual Studio and LLVM bring."
 #endif
 
 // Vectors of eight numbers, which the compiler puts into the widest registers it may use. The types named

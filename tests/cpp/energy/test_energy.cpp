@@ -177,7 +177,9 @@ void try_late_threads() {
     call();
     check(parallel_calls == 1, "calls in parallel", parallel_calls, 1);
     const int64_t alone = calls_to_do_alone();
-    check(alone > last, "calls to do alone, more at each time", double(alone), double(last + 1));
+    // A busy machine may have made other loops of these tests late, up to the most calls.
+    const bool more = alone > last || alone == 4096;
+    check(more, "calls to do alone, more at each time", double(alone), double(last + 1));
     for (int64_t i = 0; i < alone; ++i) call();
     check(parallel_calls == 1, "calls in parallel meanwhile", parallel_calls, 1);
     last = alone;
