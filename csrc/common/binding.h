@@ -5,7 +5,7 @@
 // torch.ops.modfast from reading or writing outside of a tensor.
 #pragma once
 
-#include "common/boxed.h"
+#include "common/binding_boxed.h"
 #include "common/numbers.h"
 
 #include <torch/csrc/stable/library.h>

@@ -9,7 +9,7 @@
 namespace modfast {
 
 // PyTorch's parallel loop, as a ParallelFor. An exception of the body ends there and is thrown again by the
-// caller, so that none comes into PyTorch's frames; see common/boxed.h.
+// caller, so that none comes into PyTorch's frames; see common/binding_boxed.h.
 inline void parallel_for(int64_t count, int64_t grain, LoopBody body, void* context) {
   std::mutex mutex;
   std::exception_ptr first;
