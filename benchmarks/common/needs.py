@@ -46,8 +46,8 @@ def own_files(name: str, beside: Path) -> list[Path]:
     parts = name.split(".")
     if parts[0] not in OWN:
         # Tests import helpers from their folder and from that of conftest.py, setup.py what lies beside it.
-        places = (beside, ROOT / "tests", ROOT)
-        return [path for place in places if (path := place / f"{parts[0]}.py").is_file()]
+        folders = (beside, ROOT / "tests", ROOT)
+        return [path for folder in folders if (path := folder / f"{parts[0]}.py").is_file()]
     places = [ROOT.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
     files = [place / "__init__.py" for place in places] + [places[-1].with_suffix(".py")]
     return [path for path in files if path.is_file()]
