@@ -11,7 +11,7 @@ MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
-.PHONY: help setup docs demo test test-emulated test-emulated-sanitized check bench soak test-cuda bench-cuda resources sanitize wheel sdist test-wheel cross test-aarch64 lint format test-matrix clean
+.PHONY: help setup docs demo test test-emulated test-emulated-sanitized check bench bench-results soak test-cuda bench-cuda resources sanitize wheel sdist test-wheel cross test-aarch64 lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -87,6 +87,12 @@ bench: setup ## time each family beside other implementations and the least poss
 	$(BIN)/python -m benchmarks.circuits.units --json out/bench/units.json
 	$(BIN)/python -m benchmarks.optim.table --json out/bench/optim.json
 
+# CIFAR10=imagefolder:DIR if the images lie in a folder; without it torchvision downloads them.
+CIFAR10 ?= cifar10
+
+bench-results: setup ## measure the committed tables of times again, for a quiet machine; goes on where it was stopped
+	$(BIN)/python -m benchmarks.figures.renew --cifar10 $(CIFAR10)
+
 # A machine with a GPU may have its own PyTorch and no way to download another: these three install nothing.
 CUDA_BUILD = MODFAST_CUDA=1 $(PYTHON) setup.py build_ext --inplace
 test-cuda bench-cuda resources: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -100,13 +106,13 @@ test-cuda: ## build with the packages that PYTHON has, then run the tests that n
 	$(CUDA_BUILD)
 	files=$$($(NEEDS) --runnable $(CUDA_TESTS)) && $(PYTHON) -m pytest -m cuda $$files
 
-# PAGES=docs/speed puts the tables into the families' pages. A family that cannot be timed does not stop the next.
+# KEEP=1 writes the results that the pages show (then: python -m benchmarks.figures --write). A family that cannot be timed does not stop the next.
 bench-cuda: ## build in the same way, then time each family on a GPU
 	$(NEEDS) setup.py
 	$(CUDA_BUILD)
 	failed=; for family in energy spectral circuits; do \
 	  { $(NEEDS) benchmarks/$$family/table.py && $(PYTHON) -m benchmarks.$$family.table --device cuda \
-	    --json out/bench/$$family-cuda.json $(if $(PAGES),--markdown $(PAGES)/$$family.md); } || failed="$$failed $$family"; \
+	    --json $(if $(KEEP),benchmarks/$$family/results/cuda.json,out/bench/$$family-cuda.json); } || failed="$$failed $$family"; \
 	done; test -z "$$failed" || { echo "not timed:$$failed" >&2; exit 1; }
 
 resources: ## compile the CUDA kernels and print what they take of a GPU; needs a toolkit and no GPU
@@ -220,6 +226,7 @@ lint: setup ## check formatting, style, types, and which modules import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_house.py
+	$(BIN)/python -m benchmarks.figures
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 format: setup ## format everything

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.circuits.cases import noisy_patterns
-from benchmarks.common.pages import as_markdown
+from benchmarks.common.pages import as_markdown, what_times_depend_on
 from modfast.circuits.linear_tail import read_tail
 from modfast.circuits.walk import Walk
 from modfast.files import write_json
@@ -59,7 +59,7 @@ def cases() -> Iterator[tuple[str, nn.Module, Tensor, str, list[str]]]:
     large = LargeCNN().eval()
     yield "the notebook's CNN", large, torch.rand(200, 3, 32, 32), "conv2", ["conv2"]
     yield "the notebook's CNN", large, torch.rand(200, 3, 32, 32), "conv1", ["conv1"]
-    yield "a small VGG", small_vgg(), torch.rand(200, 3, 32, 32), "0", ["0"]
+    yield "a small VGG, 8 to 16 channels", small_vgg(), torch.rand(200, 3, 32, 32), "0", ["0"]
 
 
 def measure(
@@ -107,6 +107,23 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """Return what a page shows of a report."""
+    rows = [
+        [
+            each["case"],
+            str(each["images"]),
+            each["layer"],
+            str(each["weights"]),
+            f"{each['work'] / 1e3:.0f} thousand",
+            f"{each['milliseconds']:.3g}",
+            f"{each['ratio']:.0f}",
+        ]
+        for each in report["results"]
+    ]
+    return f"{as_markdown(HEADINGS, rows)}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,21 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     results = [measure(*case, options.rounds) for case in cases()]
-    rows = [
-        [
-            each["case"],
-            str(each["images"]),
-            each["layer"],
-            str(each["weights"]),
-            f"{each['work'] / 1e3:.0f} thousand",
-            f"{each['milliseconds']:.2f}",
-            f"{each['ratio']:.0f}",
-        ]
-        for each in results
-    ]
-    print(as_markdown(HEADINGS, rows))
+    report = {**what_times_depend_on(), "threads": options.threads, "results": results}
+    print(markdown(report))
     if options.json:
-        write_json(options.json, results)
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

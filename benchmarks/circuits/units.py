@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from modfast import (
 from modfast.files import write_json
 
 TOKENS, TOLERANCE = 64, 0.05
+MEMORY_SIZE = (64, 64)  # texts, tokens
 SIZES = ((1, 16), (4, 16), (16, 16))
 TRIALS = 60  # of the plain loop, whose time is that of one times the number of units
 HEADINGS = [
@@ -63,6 +63,8 @@ CAPTION = (
 
 def small_gpt(steps: int, advance: Callable[[], None] = lambda: None) -> nn.Module:
     """A GPT-2 that has learned to go on with a text that it has seen once."""
+    import transformers  # takes seconds, and the page of a report does without
+
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=TOKENS, n_positions=64, n_embd=128, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0,
@@ -184,6 +186,18 @@ def row(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def caption(report: dict[str, Any]) -> str:
+    return CAPTION.format(
+        tokens=TOKENS, units=report["results"][0]["units"], tolerance=TOLERANCE, trials=TRIALS,
+        memory_size="{} x {} tokens".format(*MEMORY_SIZE), **report["memory_mib"],
+    ) + f" {versions(report)}, {report['threads']} threads."  # fmt: skip
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return what a page shows of a report."""
+    return f"{as_markdown(HEADINGS, [row(each) for each in report['results']])}\n\n{caption(report)}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, 5)
@@ -191,9 +205,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="training steps; default 150")
     parser.add_argument("--memory", choices=("step", "scores"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    size = (64, 64)
     if options.memory:
-        print(memory_of(options.memory, *size))
+        print(memory_of(options.memory, *MEMORY_SIZE))
         return
     check_page(parser, options.markdown, "units")
     torch.set_num_threads(options.threads)
@@ -207,16 +220,11 @@ def main() -> None:
         model = small_gpt(options.steps, advance)
         results = [measure(model, *each, options.repeats, advance) for each in SIZES]
     report = {**what_times_depend_on(), "memory_mib": memory, "results": results, "threads": options.threads}
-    caption = CAPTION.format(
-        tokens=TOKENS, units=results[0]["units"], tolerance=TOLERANCE, trials=TRIALS,
-        memory_size=f"{size[0]} x {size[1]} tokens", **memory,
-    ) + f" {versions(report)}, {options.threads} threads."  # fmt: skip
-    rows = [row(result) for result in results]
-    show("Units", caption, HEADINGS, rows)
+    show("Units", caption(report), HEADINGS, [row(result) for result in results])
     if options.json:
         write_json(options.json, report)
     if options.markdown:
-        put_into_page(options.markdown, "units", f"{as_markdown(HEADINGS, rows)}\n\n{caption}\n")
+        put_into_page(options.markdown, "units", markdown(report))
 
 
 if __name__ == "__main__":

@@ -71,13 +71,26 @@ def _curve(results: dict[str, Any]) -> str:
         if k in COUNTS:
             kept = [_number(nulls[name].get(str(k)), 3) for name in ("rows", "columns")]
             cuts = [_number(each[name], 3) for name in ("normalized_cut", "shuffled")]
-            rows.append([str(k), *cuts, *kept, _number(each["z_score"], 0), _number(each["gap"], 4)])
+            share = nulls["rows"].get(str(k))
+            if share is not None:
+                share = (each["shuffled"] - share) / (each["shuffled"] - each["normalized_cut"])
+            rows.append(
+                [
+                    str(k),
+                    *cuts,
+                    *kept,
+                    _number(share, 2),
+                    _number(each["z_score"], 0),
+                    _number(each["gap"], 4),
+                ]
+            )
     headings = [
         "k",
         "normalised cut",
         "shuffled",
         "shuffled in rows",
         "shuffled in columns",
+        "share in rows",
         "z-score",
         "gap",
     ]

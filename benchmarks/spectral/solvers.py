@@ -10,6 +10,7 @@ import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,16 @@ from rich.progress import Progress
 from scipy.sparse.linalg import LinearOperator, lobpcg
 from torch import Tensor
 
-from benchmarks.common.pages import add_page_option, as_markdown, check_page, put_into_page, show
+from benchmarks.common.pages import (
+    add_page_option,
+    as_markdown,
+    check_page,
+    put_into_page,
+    show,
+    what_times_depend_on,
+)
 from benchmarks.spectral.cases import Case, GraphCase, WeightCase, as_cases, block_model, plant
+from modfast.files import write_json
 from modfast.spectral.embedding import inverse
 from modfast.spectral.krylov import block_width, largest_eigenvectors
 from modfast.spectral.matrices import as_matrix
@@ -216,17 +225,35 @@ SOLVERS: dict[str, Callable[[Problem], Outcome]] = {
     "LOBPCG": partial(locally_optimal, guard=0),
     "LOBPCG, 8 more": locally_optimal,
 }
+HEADINGS = ["matrix", *SOLVERS]
 CAPTION = (
     f"Passes over the matrix until all residuals are at most {TOL:g} of the eigenvalue (graph: of 1), times "
     "the vectors that are multiplied at once; and the memory that the solver's vectors take."
 )
 
 
-def cell(problem: Problem, outcome: Outcome) -> str:
+def told(problem: Problem, outcome: Outcome) -> dict[str, Any]:
     if not outcome.converged:
-        return f"not in {outcome.passes}"
+        return {"converged": False, "passes": outcome.passes}
     megabytes = 4 * problem.size * outcome.vectors / 1e6
-    return f"{outcome.passes} x {outcome.width}, {megabytes:.2f} MB"
+    return {
+        "converged": True, "passes": outcome.passes, "width": outcome.width, "megabytes": megabytes
+    }  # fmt: skip
+
+
+def cell(result: dict[str, Any]) -> str:
+    if not result["converged"]:
+        return f"not in {result['passes']}"
+    return f"{result['passes']} x {result['width']}, {result['megabytes']:.2f} MB"
+
+
+def rows_of(report: dict[str, Any]) -> list[list[str]]:
+    return [[each["case"], *(cell(each["solvers"][name]) for name in SOLVERS)] for each in report["results"]]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return what a page shows of a report."""
+    return f"{as_markdown(HEADINGS, rows_of(report))}\n\n{CAPTION}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -240,23 +267,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="weights, graphs, for example 2048x512x4 for a weight, 2000x8 for a graph",
     )
     add_page_option(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     options = parser.parse_args(arguments)
     check_page(parser, options.markdown, "solvers")
     cases = [case for group in options.cases for case in group]
-    rows = []
+    report: dict[str, Any] = {**what_times_depend_on(), "results": []}
     with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
         for case in cases:
             task = progress.add_task(str(case), total=len(SOLVERS))
-            row = [str(case)]
-            for solve in SOLVERS.values():
+            results = {}
+            for name, solve in SOLVERS.items():
                 problem = Problem(case)
-                row.append(cell(problem, solve(problem)))
+                results[name] = told(problem, solve(problem))
                 progress.update(task, advance=1, refresh=True)
-            rows.append(row)
-    headings = ["matrix", *SOLVERS]
-    show("Passes of eigensolvers", CAPTION, headings, rows)
+            report["results"].append({"case": str(case), "solvers": results})
+    show("Passes of eigensolvers", CAPTION, HEADINGS, rows_of(report))
+    if options.json:
+        write_json(options.json, report)
     if options.markdown:
-        put_into_page(options.markdown, "solvers", f"{as_markdown(headings, rows)}\n\n{CAPTION}\n")
+        put_into_page(options.markdown, "solvers", markdown(report))
 
 
 if __name__ == "__main__":

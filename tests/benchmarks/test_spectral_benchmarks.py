@@ -334,4 +334,4 @@ class TestSolvers:
     def test_says_who_did_not_converge(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(solvers, "MAX_PASSES", 2)
         problem = solvers.Problem(solvers.GraphCase(400, 2))
-        assert solvers.cell(problem, solvers.subspace(problem)) == "not in 2"
+        assert solvers.cell(solvers.told(problem, solvers.subspace(problem))) == "not in 2"
