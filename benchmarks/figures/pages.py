@@ -22,6 +22,8 @@ _MARKED = re.compile(
 _CODE = re.compile(
     r"^( *)(```|~~~).*?^\1\2|<!--.*?-->|\A---\n.*?^---\n|`[^`\n]*`|\]\([^)\s]*\)", re.DOTALL | re.MULTILINE
 )
+# A version is no measurement: "Python 3.13", "CUDA 13.0".
+_VERSION = re.compile(r"\b(?:Python|PyTorch|CUDA|glibc|QEMU)\s+\d+(?:\.\d+)*")
 
 WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
 NUMBER = rf"[{MINUS}+-]?\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(WORDS)})\b"
@@ -101,7 +103,7 @@ def write_blocks() -> list[Path]:
 def figures(text: str) -> list[Figure]:
     """Return the figures of a page that no generator wrote."""
     blank = lambda found: re.sub(r"[^\n]", " ", found[0])  # noqa: E731
-    rest = _CODE.sub(blank, _MARKED.sub(blank, text))
+    rest = _VERSION.sub(blank, _CODE.sub(blank, _MARKED.sub(blank, text)))
     return [Figure(found.start(), found.end(), found[0]) for found in _FIGURE.finditer(rest)]
 
 
