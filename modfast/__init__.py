@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from .requirements import check_requirements
@@ -160,18 +161,27 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 check_requirements()
 
 
+# Threads that first use names at once take turns: where two import a package and a module in it, Python gives
+# one of them a module that is half imported. Our modules import each other without asking the package for a
+# name (a test watches that), so no thread waits for the lock while another one waits for its import.
+_lock = RLock()
+
+
 if not TYPE_CHECKING:  # else type checkers would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
         """Import what is asked for: a public name, or a module of the package."""
-        if name in _HOME_OF:
-            value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-        elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
-            value = importlib.import_module(f"{__name__}.{name}")
-        else:
+        if name.startswith("_") or not name.isidentifier():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
+        with _lock:
+            if name in _HOME_OF:
+                value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+            elif importlib.util.find_spec(f"{__name__}.{name}"):
+                value = importlib.import_module(f"{__name__}.{name}")
+            else:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            globals()[name] = value
+            return value
 
 
 def __dir__() -> list[str]:

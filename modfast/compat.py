@@ -25,7 +25,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from . import energy
+import modfast.energy as energy
+
 from .arguments import check_count
 from .arrays import as_tensor, require_plain, require_whole, to_int64
 from .partition import Labels, Partition

@@ -28,10 +28,12 @@ def installed_torch() -> str | None:
     Raises:
         ImportError: there is no PyTorch.
     """
-    imported = sys.modules.get("torch")
+    # A thread that is still importing it has put it there without its version.
+    imported = getattr(sys.modules.get("torch"), "__version__", None)
     if imported is not None:
-        return str(imported.__version__)
-    spec = None if "torch" in sys.modules else find_spec("torch")
+        return str(imported)
+    hidden = "torch" in sys.modules and sys.modules["torch"] is None
+    spec = None if hidden else find_spec("torch")
     if spec is None or spec.origin is None:
         raise ImportError(
             "modfast needs PyTorch 2.11 or later, which is not installed. Run: pip install 'torch>=2.11'"

@@ -131,7 +131,7 @@ def test_modules_are_reached_as_attributes():
     assert done.stdout.split() == ["AdamW", "clusterability", "enmeshment", "modfast.tasks", "modfast.layers"]
 
 
-@pytest.mark.parametrize("name", ["enmeshmant", "_C", "__wrapped__"])
+@pytest.mark.parametrize("name", ["enmeshmant", "_C", "__wrapped__", "enmeshment.x"])
 def test_a_name_that_is_not_there(name):
     with pytest.raises(AttributeError, match=f"module 'modfast' has no attribute '{name}'"):
         getattr(modfast, name)
@@ -140,6 +140,43 @@ def test_a_name_that_is_not_there(name):
 
 def test_inspect_sees_all_members():
     assert set(modfast.__all__) <= {name for name, _ in inspect.getmembers(modfast)}
+
+
+def test_threads_that_first_use_names_at_once():
+    # Without turns Python gives some of them modules that are half imported.
+    code = (
+        "import modfast, random, threading\n"
+        "names = [*modfast.__all__, 'layers', 'models', 'compat', 'reference', 'train', 'weights']\n"
+        "random.Random(0).shuffle(names)\n"
+        "start, got = threading.Barrier(len(names)), []\n"
+        "def use(name):\n    start.wait()\n    getattr(modfast, name)\n    got.append(name)\n"
+        "threads = [threading.Thread(target=use, args=[name]) for name in names]\n"
+        "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
+        "print(sorted(got) == sorted(names))"
+    )
+    done = run_fresh(code)
+    assert done.stdout == "True\n", done.stderr
+    assert done.stderr == ""
+
+
+def test_no_module_asks_the_package_for_a_name():
+    # It would wait for the lock of the package while another thread, which has it, waits for the module.
+    for path in SOURCE.parent.rglob("*.py"):
+        package = ("modfast", *path.parent.relative_to(SOURCE.parent).parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and path != SOURCE:
+                start = package[: len(package) - node.level + 1] if node.level else ()
+                source = ".".join([*start, *([node.module] if node.module else [])])
+                assert source != "modfast", f"{path}, line {node.lineno}"
+
+
+def test_while_another_thread_imports_pytorch(tmp_path):
+    # Then it is among the modules, and has no version yet.
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("import modfast\n__version__ = '2.11.0'\nprint('well')\n")
+    (tmp_path / "torch/version.py").write_text("__version__ = '2.11.0'\n")
+    done = run_fresh("import torch", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.stdout == "well\n", done.stderr
 
 
 NEEDS = "modfast needs PyTorch 2.11 or later, "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modfast import reference
+import modfast.reference as reference
 from modfast.arrays import is_sharded
 from modfast.devices import widest_float
 from modfast.display import html_table, listed

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast import reference
+import modfast.reference as reference
 from modfast.derivatives import compiles_a_transform, in_forward_mode, one_by_one
 from modfast.devices import widest_float
 from modfast.library import BACKEND, HAS_OPERATORS, fake_kernel

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast import reference
+import modfast.reference as reference
 from modfast.devices import widest_float
 from modfast.library import BACKEND, fake_kernel
 from modfast.shapes import FLOATS, check_shaped, require

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast import reference
+import modfast.reference as reference
 from modfast.energy.loss import EnmeshmentLoss
 
 from .device import rows_at

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modfast import settings
+import modfast.settings as settings
 from modfast.display import listed
 from modfast.partition import Partition
 from modfast.settings import TrainConfig as TrainConfig
