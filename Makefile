@@ -26,7 +26,7 @@ $(MADE):
 
 # What the build needs comes first and by name, so that the library is built against the PyTorch it will run on.
 $(VENV)/dependencies: $(MADE) pyproject.toml
-	$(BIN)/python -m pip install --quiet torch torchvision numpy 'setuptools>=77' ninja
+	$(BIN)/python -m pip install --quiet torch torchvision numpy 'setuptools>=77' build ninja
 	touch $@
 
 $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
@@ -170,10 +170,12 @@ $(TOOLS)/installed: pyproject.toml
 DIST ?= dist
 MACHINES ?= x86_64 aarch64
 
-wheel: setup $(TOOLS)/installed ## build the wheels for Linux (x86_64 and aarch64, every Python), into dist/
+# PyTorch's headers and what builds packages are all that these take of the environment, so they do not wait until
+# a library for this machine is compiled, for its GPU too.
+wheel: $(VENV)/dependencies $(TOOLS)/installed ## build the wheels for Linux (x86_64 and aarch64, every Python), into dist/
 	$(TOOLS)/bin/python -m toolchains.wheels $(MACHINES) --python $(BIN)/python --out $(DIST)
 
-sdist: setup ## pack the sources for those who build modfast themselves, into dist/
+sdist: $(VENV)/dependencies ## pack the sources for those who build modfast themselves, into dist/
 	$(BIN)/python -m build --sdist --no-isolation --outdir $(DIST)
 
 # PYTHON says with which interpreter. The checkout's own package is not beside the tests there.
@@ -186,7 +188,7 @@ test-wheel: ## install the wheel of dist/ for this machine with PYTHON and its n
 	$(WHEEL_TEST)/venv/bin/python -m pip install --quiet $(DIST)/modfast-*_$$(uname -m).whl numpy pytest hypothesis
 	cd $(WHEEL_TEST)/checkout && ../venv/bin/python -m toolchains.try_wheel
 
-cross: setup $(TOOLS)/installed ## compile the library for macOS and Windows, which shows that it compiles; nothing is run
+cross: $(VENV)/dependencies $(TOOLS)/installed ## compile the library for macOS and Windows, which shows that it compiles; nothing is run
 	$(TOOLS)/bin/python -m toolchains.cross macos-arm64 windows-x86_64 --python $(BIN)/python
 
 # The kernels' own tests for another processor, in an emulator. They are the tests of `make sanitize`, without the
