@@ -55,8 +55,10 @@ def build_wheel(machine: str, python: Path, out: Path) -> Path:
         "MODFAST_CUDA": "0",
     }
     raw = work / "unchecked"
-    built = ["build", "--build-base", str(work / "build"), "bdist_wheel", "--dist-dir", str(raw)]
-    command = [str(python), "setup.py", "--quiet", "egg_info", "--egg-base", str(work), *built]
+    # Without "--skip-build" the wheel's command compiles all once more.
+    built = ["build", "--build-base", str(work / "build")]
+    packed = ["bdist_wheel", "--skip-build", "--dist-dir", str(raw)]
+    command = [str(python), "setup.py", "--quiet", "egg_info", "--egg-base", str(work), *built, *packed]
     run([*command, "--plat-name", f"linux_{machine}"], environment)
     (unchecked,) = raw.glob("*.whl")
     promise = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{machine}"
