@@ -84,7 +84,8 @@ def curves(
         colour, marker, _ = STYLES[position % len(STYLES)]
         dashes = STYLES[(position + position // len(STYLES)) % len(STYLES)][2]
         means, half = _intervals(numbers)
-        seeds, label = len(numbers), name
+        # Matplotlib leaves out of a legend what begins with an underscore.
+        seeds, label = len(numbers), f" {name}" if name.startswith("_") else name
         if seeds > 1:
             label += f" (mean of {seeds}{', thin: each' if every_seed else ', 95 % interval'})"
         if every_seed and seeds > 1:

@@ -31,7 +31,8 @@ def axes_for(ax: object, size: tuple[float, float] = (4.4, 3.3)) -> Axes:
         size: of a new figure, in inches.
 
     Raises:
-        TypeError: ``ax`` is neither axes nor None.
+        TypeError: ``ax`` is neither axes nor None, or the axes are polar or three-dimensional.
+        ValueError: the axes have been removed from their figure.
     """
     if ax is None:
         axes: Axes = new_grid(1, size)[0]
@@ -41,6 +42,10 @@ def axes_for(ax: object, size: tuple[float, float] = (4.4, 3.3)) -> Axes:
             f"ax must be matplotlib Axes, or None for a new figure, got {type(ax).__name__}"
             + (": pass one of its axes" if isinstance(ax, np.ndarray) else "")
         )
+    if ax.name != "rectilinear":
+        raise TypeError(f"ax must be rectangular axes, got {ax.name} ones")
+    if ax.figure is None:
+        raise ValueError("ax must be in a figure, got axes that were removed from theirs")
     return ax
 
 

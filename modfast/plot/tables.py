@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from modfast.arguments import Integer, check
 from modfast.arrays import as_tensor, require_numbers
 from modfast.circuits.measures import circuit_overlap
 from modfast.circuits.units.unit_circuit import UnitCircuit
@@ -64,8 +65,7 @@ def matrix(
     table = _table("values", values)
     rows = _names("row_names", row_names, table.shape[0])
     cols = _names("col_names", col_names, table.shape[1])
-    if isinstance(digits, bool) or digits not in range(10):
-        raise ValueError(f"digits must be an integer in [0, 9], got {digits!r}")
+    check("digits", digits, Integer(0, 9))
     known = table[np.isfinite(table)]
     if bounds is None:
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
@@ -308,7 +308,7 @@ def _draw(
     image = draw_table(axes, table, high, text, low, size=TICK - 0.15 * crowd)
     step = math.ceil(len(rows) / MOST_NUMBERED)
     written = [shortened(rows[i]) if cut else rows[i] for i in range(0, len(rows), step)]
-    axes.set_yticks(range(0, len(rows), step), written, fontsize=TICK)
+    axes.set_yticks(range(0, len(rows), step), written, fontsize=TICK, parse_math=False)
     name_columns(axes, cols, TICK)
     axes.tick_params(length=0)
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02)

@@ -22,6 +22,8 @@ from modfast.report.pictures.weights import Panel, cells_of, colour_top, draw_pa
 
 from .own_axes import LABEL, MOST_AXES, TICK, TITLE, axes_for, new_grid
 
+_OF_KERNELS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 def weights(
     loss_or_weight: Any,
@@ -177,6 +179,6 @@ def _panel(name: str, weight: Tensor, partition: Partition | None, *, short: boo
     shape = " x ".join(map(str, weight.shape))
     title = f"{name_end(name or 'weight', 20 if short else 30)} ({shape})"
     if partition is not None:
-        own = weight if weight.is_floating_point() else weight.double()
+        own = weight if weight.dtype in _OF_KERNELS else weight.double()
         title += f"\nclusterability {float(clusterability(own, partition.to(own.device))):.3f}"
     return Panel(values, partition, title, "neuron" if weight.dim() == 2 else "channel")

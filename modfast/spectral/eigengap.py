@@ -22,6 +22,10 @@ from .solver import warn_unless
 
 _MAX_ITER = 100
 
+# Values that are equal, such as those of clusters without edges between them, come out with differences of up
+# to about 1e-6: gaps that differ by less than this are taken as equal.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigengap:
@@ -40,12 +44,17 @@ class Eigengap:
     @property
     def gaps(self) -> Tensor:
         """float64, ``(m - 1,)``: ``gaps[k - 1]`` is the gap after the first ``k`` values."""
-        return -self.values.diff()
+        return (-self.values.diff()).clamp(min=0.0)
 
     @property
     def num_clusters(self) -> int:
-        """The number of clusters that the largest gap stands for, from 2 on; the smallest if several do."""
-        return 2 + int(self.gaps[1:].argmax())
+        """The number of clusters that the largest gap stands for, from 2 on; the smallest if several do.
+
+        Gaps that differ by less than 1e-5 count as equal, also in :attr:`p_value` and :attr:`supported`: the
+        values are not more exact than that.
+        """
+        gaps = self.gaps[1:]
+        return 2 + int((gaps >= gaps.max() - _ROUNDING).nonzero()[0])
 
     @property
     def gap(self) -> float:
@@ -55,7 +64,7 @@ class Eigengap:
     @property
     def shuffled_gaps(self) -> Tensor:
         """float64, ``(shuffles,)``: the largest gap of each shuffle, from 2 clusters on."""
-        return -self.shuffled_values[:, 1:].diff(dim=1).amin(1)
+        return (-self.shuffled_values[:, 1:].diff(dim=1)).amax(1).clamp(min=0.0)
 
     @property
     def p_value(self) -> float:
@@ -66,19 +75,20 @@ class Eigengap:
         shuffles = len(self.shuffled_values)
         if not shuffles:
             return float("nan")
-        return (1 + int((self.shuffled_gaps >= self.gap).sum())) / (1 + shuffles)
+        return (1 + int((self.shuffled_gaps > self.gap - _ROUNDING).sum())) / (1 + shuffles)
 
     @property
     def supported(self) -> bool | None:
         """Whether the gap is larger than that of every shuffle; None without shuffles."""
-        return bool((self.shuffled_gaps < self.gap).all()) if len(self.shuffled_values) else None
+        return bool((self.shuffled_gaps <= self.gap - _ROUNDING).all()) if len(self.shuffled_values) else None
 
     def _verdict(self) -> str:
         if self.supported is None:
             return "not compared with shuffled weights"
         count, most = len(self.shuffled_values), float(self.shuffled_gaps.max())
         word = "supported" if self.supported else "not supported"
-        return f"{word}: {count} shuffles have gaps of at most {most:.4f} (p = {self.p_value:.2g})"
+        had = "1 shuffle has a gap" if count == 1 else f"{count} shuffles have gaps"
+        return f"{word}: {had} of at most {most:.4f} (p = {self.p_value:.2g})"
 
     def __repr__(self) -> str:
         return (
@@ -88,7 +98,11 @@ class Eigengap:
 
     def _repr_html_(self) -> str:
         gaps = self.gaps.tolist()
-        others = self.shuffled_values.diff(dim=1).neg().amax(0).tolist() if len(self.shuffled_values) else []
+        others = (
+            self.shuffled_values.diff(dim=1).neg().amax(0).clamp(min=0.0).tolist()
+            if len(self.shuffled_values)
+            else []
+        )
         rows = [
             [number, value, *(each[number - 1] if number <= len(each) else None for each in (gaps, others))]
             for number, value in enumerate(self.values.tolist(), 1)
@@ -274,4 +288,8 @@ def choose_count(gaps: Mapping[int, float | None]) -> int:
         >>> choose_count({2: 0.1, 3: 0.5, 4: None})
         3
     """
-    return max(gaps, key=lambda k: (-1.0 if gaps[k] is None else gaps[k], -k))
+    known = {k: gap for k, gap in gaps.items() if gap is not None}
+    if not known:
+        return next(iter(gaps))
+    largest = max(known.values())
+    return min(k for k, gap in known.items() if gap >= largest - _ROUNDING)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MOST_NUMBERED = 20
 
 _LONGEST = 20
+_WIDEST = 1e7
 
 
 def draw_table(
@@ -53,7 +54,9 @@ def draw_table(
     if max(table.shape) > MOST_NUMBERED:
         return image
     for (row, column), value in np.ndenumerate(table):
-        written = text.format(value) if math.isfinite(value) else "n/a"
+        # Large numbers would be wider than any cell.
+        written = text.format(value) if abs(value) < _WIDEST else f"{value:.3g}"
+        written = written if math.isfinite(value) else "n/a"
         # The upper colours are light.
         colour = "white" if value < low + 0.6 * (top - low) else "black"
         axes.text(column, row, written, ha="center", va="center", color=colour, fontsize=size)
@@ -68,7 +71,8 @@ def name_columns(axes: Axes, names: Sequence[str], size: float = 9) -> None:
     # Names stand upright only where each fits into its own share of the axis.
     inches = axes.get_window_extent().width / axes.figure.dpi
     crowded = max(len(name) for name in texts) * len(texts) > 120 * inches / size
-    axes.set_xticks(shown, texts, fontsize=size)
+    # Names are not formulas: the dollars of a token would be taken for one.
+    axes.set_xticks(shown, texts, fontsize=size, parse_math=False)
     if crowded:
         axes.tick_params(axis="x", labelrotation=45)
         for text in axes.get_xticklabels():

@@ -228,7 +228,8 @@ def draw_panel(axes: Axes, panel: Panel, cells: Cells, top: float) -> QuadMesh:
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="lightgrey")
     values = np.ma.masked_invalid(cells.values)
     mesh = axes.pcolormesh(col_edges, row_edges, values, cmap=colours, vmin=0.0, vmax=top)
-    axes.invert_yaxis()
+    # Axes that are shared or drawn into again may have been turned already.
+    axes.yaxis.set_inverted(True)
     for border in row_starts[1:-1]:
         axes.axhline(border, color="white", linewidth=0.6)
     for border in col_starts[1:-1]:
