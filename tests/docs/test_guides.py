@@ -42,3 +42,21 @@ def test_scaling(tmp_path, number):
     assert done.returncode == 0, done.stderr
     (found,) = re.findall(r"\{'0': ([\d.]+)\}", done.stdout)
     assert float(found) > 0.9
+
+
+def test_options_that_pages_name():
+    known = set()
+    for command in ("train", "reproduce", "circuits", "cluster", "report"):
+        done = subprocess.run(
+            [sys.executable, "-m", "modfast", command, "--help"], capture_output=True, text=True, check=True
+        )
+        known |= set(re.findall(r"--[a-z][a-z0-9-]*", done.stdout))
+    page = (GUIDES / "command-line.md").read_text(encoding="utf-8")
+    others = {"--strip-components", "--nproc-per-node"}  # of tar and torchrun
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page)) <= known | others
+
+
+def test_tables_end_once():
+    for page in GUIDES.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert text.count(" table: begin -->") == text.count(" table: end -->"), page.name
