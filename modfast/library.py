@@ -33,11 +33,11 @@ def _choose_backend(is_built: bool) -> str:
     if wanted is not None:
         return wanted
     warnings.warn(
-        "modfast has no compiled library here, as after an installation without a C++ compiler: it computes "
+        "modfast has no compiled library here, as after an installation without a C++ compiler. It computes "
         "the same in plain PyTorch (the reference backend), many times slower. For the fast one install a "
-        "C++ compiler (for example: apt install g++), then run: pip install --force-reinstall --no-deps "
-        "--no-cache-dir modfast, in a checkout: pip install --no-build-isolation -e . "
-        "MODFAST_BACKEND=reference keeps the slow one, without this warning",
+        "C++ compiler (for example: apt install g++) and then modfast again. In a clone of the repository "
+        "run: pip install --force-reinstall --no-deps --no-cache-dir . "
+        "To stay with plain PyTorch and not be warned, set MODFAST_BACKEND=reference.",
         RuntimeWarning,
         stacklevel=2,
     )

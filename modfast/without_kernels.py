@@ -55,9 +55,8 @@ def warn_without_kernels(device: torch.device) -> None:
     warnings.warn(
         "this build of modfast has no CUDA kernels: on a GPU plain PyTorch computes, which is slower, and "
         "clustering and circuits run on the CPU. To build the kernels you need a CUDA toolkit of the same "
-        "major version as PyTorch's. In a checkout run: MODFAST_CUDA=1 pip install --no-build-isolation -e . "
-        "Elsewhere run: MODFAST_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps "
-        "--no-binary modfast modfast",
+        "major version as PyTorch's. In a clone of the repository run: "
+        "MODFAST_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps --no-cache-dir .",
         MissingKernelsWarning,
         stacklevel=3,
     )

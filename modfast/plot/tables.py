@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,6 +165,10 @@ def circuits(
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['class 0 (2)', 'class 1 (2)']
     """
+    if not isinstance(circuits, Iterable):
+        raise TypeError(
+            f"circuits must be a sequence or a mapping of circuits, got {type(circuits).__name__}"
+        )
     given: list[Any] = list(circuits.values() if isinstance(circuits, Mapping) else circuits)
     overlap = circuit_overlap(given, layer).cpu().numpy()
     if isinstance(circuits, Mapping):

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .numbers import NOTHING
+from .numbers import NOTHING, is_unclear
 
 
 def shuffled_cuts(record: Mapping[str, Any], k: int) -> Sequence[float]:
@@ -66,7 +66,7 @@ def network_table(results: Mapping[str, Any]) -> Table:
         k, gap = clustering["num_clusters"], clustering["gap"]
         mark = "  "
         if k == record["chosen"]:
-            unclear = gap is None or largest is None or gap <= largest
+            unclear = is_unclear(gap, largest)
             mark = " ?" if unclear else " *"
         cuts, score = shuffled_cuts(record, k), z_score(record, clustering)
         sizes = clustering["sizes"]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from modfast.spectral.eigengap import GAP_ROUNDING
+
 from .statistics import mean_interval
 
 MINUS = "\N{MINUS SIGN}"
@@ -130,6 +132,16 @@ def percent(share: float | None) -> str:
 def shuffled_gap(record: Mapping[str, Any]) -> float | None:
     """Return the largest gap in any shuffle of the weights, over all numbers of clusters that were tried."""
     return max(record["shuffled"]["largest_gaps"], default=None)
+
+
+def is_unclear(gap: float | None, shuffled: float | None) -> bool:
+    """Whether a gap is no larger than the largest one in shuffled weights, or one of them is unknown.
+
+    Example:
+        >>> is_unclear(0.4, 0.1), is_unclear(0.1, 0.1), is_unclear(0.4, None)
+        (False, True, True)
+    """
+    return gap is None or shuffled is None or gap - GAP_ROUNDING < shuffled
 
 
 def name_end(name: str, most: int = 34) -> str:

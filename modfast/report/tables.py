@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .numbers import cell, shuffled_gap
+from .numbers import cell, is_unclear, shuffled_gap
 from .statistics import mean_interval, paired_interval
 
 
@@ -158,8 +158,8 @@ def cluster_table(results: Mapping[str, Any]) -> Table:
         for clustering in shown:
             is_chosen, gap, mark = clustering["num_clusters"] == record["chosen"], clustering["gap"], "  "
             if is_chosen:
-                is_unclear = gap is None or largest is None or gap <= largest
-                mark, unclear = " ?" if is_unclear else " *", unclear or is_unclear
+                mark = " ?" if is_unclear(gap, largest) else " *"
+                unclear = unclear or is_unclear(gap, largest)
             unconverged = unconverged or not clustering["converged"]
             label = name if clustering is shown[0] else ""
             mark = mark if clustering["converged"] else f"!{mark}"

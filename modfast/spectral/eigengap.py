@@ -24,7 +24,7 @@ _MAX_ITER = 100
 
 # Values that are equal, such as those of clusters without edges between them, come out with differences of up
 # to about 1e-6: gaps that differ by less than this are taken as equal.
-_ROUNDING = 1e-5
+GAP_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +54,7 @@ class Eigengap:
         values are not more exact than that.
         """
         gaps = self.gaps[1:]
-        return 2 + int((gaps >= gaps.max() - _ROUNDING).nonzero()[0])
+        return 2 + int((gaps >= gaps.max() - GAP_ROUNDING).nonzero()[0])
 
     @property
     def gap(self) -> float:
@@ -75,12 +75,14 @@ class Eigengap:
         shuffles = len(self.shuffled_values)
         if not shuffles:
             return float("nan")
-        return (1 + int((self.shuffled_gaps > self.gap - _ROUNDING).sum())) / (1 + shuffles)
+        return (1 + int((self.shuffled_gaps > self.gap - GAP_ROUNDING).sum())) / (1 + shuffles)
 
     @property
     def supported(self) -> bool | None:
         """Whether the gap is larger than that of every shuffle; None without shuffles."""
-        return bool((self.shuffled_gaps <= self.gap - _ROUNDING).all()) if len(self.shuffled_values) else None
+        return (
+            bool((self.shuffled_gaps <= self.gap - GAP_ROUNDING).all()) if len(self.shuffled_values) else None
+        )
 
     def _verdict(self) -> str:
         if self.supported is None:
@@ -292,4 +294,4 @@ def choose_count(gaps: Mapping[int, float | None]) -> int:
     if not known:
         return next(iter(gaps))
     largest = max(known.values())
-    return min(k for k, gap in known.items() if gap >= largest - _ROUNDING)
+    return min(k for k, gap in known.items() if gap >= largest - GAP_ROUNDING)

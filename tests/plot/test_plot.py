@@ -366,6 +366,10 @@ class TestTables:
         named = plot.circuits(dict(zip("abc", circuits(), strict=True)))
         assert [text.get_text() for text in named.get_xticklabels()] == ["a", "b", "c"]
 
+    def test_one_circuit_alone_is_refused(self):
+        with pytest.raises(TypeError, match="must be a sequence or a mapping of circuits, got Circuit"):
+            plot.circuits(circuits()[0])
+
     def test_unit_circuits(self, ax):
         kept = torch.tensor([[True, True, False, False], [True, False, True, True]])
         scores = torch.tensor([torch.nan, 1, 2, 3]).double()
