@@ -284,14 +284,21 @@ class _Enmeshment(torch.autograd.Function):
         if slopes is None:
             return (None,) * len(ctx.needs_input_grad)
         needed = ctx.needs_input_grad[4:]
-        return (None, None, None, None, *_needed_grads(ctx, needed, slopes, ctx.groups))
+        return (None, None, None, None, *_needed_grads(ctx, ctx.saved_tensors, needed, slopes, ctx.groups))
 
 
 def _needed_grads(
-    ctx: Any, needed: Sequence[bool], slopes: Tensor, groups: tuple[Group, ...] = ()
+    ctx: Any,
+    saved: Sequence[Tensor],
+    needed: Sequence[bool],
+    slopes: Tensor,
+    groups: tuple[Group, ...] = (),
 ) -> list[Tensor | None]:
-    """The gradient of each weight that needs one, given the slopes of the losses."""
-    energies, *weights = ctx.saved_tensors
+    """The gradient of each weight that needs one, given the slopes of the losses.
+
+    ``saved`` are ``ctx.saved_tensors``, which torch.utils.checkpoint gives only once.
+    """
+    energies, *weights = saved
     rows, cols, counts = ctx.rows, ctx.cols, ctx.num_clusters
     # With create_graph, or in forward mode, the gradient is differentiated again.
     if torch.is_grad_enabled() or in_forward_mode():
@@ -346,11 +353,12 @@ class _ReducedEnmeshment(torch.autograd.Function):
         needed = ctx.needs_input_grad[5:]
         if slope is None:
             return (None,) * len(ctx.needs_input_grad)
-        slopes = slope.to(ctx.saved_tensors[0].dtype)
+        saved = ctx.saved_tensors
+        slopes = slope.to(saved[0].dtype)
         if ctx.mean and len(needed) > 1:
             slopes = slopes / len(needed)
         slopes = slopes.reshape(1).expand(len(needed))
-        return (None, None, None, None, None, *_needed_grads(ctx, needed, slopes))
+        return (None, None, None, None, None, *_needed_grads(ctx, saved, needed, slopes))
 
 
 # PyTorch asks for the signature at each call, and making it takes longer than the arithmetic on two sums.
