@@ -27,7 +27,7 @@ SMALL = ["--data", "digits", "--model", "circuit_helpers:Tiny", "--layers", "fc2
 
 def test_the_device_can_be_chosen():
     assert choose_device("standin").type == choose_device("standin:0").type == "standin"
-    assert modfast.backend()["kernels"] == ([] if BACKEND == "reference" else ["cpu"])
+    assert "standin" not in modfast.backend()["kernels"]
     with pytest.raises(ValueError, match="device must be 'auto' or one that computes, got 'meta'"):
         choose_device("meta")
 
