@@ -161,7 +161,7 @@ def test_without_a_library_the_reference_computes_and_one_warning_says_so(run_py
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Warning") == 1
     assert "RuntimeWarning: modfast has no compiled library here" in done.stderr
-    assert "install a C++ compiler (for example: apt install g++), then run: pip install" in done.stderr
+    assert "install a C++ compiler (for example: apt install g++) and then modfast again" in done.stderr
     told, _, outputs = done.stdout.partition("\n")
     told = ast.literal_eval(told)
     assert (told["backend"], told["version"], told["cpu"]) == ("reference", modfast.__version__, None)

@@ -3,7 +3,6 @@
 Signatures and docstrings name ``modfast.partition.Partition``; the reference has ``modfast.Partition``.
 """
 
-import importlib
 from typing import Any
 
 from docutils import nodes
@@ -11,19 +10,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-
-def find(name: str) -> Any:
-    """Return the object of a dotted name, or None."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:count]))
-        except ImportError:
-            continue
-        for part in parts[count:]:
-            found = getattr(found, part, None)
-        return found
-    return None
+from .find_object import find
 
 
 def to_public_name(

@@ -14,7 +14,7 @@ from browser import Browser
 
 import modfast
 from docs.site_extensions.check_links import broken_links, external_links
-from docs.site_extensions.public_names import find
+from docs.site_extensions.find_object import find
 
 DOCS = Path(__file__).parents[2] / "docs"
 
