@@ -1,4 +1,4 @@
-"""Finds the object of a dotted name; needs no Sphinx, so that the tests of the site can be read without it."""
+"""Finds the object of a dotted name, without Sphinx: the tests of the site are collected where it is not."""
 
 import pkgutil
 from typing import Any
