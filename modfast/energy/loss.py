@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import modfast.reference as reference
-from modfast.arrays import is_sharded
-from modfast.devices import widest_float
 from modfast.display import html_table, listed
-from modfast.layers.autograd_graph import leaves_of
 from modfast.layers.layer import Choices, Layer
 from modfast.layers.partitioned import PartitionsByName, partitioned_layers
 from modfast.partition import Partition, pack_partitions, unpack_partitions
 
-from . import sharded
-from .functional import clusterability, enmeshment
+from .functional import clusterability
 from .gradients import grad_of, scale_of
 from .kept import KeptLayers, is_transformed
+from .layer_losses import LayerLosses
 from .loss_layers import chosen_layers, placed_partition
 from .operators import (
     TAKES_PACKED,
-    accumulate_enmeshment_grad_,
     accumulate_packed_enmeshment_grad_,
-    add_enmeshment_grad_,
-    enmeshments,
-    enmeshments_and_energies,
     reduced_enmeshment,
 )
 
@@ -117,11 +109,11 @@ class EnmeshmentLoss(nn.Module):
         self._set_layers(chosen_layers(module, partitions, layers, exclude))
 
     def _set_layers(self, chosen: Sequence[tuple[Layer, Partition]]) -> None:
-        # In a list, since a registered child would put the model's weights into this loss's parameters.
-        self._attached: list[Layer] | None = [layer for layer, _ in chosen]
-        self._names = [layer.name for layer, _ in chosen]
+        layers = [layer for layer, _ in chosen]
+        self._names = [layer.name for layer in layers]
         self._partitions = [placed_partition(layer, partition) for layer, partition in chosen]
-        self._pieces: dict[int, tuple[object, sharded.Piece]] = {}
+        # No modules of this loss: its parameters would be the model's weights.
+        self._attached: LayerLosses | None = LayerLosses(layers, self._partitions)
         self._kept: KeptLayers | None = None
 
     def attach(self, module: nn.Module) -> EnmeshmentLoss:
@@ -145,12 +137,16 @@ class EnmeshmentLoss(nn.Module):
         return self
 
     @property
-    def _layers(self) -> list[Layer]:
+    def _losses(self) -> LayerLosses:
         if self._attached is None:
             raise RuntimeError(
                 "this loss was pickled, which keeps no model: give it one by loss.attach(model)"
             )
         return self._attached
+
+    @property
+    def _layers(self) -> Sequence[Layer]:
+        return self._losses.layers
 
     @property
     def partitions(self) -> dict[str, Partition]:
@@ -183,10 +179,11 @@ class EnmeshmentLoss(nn.Module):
                     f"not {own[name].shape}"
                 )
         self._partitions = [restored[name].to(own[name].device) for name in self._names]
-        self._pieces = {}
+        if self._attached is not None:
+            self._attached = LayerLosses(self._layers, self._partitions)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_attached": None, "_pieces": {}, "_kept": None}
+        return {**self.__dict__, "_attached": None, "_kept": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_kept": None, **state})  # releases before this one kept nothing
@@ -195,7 +192,7 @@ class EnmeshmentLoss(nn.Module):
         # Unlike a pickled one, a copy belongs to the model that is copied with it.
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_pieces": {}, "_kept": None}, memo))
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, "_kept": None}, memo))
         return copied
 
     @torch.no_grad()
@@ -232,65 +229,7 @@ class EnmeshmentLoss(nn.Module):
                     return reduced
         if stored is None:
             stored = [layer.stored() for layer in self._layers]
-        return self._reduce(self._losses(stored, range(len(stored))), stored)
-
-    def _losses(self, stored: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
-        """The losses of some layers in their order, float64, given the tensors that hold all weights."""
-        parts, places = [], []
-        for members in _groups(stored, indices):
-            if is_sharded(stored[members[0]]):
-                parts.append(self._sharded(stored, members))
-            else:
-                labels = self._labels(stored[members[0]].device, members)
-                parts.append(enmeshments([self._layers[i].oriented(stored[i]) for i in members], *labels))
-            places += members
-        return _in_order(parts, places)
-
-    def _labels(
-        self, device: torch.device, members: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        """The row labels, the column labels and the numbers of clusters of some layers, on a device."""
-        chosen = [self._partitions[i] for i in members]
-        placed = [own if own.device == device else own.to(device) for own in chosen]
-        return (
-            [own.row_labels for own in placed],
-            [own.col_labels for own in placed],
-            [own.num_clusters for own in placed],
-        )
-
-    def _piece(self, index: int, stored: Any) -> sharded.Piece:
-        """What this process holds of a ``DTensor``, as (out, in); cached, since placements seldom change."""
-        if self._layers[index].place is not None:
-            raise TypeError(
-                f"layer {self._names[index]!r} is one of a stack that is spread over processes "
-                "(DTensor), which is not supported: take the enmeshment of its full_tensor()"
-            )
-        key = (stored.device_mesh, stored.placements, stored.device)
-        if index not in self._pieces or self._pieces[index][0] != key:
-            partition, transposed = self._partitions[index], self._layers[index].stored_transposed
-            with torch.inference_mode(False):  # cached, and used again where gradients are recorded
-                piece = sharded.piece_of(stored, partition.transpose() if transposed else partition)
-            if transposed:
-                piece = sharded.Piece(piece.col_labels, piece.row_labels, piece.group)
-            self._pieces[index] = (key, piece)
-        return self._pieces[index][1]
-
-    def _piece_labels(
-        self, pieces: Sequence[sharded.Piece], members: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        return (
-            [piece.row_labels for piece in pieces],
-            [piece.col_labels for piece in pieces],
-            [self._partitions[i].num_clusters for i in members],
-        )
-
-    def _sharded(self, stored: Sequence[Tensor], members: Sequence[int]) -> Tensor:
-        """The losses of some layers, from the energies that each process sums over its own pieces."""
-        pieces = [self._piece(i, stored[i]) for i in members]
-        # The piece is transposed, not the DTensor: not every PyTorch keeps a DTensor's placements then.
-        own = [self._layers[i].oriented(sharded.local(stored[i])) for i in members]
-        groups = tuple(piece.group for piece in pieces)
-        return enmeshments(own, *self._piece_labels(pieces, members), groups)
+        return self._reduce(self._losses.losses(stored, range(len(stored))), stored)
 
     def accumulate_grad_(self, scale: float, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         """Add ``scale * dE/dW`` into each weight's ``.grad``, without autograd, and return the loss.
@@ -380,89 +319,9 @@ class EnmeshmentLoss(nn.Module):
         with torch.enable_grad():  # without it a computed weight would look frozen
             stored = [layer.stored() for layer in self._layers]
         self._keep(stored)
-        wanted: list[int] = []
-        computed: list[int] = []
-        frozen: list[int] = []
-        for index, weight in enumerate(stored):
-            kind = frozen if not weight.requires_grad else wanted if weight.is_leaf else computed
-            kind.append(index)
-        parts, places = [], []
-        if computed:
-            parts.append(self._accumulate_computed(computed, stored, factor))
-            places += computed
+        losses = self._losses.accumulate(stored, factor)
         with torch.no_grad():
-            for members in _groups(stored, wanted):
-                parts.append(self._accumulate(members, [stored[i] for i in members], factor))
-                places += members
-            for index in frozen:
-                oriented = self._layers[index].oriented(stored[index])
-                value = enmeshment(oriented, self._partitions[index])
-                parts.append(value.to(widest_float(value.device)).reshape(1))
-                places.append(index)
-            return self._reduce(_in_order(parts, places), stored)
-
-    def _accumulate_computed(
-        self, members: Sequence[int], stored: Sequence[Tensor], factor: float | Tensor
-    ) -> Tensor:
-        """Accumulate gradients of computed weights by autograd; return their losses: float64, (members,)."""
-        with torch.enable_grad():
-            losses = self._losses(stored, members)
-        leaves = leaves_of(losses)
-        # Not by backward(), which would run the hooks of DistributedDataParallel out of turn.
-        grads = torch.autograd.grad(losses, leaves, torch.ones_like(losses) * factor, allow_unused=True)
-        with torch.no_grad():
-            for leaf, grad in zip(leaves, grads, strict=True):
-                if grad is not None:
-                    grad_of(leaf).add_(grad)
-        return losses.detach()
-
-    def _accumulate(self, members: Sequence[int], stored: Sequence[Tensor], factor: float) -> Tensor:
-        """Accumulate gradients of one group of layers in one pass; return losses: float64, (members,)."""
-        grads = [grad_of(weight) for weight in stored]
-        weights, targets = list(stored), list(grads)
-        for place, (weight, grad) in enumerate(zip(stored, grads, strict=True)):
-            if grad.dtype != weight.dtype:  # ``grad_dtype`` is set: computed in a dtype that holds both
-                dtype = torch.promote_types(weight.dtype, grad.dtype)
-                weights[place] = weight.to(dtype)
-                targets[place] = grad if grad.dtype == dtype else torch.zeros_like(grad, dtype=dtype)
-        if is_sharded(stored[0]):
-            losses = self._accumulate_sharded(members, weights, targets, factor)
-        else:
-            layers = [self._layers[i] for i in members]
-            rows, cols, counts = self._labels(stored[0].device, members)
-            losses = accumulate_enmeshment_grad_(
-                [layer.oriented(weight) for layer, weight in zip(layers, weights, strict=True)],
-                [layer.oriented(target) for layer, target in zip(layers, targets, strict=True)],
-                rows,
-                cols,
-                counts,
-                factor,
-            )
-        for grad, target in zip(grads, targets, strict=True):
-            if target is not grad:
-                grad.add_(target)
-        torch.autograd.graph.increment_version(grads)
-        return losses
-
-    def _accumulate_sharded(
-        self, members: Sequence[int], stored: Sequence[Any], grads: Sequence[Any], factor: float
-    ) -> Tensor:
-        for index, weight, grad in zip(members, stored, grads, strict=True):
-            if getattr(grad, "placements", None) != weight.placements:
-                raise RuntimeError(
-                    f"layer {self._layers[index].name!r} has a .grad that is not spread over processes as "
-                    f"its weight is, by {weight.placements}"
-                )
-        layers = [self._layers[i] for i in members]
-        pieces = [self._piece(index, weight) for index, weight in zip(members, stored, strict=True)]
-        labels = self._piece_labels(pieces, members)
-        own = [layer.oriented(weight.to_local()) for layer, weight in zip(layers, stored, strict=True)]
-        own_grads = [layer.oriented(grad.to_local()) for layer, grad in zip(layers, grads, strict=True)]
-        _, energies = enmeshments_and_energies(own, *labels)
-        energies = sharded.sum_all_over(energies, [piece.group for piece in pieces])
-        slopes = torch.full((len(own),), factor, dtype=energies.dtype, device=energies.device)
-        add_enmeshment_grad_(own, own_grads, energies, slopes, *labels)
-        return reference.enmeshment_of_split(energies)
+            return self._reduce(losses, stored)
 
     @torch.no_grad()
     def clusterability(self) -> dict[str, float]:
@@ -483,21 +342,3 @@ class EnmeshmentLoss(nn.Module):
         ]
         title = f"EnmeshmentLoss: {self.reduction} of {len(rows)} layers"
         return html_table(title, ("layer", "out x in", "clusters"), rows)
-
-
-def _groups(weights: Sequence[Tensor], indices: Iterable[int]) -> list[list[int]]:
-    """Group the weights that one pass can take: on one device, all whole or all spread over processes."""
-    groups: dict[tuple[torch.device, bool], list[int]] = {}
-    for index in indices:
-        groups.setdefault((weights[index].device, is_sharded(weights[index])), []).append(index)
-    return list(groups.values())
-
-
-def _in_order(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-    """Join the parts to one vector, in which each element stands at its place."""
-    if len(parts) == 1:
-        return parts[0]
-    # On a device that has float64, if there is one.
-    home = next((part for part in parts if part.dtype == torch.float64), parts[0])
-    together = torch.cat([part.to(home.device).to(home.dtype) for part in parts])
-    return together[sorted(range(len(places)), key=places.__getitem__)]

@@ -35,7 +35,7 @@ class LossLayers:
         self.elsewhere: list[int] = []
         self._own = parameters
         # What is replaced if the loss gets other layers or partitions.
-        self._layers, self._partitions = loss._layers, loss._partitions
+        self._losses = loss._losses
         self._homes: list[dict[str, Any]] = []
         self._attributes = [layer.attribute for layer in loss._layers]
         self._parameters = [layer.parameter for layer in loss._layers]
@@ -58,7 +58,7 @@ class LossLayers:
 
     def are_layers_of(self, loss: EnmeshmentLoss) -> bool:
         """Whether these are still the layers of a loss, with the same partitions."""
-        return loss is self.loss and loss._attached is self._layers and loss._partitions is self._partitions
+        return loss is self.loss and loss._attached is self._losses
 
     def are_those_of(self, loss: EnmeshmentLoss) -> bool:
         """Whether these are still the layers of a loss, each with the same parameter and partition."""
@@ -100,10 +100,10 @@ class LossLayers:
         if not self.computed:
             return
         with torch.inference_mode(False), torch.enable_grad():
-            stored: list[Any] = [None] * len(self._layers)
+            stored: list[Any] = [None] * len(self._losses.layers)
             for index in self.computed:
-                stored[index] = self._layers[index].stored()
+                stored[index] = self._losses.layers[index].stored()
             trained = [index for index in self.computed if stored[index].requires_grad]
             if trained:
                 scaled = factor if grad_scale is None else factor * grad_scale.to(stored[trained[0]].device)
-                self.loss._accumulate_computed(trained, stored, scaled)
+                self._losses.accumulate_computed(trained, stored, scaled)

@@ -121,7 +121,7 @@ class Plan:
                 places += [held[place] for place in current]
         others = sorted(set(range(len(stored))) - set(places))
         if others:
-            parts.append(loss._losses(stored, others))
+            parts.append(loss._losses.losses(stored, others))
             places += others
         home = next((part for part in parts if part.dtype == torch.float64), parts[0])
         together = torch.cat([part.to(home.device).to(home.dtype) for part in parts])

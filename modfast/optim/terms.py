@@ -223,7 +223,7 @@ def _labels_of(loss: EnmeshmentLoss, index: int, parameter: Tensor) -> tuple[Ten
     """The labels of the rows and the columns of a weight as it is stored: int32, of this process's piece."""
     layer, group = loss._layers[index], sharded.ALONE
     if is_sharded(parameter):
-        rows, cols, group = loss._piece(index, parameter)
+        rows, cols, group = loss._losses.piece(index, parameter)
     else:
         placed = loss._partitions[index].to(parameter.device)
         rows, cols = placed.row_labels, placed.col_labels
