@@ -156,6 +156,8 @@ _HOMES = {
     "spectral.shuffling": "ShuffleTest shuffle_test",
     "spectral.solver": "ConvergenceWarning",
 }
+# Modules for users, which are reached as attributes too.
+_MODULES = ("compat", "estimators", "integrations", "optim", "plot", "reference", "tasks")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 check_requirements()
@@ -185,5 +187,5 @@ if not TYPE_CHECKING:  # else type checkers would take any name for one of ours
 
 
 def __dir__() -> list[str]:
-    """Return the public names, whether or not they are imported yet."""
-    return sorted({*globals(), *__all__})
+    """Return the public names and modules, whether or not they are imported yet."""
+    return sorted({*globals(), *__all__, *_MODULES})

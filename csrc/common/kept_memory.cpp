@@ -5,6 +5,9 @@
 #elif defined(_WIN32)
 #include <malloc.h>
 #endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -51,9 +54,21 @@ struct Kept {
   }
 };
 
+Kept& kept();
+
+// A forked process has one thread. Were the mutex held by another one at the time, nobody would ever unlock it.
+Kept* make_kept() {
+#if !defined(_WIN32)
+  const auto lock = [] { kept().mutex.lock(); };
+  const auto unlock = [] { kept().mutex.unlock(); };
+  if (pthread_atfork(lock, unlock, unlock) != 0) throw std::bad_alloc();  // its only error
+#endif
+  return new Kept;
+}
+
 // Never destroyed: a tensor may be freed after static objects are destroyed.
 Kept& kept() {
-  static Kept* const only = new Kept;
+  static Kept* const only = make_kept();
   return *only;
 }
 
