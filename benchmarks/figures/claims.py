@@ -20,7 +20,13 @@ else:
     import tomli as tomllib
 
 FILE = Path(__file__).with_name("figures.toml")
-_TAKE = {"min": min, "max": max, "sum": sum, "mean": mean}
+_TAKE = {
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "mean": mean,
+    "above zero": lambda each: sum(n > 0 for n in each),
+}
 
 
 class Measured(NamedTuple):
