@@ -11,7 +11,7 @@ MATRIX := 2.11.0 2.13.0 newest
 # The matrix tests with those of these interpreters that are installed; PyTorch must have wheels for them.
 PYTHONS ?= $(foreach version,3.10 3.12 3.13 3.14 3.15,$(shell python$(version) -c 'import sys; print(sys.executable)' 2>/dev/null))
 
-.PHONY: help setup docs demo test test-emulated test-emulated-sanitized check bench bench-results soak test-cuda bench-cuda resources sanitize wheel sdist test-wheel cross test-aarch64 lint format test-matrix clean
+.PHONY: help setup docs demo test test-reference test-emulated test-emulated-sanitized check bench bench-results soak test-cuda bench-cuda resources sanitize wheel sdist test-wheel cross test-aarch64 lint format test-matrix clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,13 +63,16 @@ check: setup ## run all tests, those of the CUDA kernels on an emulated GPU
 	$(BIN)/python $(PYTEST)
 	$(MAKE) --no-print-directory test-emulated test-emulated-sanitized
 
+test-reference: setup ## run the families' tests in plain PyTorch, which computes everything where there is no compiler
+	MODFAST_BACKEND=reference $(BIN)/python $(PYTEST) --dist worksteal -m "not slow" $(FAMILIES)
+
 # Operators on CPU tensors then run the CUDA kernels, compiled for the CPU; see tests/emulation.
 EMULATED = MODFAST_BACKEND=emulated
-EMULATED_ROOMS = tests/energy tests/spectral tests/circuits tests/optim
+FAMILIES = tests/energy tests/spectral tests/circuits tests/optim
 
 test-emulated: setup ## run the families' tests with the CUDA kernels, on an emulated GPU
 	$(BIN)/python tests/emulation/build.py
-	$(EMULATED) $(BIN)/python $(PYTEST) --dist worksteal -m "cuda or not slow" $(EMULATED_ROOMS)
+	$(EMULATED) $(BIN)/python $(PYTEST) --dist worksteal -m "cuda or not slow" $(FAMILIES)
 
 # The sanitizers take the place of the emulation's own checks of shared memory; a library that is loaded later
 # needs their runtime from the start.
@@ -77,7 +80,7 @@ test-emulated-sanitized: setup ## the same tests of CUDA kernels under the addre
 	$(BIN)/python tests/emulation/build.py --sanitize
 	$(EMULATED) MODFAST_EMULATED_LIBRARY=build/emulated-sanitized/_emulated.so ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(BIN)/python $(PYTEST) --dist worksteal -m cuda $(EMULATED_ROOMS)
+	  $(BIN)/python $(PYTEST) --dist worksteal -m cuda $(FAMILIES)
 
 bench: setup ## time each family beside other implementations and the least possible time, as tables
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench/pytest-benchmark.json

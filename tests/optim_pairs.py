@@ -53,6 +53,20 @@ class Pair:
         if self.losses[0] is not None:
             assert_value(self.ours)
 
+    def assert_as_exact(self, exact):
+        """Our parameters are those of a pair in float64, or no farther from them than PyTorch's.
+
+        Where a gradient is nearly nothing, Adam's division by its size makes rounding large. Two runs in
+        float32 then differ, and the one in float64 decides.
+        """
+        models = (*self.models, exact.models[1])
+        ours, theirs, right = (
+            torch.cat([each.detach().flatten() for each in model.parameters()]) for model in models
+        )
+        off, allowed = (float((each.double() - right).abs().max()) for each in (ours, theirs))
+        assert off <= max(allowed, TOLERANCE[ours.dtype] * float(right.abs().max()))
+        assert_value(self.ours)
+
 
 def assert_value(optimizer):
     """The kept value is the loss of the weights as they are."""
