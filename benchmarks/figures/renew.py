@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "circuits/cpu": ("benchmarks.circuits.table",),
     "circuits/units": ("benchmarks.circuits.units",),
     "circuits/convolutions": ("benchmarks.circuits.convolutions", "--threads", "1"),
+    "examples/cpu": ("benchmarks.examples.seconds",),
 }
 
 
