@@ -1,7 +1,7 @@
 """Times the scripts of examples/, in seconds of a processor, which other programs hardly change.
 
-``python -m benchmarks.examples.seconds`` runs each script in an interpreter of its own, with one thread, in an
-empty folder, and prints a table; ``--json FILE`` keeps it.
+``python -m benchmarks.examples.seconds`` runs each script in an interpreter of its own, with one thread, in
+an empty folder, and prints a table; ``--json FILE`` keeps it.
 """
 
 from __future__ import annotations
