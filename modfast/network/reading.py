@@ -43,7 +43,8 @@ def read_network(model: nn.Module, example_inputs: Any) -> Network:
             is one weight, as the forward pass multiplies by it.
         example_inputs: what the model takes: a tensor, a tuple of positional arguments, or a mapping of
             keyword arguments. They are moved to the model's device. Units do not depend on the numbers in
-            them, but a branch that they do not reach is not seen.
+            them, but a branch that they do not reach is not seen, and inputs that are one and the same tensor
+            are the same units.
 
     Returns:
         The :class:`Network`, whose layers are those that the example used.

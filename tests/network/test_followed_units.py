@@ -144,3 +144,18 @@ def test_a_batch_norm_of_another_axis_is_not_folded_in() -> None:
     torch.testing.assert_close(
         scaled[8:16, :8], model.first.weight.detach().abs() * 3.0 / (1.0 + model.norm.eps) ** 0.5
     )
+
+
+def test_inputs_that_are_one_tensor_are_the_same_units():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x, y):
+            return self.a(x), self.b(y)
+
+    x, model = torch.randn(2, 4), Two()
+    joined, apart = (read_network(model, inputs).layers for inputs in ((x, x), (x, x.clone())))
+    assert torch.equal(joined["a"].col_units, joined["b"].col_units)
+    assert not set(apart["a"].col_units.tolist()) & set(apart["b"].col_units.tolist())
