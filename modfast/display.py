@@ -13,8 +13,17 @@ _HEADING = "border-bottom: 1px solid currentColor; padding: 0.15em 0.7em; text-a
 _CELL = "padding: 0.15em 0.7em; text-align: "
 
 
+# A shape is read in one line; a note of a sentence may take several.
+_UNBROKEN = 40
+
+
 def html_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[object]], most: int | None = 30
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    most: int = 30,
+    last: int = 0,
+    hint: str = "",
 ) -> str:
     """Return a table as HTML, for ``_repr_html_``; everything in it is escaped.
 
@@ -22,16 +31,22 @@ def html_table(
         title: what stands above it.
         headings: the names of the columns.
         rows: the cells: texts stand on the left, numbers on the right, None is an empty cell.
-        most: show at most so many rows, and say how many there are more; None shows all.
+        most: show at most so many rows, and say how many are left out.
+        last: so many of them are those at the end, below what is left out.
+        hint: how to see all, beside the number of rows that are left out.
 
     Example:
         >>> table = html_table("two <b>", ["name", "size"], [["a", 1], ["b & c", 2000]], most=1)
         >>> "two &lt;b&gt;" in table, "... and 1 more" in table, "2,000" in table
         (True, True, False)
+        >>> html_table("five", ["n"], [[f"row {i}"] for i in range(5)], 3, last=1).count("row ")
+        3
     """
     cells = [list(row) for row in rows]
-    shown = cells if most is None else cells[:most]
-    numeric = [any(_is_number(row[i]) for row in shown) for i in range(len(headings))]
+    left_out = max(len(cells) - most, 0)
+    first = cells[: most - last] if left_out else cells
+    end = cells[len(cells) - last :] if left_out else []
+    numeric = [any(_is_number(row[i]) for row in (*first, *end)) for i in range(len(headings))]
     sides = ["right" if number else "left" for number in numeric]
     lines = [
         f'<table style="{_TABLE}">',
@@ -43,17 +58,22 @@ def html_table(
         for heading, side in zip(headings, sides, strict=True)
     ]
     lines.append("</tr></thead><tbody>")
-    for row in shown:
-        written = (
-            f'<td style="{_CELL}{side}">{html.escape(_text(value))}</td>'
-            for value, side in zip(row, sides, strict=True)
-        )
-        lines.append(f"<tr>{''.join(written)}</tr>")
-    if len(shown) < len(cells):
-        more = f"... and {len(cells) - len(shown):,} more"
-        lines.append(f'<tr><td colspan="{len(headings)}" style="{_CELL}left">{more}</td></tr>')
+    lines += [_html_row(row, sides) for row in first]
+    if left_out:
+        more = f"... and {left_out:,} more{hint}"
+        lines.append(f'<tr><td colspan="{len(headings)}" style="{_CELL}left">{html.escape(more)}</td></tr>')
+    lines += [_html_row(row, sides) for row in end]
     lines.append("</tbody></table>")
     return "\n".join(lines)
+
+
+def _html_row(row: Sequence[object], sides: Sequence[str]) -> str:
+    cells = []
+    for value, side in zip(row, sides, strict=True):
+        text = _text(value)
+        style = f"{_CELL}{side}" + ("; white-space: nowrap" if len(text) <= _UNBROKEN else "")
+        cells.append(f'<td style="{style}">{html.escape(text)}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

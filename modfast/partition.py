@@ -28,6 +28,12 @@ _INTEGER_DTYPES = frozenset(
 def read_labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
     """Check labels, and return a contiguous int64 copy."""
     require_whole(name, labels)
+    pair = isinstance(labels, tuple) and len(labels) == 2
+    if pair and isinstance(labels[0], (Tensor, np.ndarray)) and labels[0].ndim:  # type: ignore[index]
+        raise ValueError(
+            f"{name} must be labels alone, got a pair such as unit_labels returns, of labels and the number of "
+            "clusters: give its first part"
+        )
     try:
         tensor = as_tensor(name, labels)
     except (TypeError, ValueError) as error:

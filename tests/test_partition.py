@@ -485,3 +485,10 @@ def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
         saved({}, tmp_path)
     assert load_partitions(tmp_path / "partitions.npz") == {"fc2": example()}
     assert [path.name for path in tmp_path.iterdir()] == ["partitions.npz"]
+
+
+def test_a_pair_of_labels_and_their_number_is_refused_in_words():
+    labels = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="row_labels must be labels alone, got a pair such as unit_labels"):
+        Partition((labels, 2), labels, 2)
+    assert Partition((torch.tensor(0), torch.tensor(1)), labels, 2).shape == (2, 2)

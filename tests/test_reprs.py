@@ -232,4 +232,20 @@ def test_a_long_table_says_what_is_left_out():
     page = html_table("t", ["n"], [[i] for i in range(100)], most=10)
     assert page.count("<tr>") == 11 + 1
     assert "... and 90 more" in page
+    both = html_table("t", ["n"], [[f"row {i}"] for i in range(100)], most=10, last=3, hint=": <ask>")
+    assert [i for i in range(100) if f">row {i}<" in both] == [*range(7), 97, 98, 99]
+    assert both.index("row 6") < both.index("... and 90 more: &lt;ask&gt;") < both.index("row 97")
     assert listed(range(2000)) == "0, 1, 2, 3, 4, ... (2,000)"
+
+
+def test_a_notebook_shows_part_of_many_layers_and_breaks_no_shape():
+    hostile = "<script>alert('x')</script>"
+    layers = {hostile: torch.nn.Conv2d(2, 2, 3), **{f"l{i}": torch.nn.Linear(2, 2) for i in range(2000)}}
+    table = modfast.describe_layers(torch.nn.ModuleDict(layers))
+    page = table._repr_html_()
+    assert len(page) < 40_000
+    assert "<script" not in page
+    assert "... and 1,941 more: print() shows all" in page
+    assert ">l1999<" in page
+    assert 'nowrap">2 x 2 x 3 x 3<' in page
+    assert str(table).count("\n") == 2002

@@ -20,6 +20,8 @@ from .reading import read_network
 # A repr has at most ten lines: a title, headings, rows, and a line that says what is left out.
 _MOST_SHOWN = 7
 
+_MOST_IN_HTML = 60
+
 # Longer notes are cut in the table for a terminal; ``rows`` and HTML have them whole.
 _LONGEST = 60
 
@@ -72,7 +74,7 @@ class LayerDescription:
 class LayerTable(Sequence[LayerDescription]):
     """The table that :func:`describe_layers` returns: readable in a terminal and in a notebook.
 
-    ``repr`` shows the first rows, ``print`` all of them. It is a sequence of its rows.
+    ``repr`` shows the first rows, a notebook up to 60 of them, ``print`` all. It is a sequence of its rows.
 
     Attributes:
         rows: a :class:`LayerDescription` for each weight, in the model's order.
@@ -118,7 +120,9 @@ class LayerTable(Sequence[LayerDescription]):
     def _repr_html_(self) -> str:
         columns = self._shown()
         rows = [[row._cells()[index] for index in columns] for row in self.rows]
-        return html_table(self._title(), [_HEADINGS[index] for index in columns], rows, most=None)
+        headings = [_HEADINGS[index] for index in columns]
+        # The last layers are worth a look: a classifier's head is among them.
+        return html_table(self._title(), headings, rows, _MOST_IN_HTML, last=10, hint=": print() shows all")
 
 
 def describe_layers(model: nn.Module, example_inputs: Any = None) -> LayerTable:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from modfast.arguments import Flag, check
-from modfast.arrays import as_tensor
 from modfast.circuits.units.faithfulness import FaithfulnessCurve
+from modfast.report.numbers import visible
 from modfast.report.pictures.runs import STYLES, draw_mean_line
 from modfast.report.statistics import mean_interval
 
+from .drawable import real_numbers
 from .own_axes import LABEL, TITLE, axes_for, legend, style_lines
 
 _GREY = "#666666"
 
 # From this ratio of the largest to the smallest size on, a logarithmic axis shows small sizes apart.
 _WIDE = 20
+
+# A legend of longer names, or of more, would leave no room for the curves.
+_LONGEST = 48
 
 
 def curves(
@@ -41,7 +44,7 @@ def curves(
     Args:
         mapping: the name of a curve to its numbers, ``(steps,)`` for one run or ``(seeds, steps)``: arrays,
             tensors or lists. Where a seed has NaN, the mean and interval are those of the others; where all
-            have it, the line has a hole.
+            have it, the line has a hole. The legend has the first 16 names, up to 48 characters of each.
         steps: ``(steps,)``, the place of each number on the axis; None counts from 1.
         ax: the axes to draw into; None makes a figure.
         ylabel: what the numbers are.
@@ -54,7 +57,8 @@ def curves(
 
     Raises:
         ValueError: there is no curve, or no number; a curve is neither of these shapes or has another number
-            of steps; a number or a step is infinite; ``every_seed`` is neither True nor False.
+            of steps; a number or a step is infinite or beyond 1e300; ``every_seed`` is neither True nor
+            False.
         TypeError: ``mapping`` is no mapping of names to real numbers; ``ax`` is no axes.
 
     Example:
@@ -84,8 +88,7 @@ def curves(
         colour, marker, _ = STYLES[position % len(STYLES)]
         dashes = STYLES[(position + position // len(STYLES)) % len(STYLES)][2]
         means, half = _intervals(numbers)
-        # Matplotlib leaves out of a legend what begins with an underscore.
-        seeds, label = len(numbers), f" {name}" if name.startswith("_") else name
+        seeds, label = len(numbers), _in_legend(name)
         if seeds > 1:
             label += f" (mean of {seeds}{', thin: each' if every_seed else ', 95 % interval'})"
         if every_seed and seeds > 1:
@@ -103,12 +106,21 @@ def curves(
     return axes
 
 
+def _in_legend(name: str) -> str:
+    shown = visible(name)
+    if len(shown) > _LONGEST:
+        half = _LONGEST // 2
+        shown = f"{shown[:half]}…{shown[-half + 1 :]}"
+    # Matplotlib leaves out of a legend what begins with an underscore, and what is empty.
+    return f" {shown}" if not shown or shown.startswith("_") else shown
+
+
 def _curve(name: object, numbers: Any) -> Tensor:
     """Return one curve as float64, ``(seeds, steps)``."""
     if not isinstance(name, str):
         raise TypeError(f"mapping must have names as keys, got {name!r}")
     argument = f"mapping[{name!r}]"
-    curve = _real(argument, numbers)
+    curve = real_numbers(argument, numbers)
     if curve.dim() not in (1, 2) or curve.numel() == 0:
         raise ValueError(f"{argument} must have shape (steps,) or (seeds, steps), got {tuple(curve.shape)}")
     if bool(curve.isinf().any()):
@@ -117,20 +129,11 @@ def _curve(name: object, numbers: Any) -> Tensor:
 
 
 def _steps(steps: Any) -> list[float]:
-    places = _real("steps", steps)
+    places = real_numbers("steps", steps)
     if places.dim() != 1 or not bool(places.isfinite().all()):
         raise ValueError(f"steps must be finite numbers of shape (steps,), got shape {tuple(places.shape)}")
     numbers: list[float] = places.tolist()
     return numbers
-
-
-def _real(argument: str, numbers: Any) -> Tensor:
-    if isinstance(numbers, Sequence) and any(isinstance(each, Tensor) for each in numbers):
-        numbers = [each.tolist() if isinstance(each, Tensor) else each for each in numbers]
-    tensor = as_tensor(argument, numbers)
-    if tensor.is_complex():
-        raise TypeError(f"{argument} must hold real numbers, got {tensor.dtype}")
-    return tensor.cpu().to(torch.float64)
 
 
 def _intervals(numbers: Tensor) -> tuple[list[float], list[float]]:

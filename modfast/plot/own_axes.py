@@ -8,6 +8,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .drawable import plain_unless_formula
 
 # Points; a figure of 4 inches is still read if a page shows it at 3.
 TITLE, LABEL, TICK = 9, 8.5, 8
@@ -21,6 +24,9 @@ _ON_WHITE: dict[Any, str] = {
 
 MOST_AXES = 100
 _MOST_COLUMNS = 3
+
+# In a legend that leaves room for the lines themselves. There are as many styles of lines.
+_MOST_LINES = 16
 
 
 def axes_for(ax: object, size: tuple[float, float] = (4.4, 3.3)) -> Axes:
@@ -75,5 +81,14 @@ def style_lines(axes: Axes) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """Draw a legend where it hides least."""
-    axes.legend(fontsize=TICK, framealpha=0.8)
+    """Draw a legend where it hides least, of the first lines if there are many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > _MOST_LINES:
+        more = f"... and {len(handles) - _MOST_LINES:,} more"
+        handles, labels = (
+            [*handles[:_MOST_LINES], Line2D([], [], linestyle="none")],
+            [*labels[:_MOST_LINES], more],
+        )
+    drawn = axes.legend(handles, labels, fontsize=TICK, framealpha=0.8)
+    for text in drawn.get_texts():
+        plain_unless_formula(text)

@@ -16,6 +16,7 @@ from modfast.report.pictures.spectrum import draw_spectrum
 from modfast.spectral.eigengap import Eigengap
 from modfast.spectral.eigengap import eigengap as find_eigengap
 
+from .drawable import real_numbers
 from .own_axes import LABEL, TITLE, axes_for, legend, style_lines
 
 
@@ -37,8 +38,8 @@ def eigengap(values_or_weight: Any, num_clusters: int | None = None, ax: Axes | 
         The axes.
 
     Raises:
-        ValueError: there are fewer than 3 values, or they do not descend, or one is not finite;
-            ``num_clusters`` is not within the values; or what :func:`modfast.eigengap` raises.
+        ValueError: there are fewer than 3 values, or they do not descend, or one is not finite or beyond
+            1e300; ``num_clusters`` is not within the values; or what :func:`modfast.eigengap` raises.
         TypeError: ``ax`` is no axes; or what :func:`modfast.eigengap` raises.
 
     Example:
@@ -73,11 +74,12 @@ def eigengap(values_or_weight: Any, num_clusters: int | None = None, ax: Axes | 
         gap_label=f"gap, k = {chosen}",
     )
     size = values[chosen - 1] - values[chosen]
-    title = (
-        f"{'the largest gap' if num_clusters is None else 'the gap'}, {size:.3f}, is after {chosen} values"
-    )
+    # Singular values are at most 1; a user's own values may be of any size.
+    written = f"{size:.3f}" if size < 1e4 else f"{size:.3g}"
+    title = f"{'the largest gap' if num_clusters is None else 'the gap'}, {written}, is after {chosen} values"
     if count:
-        title += f"\n{count} shuffles: at most {float(found.shuffled_gaps.max()):.3f}"
+        most = float(found.shuffled_gaps.max())
+        title += f"\n{count} {'shuffle' if count == 1 else 'shuffles'}: at most {most:.3f}"
     axes.set_title(title, fontsize=TITLE)
     axes.set_xlabel("number of the value", fontsize=LABEL)
     axes.set_ylabel("value", fontsize=LABEL)
@@ -92,12 +94,12 @@ def _found(given: Any) -> Eigengap:
         return given
     if isinstance(given, Network) or getattr(given, "ndim", 1) != 1:
         return find_eigengap(given)
-    values = as_tensor("values_or_weight", given)
-    if values.dim() != 1:
-        return find_eigengap(values)
-    if values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"values_or_weight must hold real numbers, got {values.dtype}")
-    values = values.cpu().to(torch.float64)
+    plain = as_tensor("values_or_weight", given)
+    if plain.dim() != 1:
+        return find_eigengap(plain)
+    if plain.dtype == torch.bool:
+        raise TypeError(f"values_or_weight must hold real numbers, got {plain.dtype}")
+    values = real_numbers("values_or_weight", plain)
     # Values that rounding has changed by a little still descend.
     descending = bool((values.diff() <= 1e-6).all())
     if len(values) < 3 or not descending or not bool(torch.isfinite(values).all()):

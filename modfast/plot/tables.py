@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from modfast.arguments import Integer, check
-from modfast.arrays import as_tensor, require_numbers
+from modfast.arguments import Integer, NoneOr, OneOf, check
 from modfast.circuits.measures import circuit_overlap
 from modfast.circuits.units.unit_circuit import UnitCircuit
 from modfast.layers.names import known_name
@@ -19,6 +18,7 @@ from modfast.network.units import Network
 from modfast.partition import Labels
 from modfast.report.pictures.table import MOST_NUMBERED, draw_table, name_columns, shortened
 
+from .drawable import LARGEST, names_of, real_numbers
 from .own_axes import LABEL, TICK, TITLE, axes_for
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def matrix(
         The axes.
 
     Raises:
-        ValueError: ``values`` is empty or no matrix, or holds infinity; there are more or fewer names than
-            rows or columns; ``bounds`` are not two ascending numbers; ``digits`` is not from 0 to 9.
-        TypeError: ``values`` holds no real numbers; ``ax`` is no axes.
+        ValueError: ``values`` is empty or no matrix, or holds infinity or a number beyond 1e300; there are
+            more or fewer names than rows or columns; ``bounds`` are not two ascending numbers; ``digits`` is
+            not from 0 to 9.
+        TypeError: ``values`` holds no real numbers; names have no order; ``ax`` is no axes.
 
     Example:
         >>> import modfast.plot
@@ -63,21 +64,29 @@ def matrix(
         ['0.50', '1.00', '0.25', 'n/a']
     """
     table = _table("values", values)
-    rows = _names("row_names", row_names, table.shape[0])
-    cols = _names("col_names", col_names, table.shape[1])
+    rows = names_of("row_names", row_names, table.shape[0])
+    cols = names_of("col_names", col_names, table.shape[1])
     check("digits", digits, Integer(0, 9))
     known = table[np.isfinite(table)]
     if bounds is None:
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         high = high if high > low else low + 1.0
     else:
-        try:
-            low, high = map(float, bounds)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"bounds must be two ascending numbers, got {bounds!r}") from error
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"bounds must be two ascending numbers, got {bounds!r}")
+        low, high = _bounds(bounds)
     return _draw(table, rows, cols, ax, low, high, f"{{:.{digits}f}}", label)
+
+
+def _bounds(bounds: Any) -> tuple[float, float]:
+    wrong = ValueError(f"bounds must be two ascending numbers within ±{LARGEST:g}, got {bounds!r}")
+    if isinstance(bounds, (str, bytes, set, frozenset)):
+        raise wrong
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise wrong from error
+    if not -LARGEST <= low < high <= LARGEST:
+        raise wrong
+    return low, high
 
 
 def cluster_accuracy(
@@ -114,19 +123,15 @@ def cluster_accuracy(
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['only cluster 0', 'only cluster 1']
     """
-    table = _table("accuracy", accuracy)
-    if mode not in (None, "only", "without"):
-        raise ValueError(f"mode must be 'only', 'without' or None, got {mode!r}")
+    table = _shares("accuracy", accuracy)
+    check("mode", mode, NoneOr(OneOf(("only", "without"))))
     names = [f"{mode} cluster {row}" if mode else f"cluster {row}" for row in range(len(table))]
     if whole is not None:
-        first = _table("whole", whole, dims=1)
+        first = _shares("whole", whole, dims=1)
         if len(first) != table.shape[1]:
             raise ValueError(f"whole must have {table.shape[1]} classes, as accuracy, got {len(first)}")
         table, names = np.concatenate([first[None], table]), ["whole network", *names]
-    known = table[np.isfinite(table)]
-    if known.size and (known.min() < 0 or known.max() > 1):
-        raise ValueError(f"accuracy must be in [0, 1], got {known[(known < 0) | (known > 1)][0]}")
-    cols = _names("classes", classes, table.shape[1])
+    cols = names_of("classes", classes, table.shape[1])
     axes = _draw(100.0 * table, names, cols, ax, 0.0, 100.0, "{:.0f}", "accuracy (%)")
     axes.set_xlabel("class", fontsize=LABEL)
     if whole is not None:
@@ -242,7 +247,9 @@ def network(
     of_units = given.to(graph.device)
     rows = of_units.repeat_interleave(graph.crow_indices().diff())
     places = rows * k + of_units[graph.col_indices()]
-    sums = torch.bincount(places, graph.values().double(), minlength=k * k).view(k, k).cpu().numpy()
+    # Without any edge bincount returns integers.
+    counted = torch.bincount(places, graph.values().double(), minlength=k * k).double()
+    sums = counted.view(k, k).cpu().numpy()
     volumes = sums.sum(1, keepdims=True)
     shares = np.divide(sums, volumes, out=np.full_like(sums, np.nan), where=volumes > 0)
     sizes = torch.bincount(given, minlength=k).tolist()
@@ -270,27 +277,22 @@ def _size(circuit: Any, layer: str | None) -> int:
 
 
 def _table(argument: str, values: Any, dims: int = 2) -> NDArray[np.float64]:
-    tensor = as_tensor(argument, values)
-    require_numbers(argument, tensor)
-    if tensor.is_complex():
-        raise TypeError(f"{argument} must hold real numbers, got {tensor.dtype}")
+    tensor = real_numbers(argument, values)
     if tensor.dim() != dims or tensor.numel() == 0:
         shape = "(rows, columns)" if dims == 2 else "(classes,)"
         raise ValueError(f"{argument} must have shape {shape} and hold something, got {tuple(tensor.shape)}")
     if bool(tensor.isinf().any()):
         raise ValueError(f"{argument} must have no infinite number, got one (NaN is grey)")
-    table: NDArray[np.float64] = tensor.cpu().to(torch.float64).numpy()
+    table: NDArray[np.float64] = tensor.numpy()
     return table
 
 
-def _names(argument: str, names: Sequence[object] | None, count: int) -> list[str]:
-    if names is None:
-        return [str(index) for index in range(count)]
-    if isinstance(names, str) or not hasattr(names, "__len__"):
-        raise TypeError(f"{argument} must be a sequence of {count} names, got {type(names).__name__}")
-    if len(names) != count:
-        raise ValueError(f"{argument} must be {count} names, got {len(names)}")
-    return [str(name) for name in names]
+def _shares(argument: str, values: Any, dims: int = 2) -> NDArray[np.float64]:
+    table = _table(argument, values, dims)
+    outside = table[(table < 0) | (table > 1)]
+    if outside.size:
+        raise ValueError(f"{argument} must be in [0, 1], got {outside[0]}")
+    return table
 
 
 def _draw(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from modfast.arguments import NoneOr, Number, check
-from modfast.arrays import as_tensor, require_numbers
+from modfast.arrays import as_tensor
 from modfast.energy.functional import clusterability
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.layer import find_layer, find_layers
@@ -20,7 +20,11 @@ from modfast.partition import Partition
 from modfast.report.numbers import name_end
 from modfast.report.pictures.weights import Panel, cells_of, colour_top, draw_panel, magnitude, weight_label
 
+from .drawable import LARGEST, real_numbers
 from .own_axes import LABEL, MOST_AXES, TICK, TITLE, axes_for, new_grid
+
+# The squares of larger ones overflow, in the norm of a kernel as in the clusterability.
+_LARGEST_WEIGHT = 1e150
 
 _OF_KERNELS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -60,9 +64,9 @@ def weights(
         The axes; a 1-D array of them if the loss has several layers and ``layer`` is None.
 
     Raises:
-        ValueError: a partition does not fit; the weight is empty or has fewer than two dimensions; there is
-            no such layer, or there are several and none was named; there are more than 100; ``ax`` has
-            another number of axes.
+        ValueError: a partition does not fit; the weight is empty, has fewer than two dimensions or a finite
+            number beyond 1e150; there is no such layer, or there are several and none was named; there are
+            more than 100; ``ax`` has another number of axes.
         TypeError: ``loss_or_weight`` is none of these; a partition was given along with a loss; ``ax`` is no
             axes; a tensor is a ``DTensor``, sparse or quantised.
 
@@ -74,7 +78,7 @@ def weights(
         >>> axes.get_title()
         'weight (6 x 8)\nclusterability 1.000'
     """
-    check("top", top, NoneOr(Number(0)))
+    check("top", top, NoneOr(Number(0, LARGEST)))
     found = _weights(loss_or_weight, partition, layer)
     several = len(found) > 1
     if len(found) > MOST_AXES:
@@ -166,11 +170,7 @@ def _of_module(
 def _panel(name: str, weight: Tensor, partition: Partition | None, *, short: bool) -> Panel:
     argument = "loss_or_weight" if name == "weight" else f"layer {name!r}"
     weight = as_tensor(argument, weight)
-    require_numbers(argument, weight)
-    if weight.layout != torch.strided:
-        raise TypeError(f"{argument} must be dense, got {weight.layout}: give its to_dense()")
-    if weight.is_complex():
-        raise TypeError(f"{argument} must hold real numbers, got {weight.dtype}")
+    real_numbers(argument, weight, _LARGEST_WEIGHT)
     if weight.dim() < 2 or weight.numel() == 0:
         raise ValueError(
             f"{argument} must have the shape (out, in, *kernel) and hold something, got {tuple(weight.shape)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -144,6 +145,23 @@ def is_unclear(gap: float | None, shuffled: float | None) -> bool:
     return gap is None or shuffled is None or gap - GAP_ROUNDING < shuffled
 
 
+def visible(name: str) -> str:
+    r"""Return a name with the characters that no font has, such as line breaks, as Python writes them.
+
+    Example:
+        >>> visible("two\nlines"), visible("naïve")
+        ('two\\nlines', 'naïve')
+    """
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _INVISIBLE else each
+        for each in name
+    )
+
+
+# Control characters, halves of surrogate pairs, and the separators of lines and paragraphs.
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")
+
+
 def name_end(name: str, most: int = 34) -> str:
     """Return ``name``, or an ellipsis and its end, in at most ``most`` characters.
 
@@ -151,5 +169,6 @@ def name_end(name: str, most: int = 34) -> str:
         >>> name_end("features.block.conv", most=10)
         '…lock.conv'
     """
+    name = visible(name)
     # Layers of one network differ in the ends of their names.
     return name if len(name) <= most else "…" + name[1 - most :]

@@ -47,12 +47,16 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         if not math.isfinite(number):
             raise ValueError(f"values must be finite, got {number} at position {position}")
     count = len(numbers)
-    mean = math.fsum(numbers) / count
+    # A power of two changes no bit of the result. Without it squares of large numbers overflow, and those of
+    # small ones vanish.
+    scale = math.ldexp(1.0, math.frexp(max(map(abs, numbers)))[1] - 1)
+    scaled = [number / scale for number in numbers]
+    mean = math.fsum(scaled) / count
     if count == 1:
-        return mean, None
-    variance = math.fsum((number - mean) ** 2 for number in numbers) / (count - 1)
+        return mean * scale, None
+    variance = math.fsum((number - mean) ** 2 for number in scaled) / (count - 1)
     quantile = float(stats.t.ppf((1.0 + confidence) / 2.0, count - 1))
-    return mean, quantile * math.sqrt(variance / count)
+    return mean * scale, quantile * math.sqrt(variance / count) * scale
 
 
 def paired_interval(

@@ -240,6 +240,14 @@ def test_bad_confidence(confidence: float) -> None:
         paired_interval([1.0, 2.0], [1.0, 2.0], confidence)
 
 
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+def test_no_scale_overflows_or_vanishes(scale):
+    mean, half_width = mean_interval([scale * value for value in (1.0, 2.0, 4.0)])
+    expected_mean, expected_width = mean_interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(scale * expected_mean)
+    assert half_width == pytest.approx(scale * expected_width)
+
+
 def test_bad_values() -> None:
     with pytest.raises(ValueError, match="values must hold at least one number"):
         mean_interval([])

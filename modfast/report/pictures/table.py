@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from modfast.report.numbers import visible
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -87,4 +89,5 @@ def shortened(name: str) -> str:
         >>> shortened("a name of many characters")
         'a name of many char…'
     """
+    name = visible(name)
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

@@ -240,7 +240,8 @@ def draw_panel(axes: Axes, panel: Panel, cells: Cells, top: float) -> QuadMesh:
     axes.tick_params(length=0, labelsize=8)
     axes.set_xlabel(_axis_label("input", panel, col_edges), fontsize=9)
     axes.set_ylabel(_axis_label("output", panel, row_edges), fontsize=9)
-    axes.set_title(panel.title, fontsize=10)
+    # A layer's name is no formula, though it may have dollars.
+    axes.set_title(panel.title, fontsize=10, parse_math=False)
     return mesh
 
 
