@@ -65,7 +65,11 @@ def has_compiler() -> bool:
     """
     if named := os.environ.get("CXX"):
         # As setuptools reads it: a program, maybe with options, maybe after a cache such as "ccache".
-        if shutil.which(shlex.split(named, posix=os.name == "posix")[0].strip('"')) is None:
+        try:
+            parts = shlex.split(named, posix=os.name == "posix")
+        except ValueError:  # a quotation without its end
+            parts = []
+        if not parts or shutil.which(parts[0].strip('"')) is None:
             raise SystemExit(f"CXX must name a C++ compiler that is there, got {named!r}")
         return True
     if sys.platform == "win32":

@@ -31,8 +31,8 @@ def read_labels(name: str, labels: Labels, num_clusters: int) -> Tensor:
     pair = isinstance(labels, tuple) and len(labels) == 2
     if pair and isinstance(labels[0], (Tensor, np.ndarray)) and labels[0].ndim:  # type: ignore[index]
         raise ValueError(
-            f"{name} must be labels alone, got a pair such as unit_labels returns, of labels and the number of "
-            "clusters: give its first part"
+            f"{name} must be labels alone, got a pair such as unit_labels returns, of labels and the number "
+            "of clusters: give its first part"
         )
     try:
         tensor = as_tensor(name, labels)

@@ -254,6 +254,10 @@ def test_a_compiler_that_is_named(build_compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", f"{tmp_path}/nowhere/g++ -O1")
     with pytest.raises(SystemExit, match=r"CXX must name a C\+\+ compiler that is there, got '.*nowhere"):
         build_compiler.has_compiler()
+    for unreadable in (" ", 'g++ "'):
+        monkeypatch.setenv("CXX", unreadable)
+        with pytest.raises(SystemExit, match="CXX must name"):
+            build_compiler.has_compiler()
 
 
 def test_the_compiler_that_only_offers_to_install_one(build_compiler, monkeypatch):

@@ -36,15 +36,33 @@ class Eigengap:
     Attributes:
         values: float64, ``(m,)``, descending: the singular values, or eigenvalues. The first is 1.
         shuffled_values: float64, ``(shuffles, m)``: the same for each shuffle of the weights.
+
+    Raises:
+        ValueError: they have other shapes, there are fewer than 3 values, or one is not finite.
+        TypeError: they are no tensors of float64.
     """
 
     values: Tensor
     shuffled_values: Tensor
 
+    def __post_init__(self) -> None:
+        for name, dim, shape in (("values", 1, "(m,)"), ("shuffled_values", 2, "(shuffles, m)")):
+            given = getattr(self, name)
+            if not isinstance(given, Tensor) or given.dtype != torch.float64:
+                got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+                raise TypeError(f"{name} must be a tensor of torch.float64, got {got}")
+            if given.dim() != dim or given.shape[-1] != len(self.values) or given.shape[-1] < 3:
+                raise ValueError(
+                    f"{name} must have shape {shape} with m of at least 3, the same for both, got "
+                    f"{tuple(given.shape)}"
+                )
+            if not bool(given.isfinite().all()):
+                raise ValueError(f"{name} must be finite, got NaN or infinity in it")
+
     @property
     def gaps(self) -> Tensor:
         """float64, ``(m - 1,)``: ``gaps[k - 1]`` is the gap after the first ``k`` values."""
-        return (-self.values.diff()).clamp(min=0.0)
+        return (-self.values.diff()).clamp(min=0.0) + 0.0  # -0.0 becomes 0.0
 
     @property
     def num_clusters(self) -> int:

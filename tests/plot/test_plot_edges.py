@@ -27,6 +27,25 @@ class TestRounding:
         assert (found.num_clusters, found.supported, found.p_value) == (2, False, 1)
         assert (found.gaps >= 0).all()
         assert "-0" not in repr(found)
+        assert "-0" not in repr(modfast.eigengap(torch.eye(3)))
+
+    @pytest.mark.parametrize(
+        ("values", "shuffled", "kind", "message"),
+        [
+            ([1.0, 0.5], torch.zeros(0, 2).double(), TypeError, "values must be a tensor"),
+            (torch.zeros(0).double(), torch.zeros(0, 0).double(), ValueError, "values must have shape"),
+            (
+                torch.ones(3).double(),
+                torch.ones(1, 2).double(),
+                ValueError,
+                "shuffled_values must have shape",
+            ),
+            (torch.full((3,), torch.nan).double(), torch.ones(1, 3).double(), ValueError, "must be finite"),
+        ],
+    )
+    def test_what_is_no_spectrum(self, values, shuffled, kind, message):
+        with pytest.raises(kind, match=message):
+            modfast.Eigengap(values, shuffled)
 
     def test_of_equal_gaps_the_first(self):
         assert choose_count({2: 0.1, 3: 0.1 + 1e-7, 4: None}) == 2
