@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+pytest.importorskip("sklearn")
 import torch
 from torch import nn
 from torch.autograd import forward_ad
