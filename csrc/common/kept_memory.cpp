@@ -56,7 +56,8 @@ struct Kept {
 
 Kept& kept();
 
-// A forked process has one thread. Were the mutex held by another one at the time, nobody would ever unlock it.
+// A forked process has one thread. Were the mutex held by another one at the time, nobody would ever unlock
+// it.
 Kept* make_kept() {
 #if !defined(_WIN32)
   const auto lock = [] { kept().mutex.lock(); };
