@@ -153,7 +153,7 @@ build/sanitize/circuits/test_circuits_races: SANITIZERS = thread
 sanitize: $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(wildcard tests/cpp/*/*.cpp)) ## run the kernels' own tests under the address, undefined-behaviour and thread sanitizers
 	for level in $$(build/sanitize/spectral/test_spectral levels); do \
 	  for family in energy spectral circuits optim; do MODFAST_CPU=$$level build/sanitize/$$family/test_$$family || exit 1; done; \
-	  MODFAST_CPU=$$level build/sanitize/spectral/test_cocluster || exit 1; \
+	  for part in clusters cocluster; do MODFAST_CPU=$$level build/sanitize/spectral/test_$$part || exit 1; done; \
 	done
 	build/sanitize/energy/test_threads
 	build/sanitize/spectral/test_spectral_threads

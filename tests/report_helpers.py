@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 def history(epochs: int, seed: int = 0, share: float = 0.25) -> list[dict[str, Any]]:
@@ -39,3 +42,10 @@ CONFIG = {
     "epochs": {"plain": 2, "modular": 4},
     "seeds": [0, 1, 2],
 }
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a whole picture that is not empty."""
+    with Image.open(path) as image:
+        image.verify()
+    return path.stat().st_size > 5000

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_helpers import is_picture
 
 import modfast
 from modfast.cli import main
@@ -38,12 +39,6 @@ def reproduced(tmp_path_factory):
     out = tmp_path_factory.mktemp("reproduce") / "out"
     assert main(["reproduce", "--data", "digits", "--out", str(out), "--seeds", "2", "--epochs", "30"]) == 0
     return out
-
-
-def is_picture(path):
-    with Image.open(path) as image:
-        image.verify()
-    return path.stat().st_size > 5000
 
 
 def test_reproduce_writes_what_the_readme_promises(reproduced):

@@ -1,5 +1,6 @@
 // Tests of the steps of co-clustering that are each one call: small dense algebra, the solver, singular
 // vectors, moves of rows and columns. `make sanitize` builds and runs it; see test_spectral.cpp.
+#include "checks.h"
 #include "common/instruction_set.h"
 #include "spectral/cocluster.h"
 #include "spectral/krylov.h"
@@ -8,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <random>
@@ -19,24 +19,7 @@ namespace {
 
 using namespace modfast;
 
-void in_turn(int64_t count, int64_t grain, LoopBody body, void* context) {
-  for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count), context);
-}
-
-std::mt19937 random_numbers(0);
-int passed = 0;
-
 double uniform() { return std::uniform_real_distribution<double>()(random_numbers); }
-double normal() { return std::normal_distribution<double>()(random_numbers); }
-
-void check(bool holds, const char* what, double found, double expected) {
-  if (holds) return;
-  std::fprintf(stderr, "%s: found %.17g, expected %.17g\n", what, found, expected);
-  std::exit(1);
-}
-void check_near(double found, double expected, double allowed, const char* what) {
-  check(std::abs(found - expected) <= allowed, what, found, expected);
-}
 
 // Memory that ends with its last number, so that an access beyond it is detected.
 template <class T, class F>
