@@ -157,6 +157,7 @@ def test_failure_stops_the_other_walks(problem):
 
 
 def test_progress_bar_shows_the_walk(problem, capsys):
+    pytest.importorskip("rich")
     model, inputs, _ = problem
     with progress_bar("walking", "weights") as progress:
         find_circuit(model, inputs, 1, method="reference", tolerance=1.0, progress=progress)
