@@ -197,6 +197,22 @@ def check_count(name: str, value: object) -> int:
     return operator.index(value)  # type: ignore[arg-type]
 
 
+def check_callback(name: str, value: object) -> None:
+    """Raises unless the value is None or can be called: early, not after the first part of long work.
+
+    Raises:
+        TypeError: it is something else.
+
+    Example:
+        >>> check_callback("progress", print)
+        >>> check_callback("progress", 3)
+        Traceback (most recent call last):
+        TypeError: progress must be None or a function, got int
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be None or a function, got {type(value).__name__}")
+
+
 def check_fields(config: object, allowed: Mapping[str, Constraint]) -> None:
     """Raises unless each of these attributes has an allowed value; the message names the first that has not.
 

@@ -1,10 +1,13 @@
-"""Numbers in unusual forms: NumPy's integers, integers beyond all floats, labels that are tensors each."""
+"""Arguments in unusual forms: NumPy's integers, integers beyond all floats, callbacks that cannot be called."""
+
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import modfast
 from modfast import EnmeshmentLoss, class_accuracy, spectral_cocluster
 from modfast.arguments import Number
 from modfast.layers.layer import Layer, choose_layers, find_layers
@@ -47,3 +50,27 @@ def test_names_of_layers_are_listed_once_for_all_choices(monkeypatch):
     monkeypatch.setattr(Layer, "names", property(counted))
     assert choose_layers(layers, [str(i) for i in range(40)], "layers") == layers
     assert len(asked) == 40
+
+
+WITH_PROGRESS = [
+    name
+    for name in modfast.__all__
+    if inspect.isfunction(getattr(modfast, name))
+    and "progress" in inspect.signature(getattr(modfast, name)).parameters
+]
+
+
+@pytest.mark.parametrize("name", WITH_PROGRESS)
+def test_progress_is_checked_before_anything_is_computed(name):
+    function = getattr(modfast, name)
+    required = [
+        each.name
+        for each in inspect.signature(function).parameters.values()
+        if each.default is each.empty and each.kind is not each.VAR_KEYWORD
+    ]
+    with pytest.raises(TypeError, match="progress must be None or a function, got int"):
+        function(**dict.fromkeys(required), progress=3)
+
+
+def test_the_public_functions_with_progress_are_found():
+    assert {"eigengap", "find_circuits", "faithfulness_curve", "shuffle_test"} <= set(WITH_PROGRESS)

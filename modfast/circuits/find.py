@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from modfast.arguments import check_callback
 from modfast.circuit import Circuit
 from modfast.layers.layer import listed_choices
 from modfast.run_folder import RunFolder
@@ -94,6 +95,7 @@ def find_circuit(
         >>> list(circuit.sizes)
         ['0', '2']
     """
+    check_callback("progress", progress)
     job = Job(model, inputs, label, layers, criterion, tolerance, labels, method, checkpoint)
     (circuit,) = run_all([job], progress, None)
     return circuit
@@ -143,6 +145,8 @@ def find_circuits(
         >>> [circuit.label for circuit in circuits]
         [0, 1, 2]
     """
+    check_callback("progress", progress)
+    check_callback("on_circuit", on_circuit)
     check_inputs(inputs)
     labels = check_labels(inputs, labels)
     listed = None if layers is None else listed_choices(layers, "layers")

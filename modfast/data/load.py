@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modfast.arguments import Integer, NoneOr, check
+from modfast.arguments import Integer, NoneOr, check, check_callback
 
 from .dataset import Dataset, import_optional
 from .download import DOWNLOADABLE, load_downloadable
@@ -77,6 +77,7 @@ def load_dataset(
         torch.float32
     """
     check("workers", workers, NoneOr(Integer(1)))
+    check_callback("progress", progress)
     kind, separator, path = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if kind == "imagefolder" and path:
         return load_imagefolder(spec, path, _cache_folder(cache_dir), progress, workers)

@@ -9,6 +9,7 @@ from modfast.arguments import (
     CRITERIA,
     SEED,
     UNIT_METHODS,
+    Constraint,
     Distinct,
     Integer,
     NoneOr,
@@ -78,6 +79,16 @@ class ClusterConfig:
         )
 
 
+# What circuits of weights and those of units have in common.
+_OF_CIRCUITS: dict[str, Constraint] = {
+    "tolerance": Number(0, included=True),
+    "labels": NoneOr(Distinct(Integer(0))),
+    "images": NoneOr(Integer(1)),
+    "seed": Integer(0, 2**31 - 1),
+    "threads": NoneOr(Integer(1)),
+}
+
+
 @dataclass(frozen=True)
 class CircuitConfig:
     """The settings for finding circuits.
@@ -116,14 +127,7 @@ class CircuitConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            {
-                "criteria": Distinct(OneOf(CRITERIA)),
-                "tolerance": Number(0, included=True),
-                "labels": NoneOr(Distinct(Integer(0))),
-                "images": NoneOr(Integer(1)),
-                "seed": Integer(0, 2**31 - 1),
-                "threads": NoneOr(Integer(1)),
-            },
+            {"criteria": Distinct(OneOf(CRITERIA)), **_OF_CIRCUITS},
         )
         if self.layers is not None and not self.layers:
             raise ValueError(f"layers must be None or at least one name, got {self.layers!r}")
@@ -165,13 +169,5 @@ class UnitCircuitConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            {
-                "method": OneOf(UNIT_METHODS),
-                "ablation": OneOf(RUN_ABLATIONS),
-                "tolerance": Number(0, included=True),
-                "labels": NoneOr(Distinct(Integer(0))),
-                "images": NoneOr(Integer(1)),
-                "seed": Integer(0, 2**31 - 1),
-                "threads": NoneOr(Integer(1)),
-            },
+            {"method": OneOf(UNIT_METHODS), "ablation": OneOf(RUN_ABLATIONS), **_OF_CIRCUITS},
         )

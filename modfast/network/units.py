@@ -231,10 +231,8 @@ class Network:
             >>> read_network(model, torch.zeros(1, 2)).part(["2"]).spaces
             {'0': slice(0, 3, None), '2': slice(3, 4, None)}
         """
-        names = self._chosen(layers)
-        if not names:
-            raise ValueError("layers must name at least one layer, got none")
-        kept = [self.layers[name] for name in self.layers if name in set(names)]
+        names = set(self._chosen(layers))
+        kept = [self.layers[name] for name in self.layers if name in names]
         sides = torch.cat([side.flatten() for each in kept for side in (each.row_units, each.col_units)])
         is_kept = torch.zeros(self.num_units, dtype=torch.bool, device="cpu")
         is_kept[sides] = True
@@ -374,6 +372,8 @@ class Network:
                     "not use"
                 )
             chosen += used
+        if not chosen:
+            raise ValueError("layers must name at least one layer, got none")
         return list(dict.fromkeys(chosen))
 
 

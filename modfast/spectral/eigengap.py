@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast.arguments import SEED, Integer, Number, OneOf, check
+from modfast.arguments import SEED, Integer, Number, OneOf, check, check_callback
 from modfast.display import html_table
 from modfast.network.units import Network
 
@@ -199,6 +199,7 @@ def eigengap(
     check("shuffles", shuffles, Integer(0))
     check("tol", tol, Number(0, 1))
     check("seed", seed, SEED)
+    check_callback("progress", progress)
     count = int(max_clusters) + 1
     options: dict[str, Any] = {"tol": float(tol), "seed": int(seed)}
     if isinstance(weight, Network):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import SEED, Integer, check, check_count
+from modfast.arguments import SEED, Integer, check, check_callback, check_count
 from modfast.layers.layer import Layer
 from modfast.network.graph import find_network
 from modfast.network.units import Change
@@ -101,6 +101,7 @@ def shuffle_test(
         >>> result.z_score < -2, result.p_value
         (True, 0.1)
     """
+    check_callback("progress", progress)
     count = check_count("num_shuffles", num_shuffles)
     check("num_shuffles", count, Integer(2))
     check("seed", seed, SEED)

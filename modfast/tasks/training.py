@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from modfast.arguments import check_callback
 from modfast.devices import forked_random, seed_generators, widest_float
 from modfast.energy.loss import EnmeshmentLoss
 from modfast.layers.running import device_of, evaluating, logits_of
@@ -80,6 +81,7 @@ def train_task(
         TrainingError: the loss is not finite; or the checkpoint is damaged, of another run or of more steps.
         OSError: the checkpoint cannot be read or written.
     """
+    check_callback("progress", progress)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]

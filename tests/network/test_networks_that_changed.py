@@ -75,6 +75,14 @@ def test_a_layer_of_another_shape_raises(change, message):
     assert network.graph(["0"])._nnz() == 2 * 4 * 6
 
 
+@pytest.mark.parametrize("method", ["graph", "part", "partitions"])
+def test_no_layer_at_all_raises(method):
+    network = read_network(make_model(), INPUTS)
+    labels = {"labels": 2} if method == "partitions" else {}
+    with pytest.raises(ValueError, match="layers must name at least one layer, got none"):
+        getattr(network, method)(layers=[], **labels)
+
+
 @pytest.mark.parametrize(
     ("norm", "message"),
     [

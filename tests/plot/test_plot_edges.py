@@ -69,6 +69,12 @@ class TestAxes:
         with pytest.raises(ValueError, match="removed"):
             plot.weights(WEIGHT, ax=ax)
 
+    def test_one_layer_takes_a_list_of_one(self):
+        _, ax = pyplot.subplots()
+        assert plot.weights(WEIGHT, ax=[ax]) is ax
+        with pytest.raises(ValueError, match="ax must be 1 axes, one for each layer, got 2"):
+            plot.weights(WEIGHT, ax=[ax, ax])
+
     def test_the_first_row_is_above_on_shared_axes_and_the_second_time(self):
         _, both = pyplot.subplots(1, 2, sharey=True)
         for ax in (*both, both[0]):

@@ -235,6 +235,11 @@ def test_files(tmp_path):
         (lambda held: held.update(ablation="none"), "is damaged .*ablation must be one of"),
         (lambda held: held.update(metric_none="x"), "is damaged"),
         (lambda held: held.update(sizes=3), "is damaged"),
+        (lambda held: held.update(metric_before=math.inf), "is damaged .*metric_before must be finite"),
+        (
+            lambda held: held.update(necessity=[math.nan] * len(held["sizes"])),
+            "is damaged .*necessity must be finite",
+        ),
     ],
 )
 def test_damaged_files(tmp_path, change, message):

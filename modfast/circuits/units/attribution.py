@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Integer, check
+from modfast.arguments import Integer, check, check_callback
 from modfast.batches import Batches, inputs_of, num_examples
 from modfast.devices import widest_float
 from modfast.layers.running import call_model, preserved
@@ -87,6 +87,7 @@ def unit_scores(
         True
     """
     check("steps", steps, Integer(1))
+    check_callback("progress", progress)
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     return scores_of(task, steps, progress)
 

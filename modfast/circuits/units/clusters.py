@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import OneOf, check
+from modfast.arguments import OneOf, check, check_callback
 from modfast.batches import Batches
 from modfast.metrics import Metric
 from modfast.network.units import Network
@@ -80,6 +80,7 @@ def cluster_ablation(
         tensor([ 4., 12.], dtype=torch.float64)
     """
     check("mode", mode, OneOf(MODES))
+    check_callback("progress", progress)
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     clusters = Clusters(task, labels)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Integer, check
+from modfast.arguments import Integer, check, check_callback
 from modfast.batches import Batches
 from modfast.metrics import Metric
 from modfast.network.units import Network
@@ -100,6 +100,7 @@ def faithfulness_curve(
     """
     check("n_random", n_random, Integer(0))
     check("seed", seed, Integer(0))
+    check_callback("progress", progress)
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     given = checked_scores(scores, task, named=spaces is not None)
     asked = task.asked

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Integer, check
+from modfast.arguments import Integer, check, check_callback
 from modfast.batches import Batches
 from modfast.display import html_table
 from modfast.metrics import Metric
@@ -177,6 +177,7 @@ def cluster_dependence(
     """
     check("n_random", n_random, Integer(0))
     check("seed", seed, Integer(0))
+    check_callback("progress", progress)
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     clusters = Clusters(task, labels)
     k, total = clusters.number, clusters.number * (1 + n_random)

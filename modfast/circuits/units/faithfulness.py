@@ -73,6 +73,8 @@ class FaithfulnessCurve:
                 raise ValueError(
                     f"{name} must have shape {shape} for {size} sizes, got {tuple(tensor.shape)}"
                 )
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} must be finite, got NaN or infinity in it")
             # Copies, so that the caller may change the given tensors.
             object.__setattr__(self, name, tensor.detach().to("cpu", copy=True))
         if len(self.random_sufficiency) != len(self.random_necessity):
@@ -90,6 +92,8 @@ class FaithfulnessCurve:
         }
         for name, to_number in convert.items():
             object.__setattr__(self, name, to_number(getattr(self, name)))
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"ablation must be one of {ABLATIONS}, got {self.ablation!r}")
         ordered = bool((self.sizes.diff() > 0).all()) and self.sizes.numel() > 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import UNIT_METHODS, Integer, Number, OneOf, check
+from modfast.arguments import UNIT_METHODS, Integer, Number, OneOf, check, check_callback
 from modfast.arrays import require_plain
 from modfast.batches import Batches
 from modfast.metrics import Metric
@@ -101,6 +101,7 @@ def find_unit_circuit(
         raise TypeError(f"name must be a string, got {type(name).__name__}")
     if checkpoint is not None and method != "greedy":
         raise ValueError('checkpoint is for method="greedy"; "attribution" has no state to keep')
+    check_callback("progress", progress)
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     given = scores is not None
     scores = (

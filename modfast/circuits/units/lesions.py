@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modfast.arguments import Flag, Integer, check
+from modfast.arguments import Flag, Integer, check, check_callback
 from modfast.arrays import as_tensor, require_numbers
 from modfast.batches import Batches, inputs_of, num_examples, targets_of
 from modfast.display import html_table
@@ -272,6 +272,7 @@ def cluster_lesions(
     check("n_random", n_random, Integer(1))
     check("seed", seed, Integer(0))
     check("by_space", by_space, Flag())
+    check_callback("progress", progress)
     task = Evaluation(model, batches, metric, network, ablation=ablation, reference=reference, spaces=spaces)
     clusters = Clusters(task, labels)
     values, index = _classes(task, classes).unique(return_inverse=True)
