@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from .files import open_to_read
+
 SUFFIX = ".pyd" if sys.platform == "win32" else ".so"
 
 
@@ -34,16 +36,16 @@ class Binary:
                 raise OSError(f"{path}: the end of the file is missing")
             torch.ops.load_library(str(path))
             self._functions = ctypes.CDLL(str(path.resolve()))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the second: it is a named pipe, or another file without end
             # PyTorch says only that it could not; the cause says why.
-            raise self._not_loaded(error.__cause__ or error) from error
+            raise self.not_loaded(error.__cause__ or error) from error
 
     def text(self, name: str) -> str:
         """Return what a function of the library, which takes nothing, tells."""
         function = self._function(name)
         function.restype = ctypes.c_char_p
         told: bytes = function()
-        return told.decode()
+        return told.decode(errors="backslashreplace")  # it may quote a variable of the environment
 
     def texts(self, name: str) -> list[str]:
         """Return the parts of such a text, which commas separate."""
@@ -67,9 +69,10 @@ class Binary:
             # By item, which unlike an attribute is an object of this call alone: threads share nothing.
             return self._functions[f"modfast_{name}"]
         except AttributeError as error:
-            raise self._not_loaded(error) from error
+            raise self.not_loaded(error) from error
 
-    def _not_loaded(self, reason: BaseException) -> ImportError:
+    def not_loaded(self, reason: object) -> ImportError:
+        """Return an error for a library that does not serve, which says why and how to get one that does."""
         return ImportError(
             f"modfast's {self._kind} library cannot be loaded ({reason}). "
             "In a checkout run: pip install --no-build-isolation -e . "
@@ -82,7 +85,7 @@ def _is_cut_off(path: Path) -> bool:
 
     The system's loader does not look: the first access to what is missing would end the process.
     """
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         header = file.read(64)
         size = file.seek(0, 2)
         if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian

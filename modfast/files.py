@@ -99,6 +99,11 @@ def kind_of(status: os.stat_result) -> str:
     return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
+# Without O_NONBLOCK the opening of a pipe itself blocks; on a file the flag has no effect. Windows has no such
+# pipes and no such flag; there O_BINARY keeps the bytes of a file as they are.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
 def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file, also through a symbolic link; a named pipe, which may block for ever, is refused.
 
@@ -111,8 +116,7 @@ def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
         Traceback (most recent call last):
         IsADirectoryError: / is a folder, not a file
     """
-    # Without O_NONBLOCK the opening of a pipe itself blocks; on a file the flag has no effect.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = os.open(path, _READ)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)

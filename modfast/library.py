@@ -48,6 +48,9 @@ def _load(is_built: bool) -> Binary | None:
     if not is_built and BACKEND == "reference":
         return None
     library = Binary(LIBRARY, "compiled")
+    found = library.text("version")
+    if found != __version__:
+        raise library.not_loaded(f"{LIBRARY} is of modfast {found}, and the package is {__version__}")
     # A forced instruction set that this processor lacks is reported now, not at the first call.
     if not library.text("instruction_set_in_use"):
         raise ImportError(library.text("instruction_set_error"))
@@ -127,9 +130,15 @@ def kernel_devices() -> list[str]:
 
 
 def fake_kernel(name: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Return a decorator that registers a function as an operator's fake kernel, if there are operators."""
-    if not HAS_OPERATORS:
+    """Return a decorator that registers a function as an operator's fake kernel, if there are operators.
+
+    Raises:
+        ImportError: the library has no such operator, as after a change of its sources without a new build.
+    """
+    if _library is None:
         return lambda function: function
+    if not hasattr(torch.ops.modfast, name):
+        raise _library.not_loaded(f"{LIBRARY} has no operator {name!r}: it was built from other sources")
     register: Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]
     register = torch.library.register_fake(f"modfast::{name}")
     return register

@@ -210,6 +210,14 @@ def _run_linear_layers(module: nn.Module, count: int, features: Tensor) -> Tenso
     return logits
 
 
+class UnfitCallableError(TypeError, ValueError):
+    """What ``"package.module:callable"`` names does not serve.
+
+    It is a ValueError too, so that the command line takes it for a mistake in its options, which is told in
+    one line, and not for a defect, which is told with a traceback.
+    """
+
+
 def build_model(name: str, image_shape: Sequence[int], num_classes: int) -> nn.Module:
     """Make a model by name.
 
@@ -286,7 +294,7 @@ def import_example(name: str) -> Any:
     """
     example = _called(name, "example", "package.module:callable", {})
     if not isinstance(example, (Tensor, tuple, Mapping)):
-        raise TypeError(
+        raise UnfitCallableError(
             f"example {name!r}: must return a tensor, a tuple of positional arguments or a mapping of "
             f"keyword arguments, but returned a {type(example).__name__}"
         )
@@ -296,7 +304,7 @@ def import_example(name: str) -> Any:
 def _call(name: str, allowed: str, **arguments: Any) -> nn.Module:
     model = _called(name, "model name", allowed, arguments)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
+        raise UnfitCallableError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
     return model
 
 
@@ -311,18 +319,20 @@ def _called(name: str, what: str, allowed: str, arguments: dict[str, Any]) -> An
 
 def _call_attribute(what: str, module_name: str, attribute: str, arguments: dict[str, Any]) -> Any:
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"{what}: cannot import {module_name} ({error})") from error
+    try:
+        factory = getattr(module, attribute)
     except AttributeError as error:
         raise ValueError(f"{what}: {module_name} has no {attribute!r}") from error
     if not callable(factory):
-        raise TypeError(f"{what}: must name a callable, but is a {type(factory).__name__}")
+        raise UnfitCallableError(f"{what}: must name a callable, but is a {type(factory).__name__}")
     try:
         inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # the second: some functions in C do not tell what they accept
         accepted = f"the keyword arguments {' and '.join(arguments)}" if arguments else "no arguments"
-        raise TypeError(f"{what}: must accept {accepted} ({error})") from error
+        raise UnfitCallableError(f"{what}: must accept {accepted} ({error})") from error
     with torch.device("cpu"):
         return factory(**arguments)
 

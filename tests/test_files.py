@@ -113,3 +113,27 @@ def test_json_that_cannot_be_leaves_the_old_file(tmp_path, value, error):
         write_json(target, {"value": value})
     assert json.loads(target.read_text()) == 1
     assert names_in(tmp_path) == ["result.json"]
+
+
+# What lies before the end mark of texts on Windows, and ends of lines that it would change.
+BYTES = b'["a", 1]\r\n\x1a\n'
+
+
+def test_files_are_read_where_the_system_has_no_flag_for_pipes(tmp_path, run_python):
+    (tmp_path / "file").write_bytes(BYTES)
+    done = run_python(
+        "import importlib, os\n"
+        "import modfast.files\n"
+        "del os.O_NONBLOCK\n"
+        "os.O_BINARY = 1 << 30\n"
+        "opened, real = [], os.open\n"
+        "def open_as_windows_does(path, flags, *mode):\n"
+        "    opened.append(flags)\n"
+        "    return real(path, flags & ~os.O_BINARY, *mode)\n"
+        "os.open = open_as_windows_does\n"
+        "importlib.reload(modfast.files)\n"
+        f"with modfast.files.open_to_read({str(tmp_path / 'file')!r}) as file:\n"
+        "    print(file.read())\n"
+        "assert opened == [os.O_RDONLY | os.O_BINARY], opened\n"
+    )
+    assert done.stdout == f"{BYTES}\n", done.stderr

@@ -1,6 +1,7 @@
 """The compiled library: what it says of itself, how it fails to load, and what ties it to PyTorch."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -145,6 +146,40 @@ def test_a_link_that_leads_nowhere_is_a_library_that_does_not_load(run_python, t
     (copy / LIBRARY.name).symlink_to(tmp_path / "nowhere")
     done = run_python(importing(copy))
     assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
+
+
+def test_a_pipe_is_a_library_that_does_not_load(run_python, tmp_path):
+    copy = copy_without_libraries(tmp_path)
+    os.mkfifo(copy / LIBRARY.name)
+    done = run_python(importing(copy))
+    assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
+    assert "is a named pipe, not a file" in done.stderr
+
+
+VERSION = f"{modfast.__version__}\0".encode()
+STALE = {
+    "of another version": (VERSION, b"9.9.9\0", f"is of modfast 9.9.9, and the package is {modfast.__version__}"),
+    "without an operator": (b"\0block_scale(", b"\0block_other(", "has no operator 'block_scale'"),
+}
+
+
+@pytest.mark.parametrize(("now", "then", "told"), STALE.values(), ids=STALE)
+def test_a_library_of_other_sources_is_refused(run_python, tmp_path, now, then, told):
+    copy = copy_without_libraries(tmp_path)
+    contents = LIBRARY.read_bytes()
+    assert now in contents
+    assert len(now) == len(then)
+    (copy / LIBRARY.name).write_bytes(contents.replace(now, then))
+    done = run_python(importing(copy) + "import modfast.energy")
+    assert done.returncode == 1
+    assert "ImportError: modfast's compiled library cannot be loaded" in done.stderr
+    assert told in done.stderr
+    assert "run: pip install --no-build-isolation -e ." in done.stderr
+
+
+def test_an_instruction_set_that_is_no_text(run_python):
+    done = run_python("import os\nos.environb[b'MODFAST_CPU'] = b'\\xff'\nimport modfast.library")
+    assert "ImportError: MODFAST_CPU is '\\xff'; this machine can run: " in done.stderr
 
 
 WITHOUT_LIBRARY = """

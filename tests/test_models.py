@@ -359,7 +359,9 @@ def own_module(tmp_path, monkeypatch):
         "def broken(image_shape, num_classes):\n"
         "    raise TypeError('a mistake inside')\n"
         "constant = 3\n"
+        "silent = dict\n"
     )
+    (tmp_path / "own_slip_for_test.py").write_text("import os\nos.no_such_function_for_test\n")
     (tmp_path / "own_broken_for_test.py").write_text("import no_such_library_for_test\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
@@ -382,8 +384,10 @@ def test_own_model_from_the_current_folder(attribute, own_module):
         ("own_models_for_test:no_model", TypeError, "must return a torch.nn.Module, but returned 'no model'"),
         ("own_models_for_test:wrong_arguments", TypeError, "keyword arguments image_shape and num_classes"),
         ("own_models_for_test:constant", TypeError, "must name a callable, but is a int"),
+        ("own_models_for_test:silent", TypeError, "keyword arguments image_shape and num_classes"),
         ("own_models_for_test:missing", ValueError, "has no 'missing'"),
         ("own_models_for_test:broken", TypeError, "^a mistake inside$"),
+        ("own_slip_for_test:make", AttributeError, "no_such_function_for_test"),
         (
             "own_broken_for_test:make",
             ValueError,

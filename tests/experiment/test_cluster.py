@@ -60,6 +60,13 @@ def test_other_texts_are_refused(text):
         parse_counts(text)
 
 
+@pytest.mark.parametrize("text", ["1..2147483646", "1..100001", "1..50000,60000..110000"])
+def test_more_numbers_than_memory_holds_are_refused_before_they_are_made(text):
+    with pytest.raises(ValueError, match=f"clusters must be at most 100000 numbers, got '{text}'"):
+        parse_counts(text)
+    assert len(parse_counts("1..100000")) == 100_000
+
+
 def test_the_largest_gap_is_chosen():
     gaps = gaps_after([1.0, 0.75, 0.5, 0.125], [2, 3, 4])
     assert gaps == {2: 0.25, 3: 0.375, 4: None}

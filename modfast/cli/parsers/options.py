@@ -143,11 +143,14 @@ def as_tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
 
 
+_MOST_COUNTS = 100_000
+
+
 def parse_counts(text: str) -> tuple[int, ...]:
     """Return the numbers of clusters that ``4``, ``2..20`` or ``2,4,8..10`` stands for, ascending, each once.
 
     Raises:
-        ValueError: ``text`` has another form, or names no number or one below 1.
+        ValueError: ``text`` has another form, or names no number, one below 1, or more than 100,000.
 
     Example:
         >>> parse_counts("8,2..4")
@@ -163,5 +166,8 @@ def parse_counts(text: str) -> tuple[int, ...]:
             low, high = 0, 0
         if not 1 <= low <= high < 2**31 - 1:
             raise ValueError(f"clusters must be like 4, 2..20 or 2,4,8, each at least 1, got {text!r}")
+        # Before they are made: the largest range would take over 100 GB.
+        if high - low >= _MOST_COUNTS - len(counts):
+            raise ValueError(f"clusters must be at most {_MOST_COUNTS} numbers, got {text!r}")
         counts.update(range(low, high + 1))
     return tuple(sorted(counts))
