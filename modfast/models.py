@@ -304,7 +304,9 @@ def import_example(name: str) -> Any:
 def _call(name: str, allowed: str, **arguments: Any) -> nn.Module:
     model = _called(name, "model name", allowed, arguments)
     if not isinstance(model, nn.Module):
-        raise UnfitCallableError(f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}")
+        raise UnfitCallableError(
+            f"model name {name!r}: must return a torch.nn.Module, but returned {model!r}"
+        )
     return model
 
 

@@ -158,7 +158,11 @@ def test_a_pipe_is_a_library_that_does_not_load(run_python, tmp_path):
 
 VERSION = f"{modfast.__version__}\0".encode()
 STALE = {
-    "of another version": (VERSION, b"9.9.9\0", f"is of modfast 9.9.9, and the package is {modfast.__version__}"),
+    "of another version": (
+        VERSION,
+        b"9.9.9\0",
+        f"is of modfast 9.9.9, and the package is {modfast.__version__}",
+    ),
     "without an operator": (b"\0block_scale(", b"\0block_other(", "has no operator 'block_scale'"),
 }
 

@@ -1,4 +1,4 @@
-"""Arguments in unusual forms: NumPy's integers, integers beyond all floats, callbacks that cannot be called."""
+"""Arguments in unusual forms: NumPy's integers, some beyond all floats, callbacks that cannot be called."""
 
 import inspect
 

@@ -1,5 +1,6 @@
 """No function changes a model: parameters, buffers, gradients, modes and hooks are the same afterwards."""
 
+import functools
 import inspect
 
 import pytest
@@ -92,7 +93,7 @@ CALLS = {
         for steps in (1, 2)
         for given in ({}, {"ablation": "resample", "reference": [INPUTS[12:], INPUTS[:12]]})
     ],
-    "eigengap": lambda model: modfast.eigengap(modfast.read_network(model, INPUTS), 4, shuffles=1),
+    "eigengap": lambda model: modfast.eigengap(read(model), 4, shuffles=1),
     "weights": lambda model: [
         (modfast.spectral_cocluster(weight, 2), modfast.laplacian_eigenvalues(weight, 2).sum())
         for weight in (layer.weight() for layer in find_layers(model))
@@ -104,9 +105,15 @@ def circuit(model):
     return modfast.find_circuit(model, INPUTS[LABELS == 1], 1, layers="3")
 
 
+@functools.lru_cache(maxsize=1)
+def read(model):
+    """Read once for each model: it takes longer than what is then tried on it."""
+    return modfast.read_network(model, INPUTS)
+
+
 def task(model, metric):
     """The first arguments of functions of circuits over units."""
-    return model, BATCHES, metric, modfast.read_network(model, INPUTS)
+    return model, BATCHES, metric, read(model)
 
 
 def units(model):
@@ -116,7 +123,7 @@ def units(model):
 
 
 def ablated(model, *given):
-    network = modfast.read_network(model, INPUTS)
+    network = read(model)
     first = network.layers[next(iter(network.layers))]
     with modfast.ablate_units(model, network, first.row_units[:2], *given):
         pass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,11 +15,12 @@ from torch import nn
 _COMPOSED = ("einsum", "tensordot", "inner", "linalg_multi_dot", "chain_matmul")
 
 
-def composed_operators() -> dict[Any, Callable[..., Any]]:
+@cache  # PyTorch asks all its operators each time, which takes as long as to follow a small model
+def composed_operators() -> Mapping[Any, Callable[..., Any]]:
     """Return how operators that have no rule, but consist of such that have one, are taken apart."""
     known = torch.export.default_decompositions()
     overloads = [getattr(torch.ops.aten, name).default for name in _COMPOSED]
-    return {overload: known[overload] for overload in overloads if overload in known}
+    return MappingProxyType({overload: known[overload] for overload in overloads if overload in known})
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def _follow(
     with not_compiled(), in_plain_operators(called):
         try:
             program = torch.export.export(called, tuple(tensors), strict=False)
-            program = program.run_decompositions(composed_operators())
+            program = program.run_decompositions(dict(composed_operators()))
         except Exception as error:
             if isinstance(error, TypeError) and str(error).startswith("model must return"):
                 raise
