@@ -164,6 +164,12 @@ Constraint = Integer | Number | Share | OneOf | Flag | NoneOr | Distinct
 SEED = Integer(0, 2**63 - 1)
 """What PyTorch's generators take."""
 
+THREADS = NoneOr(Integer(1, 4096))
+"""Numbers of threads: with tens of thousands the system ends the process, which no program can prevent."""
+
+SIZE = Integer(1, 2**63 - 1)
+"""What PyTorch takes as a number of images, such as the size of a batch."""
+
 
 def check(name: str, value: object, allowed: Constraint, where: str = "") -> None:
     """Raises unless a constraint allows the value.

@@ -28,7 +28,7 @@ from torch import Tensor
 import modfast.energy as energy
 
 from .arguments import check_count
-from .arrays import as_tensor, require_plain, require_whole, to_int64
+from .arrays import as_tensor, require_numbers, require_plain, require_whole, to_int64
 from .partition import Labels, Partition
 from .spectral.clustering import spectral_cocluster
 from .spectral.matrices import as_matrix
@@ -148,6 +148,8 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
 def _check_matrix(name: str, matrix: object) -> None:
     if not isinstance(matrix, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(matrix).__name__}")
+    if matrix.is_nested:  # before its shape is asked for, which it does not tell
+        raise ValueError(f"{name} must be dense, got a nested tensor")
     if matrix.dim() < 2:
         raise ValueError(f"{name} must have shape (out, in, *kernel), got {tuple(matrix.shape)}")
 
@@ -188,7 +190,9 @@ def _indices(name: str, indices: object, size: int) -> Tensor:
     """Return the indices of a cluster as a checked int64 tensor on the CPU."""
     require_whole(name, indices)
     try:
-        tensor = as_tensor(name, indices).cpu()
+        tensor = as_tensor(name, indices)
+        require_numbers(name, tensor)
+        tensor = tensor.cpu()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a 1-D sequence of integers, got {reprlib.repr(indices)}") from error
     # An empty list has no dtype of its own. A boolean mask would read as the indices 0 and 1.

@@ -99,8 +99,8 @@ def kind_of(status: os.stat_result) -> str:
     return kinds.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
-# Without O_NONBLOCK the opening of a pipe itself blocks; on a file the flag has no effect. Windows has
-# neither. There O_BINARY keeps the bytes of a file as they are.
+# Without O_NONBLOCK the opening of a pipe itself blocks; a file is opened as without it. Windows has neither
+# such pipes nor this flag; there O_BINARY keeps the bytes of a file as they are.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 

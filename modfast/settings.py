@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arguments import SEED, Flag, Integer, NoneOr, Number, OneOf, Share, check_fields
+from .arguments import SEED, SIZE, THREADS, Flag, Integer, NoneOr, Number, OneOf, Share, check_fields
 
 CLUSTERS_FROM = ("blocks", "file", "spectral")
 AFFINITIES = ("weights", "gradients")
@@ -53,8 +53,8 @@ class TrainConfig:
         seed: the seed of the image order and of all random numbers that training draws. (The caller seeds
             the model's initial weights.)
         device: "auto" takes a CUDA device that this build has kernels for, if there is one, else the CPU.
-        threads: PyTorch's number of threads on the CPU; None leaves it unchanged. A run with the same number
-            repeats bit for bit.
+        threads: PyTorch's number of threads on the CPU; None leaves it unchanged; at most 4096. A run with
+            the same number repeats bit for bit.
         precision: the dtype of the forward pass: "float32", or "bfloat16" by autocast, in which the weights
             stay float32.
 
@@ -101,9 +101,9 @@ class TrainConfig:
                 "l1_weight": Number(0, included=True),
                 "keep": NoneOr(Share()),
                 "optimizer": OneOf(OPTIMIZERS),
-                "batch_size": Integer(1),
+                "batch_size": SIZE,
                 "seed": SEED,
-                "threads": NoneOr(Integer(1)),
+                "threads": THREADS,
                 "enmeshment_weight": Number(0, included=True),
                 "learning_rate": Number(0),
                 "precision": OneOf(PRECISIONS),

@@ -276,3 +276,17 @@ def test_leaves_the_layer_and_the_random_state_alone() -> None:
 def test_bad_arguments_are_named(layer: Any, k: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         spectral_clustering(layer, k)
+
+
+def test_tensors_without_plain_numbers_are_named():
+    nested = torch.nested.nested_tensor([torch.ones(2, 2), torch.ones(2, 2)])
+    for call in (
+        lambda: clusterability(nested, None, None, 2),
+        lambda: spectral_clustering(nested, 2),
+        lambda: modfast.enmeshment(nested, modfast.Partition.blocks((2, 2), 2)),
+    ):
+        with pytest.raises(ValueError, match="must be dense, got a nested tensor"):
+            call()
+    meta = torch.zeros(1, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"cluster_U_indices\[0\] must be a 1-D sequence of integers"):
+        clusterability(torch.ones(2, 2), {0: meta, 1: [1]}, {0: [0], 1: [1]}, 2)

@@ -1,4 +1,4 @@
-"""Arguments in unusual forms: NumPy's integers, some beyond all floats, callbacks that cannot be called."""
+"""Arguments in unusual forms: NumPy's integers, integers beyond all floats, what cannot be called."""
 
 import inspect
 
@@ -74,3 +74,18 @@ def test_progress_is_checked_before_anything_is_computed(name):
 
 def test_the_public_functions_with_progress_are_found():
     assert {"eigengap", "find_circuits", "faithfulness_curve", "shuffle_test"} <= set(WITH_PROGRESS)
+
+
+def test_more_shuffles_than_memory_holds_are_refused_or_cost_nothing_before_they_are_made():
+    with pytest.raises(ValueError, match=r"shuffles must be an integer in \[0, 2147483646\], got 10+$"):
+        modfast.eigengap(torch.rand(6, 5), shuffles=10**30)
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(done, total):
+        assert (done, total) == (1, 2**31 - 2)
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        modfast.eigengap(torch.rand(6, 5), shuffles=2**31 - 2, progress=stop)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .parsers import make_parser
+from .parsers import parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Of several processes one parses for all, once they are connected; torchrun sets the variable.
     is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
-    options = make_parser().parse_args(arguments) if is_alone else None
+    options = parse(arguments) if is_alone else None
     try:
         # Tables and pictures need packages that the library alone does not.
         from .commands import run

@@ -13,7 +13,7 @@ from modfast.train.checkpoint import TrainingError
 from modfast.train.distributed import RankError, Ranks, launched, print_once
 
 from . import circuits, cluster, report, reproduce, train
-from .parsers import make_parser
+from .parsers import parse
 
 _RUN: dict[str, Callable[[argparse.Namespace, Ranks], None]] = {
     "train": train.run,
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str] | None, options: argparse.Namespace | None) -> 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace | int:
     """Return the options, or the exit status if help or an error was shown."""
     try:
-        return make_parser().parse_args(arguments)
+        return parse(arguments)
     except SystemExit as ended:
         return int(ended.code or 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from modfast.arguments import Integer, check
 from modfast.data.dataset import Dataset
 from modfast.experiment.circuits import check_circuit_files
 from modfast.experiment.runs import reproduce
@@ -19,12 +20,16 @@ from .display import Display
 from .machine import load_data
 from .train import chosen_protocol, given_partitions
 
+# A model takes seconds at least, so more would take months; their list takes memory before the first one.
+_SEEDS = Integer(1, 100_000)
+
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
     """Train all models, show how they compare, and find their circuits if requested."""
     dataset = load_data(options.data, ranks)
     partitions = given_partitions(options, ranks)
     protocol = ranks.every(lambda: chosen_protocol(options, ranks, dataset, partitions))
+    check("seeds", options.seeds, _SEEDS)
     seeds = range(options.seed, options.seed + options.seeds)
     flags = {"resume": options.resume, "overwrite": options.overwrite}
     circuits = None

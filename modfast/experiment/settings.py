@@ -8,6 +8,8 @@ from itertools import pairwise
 from modfast.arguments import (
     CRITERIA,
     SEED,
+    SIZE,
+    THREADS,
     UNIT_METHODS,
     Constraint,
     Distinct,
@@ -74,7 +76,7 @@ class ClusterConfig:
                 "shuffles": Integer(1),
                 "tol": Number(0),
                 "seed": SEED,
-                "threads": NoneOr(Integer(1)),
+                "threads": THREADS,
             },
         )
 
@@ -83,9 +85,9 @@ class ClusterConfig:
 _OF_CIRCUITS: dict[str, Constraint] = {
     "tolerance": Number(0, included=True),
     "labels": NoneOr(Distinct(Integer(0))),
-    "images": NoneOr(Integer(1)),
+    "images": NoneOr(SIZE),
     "seed": Integer(0, 2**31 - 1),
-    "threads": NoneOr(Integer(1)),
+    "threads": THREADS,
 }
 
 

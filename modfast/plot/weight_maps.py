@@ -55,7 +55,7 @@ def weights(
         partition: the clusters of a weight; None draws it as it is stored. For a module also what
             :class:`EnmeshmentLoss` takes, a mapping from names to partitions or a number of clusters: then
             all their layers are drawn.
-        ax: the axes to draw into; for several layers an array or sequence of as many. None makes a figure.
+        ax: the axes to draw into, or an array or sequence of as many as there are layers. None makes them.
         layer: the name of one layer of a loss or a module. None draws all layers of a loss.
         top: the magnitude of the brightest colour. Set it to give several pictures one scale, such as those
             before and after training.

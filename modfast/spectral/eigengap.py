@@ -196,7 +196,7 @@ def eigengap(
     """
     check("max_clusters", max_clusters, Integer(2, 2**31 - 3))
     check("affinity", affinity, OneOf(("abs", "square") if isinstance(weight, Network) else _AFFINITIES))
-    check("shuffles", shuffles, Integer(0))
+    check("shuffles", shuffles, Integer(0, 2**31 - 2))
     check("tol", tol, Number(0, 1))
     check("seed", seed, SEED)
     check_callback("progress", progress)
@@ -222,15 +222,13 @@ def eigengap(
     if len(values) < 3:
         what = "units that weights join" if isinstance(weight, Network) else "rows and columns with a weight"
         raise ValueError(f"weight must have at least 3 {what} other than 0, got {len(values)}")
-    shuffled = values.new_full((shuffles, len(values)), torch.nan)
+    rows = []  # not one tensor from the beginning: memory is for the shuffles that are done
     for done, each in enumerate(others, 1):
         # A shuffle of few weights may leave fewer rows or columns with any: what is beyond them is 0.
-        shuffled[done - 1] = torch.nn.functional.pad(each, (0, max(len(values) - len(each), 0)))[
-            : len(values)
-        ]
+        rows.append(torch.nn.functional.pad(each, (0, max(len(values) - len(each), 0)))[: len(values)])
         if progress is not None:
             progress(done, int(shuffles))
-    return Eigengap(values, shuffled)
+    return Eigengap(values, torch.stack(rows) if rows else values.new_empty((0, len(values))))
 
 
 _AFFINITIES = ("abs", "square", "given")

@@ -163,6 +163,11 @@ def test_a_stopped_run_resumes(tmp_path, run_python, how):
         (["--clusters", "65"], "num_clusters"),
         (["--epochs", "-1"], "epochs"),
         (["--device", "toaster"], "toaster"),
+        (["--threads", "100000"], "threads must be None or an integer in [1, 4096], got 100000"),
+        (
+            ["--batch-size", str(10**30)],
+            "batch_size must be an integer in [1, 9223372036854775807], got 1000",
+        ),
         (["--model", "no_such_module:make"], "no_such_module"),
         (["--model", "os:getcwd"], "must accept the keyword arguments image_shape and num_classes"),
         (["--model", "os:sep"], "must name a callable"),
@@ -177,6 +182,34 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, capsys, argume
     assert error.startswith("modfast: error: ")
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--out", ""],
+        ["train", "--out", "out", "--partitions", ""],
+        ["cluster", "", "--out", "out"],
+        ["circuits", ""],
+        ["report", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "must be a path, got an empty text" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--clusters", "--partitions", "--layers"])
+def test_two_dashes_are_no_value(tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--out", str(tmp_path / "out"), f"{option}=--"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert option in last
+    assert "error: " in last
 
 
 def test_report_of_a_folder_without_results(tmp_path, capsys):

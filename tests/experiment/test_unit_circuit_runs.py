@@ -200,7 +200,7 @@ class TestMistakes:
         [
             (["--labels", "10"], "labels must lie in [0, 10), got 10"),
             (["--labels", "1", "1"], "labels must be None or one or more, none of them twice"),
-            (["--images", "0"], "images must be None or a positive integer, got 0"),
+            (["--images", "0"], "images must be None or an integer in [1, 9223372036854775807], got 0"),
             (["--tolerance", "-1"], "tolerance must be a finite number of at least 0, got -1.0"),
             (
                 ["--criterion", "loss"],
@@ -208,7 +208,7 @@ class TestMistakes:
             ),
             (["--layers", "fc1"], "--criterion and --layers are for circuits of weights: leave --units out"),
             (["--device", "toaster"], "toaster"),
-            (["--threads", "0"], "threads must be None or a positive integer, got 0"),
+            (["--threads", "0"], "threads must be None or an integer in [1, 4096], got 0"),
             (["--data", "fake"], "data: fake is not what"),
             (["--resume", "--overwrite"], "exclude each other"),
         ],

@@ -373,7 +373,10 @@ def test_a_killed_run_goes_on_with_other_processes(tmp_path):
     ("arguments", "told"),
     [
         (["train", "--epochs", "two", "--out", "out"], "modfast train: error: argument --epochs: "),
-        (["reproduce", "--seeds", "0", "--out", "out"], "modfast: error: seeds must be at least one"),
+        (
+            ["reproduce", "--seeds", "0", "--out", "out"],
+            "modfast: error: seeds must be an integer in [1, 100000], got 0",
+        ),
         (["train", "--out", "out"], "modfast: error: this one is broken"),
     ],
 )

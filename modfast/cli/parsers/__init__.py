@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from types import ModuleType
 
 from modfast.version import __version__
@@ -23,3 +24,18 @@ def make_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command line; None takes the program's.
+
+    Raises:
+        SystemExit: help was asked for and shown, or the command line is wrong, which it has said.
+    """
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        # Of `--epochs=--` some versions of Python make no value. Only --circuits may have none.
+        if value == [] and name != "circuits":
+            parser.error(f"argument --{name.replace('_', '-')}: expected a value")
+    return options

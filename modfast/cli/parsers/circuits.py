@@ -7,7 +7,7 @@ import argparse
 from modfast.arguments import CRITERIA, UNIT_METHODS
 from modfast.experiment.settings import RUN_ABLATIONS, CircuitConfig
 
-from .options import Parsers, machine_options
+from .options import Parsers, given_path, machine_options
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         "of a comparison, compare these circuits, and say what they show of the paper's claims. With --units "
         "find which neurons, channels and heads it needs, and draw them.",
     )
-    parser.add_argument("out", metavar="RUN", help="folder that train or reproduce wrote")
+    parser.add_argument("out", type=given_path, metavar="RUN", help="folder that train or reproduce wrote")
     parser.add_argument(
         "--units",
         action="store_true",

@@ -6,7 +6,7 @@ import argparse
 
 from modfast.experiment.settings import AFFINITIES, ClusterConfig
 
-from .options import Parsers, out_options
+from .options import Parsers, given_path, out_options
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
@@ -20,6 +20,7 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "model",
+        type=given_path,
         metavar="MODEL",
         help="what train wrote (folder or checkpoint), a file with a state_dict (.pt, .pth, .safetensors), "
         "a folder of transformers, or package.module:callable",

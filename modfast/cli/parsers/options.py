@@ -14,6 +14,20 @@ Parsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What ``add_subparsers`` returns, to which each command adds its parser."""
 
 
+def given_path(text: str) -> str:
+    """Return a path that is not empty, as that of a variable which a shell does not know would be.
+
+    An empty path stands for the current folder, where the command would write.
+
+    Example:
+        >>> given_path("out")
+        'out'
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got an empty text")
+    return text
+
+
 def machine_options() -> argparse.ArgumentParser:
     """Return options for where to compute, and for what happens to existing results."""
     options = argparse.ArgumentParser(add_help=False)
@@ -35,7 +49,9 @@ def machine_options() -> argparse.ArgumentParser:
 def out_options() -> argparse.ArgumentParser:
     """Return the machine options, and where to write."""
     options = argparse.ArgumentParser(add_help=False, parents=[machine_options()])
-    options.add_argument("--out", required=True, metavar="DIR", help="folder for results and pictures")
+    options.add_argument(
+        "--out", type=given_path, required=True, metavar="DIR", help="folder for results and pictures"
+    )
     return options
 
 
@@ -84,7 +100,10 @@ def training_options(protocol: str) -> argparse.ArgumentParser:
         "the warm-up (default: file with --partitions, else the protocol's)",
     )
     options.add_argument(
-        "--partitions", metavar="FILE", help="clusters of each layer, from modfast.save_partitions"
+        "--partitions",
+        type=given_path,
+        metavar="FILE",
+        help="clusters of each layer, from modfast.save_partitions",
     )
     options.add_argument(
         "--warmup-epochs",

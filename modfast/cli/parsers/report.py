@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .options import Parsers
+from .options import Parsers, given_path
 
 
 def add_parser(commands: Parsers) -> argparse.ArgumentParser:
@@ -14,5 +14,10 @@ def add_parser(commands: Parsers) -> argparse.ArgumentParser:
         help="show a finished folder again",
         description="Print the table of a finished folder and draw its pictures again.",
     )
-    parser.add_argument("out", metavar="DIR", help="folder that train, reproduce, circuits or cluster wrote")
+    parser.add_argument(
+        "out",
+        type=given_path,
+        metavar="DIR",
+        help="folder that train, reproduce, circuits or cluster wrote",
+    )
     return parser
