@@ -20,6 +20,8 @@ def check_writable(
     """Check that no two written tensors, and no written and read one, share memory.
 
     Tensors without memory of their own (of a trace, a transform or the meta device) are passed over.
+    What counts is the memory from a tensor's first element to its last one: two tensors whose elements
+    alternate, such as the even and the odd columns of one matrix, count as sharing memory.
 
     Args:
         reads: tensors that the operator reads.

@@ -236,7 +236,11 @@ def _decode_chunks(
 
 
 def _usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if sys.platform == "linux":
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return count
 
 
 def _decode_in_worker(
@@ -246,9 +250,10 @@ def _decode_in_worker(
 ) -> None:
     # Ctrl-C reaches the whole process group; only the parent reacts, and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that is killed cannot stop its workers, which would wait for ever; the kernel can.
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if sys.platform == "linux":
+        # A parent that is killed cannot stop its workers, which would wait for ever; the kernel can.
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     for chunk in chunks:
         try:
             sender.send(decode(chunk))
