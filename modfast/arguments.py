@@ -189,7 +189,16 @@ def check(name: str, value: object, allowed: Constraint, where: str = "") -> Non
         ValueError: num_clusters must be an integer in [1, 4] for 4 nodes, got 9
     """
     if value not in allowed:
-        raise ValueError(f"{name} must be {allowed}{where}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}{where}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """The value in one line: a tensor that was given for a number may have thousands."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"an integer of {int(value).bit_length()} bits"  # type: ignore[call-overload]
+    return text if len(text) <= 200 else f"{' '.join(text[:150].split())} ... {' '.join(text[-30:].split())}"
 
 
 def check_count(name: str, value: object) -> int:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from .files import open_to_read
-
 SUFFIX = ".pyd" if sys.platform == "win32" else ".so"
 
 
@@ -32,11 +30,13 @@ class Binary:
         self.path = path
         self._kind = kind
         try:
+            if path.exists() and not path.is_file():  # to open a named pipe would take for ever
+                raise OSError(f"{path} is no file")
             if _is_cut_off(path):
                 raise OSError(f"{path}: the end of the file is missing")
             torch.ops.load_library(str(path))
             self._functions = ctypes.CDLL(str(path.resolve()))
-        except (OSError, ValueError) as error:  # the second: it is a named pipe, or another file without end
+        except OSError as error:
             # PyTorch says only that it could not; the cause says why.
             raise self.not_loaded(error.__cause__ or error) from error
 
@@ -85,7 +85,7 @@ def _is_cut_off(path: Path) -> bool:
 
     The system's loader does not look: the first access to what is missing would end the process.
     """
-    with open_to_read(path) as file:
+    with path.open("rb") as file:
         header = file.read(64)
         size = file.seek(0, 2)
         if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian

@@ -292,6 +292,7 @@ def save_partitions(path: str | os.PathLike[str], mapping: Mapping[str, Partitio
 
     Raises:
         ValueError: a name is no string, or a value no :class:`Partition`.
+        TypeError: ``mapping`` is no mapping.
 
     Example:
         >>> import tempfile
@@ -300,6 +301,8 @@ def save_partitions(path: str | os.PathLike[str], mapping: Mapping[str, Partitio
         >>> load_partitions(path)
         {'fc2': Partition(shape=(64, 64), num_clusters=4)}
     """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"mapping must map names to Partition, got {type(mapping).__name__}")
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     entries = []
     for index, (name, partition) in enumerate(mapping.items()):

@@ -33,6 +33,17 @@ def test_an_integer_beyond_all_floats_is_not_allowed():
         spectral_cocluster(torch.randn(8, 8), 2, tol=10**400)
 
 
+def test_a_value_is_told_in_one_line():
+    values = (10**5000, torch.rand(40, 40), "two\n" * 100, [1] * 5000)
+    for value, told in zip(
+        values, ("got an integer of 16610 bits", r"got tensor\(\[\[", "got 'two", r"got \[1, 1"), strict=True
+    ):
+        with pytest.raises(ValueError, match=f"max_clusters must be an integer in .*{told}") as caught:
+            modfast.eigengap(torch.rand(6, 5), max_clusters=value)
+        assert len(str(caught.value)) < 300
+        assert "\n" not in str(caught.value)
+
+
 def test_labels_may_be_a_list_of_tensors():
     labels = torch.tensor([0, 1, 1])
     found = class_accuracy(nn.Identity(), (torch.eye(3), list(labels)))

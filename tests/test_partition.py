@@ -492,3 +492,10 @@ def test_a_pair_of_labels_and_their_number_is_refused_in_words():
     with pytest.raises(ValueError, match="row_labels must be labels alone, got a pair such as unit_labels"):
         Partition((labels, 2), labels, 2)
     assert Partition((torch.tensor(0), torch.tensor(1)), labels, 2).shape == (2, 2)
+
+
+@pytest.mark.parametrize("mapping", [None, "fc2", Partition.blocks((4, 4), 2), [Partition.blocks((4, 4), 2)]])
+def test_only_a_mapping_is_saved(tmp_path, mapping):
+    with pytest.raises(TypeError, match="mapping must map names to Partition, got "):
+        save_partitions(tmp_path / "partitions.npz", mapping)
+    assert list(tmp_path.iterdir()) == []

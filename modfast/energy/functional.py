@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from modfast.arrays import is_sharded, require_whole
+from modfast.arrays import is_sharded, require_plain
 from modfast.devices import widest_float
 from modfast.partition import Partition
 from modfast.shapes import FLOATS
@@ -119,7 +119,7 @@ def block_scale(weight: Tensor, factors: Tensor, partition: Partition) -> Tensor
     k = partition.num_clusters
     if not isinstance(factors, Tensor):
         raise TypeError(f"factors must be a torch.Tensor, got {type(factors).__name__}")
-    require_whole("factors", factors)
+    require_plain("factors", factors)
     if not factors.is_floating_point():
         raise TypeError(f"factors must be floating, got {factors.dtype}")
     if factors.shape != (k, k) or factors.device != weight.device:

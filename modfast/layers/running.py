@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from modfast.arrays import require_numbers
+
 from .readable import require_shape
 from .source import computed_tensors, in_evaluation_mode
 
@@ -170,10 +172,13 @@ def moved(inputs: Any, device: torch.device) -> Any:
 
     Raises:
         TypeError: an object cannot be moved, or a container cannot hold other tensors.
+        ValueError: a tensor is on the meta device, which has no numbers to move.
     """
 
     def move(value: Any) -> Any:
         if isinstance(value, Tensor):
+            if device.type != "meta":
+                require_numbers("inputs", value)
             return value.to(device)
         if isinstance(value, PackedSequence):
             return value.to(device=device)  # type: ignore[call-arg]

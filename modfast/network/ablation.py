@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import OneOf, check
-from modfast.arrays import as_tensor, require_plain
+from modfast.arrays import as_tensor, require_numbers, require_plain
 from modfast.batches import Batches, each_batch, inputs_of
 from modfast.devices import widest_float
 from modfast.layers.running import call_model, device_of, evaluating, moved
@@ -186,6 +186,7 @@ def check_units(network: Network, units: Any) -> Tensor:
     """
     given = as_tensor("units", units)
     require_plain("units", given)
+    require_numbers("units", given)
     number = network.num_units
     if given.dim() != 1:
         raise ValueError(f"units must be 1-D, got shape {tuple(given.shape)}")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import modfast
 from modfast import Partition, class_accuracy, cluster_accuracy, find_circuit, gradient_affinity
 from modfast.data import load_dataset
 from modfast.layers.running import call_model, logits_of, moved, split_batch
@@ -200,3 +201,14 @@ def test_transformers_models_of_any_call(tmp_path):
     layer = "bert.encoder.layer.0.attention.self.query"
     assert gradient_affinity(model.eval(), layer, batches, cross_entropy).shape == (16, 16)
     assert list(find_circuit(model, tokens[labels == 1], 1).masks) == ["bert.pooler.dense", "classifier"]
+
+
+def test_inputs_without_numbers_are_named():
+    model, inputs = nn.Linear(3, 3), torch.ones(4, 3, device="meta")
+    for call in (
+        lambda: modfast.class_accuracy(model, (inputs, torch.zeros(4, dtype=torch.int64))),
+        lambda: moved({"x": (inputs,)}, torch.device("cpu")),
+    ):
+        with pytest.raises(ValueError, match="inputs must hold numbers, got a tensor on the meta device"):
+            call()
+    assert moved(inputs, torch.device("meta")).is_meta

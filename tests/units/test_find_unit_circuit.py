@@ -196,6 +196,23 @@ def test_scores_of_ones_own_and_a_metric_without_gradient():
     assert circuit.num_examples == 30
 
 
+def test_numbers_that_are_not_there():
+    model = mlp()
+    network = read_network(model, X)
+    scores = torch.ones(network.num_units)
+    for given, message in (
+        (scores.to("meta"), "scores must hold numbers, got a tensor on the meta device"),
+        (scores.to_sparse(), "scores must be dense, got layout torch.sparse_coo"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_unit_circuit(model, BATCHES, accuracy, network, scores=given)
+    with pytest.raises(ValueError, match="metric must hold numbers, got a tensor on the meta device"):
+        find_unit_circuit(model, BATCHES, lambda output, batch: output.mean().to("meta"), network)
+    units = torch.zeros(1, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="units must hold numbers, got a tensor on the meta device"):
+        ablate_units(model, network, units)
+
+
 class Branching(nn.Module):
     """What it does depends on numbers, which torch.vmap cannot have."""
 

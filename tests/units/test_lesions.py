@@ -313,6 +313,10 @@ def test_classes_that_are_given_or_those_of_the_batches():
         cluster_lesions(model, inputs, from_inputs, network, labels, classes=[0, 1])
     with pytest.raises(ValueError, match="classes must be 1-D integers"):
         cluster_lesions(model, inputs, from_inputs, network, labels, classes=[0.5] * 6)
+    with pytest.raises(ValueError, match=r"classes must lie below 2\*\*63, got 18446744073709551615"):
+        cluster_lesions(
+            model, inputs, from_inputs, network, labels, classes=np.full(6, 2**64 - 1, dtype=np.uint64)
+        )
     with pytest.raises(ValueError, match="batches: targets must be 1-D integers"):
         cluster_lesions(model, (inputs, targets.double()), lambda *_: torch.ones(6), network, labels)
     with pytest.raises(ValueError, match=r"classes must be given, .* got shape \(6, 1\)"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modfast.arrays import require_plain
+from modfast.arrays import require_numbers, require_plain
 from modfast.batches import Batches, each_batch, inputs_of, is_one_batch, num_examples
 from modfast.layers.layer import listed_choices
 from modfast.layers.running import call_model, copied, device_of, evaluating, moved, with_leaves
@@ -232,6 +232,7 @@ def measured(value: Any, size: int) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"metric must return a tensor, got {type(value).__name__}")
     require_plain("metric", value)
+    require_numbers("metric", value)
     if value.is_complex() or tuple(value.shape) not in ((), (size,)):
         raise ValueError(
             f"metric must return real numbers, one for the batch, (), or one per example, ({size},), "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import UNIT_METHODS, Integer, Number, OneOf, check, check_callback
-from modfast.arrays import require_plain
+from modfast.arrays import require_numbers, require_plain
 from modfast.batches import Batches
 from modfast.metrics import Metric
 from modfast.network.units import Network
@@ -152,6 +152,9 @@ def checked_scores(scores: Tensor, task: Evaluation, *, named: bool) -> Tensor:
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores must be a tensor, got {type(scores).__name__}")
     require_plain("scores", scores)
+    require_numbers("scores", scores)
+    if scores.layout != torch.strided:
+        raise ValueError(f"scores must be dense, got layout {scores.layout}")
     if scores.shape != task.asked.shape or not scores.is_floating_point():
         raise ValueError(
             f"scores must be floating-point, ({len(task.asked)},), one for each unit of the network, got "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.arguments import Flag, Integer, check, check_callback
-from modfast.arrays import as_tensor, require_numbers
+from modfast.arrays import as_tensor, require_numbers, to_int64
 from modfast.batches import Batches, inputs_of, num_examples, targets_of
 from modfast.display import html_table
 from modfast.metrics import Metric
@@ -374,4 +374,4 @@ def _integers(name: str, values: Tensor) -> Tensor:
     require_numbers(name, values)
     if values.dim() != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} must be 1-D integers, got shape {tuple(values.shape)}, {values.dtype}")
-    return values.detach().cpu().to(torch.int64)
+    return to_int64(name, values.detach().cpu())
