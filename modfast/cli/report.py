@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from modfast.circuits.folder import CIRCUITS, REPORT, read_circuits
@@ -13,9 +15,10 @@ from modfast.experiment.cluster_files import redraw_clustering
 from modfast.experiment.network_files import redraw_network
 from modfast.experiment.runs import draw_reproduction, draw_run
 from modfast.experiment.unit_circuits import draw_unit_circuits, units_trained_since
+from modfast.manifest import COMMANDS, holds_any, read_manifest
 from modfast.report.network_table import network_table
 from modfast.report.tables import cluster_table, results_table, run_table
-from modfast.results import KINDS, read_results
+from modfast.results import KINDS, RESULTS, read_results
 from modfast.run_folder import RunFolder
 from modfast.train.distributed import Ranks
 
@@ -26,7 +29,36 @@ from .display import Display
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
     """Print the table of the folder and draw its pictures."""
     if ranks.is_first:  # there is nothing to share
-        _show(Path(options.out))
+        with _reading(Path(options.out)):
+            _show(Path(options.out))
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn what altered files of results cause into a ValueError that names them; leave defects as they are.
+
+    A file that is as a command wrote it, by that command's manifest, lacks nothing.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        altered = [path for path in _results_in(folder) if not _is_as_written(path)]
+        if not altered:
+            raise
+        raise ValueError(
+            f"{', '.join(map(str, altered))}: damaged, or of another version: a part is missing, or of "
+            f"another kind ({error!r})"
+        ) from error
+
+
+def _results_in(folder: Path) -> list[Path]:
+    """The files of results of a folder and of the runs directly in it."""
+    return [folder / RESULTS, *sorted(folder.glob(f"*/{RESULTS}"))]
+
+
+def _is_as_written(path: Path) -> bool:
+    manifests = [read_manifest(path.parent, command) for command in COMMANDS]
+    return any(holds_any(path, each.files.get(path.name, ())) for each in manifests if each is not None)
 
 
 def _show(folder: Path) -> None:

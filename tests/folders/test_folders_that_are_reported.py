@@ -1,5 +1,6 @@
 """`report` shows what it can, of folders that cannot be written to and of circuits that are others now."""
 
+import json
 import os
 import re
 import shlex
@@ -123,3 +124,27 @@ def test_clusters_may_be_put_above_the_model_but_not_beside_it(tmp_path):
         for out in (run, tmp_path / "link", run / ".." / "one"):
             with pytest.raises(ValueError, match="out must be another folder than the model's"):
                 check_out(model, out)
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train", "accuracy"), ("reproduce", "modular"), ("cluster", "clustering")]
+)
+def test_results_that_were_altered_are_named(command, key, made, copy, capsys):
+    out = copy(made[command])
+    path = out / "results.json"
+    results = json.loads(path.read_text())
+    results[key] = dict.fromkeys(results[key]) if isinstance(results[key], dict) else None
+    path.write_text(json.dumps(results))
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"modfast: error: {path}: damaged, or of another version: a part is missing")
+
+
+def test_a_defect_in_a_report_keeps_its_traceback(made, copy, monkeypatch):
+    def defect(*_):
+        return {}["no such key"]
+
+    monkeypatch.setattr("modfast.cli.report.run_table", defect)
+    with pytest.raises(KeyError, match="no such key"):
+        main(["report", str(copy(made["train"]))])
