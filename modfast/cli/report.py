@@ -53,7 +53,8 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _results_in(folder: Path) -> list[Path]:
     """The files of results of a folder and of the runs directly in it."""
-    return [folder / RESULTS, *sorted(folder.glob(f"*/{RESULTS}"))]
+    own = [folder / name for name in (RESULTS, CIRCUITS, UNIT_CIRCUITS)]
+    return [path for path in [*own, *sorted(folder.glob(f"*/{RESULTS}"))] if path.exists()]
 
 
 def _is_as_written(path: Path) -> bool:

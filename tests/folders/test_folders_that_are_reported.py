@@ -148,3 +148,16 @@ def test_a_defect_in_a_report_keeps_its_traceback(made, copy, monkeypatch):
     monkeypatch.setattr("modfast.cli.report.run_table", defect)
     with pytest.raises(KeyError, match="no such key"):
         main(["report", str(copy(made["train"]))])
+
+
+def test_circuits_that_were_altered_are_named(made, copy, capsys):
+    out = copy(made["circuits"])
+    path = out / "circuits.json"
+    results = json.loads(path.read_text())
+    for run in results["runs"]:
+        run["criteria"] = None
+    path.write_text(json.dumps(results))
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"modfast: error: {path}: damaged, or of another version: a part is missing")
