@@ -148,8 +148,7 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
 def _check_matrix(name: str, matrix: object) -> None:
     if not isinstance(matrix, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(matrix).__name__}")
-    if matrix.is_nested:  # before its shape is asked for, which it does not tell
-        raise ValueError(f"{name} must be dense, got a nested tensor")
+    require_plain(name, matrix)  # before its shape is asked for, which a nested tensor does not tell
     if matrix.dim() < 2:
         raise ValueError(f"{name} must have shape (out, in, *kernel), got {tuple(matrix.shape)}")
 

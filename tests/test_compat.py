@@ -285,7 +285,7 @@ def test_tensors_without_plain_numbers_are_named():
         lambda: spectral_clustering(nested, 2),
         lambda: modfast.enmeshment(nested, modfast.Partition.blocks((2, 2), 2)),
     ):
-        with pytest.raises(ValueError, match="must be dense, got a nested tensor"):
+        with pytest.raises(TypeError, match="must be one tensor of plain numbers, got a nested tensor"):
             call()
     meta = torch.zeros(1, dtype=torch.int64, device="meta")
     with pytest.raises(ValueError, match=r"cluster_U_indices\[0\] must be a 1-D sequence of integers"):

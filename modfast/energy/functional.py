@@ -29,9 +29,10 @@ def check_weight(weight: object, partition: object, name: str = "weight") -> Non
         raise TypeError(f"partition must be a modfast.Partition, got {type(partition).__name__}")
     if weight.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
-    if weight.layout != torch.strided or weight.is_nested:
-        got = "a nested tensor" if weight.is_nested else f"layout {weight.layout}"
-        raise ValueError(f"{name} must be dense, got {got}")
+    if weight.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got layout {weight.layout}")
+    if not is_sharded(weight):
+        require_plain(name, weight)
     if weight.dim() < 2 or weight.shape[:2] != partition.shape:
         raise ValueError(
             f"{name} must have shape (out, in, *kernel) with (out, in) = {partition.shape} as its partition, "

@@ -171,7 +171,7 @@ def test_a_stopped_run_resumes(tmp_path, run_python, how):
         (["--model", "no_such_module:make"], "no_such_module"),
         (["--model", "os:getcwd"], "must accept the keyword arguments image_shape and num_classes"),
         (["--model", "os:sep"], "must name a callable"),
-        (["--model", "builtins:dict"], "no signature found for builtin type"),
+        (["--model", "argparse:Namespace"], "must return a torch.nn.Module"),
         (["--partitions", "nowhere.npz"], "nowhere.npz"),
         (["--resume", "--overwrite"], "exclude"),
     ],
