@@ -133,7 +133,6 @@ def spectral_clustering(layer: Tensor, k: int) -> tuple[dict[int, list[int]], di
     """
     count = check_count("k", k)
     _check_matrix("layer", layer)
-    require_plain("layer", layer)
     if count > min(layer.shape[:2]):
         raise ValueError(
             f"k must be at most {min(layer.shape[:2])} for shape {tuple(layer.shape[:2])}, got {count}"

@@ -461,8 +461,7 @@ def test_flipped_bytes(tmp_path, data):
 
 
 def test_a_shortened_array_is_noticed(tmp_path):
-    # NumPy reads as many labels as an array's header says, and would stop before the checksum. Stored
-    # without compression, so that the header can be changed in place.
+    # NumPy would read what the header says and miss the checksum. Not compressed, so that it can change.
     whole = npz_of(contents(), rows_0=np.zeros(4000, dtype=np.int64), cols_0=ZERO)
     assert whole.count(b"(4000,)") == 1
     path = tmp_path / "partitions.npz"
